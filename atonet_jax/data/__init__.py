@@ -1,0 +1,1 @@
+"""Files to batches. The only package here that imports TensorFlow."""

@@ -1,0 +1,122 @@
+"""The training loss: main cross-entropy at full resolution plus auxiliary terms, each on labels of its own size.
+
+Every average is over the pixels whose label is not `IGNORE_LABEL`; ignored pixels are weighted 0, so shapes are static.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.models.layers import enlarged_phases, resize_bilinear
+
+
+class HardExampleMining(NamedTuple):
+    """Online hard example mining: which pixels a loss term averages over.
+
+    Attributes:
+        threshold: a pixel counts where the probability of its true class is below this.
+        min_kept: at least this share, 0 .. 1, of the term's pixels counts: the hardest ones.
+    """
+
+    threshold: float = 0.7
+    min_kept: float = 1 / 16
+
+
+def segmentation_loss(
+    outputs: Mapping,
+    labels: jax.Array,
+    *,
+    aux_weights: Mapping[str, float],
+    aux_target: str = 'downsampled_labels',
+    mining: HardExampleMining | None = None,
+    class_weights: Sequence[float] | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The paper's sum_loss: main_loss + sum of w_i * loss_i.
+
+    Args:
+        outputs: a network's training outputs: 'logits' [B, h, w, C] and 'aux': {name: [B, h_i, w_i, C]}, float32.
+        labels: [B, H, W] uint8 train ids, `IGNORE_LABEL` where there is none.
+        aux_weights: w_i of each auxiliary output, by name.
+        aux_target: 'downsampled_labels', the paper's choice, takes the labels to each auxiliary output's size by
+            nearest neighbour; 'upsampled_features', Table 4's dagger row, takes the outputs to the labels' size.
+        mining: averages over hard pixels alone, in every term.
+        class_weights: [C], weighs each pixel by its class in every term's average; 1 each if None.
+
+    Returns:
+        The loss, and its terms unweighted: {'main_loss': ..., 'aux3_loss': ...}; float32 scalars, 0 where no pixel is
+        labelled.
+    """
+
+    def average(logits, labels):
+        return _average(*_pixel_losses(logits, labels), mining, class_weights)
+
+    terms = {'main_loss': average(outputs['logits'], labels)}
+    loss = terms['main_loss']
+    for name, weight in aux_weights.items():
+        logits = outputs['aux'][name]
+        target = downsample_labels(labels, logits.shape[1:3]) if aux_target == 'downsampled_labels' else labels
+        terms[f'{name}_loss'] = average(logits, target)
+        loss += weight * terms[f'{name}_loss']
+    return loss, terms
+
+
+def downsample_labels(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Nearest neighbour, [B, H, W] -> [B, *size]: pixel i takes pixel floor((i + 0.5) * H / size[0])."""
+    rows, columns = (
+        (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(labels.shape[1:], size, strict=True)
+    )
+    return labels[:, rows][:, :, columns]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """[..., C] float, [...] uint8 -> [...] float32 softmax cross-entropy; 0 where the label is ignored."""
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
+    is_true_class = jnp.arange(logits.shape[-1], dtype=labels.dtype) == labels[..., None]
+    return jnp.where(
+        labels == IGNORE_LABEL, 0.0, log_normalizer - jnp.sum(jnp.where(is_true_class, logits, 0.0), axis=-1)
+    )
+
+
+def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cross-entropy of every labelled pixel, the logits enlarged to the labels' size, and the labels in its order.
+
+    Where the enlargement is by integers its phases never become one full-resolution array: each is a strided slice of
+    the labels' pixels, and the losses come out in that order.
+    """
+    height, width = labels.shape[1:]
+    row_factor, row_rest = divmod(height, logits.shape[1])
+    column_factor, column_rest = divmod(width, logits.shape[2])
+    if row_rest or column_rest:
+        return cross_entropy(resize_bilinear(logits, (height, width)), labels), labels
+
+    phase_losses, phase_labels = [], []
+    for i, rows in enumerate(enlarged_phases(logits, row_factor, axis=1)):
+        for j, phase in enumerate(enlarged_phases(rows, column_factor, axis=2)):
+            phase_labels.append(labels[:, i::row_factor, j::column_factor])
+            phase_losses.append(cross_entropy(phase, phase_labels[-1]))
+    return jnp.stack(phase_losses), jnp.stack(phase_labels)
+
+
+def _average(
+    losses: jax.Array, labels: jax.Array, mining: HardExampleMining | None, class_weights: Sequence[float] | None
+) -> jax.Array:
+    """Weighted mean of `losses` over the labelled pixels, the hard ones alone with `mining`; 0 if there are none."""
+    weights = (labels != IGNORE_LABEL).astype(jnp.float32)
+    if mining is not None:
+        weights *= losses >= _mining_bound(losses, weights, mining)
+    if class_weights is not None:
+        weights *= jnp.asarray(class_weights, jnp.float32).at[labels].get(mode='clip')
+    total = jnp.sum(weights)
+    return jnp.sum(weights * losses) / jnp.where(total > 0, total, 1.0)
+
+
+def _mining_bound(losses: jax.Array, weights: jax.Array, mining: HardExampleMining) -> jax.Array:
+    """The loss from which on a pixel counts: the threshold's, or less where too few pixels would reach it."""
+    losses = jax.lax.stop_gradient(jnp.where(weights > 0, losses, -jnp.inf)).ravel()
+    min_kept = min(max(round(mining.min_kept * losses.size), 1), losses.size)
+    hardest = jnp.sort(losses)[losses.size - min_kept]
+    return jnp.minimum(-jnp.log(mining.threshold), hardest)

@@ -1,0 +1,24 @@
+"""Networks: images to logits at the network's own stride. Needs JAX and Flax alone."""
+
+from flax import linen as nn
+
+from atonet_jax.models.atonet import ATONet
+
+_MODELS = {'atonet': ATONet}
+MODEL_NAMES = tuple(_MODELS)
+
+
+def create_model(name: str, num_classes: int, **options) -> nn.Module:
+    """Builds the network `name`, one of `MODEL_NAMES`; `options` are its attributes.
+
+    Raises:
+        ValueError: no such network, or an option that it does not have.
+    """
+    if name not in _MODELS:
+        raise ValueError(f'model.name={name!r} is no network here; known: {", ".join(MODEL_NAMES)}')
+    model_class = _MODELS[name]
+    known = set(model_class.__dataclass_fields__) - {'parent', 'name', 'num_classes'}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f'model {name!r} has no option {", ".join(unknown)}; known: {", ".join(sorted(known))}')
+    return model_class(num_classes=num_classes, **options)

@@ -1,0 +1,126 @@
+"""ATONet: Cao, Huang, Shao, "Aggregation Architecture and All-To-One Network for Real-Time Semantic Segmentation".
+
+Every stage of a ResNet-18, and an SPP module on top of it, is brought to one width at a quarter of the input and
+summed. Auxiliary heads sit on the same five levels and exist in training only.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from atonet_jax.models.layers import (
+    Classifier,
+    ConvNorm,
+    adaptive_avg_pool,
+    kaiming_fan_out_init,
+    max_pool,
+    resize_align_corners,
+    resize_bilinear,
+)
+from atonet_jax.models.resnet import BLOCKS, Stage
+
+LEVELS = (1, 2, 3, 4, 5)  # layer1 .. layer4 and spp
+
+
+class ATONet(nn.Module):
+    """The paper's network (its Fig. 2 and Table 1's parameter count).
+
+    Attributes:
+        num_classes: classes to tell apart.
+        spp_bins: rows of each pooled grid in the SPP module (Table 4); a grid has as many columns as keep cells square.
+        aux_levels: the levels, of 1 .. 5, with an auxiliary head in training (Table 4).
+        up_kernel_size: kernel of the convolutions that bring a level to the common width: 3 gives the published
+            counts, 1 is what the paper's prose says.
+        width: the common width.
+        backbone_width: channels of the stem and of layer1; layer2 .. layer4 have 2, 4 and 8 times as many.
+        dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.
+    """
+
+    num_classes: int
+    spp_bins: Sequence[int] = (8, 4, 2)
+    aux_levels: Sequence[int] = (3, 4, 5)
+    up_kernel_size: int = 3
+    width: int = 128
+    backbone_width: int = 64
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict:
+        """images: [B, H, W, 3] float, normalised; H and W at least 33.
+
+        Returns {'logits': [B, ceil(H / 4), ceil(W / 4), num_classes] float32}, and with `train` also
+        'aux': {'aux3': [B, ceil(H / 16), ceil(W / 16), num_classes], ...}, one a level, at the level's own stride
+        (4, 8, 16, 32, 32). With `train`, 'batch_stats' must be mutable and a 'dropout' key be given.
+        """
+        conv_norm = partial(ConvNorm, dtype=self.dtype)
+
+        x = images.astype(self.dtype)
+        x = conv_norm(self.backbone_width, 7, stride=2, kernel_init=kaiming_fan_out_init, name='stem')(x, train)
+        x = max_pool(x)
+
+        levels = []
+        for i, num_blocks in enumerate(BLOCKS):
+            stage = Stage(self.backbone_width * 2**i, num_blocks, stride=1 if i == 0 else 2, dtype=self.dtype,
+                          name=f'layer{i + 1}')  # fmt: skip
+            x = stage(x, train)
+            levels.append(x)
+        levels.append(SPP(self.width, self.spp_bins, self.dtype, name='spp')(x, train))
+
+        size = levels[0].shape[1:3]
+        summed = 0.0
+        for level, features in zip(LEVELS, levels, strict=True):
+            up = conv_norm(self.width, self.up_kernel_size, relu=False, name=f'up{level}')(features, train)
+            summed += resize_bilinear(up, size)
+
+        x = nn.relu(summed)
+        x = conv_norm(self.width, 3, name='final')(x, train)
+        x = conv_norm(self.width, 3, name='seg')(x, train)
+        x = nn.Dropout(0.1, broadcast_dims=(1, 2), deterministic=not train)(x)
+        outputs = {'logits': Classifier(self.num_classes, name='classifier')(x)}
+
+        if train:
+            outputs['aux'] = {
+                f'aux{level}': AuxiliaryHead(
+                    self.width // 2 if level == 1 else self.width, self.num_classes, self.dtype, name=f'aux{level}'
+                )(levels[level - 1], train)
+                for level in self.aux_levels
+            }
+        return outputs
+
+
+class SPP(nn.Module):
+    """Spatial pyramid pooling: the map beside its averages over grids, coarse to fine (spec'd by Fig. 2)."""
+
+    width: int
+    bins: Sequence[int]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, width]."""
+        conv_norm = partial(ConvNorm, kernel_size=1, dtype=self.dtype)
+        height, width = x.shape[1:3]
+        x = conv_norm(x.shape[-1], name='conv1')(x, train)
+        pyramid = [x]
+        for i, rows in enumerate(self.bins):
+            pooled = adaptive_avg_pool(x, (rows, max(1, round(rows * width / height))))
+            pooled = conv_norm(self.width, name=f'pool{i}')(pooled, train)
+            pyramid.append(resize_align_corners(pooled, (height, width)))
+        return conv_norm(self.width, name='conv2')(jnp.concatenate(pyramid, -1), train)
+
+
+class AuxiliaryHead(nn.Module):
+    """A classifier on one level's features, for its loss alone."""
+
+    width: int
+    num_classes: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, num_classes] float32."""
+        x = ConvNorm(self.width, 3, dtype=self.dtype, name='conv')(x, train)
+        return Classifier(self.num_classes, name='classifier')(x)

@@ -1,0 +1,181 @@
+"""Building blocks that every network here shares: convolution + norm, pooling, resizing. All shapes are NHWC.
+
+Pooling to a grid and both kinds of resizing are linear maps along one axis at a time, so each is a small constant
+matrix; bilinear enlargement by an integer factor needs no matrix: every output pixel is one of `factor` fixed blends
+of two neighbours.
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+BN_MOMENTUM = 0.9  # torch's 0.1, which weighs the new value, not the old one
+BN_EPSILON = 1e-5
+
+# torch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), and for a residual network's backbone the
+# one that torchvision uses, N(0, 2/fan_out).
+torch_default_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
+
+
+class ConvNorm(nn.Module):
+    """Convolution without bias, symmetric zero padding, batch normalisation, optionally ReLU.
+
+    `dtype` is the compute type; parameters and running statistics are float32 whatever it is.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int = 1
+    relu: bool = True
+    kernel_init: nn.initializers.Initializer = torch_default_init
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        x = nn.Conv(
+            self.features,
+            (self.kernel_size, self.kernel_size),
+            strides=self.stride,
+            padding=self.kernel_size // 2,
+            use_bias=False,
+            kernel_init=self.kernel_init,
+            dtype=self.dtype,
+            name='conv',
+        )(x)
+        x = nn.BatchNorm(
+            use_running_average=not train, momentum=BN_MOMENTUM, epsilon=BN_EPSILON, dtype=self.dtype, name='bn'
+        )(x)
+        return nn.relu(x) if self.relu else x
+
+
+class Classifier(nn.Module):
+    """1x1 convolution with bias to class logits, float32 whatever the features are."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, num_classes] float32."""
+        bound = x.shape[-1] ** -0.5
+
+        def torch_default_bias_init(key, shape, dtype=jnp.float32):
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        return nn.Conv(
+            self.num_classes,
+            (1, 1),
+            kernel_init=torch_default_init,
+            bias_init=torch_default_bias_init,
+            dtype=jnp.float32,
+            name='conv',
+        )(x)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Max-pooling 3x3, stride 2, padding 1: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    return jax.lax.platform_dependent(x, cpu=_max_pool_by_slices, default=_max_pool_by_window)
+
+
+def _max_pool_by_window(x: jax.Array) -> jax.Array:
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+def _max_pool_by_slices(x: jax.Array) -> jax.Array:
+    """The same values as nine strided slices: on CPU XLA's gradient of a window maximum takes 15 times as long."""
+    height, width = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    slices = [
+        padded[:, top : top + 2 * height - 1 : 2, left : left + 2 * width - 1 : 2]
+        for top in range(3)
+        for left in range(3)
+    ]
+    return functools.reduce(jnp.maximum, slices)
+
+
+def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Average-pools [B, H, W, C] to [B, *size, C] by torch's rule; `size` may exceed (H, W)."""
+    rows, columns = (_adaptive_pool_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
+    return _map_rows_and_columns(x, rows, columns)
+
+
+def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
+    rows, columns = (_align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
+    return _map_rows_and_columns(x, rows, columns)
+
+
+def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""
+    for axis in (1, 2):
+        old, new = x.shape[axis], size[axis - 1]
+        if new == old:
+            continue
+        if new % old == 0:
+            phases = jnp.stack(enlarged_phases(x, new // old, axis), axis + 1)
+            x = phases.reshape(*x.shape[:axis], new, *x.shape[axis + 1 :])
+        else:
+            x = _map_axis(x, _half_pixel_matrix(old, new), axis)
+    return x
+
+
+def enlarged_phases(x: jax.Array, factor: int, axis: int) -> list[jax.Array]:
+    """Bilinear half-pixel enlargement by an integer factor, not interleaved.
+
+    Element p holds output pixels p, p + factor, p + 2 * factor, ... along `axis`, in the shape of `x`.
+    """
+    length = x.shape[axis]
+    before = jnp.concatenate([_slice(x, 0, 1, axis), _slice(x, 0, length - 1, axis)], axis)
+    after = jnp.concatenate([_slice(x, 1, length, axis), _slice(x, length - 1, length, axis)], axis)
+    phases = []
+    for phase in range(factor):
+        offset = (phase + 0.5) / factor - 0.5
+        neighbour = before if offset < 0 else after
+        phases.append(x if offset == 0 else (1 - abs(offset)) * x + abs(offset) * neighbour)
+    return phases
+
+
+def _slice(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:
+    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+
+
+def _map_axis(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+    """Applies `matrix` [new, old] along axis 1 or 2 of [B, H, W, C]."""
+    return jnp.einsum(('oh,bhwc->bowc', 'ow,bhwc->bhoc')[axis - 1], matrix.astype(x.dtype), x)
+
+
+def _map_rows_and_columns(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -> jax.Array:
+    return _map_axis(_map_axis(x, rows, 1), columns, 2)
+
+
+def _adaptive_pool_matrix(old: int, new: int) -> np.ndarray:
+    matrix = np.zeros((new, old), np.float32)
+    for cell in range(new):
+        start, stop = cell * old // new, -(-(cell + 1) * old // new)
+        matrix[cell, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def _align_corners_matrix(old: int, new: int) -> np.ndarray:
+    return _two_tap_matrix(np.arange(new) * ((old - 1) / max(new - 1, 1)), old)
+
+
+def _half_pixel_matrix(old: int, new: int) -> np.ndarray:
+    return _two_tap_matrix((np.arange(new) + 0.5) * (old / new) - 0.5, old)
+
+
+def _two_tap_matrix(positions: Sequence[float], old: int) -> np.ndarray:
+    """[len(positions), old]: linear interpolation at `positions`, clamped to the first and last pixel."""
+    positions = np.clip(positions, 0, old - 1)
+    lower = np.floor(positions).astype(int)
+    upper = np.minimum(lower + 1, old - 1)
+    matrix = np.zeros((len(positions), old))
+    rows = np.arange(len(positions))
+    np.add.at(matrix, (rows, lower), 1 - (positions - lower))
+    np.add.at(matrix, (rows, upper), positions - lower)
+    return matrix.astype(np.float32)

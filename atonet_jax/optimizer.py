@@ -1,0 +1,89 @@
+"""The recipe's optimiser: SGD with momentum, coupled weight decay, and two parameter groups."""
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+GROUPS = ('backbone', 'rest')
+
+
+def parameter_group(path: tuple[str, ...]) -> str:
+    """'backbone' for the convolutions of layer1 .. layer4, their shortcuts' too; 'rest' for all else.
+
+    The stem's convolution and every batch normalisation belong to the rest (recipe of the published runs).
+    """
+    in_stage = path[0] in ('layer1', 'layer2', 'layer3', 'layer4')
+    return 'backbone' if in_stage and path[-2] == 'conv' else 'rest'
+
+
+def learning_rate_schedule(
+    *,
+    peak: float,
+    name: str,
+    total_steps: int,
+    epoch_of_step: Callable[[jax.Array], jax.Array] | None = None,
+    total_epochs: float = 0.0,
+    floor: float = 1e-6,
+    power: float = 0.9,
+    warmup_steps: int = 0,
+) -> optax.Schedule:
+    """step -> learning rate.
+
+    Args:
+        peak: the rate that it starts from, after the warm-up.
+        name: 'cosine' falls to `floor` as half a cosine, 'poly' as (1 - progress) ** power, 'constant' stays.
+        total_steps: steps of the whole run.
+        epoch_of_step: if given, the rate is constant over each epoch, as torch's schedulers stepped once an epoch are;
+            otherwise it changes at every step.
+        total_epochs: the length of the run in epochs; used with `epoch_of_step`.
+        floor: the lowest rate.
+        power: of 'poly'.
+        warmup_steps: the rate rises linearly from 0 over this many steps, to what the schedule then says.
+
+    Raises:
+        ValueError: no such schedule.
+    """
+    shapes = {
+        'cosine': lambda progress: 0.5 * (1 + jnp.cos(math.pi * progress)),
+        'poly': lambda progress: (1 - progress) ** power,
+        'constant': jnp.ones_like,
+    }
+    if name not in shapes:
+        raise ValueError(f'schedule.name={name!r} is unknown; known: {", ".join(shapes)}')
+
+    def schedule(step):
+        if epoch_of_step is None:
+            progress = step / total_steps
+        else:
+            progress = epoch_of_step(step) / total_epochs
+        rate = floor + (peak - floor) * shapes[name](jnp.clip(progress, 0.0, 1.0))
+        return rate * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
+
+    return schedule
+
+
+def create_optimizer(
+    schedules: dict[str, optax.Schedule], *, momentum: float, weight_decays: dict[str, float]
+) -> optax.GradientTransformation:
+    """SGD as torch.optim.SGD computes it: decay added to the gradient, then momentum, then the learning rate.
+
+    Args:
+        schedules: learning rate schedule of each of `GROUPS`.
+        momentum: of both groups.
+        weight_decays: weight decay of each of `GROUPS`, coupled (part of the gradient).
+    """
+
+    def sgd(group):
+        return optax.chain(
+            optax.add_decayed_weights(weight_decays[group]),
+            optax.trace(momentum),
+            optax.scale_by_learning_rate(schedules[group]),
+        )
+
+    def labels(params):
+        return jax.tree_util.tree_map_with_path(lambda path, _: parameter_group(tuple(k.key for k in path)), params)
+
+    return optax.multi_transform({group: sgd(group) for group in GROUPS}, labels)
