@@ -1,4 +1,4 @@
-"""Training augmentation on the device: scale, crop, flip, normalise (the recipe of the paper's section 4).
+"""Training augmentation on the device: scale, crop, flip, normalise as the published runs did.
 
 The host (data/pipeline.py) sends of each image only the window that its crop shows, as bytes, and the numbers that
 place it. The result is that of scaling the whole image, cropping it and flipping the crop.

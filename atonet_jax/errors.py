@@ -1,8 +1,9 @@
-"""The one error that a user's own input can cause."""
+"""The errors that end the command line with one line for the person who reads it, and no traceback."""
 
 
 class InputError(ValueError):
-    """Bad input. Its text is one line for the person who gave it: what is wrong, where, and what to do.
+    """Bad input. Its text is one line: what is wrong, where (file, key, value), and what to do."""
 
-    The command line prints that line alone, without a traceback, and exits with 2.
-    """
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on. Its text is one line: what happened at which step, what is kept, and what to do."""

@@ -12,10 +12,10 @@ import numpy as np
 import PIL.Image
 from absl import logging
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
 
-_PARTS = {'train': ('train',), 'val': ('val',), 'test': ('test',), 'trainval': ('train', 'val')}
+_PARTS = ('train', 'val', 'test')
 _IMAGE_FOLDERS = ('701_StillsRaw_full', 'images')
 _LABEL_FOLDERS = ('LabeledApproved_full', 'labels')
 _REPACK_VOID = 11
@@ -38,8 +38,6 @@ def load_camvid(root: str, split: str) -> SegmentationDataset:
     Raises:
         DataError: unknown split, a missing folder, an image without label or the reverse, or a split without images.
     """
-    if split not in _PARTS:
-        raise DataError(f"unknown CamVid split '{split}'; known are {', '.join(_PARTS)}")
     if os.path.isdir(os.path.join(root, 'trainannot')):
         logging.info('%s: CamVid repack, labels 0..%d', root, _REPACK_VOID)
         return _load_repack(root, split)
@@ -48,7 +46,7 @@ def load_camvid(root: str, split: str) -> SegmentationDataset:
 
 def _load_repack(root: str, split: str) -> SegmentationDataset:
     images, labels = {}, {}
-    for part in _PARTS[split]:
+    for part in split_parts(split):
         images |= {f'{part}/{frame}': path for frame, path in _frames(os.path.join(root, part)).items()}
         labels |= {f'{part}/{frame}': path for frame, path in _frames(os.path.join(root, f'{part}annot')).items()}
     raw_to_train = np.full(256, UNKNOWN_LABEL, np.uint8)
@@ -66,8 +64,11 @@ def _load_frames(root: str, split: str) -> SegmentationDataset:
     kind = 'colours' if label_values == 'color' else 'indices 0..31'
     logging.info('%s: CamVid with %d frames, labels hold %s', root, len(images), kind)
 
-    listed = [name for part in _PARTS[split] for name in _read_split_file(root, part)]
-    frames = listed or [f for f in sorted(images.keys() | labels.keys()) if _usual_split(f, root) in _PARTS[split]]
+    parts = split_parts(split)
+    if any(os.path.exists(_split_file(root, part)) for part in _PARTS):
+        frames = [frame for part in parts for frame in _read_split_file(_split_file(root, part))]
+    else:
+        frames = [frame for frame in sorted(images.keys() | labels.keys()) if _usual_part(frame, root) in parts]
     return _pair(root, split, frames, images, labels, label_values, raw_to_train=None)
 
 
@@ -127,16 +128,20 @@ def _detect_label_values(path: str) -> str:
     return 'color' if shown <= {label.color for label in CAMVID.raw_labels} else 'index'
 
 
-def _read_split_file(root: str, part: str) -> list[str]:
-    """Frames that <root>/<part>.txt lists; none where there is no such file."""
+def _split_file(root: str, part: str) -> str:
+    return os.path.join(root, f'{part}.txt')
+
+
+def _read_split_file(path: str) -> list[str]:
     try:
-        with open(os.path.join(root, f'{part}.txt')) as file:
+        with open(path, encoding='utf-8-sig') as file:
             return [_frame_name(line.split()[0]) for line in file if line.strip()]
-    except FileNotFoundError:
-        return []
+    except FileNotFoundError as error:
+        names = ', '.join(f'{part}.txt' for part in _PARTS)
+        raise DataError(f'{path}: no such file; write all of {names} or none, one frame name a line') from error
 
 
-def _usual_split(frame: str, root: str) -> str:
+def _usual_part(frame: str, root: str) -> str:
     """The part that papers put a frame of the 701 in (367 train, 101 val, 233 test)."""
     sequence, _, number = frame.partition('_')
     number = number.lstrip('f')
@@ -151,5 +156,5 @@ def _usual_split(frame: str, root: str) -> str:
             return 'train'
     raise DataError(
         f"{root}: frame '{frame}' is not one of CamVid's 701, so its split is unknown; "
-        f'write train.txt, val.txt and test.txt there, one frame name a line'
+        'write train.txt, val.txt and test.txt there, one frame name a line'
     )

@@ -5,10 +5,9 @@ import os
 
 import numpy as np
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL, UNKNOWN_LABEL
 
-_PARTS = {'train': ('train',), 'val': ('val',), 'test': ('test',), 'trainval': ('train', 'val')}
 _IMAGE_SUFFIX = '_leftImg8bit.png'
 _RAW_ID_SUFFIX = '_gtFine_labelIds.png'
 _TRAIN_ID_SUFFIX = '_gtFine_labelTrainIds.png'
@@ -30,8 +29,6 @@ def load_cityscapes(root: str, split: str) -> SegmentationDataset:
     Raises:
         DataError: unknown split, missing folder, no images, or images and labels that have no partner.
     """
-    if split not in _PARTS:
-        raise DataError(f"unknown Cityscapes split '{split}'; known are {', '.join(_PARTS)}")
     images = _find(root, 'leftImg8bit', split, _IMAGE_SUFFIX)
     if not images:
         raise DataError(f'{root}: no images in Cityscapes split {split}; {_LAYOUT}')
@@ -60,7 +57,7 @@ def load_cityscapes(root: str, split: str) -> SegmentationDataset:
 def _find(root: str, kind: str, split: str, suffix: str) -> dict[str, str]:
     """{'<split>/<city>/<city>_<seq>_<frame>': path} of a split's files that end in `suffix`."""
     paths = {}
-    for part in _PARTS[split]:
+    for part in split_parts(split):
         folder = os.path.join(root, kind, part)
         if not os.path.isdir(folder):
             raise DataError(f'{folder}: no such folder; {_LAYOUT}')

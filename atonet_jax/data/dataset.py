@@ -17,6 +17,7 @@ from atonet_jax.errors import InputError
 _IMAGE_FORMATS = ('PNG', 'JPEG')
 _IMAGE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P')  # 8 bits a channel, and RGB by dropping alpha or repeating grey
 _MAX_REPORTED = 3
+_SPLIT_PARTS = {'train': ('train',), 'val': ('val',), 'test': ('test',), 'trainval': ('train', 'val')}
 
 
 class DataError(InputError):
@@ -59,6 +60,17 @@ class SegmentationDataset:
                 table[int.from_bytes(label.color, 'big')] = label.train_id
             return table
         return self.class_table.raw_to_train if self.raw_to_train is None else self.raw_to_train
+
+
+def split_parts(split: str) -> tuple[str, ...]:
+    """The parts on disk that make up a split: its own name, or 'train' and 'val' for 'trainval'.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    if split not in _SPLIT_PARTS:
+        raise DataError(f"unknown split '{split}'; known are {', '.join(_SPLIT_PARTS)}")
+    return _SPLIT_PARTS[split]
 
 
 def read_image_size(path: str) -> tuple[int, int]:
@@ -167,9 +179,7 @@ def _open_image(path: str) -> PIL.Image.Image:
         raise DataError(f'{path}: not a readable image ({error}); replace the file') from error
     if image.format not in _IMAGE_FORMATS or image.mode not in _IMAGE_MODES:
         image.close()
-        raise DataError(
-            f'{path}: image is {image.format} of mode {image.mode}; convert it to an 8-bit RGB PNG or JPEG'
-        )
+        raise DataError(f'{path}: image is {image.format} of mode {image.mode}; convert it to an 8-bit RGB PNG or JPEG')
     return image
 
 
@@ -196,7 +206,8 @@ def _describe_unknown(dataset: SegmentationDataset, values: np.ndarray) -> str:
     found, counts = np.unique(values, return_counts=True)
     worst = counts.argmax()
     if dataset.label_values == 'color':
-        value = f'colour {tuple(int(found[worst]).to_bytes(3, 'big'))}'
+        red, green, blue = int(found[worst]).to_bytes(3, 'big')
+        value = f'colour ({red}, {green}, {blue})'
         known = f'the {len(dataset.class_table.raw_labels)} colours of the {dataset.class_table.name} class table'
     else:
         value = f'label value {found[worst]}'

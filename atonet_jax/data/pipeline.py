@@ -9,7 +9,7 @@ import collections
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import numpy as np
@@ -41,7 +41,7 @@ def train_batches(
     """Yields the batches of steps start_step .. start_step + num_steps - 1, for `augment.augment`.
 
     Sample g = step * batch_size + j is example `permutation(epoch)[g % n]` of epoch `g // n`: every example occurs
-    once an epoch, and epochs run on across the borders of batches.
+    once an epoch, and epochs run on across the borders of batches. Starting at any step costs the same.
 
     Args:
         dataset: a labelled split.
@@ -97,7 +97,7 @@ def train_batches(
     for step in range(start_step, start_step + num_steps):
         first = step * batch_size + shard_index * shard_size
         samples = range(first, first + shard_size)
-        yield _next(batches, dataset, lambda: [_example_of_sample(seed, len(dataset), g) for g in samples])
+        yield _next(batches, dataset, (_example_of_sample(seed, len(dataset), g) for g in samples))
 
 
 def eval_batches(
@@ -145,7 +145,7 @@ def eval_batches(
         labels = np.full((shard_size, height, width), IGNORE_LABEL, np.uint8)
         index = np.full(shard_size, -1, np.int32)
         for j, i in enumerate(batch):
-            images[j], labels[j] = _next(examples, dataset, lambda i=i: [i])
+            images[j], labels[j] = _next(examples, dataset, [i])
             index[j] = i
         yield {'image': images, 'label': labels, 'index': index}
 
@@ -220,7 +220,8 @@ def _example_of_sample(seed: int, num_examples: int, g: int) -> np.int64:
 
 def _decode_image(dataset: SegmentationDataset, i: tf.Tensor) -> tf.Tensor:
     contents = tf.io.read_file(tf.gather(tf.constant(dataset.image_paths), i))
-    return tf.io.decode_image(contents, channels=3, expand_animations=False)
+    # Decodes PNG too. The accurate method is what Pillow uses.
+    return tf.io.decode_jpeg(contents, channels=3, dct_method='INTEGER_ACCURATE')
 
 
 def _cut(array: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
@@ -232,13 +233,14 @@ def _cut(array: np.ndarray, corner: tuple[int, int], size: tuple[int, int]) -> n
     return window
 
 
-def _next(iterator, dataset: SegmentationDataset, examples):
-    """The iterator's next element; where TensorFlow fails, finds out which of `examples()` is at fault."""
+def _next(iterator: Iterator, dataset: SegmentationDataset, examples: Iterable[int]):
+    """The iterator's next element; where TensorFlow fails, finds out which of `examples` is at fault."""
     try:
         return next(iterator)
     except tf.errors.OpError as error:
-        for i in examples():
+        examples = list(examples)
+        for i in examples:
             read_example(dataset, i)
-        paths = ', '.join(dataset.image_paths[i] for i in examples())
+        paths = ', '.join(dataset.image_paths[i] for i in examples)
         reason = error.message.splitlines()[0]
         raise DataError(f'{paths}: TensorFlow cannot read one of these ({reason}); save them anew as PNG') from error

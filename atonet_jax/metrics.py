@@ -1,0 +1,103 @@
+"""Scores from a confusion matrix of pixels (spec: one matrix over the whole split, ignored pixels left out)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atonet_jax.data.labels import IGNORE_LABEL
+
+
+def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+    """Counts pixels by [true class, predicted class]: [num_classes, num_classes] int32.
+
+    Args:
+        labels: uint8 train ids of any shape; `IGNORE_LABEL` is left out. At most 2**31 - 1 pixels: add the matrices of
+            several batches in 64 bits.
+        predictions: uint8 train ids of the same shape.
+    """
+    cells = labels.astype(jnp.int32) * num_classes + predictions
+    cells = jnp.where(labels == IGNORE_LABEL, num_classes**2, cells)
+    return jnp.bincount(cells.ravel(), length=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
+
+
+class Scores(NamedTuple):
+    """What a confusion matrix says, all in 0 .. 1; NaN where a class does not occur.
+
+    Attributes:
+        miou: mean of `class_iou` over the classes that occur in labels or predictions.
+        pixel_accuracy: share of pixels that are right.
+        mean_accuracy: mean of `class_accuracy` over the classes that occur in the labels.
+        frequency_weighted_iou: mean of `class_iou` weighted by the classes' share of the labels.
+        class_iou: [C], TP / (TP + FP + FN).
+        class_accuracy: [C], TP / (TP + FN).
+        class_frequency: [C], share of the labelled pixels.
+    """
+
+    miou: float
+    pixel_accuracy: float
+    mean_accuracy: float
+    frequency_weighted_iou: float
+    class_iou: np.ndarray
+    class_accuracy: np.ndarray
+    class_frequency: np.ndarray
+
+    @classmethod
+    def from_confusion(cls, confusion: np.ndarray) -> 'Scores':
+        """confusion: [C, C] integer counts by [true class, predicted class]."""
+        confusion = confusion.astype(np.float64)
+        hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+        total = confusion.sum()
+        with np.errstate(invalid='ignore', divide='ignore'):
+            iou = hits / (true + predicted - hits)
+            accuracy = hits / true
+            frequency = true / total
+        occurs = true > 0
+        return cls(
+            miou=_mean(iou),
+            pixel_accuracy=float(hits.sum() / total) if total else float('nan'),
+            mean_accuracy=_mean(accuracy),
+            frequency_weighted_iou=float(np.sum(frequency[occurs] * iou[occurs])) if total else float('nan'),
+            class_iou=iou,
+            class_accuracy=accuracy,
+            class_frequency=frequency,
+        )
+
+    def to_dict(self, class_names: Sequence[str]) -> dict:
+        """A JSON-ready form; None where a class does not occur."""
+        scalars = {name: _json_number(value) for name, value in self._asdict().items() if np.ndim(value) == 0}
+        per_class = {
+            name: {
+                'iou': _json_number(self.class_iou[i]),
+                'accuracy': _json_number(self.class_accuracy[i]),
+                'frequency': _json_number(self.class_frequency[i]),
+            }
+            for i, name in enumerate(class_names)
+        }
+        return scalars | {'classes': per_class}
+
+    def table(self, class_names: Sequence[str]) -> str:
+        """A table of percentages for the screen, a line a class."""
+        width = max(len('frequency-weighted IoU'), *map(len, class_names))
+        lines = [f'{"class":{width}}  {"IoU %":>7}  {"accuracy %":>10}  {"of pixels %":>11}']
+        for i, name in enumerate(class_names):
+            iou, accuracy, frequency = (
+                100 * values[i] for values in (self.class_iou, self.class_accuracy, self.class_frequency)
+            )
+            lines.append(f'{name:{width}}  {iou:7.2f}  {accuracy:10.2f}  {frequency:11.2f}')
+        lines.append('-' * len(lines[0]))
+        lines.append(f'{"mean":{width}}  {100 * self.miou:7.2f}  {100 * self.mean_accuracy:10.2f}')
+        lines.append(f'{"frequency-weighted IoU":{width}}  {100 * self.frequency_weighted_iou:7.2f}')
+        lines.append(f'{"pixel accuracy":{width}}  {"":7}  {100 * self.pixel_accuracy:10.2f}')
+        return '\n'.join(lines)
+
+
+def _mean(values: np.ndarray) -> float:
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else float('nan')
+
+
+def _json_number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,155 @@
+"""One training step: the state that it carries on, the loss that it follows, and the update. Needs JAX alone."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from atonet_jax.augment import augment
+from atonet_jax.losses import segmentation_loss
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """All that changes from step to step.
+
+    Attributes:
+        step: int32 scalar, steps taken.
+        variables: {'params', 'batch_stats'} of the network, float32.
+        opt_state: the optimiser's.
+        averaged: an exponential moving average of `variables`, or None.
+    """
+
+    step: jax.Array
+    variables: Mapping[str, Any]
+    opt_state: optax.OptState
+    averaged: Mapping[str, Any] | None
+
+
+def create_mesh() -> Mesh:
+    """All devices in one row, over which a batch is split."""
+    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def split_by_batch(mesh: Mesh) -> NamedSharding:
+    """The first axis in equal parts, one a device."""
+    return NamedSharding(mesh, PartitionSpec('data'))
+
+
+def create_state(
+    model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, averaging: bool, mesh: Mesh
+) -> TrainState:
+    """A fresh state, on every device of the mesh."""
+
+    def init():
+        images = jnp.zeros((1, 64, 64, 3))
+        variables = model.init({'params': jax.random.key(seed)}, images, train=True)
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            variables=variables,
+            opt_state=optimizer.init(variables['params']),
+            averaged=variables if averaging else None,
+        )
+
+    return jax.jit(init, out_shardings=replicated(mesh))()
+
+
+def loss_fn(
+    params: Any,
+    batch_stats: Any,
+    images: jax.Array,
+    labels: jax.Array,
+    dropout_key: jax.Array,
+    model: nn.Module,
+    loss_options: Mapping[str, Any],
+) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
+    """The loss, and beside it the new batch statistics and the loss's terms.
+
+    Args:
+        params: of `model`.
+        batch_stats: running statistics before the step.
+        images: [B, H, W, 3] float32, normalised.
+        labels: [B, H, W] uint8 train ids.
+        dropout_key: for channel dropout.
+        model: the network.
+        loss_options: keyword arguments of `segmentation_loss`.
+    """
+    outputs, updates = model.apply(
+        {'params': params, 'batch_stats': batch_stats},
+        images,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': dropout_key},
+    )
+    loss, terms = segmentation_loss(outputs, labels, **loss_options)
+    return loss, (updates['batch_stats'], terms)
+
+
+def train_step(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    learning_rates: Mapping[str, optax.Schedule],
+    loss_options: Mapping[str, Any],
+    crop_size: tuple[int, int],
+    seed: int,
+    ema_decay: float,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Augments a batch and follows its gradient once.
+
+    Args:
+        state: before the step.
+        batch: of `data.pipeline.train_batches`: windows of images and labels as bytes, and their geometry.
+        model: the network.
+        optimizer: of its parameters.
+        learning_rates: the schedules that `optimizer` follows, by group, to report.
+        loss_options: keyword arguments of `segmentation_loss`.
+        crop_size: (height, width) of the crops.
+        seed: of dropout, which depends on it and the step alone.
+        ema_decay: of `state.averaged`, reached gradually.
+
+    Returns:
+        The state after the step, and float32 scalars: the loss, its terms, the gradient's norm, the learning rates.
+    """
+    images, labels = augment(batch, crop_size)
+    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (batch_stats, terms)), gradients = gradient_fn(
+        state.variables['params'], state.variables['batch_stats'], images, labels, dropout_key, model, loss_options
+    )
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables['params'])
+    variables = {'params': optax.apply_updates(state.variables['params'], updates), 'batch_stats': batch_stats}
+
+    averaged = state.averaged
+    if averaged is not None:
+        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        averaged = optax.incremental_update(variables, averaged, 1 - decay)
+
+    metrics = {'loss': loss, **terms, 'gradient_norm': optax.global_norm(gradients)}
+    metrics |= {f'learning_rate_{group}': rate(state.step) for group, rate in learning_rates.items()}
+    return TrainState(state.step + 1, variables, opt_state, averaged), metrics
+
+
+def compile_train_step(mesh: Mesh, **options) -> Callable:
+    """`train_step` with its keyword arguments bound, jitted: state donated and replicated, batch split over devices."""
+
+    def step(state, batch):
+        return train_step(state, batch, **options)
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(replicated(mesh), split_by_batch(mesh)),
+        out_shardings=(replicated(mesh), replicated(mesh)),
+    )

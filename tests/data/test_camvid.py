@@ -1,0 +1,150 @@
+"""CamVid's three shapes are told apart and give the same train ids; the usual split has the usual sizes."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from atonet_jax.data.camvid import load_camvid
+from atonet_jax.data.dataset import DataError, read_example, verify
+from atonet_jax.data.labels import CAMVID, IGNORE_LABEL
+
+SIZE = (4, 8)
+RAW_IDS = np.arange(32, dtype=np.uint8).reshape(SIZE)
+COLORS = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
+FRAMES = ['0001TP_006690', '0001TP_008550', '0006R0_f00930', '0016E5_00390', '0016E5_07959', 'Seq05VD_f00000']
+
+
+def usual_frames():
+    """The names of the 701 frames."""
+    names = [f'0001TP_{n:06}' for n in range(6690, 10381, 30)]
+    names += [f'0006R0_f{n:05}' for n in range(930, 3931, 30)]
+    names += [f'0016E5_{n:05}' for n in (*range(390, 2401, 30), *range(4350, 7921, 30), *range(8190, 8641, 30))]
+    names += [f'0016E5_{n:05}' for n in range(7959, 8160, 2)]
+    return names + [f'Seq05VD_f{n:05}' for n in range(0, 5101, 30)]
+
+
+def color_label():
+    return PIL.Image.fromarray(COLORS[RAW_IDS])
+
+
+def palette_label():
+    """Colours as an optimiser may store them: the indices have no meaning of their own."""
+    label = PIL.Image.fromarray(31 - RAW_IDS).convert('P')
+    label.putpalette(COLORS[::-1].ravel().tolist())
+    return label
+
+
+def index_label():
+    return PIL.Image.fromarray(RAW_IDS)
+
+
+def write_frames(root, names, label, folders=('images', 'labels'), suffix=''):
+    for folder in folders:
+        (root / folder).mkdir()
+    for name in names:
+        PIL.Image.new('RGB', SIZE[::-1]).save(root / folders[0] / f'{name}.png')
+        label.save(root / folders[1] / f'{name}{suffix}.png')
+
+
+def frame_names(dataset):
+    return [path.rsplit('/')[-1].removesuffix('.png') for path in dataset.image_paths]
+
+
+@pytest.mark.parametrize('label', [color_label, palette_label, index_label])
+@pytest.mark.parametrize(
+    ('folders', 'suffix'), [(('701_StillsRaw_full', 'LabeledApproved_full'), '_L'), (('images', 'labels'), '')]
+)
+def test_every_coding_of_the_32_classes_gives_the_same_train_ids(tmp_path, label, folders, suffix):
+    write_frames(tmp_path, FRAMES, label(), folders, suffix)
+    dataset = load_camvid(str(tmp_path), 'train')
+    verify(dataset)
+    image, labels = read_example(dataset, 0)
+    assert image.shape == (*SIZE, 3)
+    by_name = {raw.name: labels.ravel()[raw.raw_id] for raw in CAMVID.raw_labels}
+    assert {name: by_name[name] for name in ('Sky', 'Tunnel', 'TrafficCone', 'Road', 'SUVPickupTruck', 'Void')} == {
+        'Sky': 0, 'Tunnel': 1, 'TrafficCone': 2, 'Road': 3, 'SUVPickupTruck': 8, 'Void': IGNORE_LABEL,
+    }  # fmt: skip
+    np.testing.assert_array_equal(labels, CAMVID.raw_to_train[RAW_IDS])
+
+
+def test_repack(tmp_path):
+    train_ids = (np.arange(32) % 12).reshape(SIZE).astype(np.uint8)
+    label = PIL.Image.fromarray(train_ids)
+    for part in ('train', 'val', 'test'):
+        write_frames(tmp_path, [f'{part}_{i}' for i in range(2)], label, (part, f'{part}annot'))
+    dataset = load_camvid(str(tmp_path), 'trainval')
+    verify(dataset)
+    assert frame_names(dataset) == ['train_0', 'train_1', 'val_0', 'val_1']
+    expected = np.where(train_ids == 11, IGNORE_LABEL, train_ids)
+    np.testing.assert_array_equal(read_example(dataset, 0)[1], expected)
+
+    PIL.Image.fromarray(train_ids + 1).save(dataset.label_paths[0])
+    with pytest.raises(DataError, match=r'label value 12 \(2 pixels\), but known are 0..11, 255'):
+        verify(dataset)
+
+
+def test_usual_split_has_the_published_sizes(tmp_path):
+    write_frames(tmp_path, usual_frames(), index_label())
+    splits = {split: frame_names(load_camvid(str(tmp_path), split)) for split in ('train', 'val', 'test', 'trainval')}
+    assert {split: len(names) for split, names in splits.items()} == {
+        'train': 367, 'val': 101, 'test': 233, 'trainval': 468,
+    }  # fmt: skip
+    assert {'0001TP_008520', '0006R0_f00930', '0016E5_07920', '0016E5_08190'} <= set(splits['train'])
+    assert {'0016E5_07959', '0016E5_08159'} <= set(splits['val'])
+    assert {'0001TP_008550', 'Seq05VD_f05100'} <= set(splits['test'])
+
+
+def test_split_files_come_before_the_usual_split(tmp_path):
+    write_frames(tmp_path, FRAMES, index_label())
+    (tmp_path / 'train.txt').write_bytes(b'\xef\xbb\xbfSeq05VD_f00000\r\n0016E5_00390.png\r\n\r\n')
+    (tmp_path / 'val.txt').write_text('/CamVid/val/0001TP_006690.png /CamVid/valannot/0001TP_006690.png\n')
+    assert frame_names(load_camvid(str(tmp_path), 'train')) == ['Seq05VD_f00000', '0016E5_00390']
+    assert frame_names(load_camvid(str(tmp_path), 'trainval'))[2:] == ['0001TP_006690']
+    with pytest.raises(DataError, match='test.txt: no such file; write all of'):
+        load_camvid(str(tmp_path), 'test')
+
+
+def load_error(root, split='train'):
+    with pytest.raises(DataError) as raised:
+        load_camvid(str(root), split)
+    assert '\n' not in str(raised.value)
+    return str(raised.value)
+
+
+def test_frame_of_unknown_sequence_asks_for_split_files(tmp_path):
+    write_frames(tmp_path, [*FRAMES, 'holiday'], index_label())
+    assert "frame 'holiday' is not one of CamVid's 701" in (message := load_error(tmp_path))
+    assert 'write train.txt, val.txt and test.txt there' in message
+
+
+def test_unknown_split_lists_the_known(tmp_path):
+    write_frames(tmp_path, FRAMES, index_label())
+    assert 'known are train, val, test, trainval' in load_error(tmp_path, 'training')
+
+
+def test_missing_folders_are_told_with_the_layout(tmp_path):
+    assert '701_StillsRaw_full or images' in load_error(tmp_path)
+    write_frames(tmp_path, FRAMES, index_label())
+    (tmp_path / 'labels').rename(tmp_path / 'annotations')
+    assert 'has neither of the folders LabeledApproved_full, labels' in load_error(tmp_path)
+
+
+@pytest.mark.parametrize(('folder', 'what'), [('images', 'image'), ('labels', 'label')])
+def test_frame_without_partner_is_named(tmp_path, folder, what):
+    write_frames(tmp_path, FRAMES, index_label())
+    (tmp_path / folder / '0006R0_f00930.png').unlink()
+    assert f'1 of 3 frames of CamVid split train have no {what}, first 0006R0_f00930' in load_error(tmp_path)
+
+
+def test_empty_split_is_told(tmp_path):
+    write_frames(tmp_path, ['Seq05VD_f00000'], index_label())
+    assert 'no frames in CamVid split train' in load_error(tmp_path)
+
+
+def test_unknown_color_is_named(tmp_path):
+    label = COLORS[RAW_IDS]
+    label[0, :3] = (1, 2, 3)
+    write_frames(tmp_path, FRAMES, PIL.Image.fromarray(label))
+    dataset = load_camvid(str(tmp_path), 'val')
+    with pytest.raises(DataError, match=r'colour \(1, 2, 3\) \(3 pixels\), but known are the 32 colours'):
+        verify(dataset)
