@@ -6,14 +6,16 @@
   11 classes and 11 for void.
 """
 
+import logging
 import os
 
 import numpy as np
 import PIL.Image
-from absl import logging
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
+
+_log = logging.getLogger(__name__)
 
 _PARTS = ('train', 'val', 'test')
 _IMAGE_FOLDERS = ('701_StillsRaw_full', 'images')
@@ -39,7 +41,7 @@ def load_camvid(root: str, split: str) -> SegmentationDataset:
         DataError: unknown split, a missing folder, an image without label or the reverse, or a split without images.
     """
     if os.path.isdir(os.path.join(root, 'trainannot')):
-        logging.info('%s: CamVid repack, labels 0..%d', root, _REPACK_VOID)
+        _log.info('%s: CamVid repack, labels 0..%d', root, _REPACK_VOID)
         return _load_repack(root, split)
     return _load_frames(root, split)
 
@@ -62,7 +64,7 @@ def _load_frames(root: str, split: str) -> SegmentationDataset:
         raise DataError(f'{root}: the label folder holds no PNG files; {_LAYOUT}')
     label_values = _detect_label_values(labels[min(labels)])
     kind = 'colours' if label_values == 'color' else 'indices 0..31'
-    logging.info('%s: CamVid with %d frames, labels hold %s', root, len(images), kind)
+    _log.info('%s: CamVid with %d frames, labels hold %s', root, len(images), kind)
 
     parts = split_parts(split)
     if any(os.path.exists(_split_file(root, part)) for part in _PARTS):

@@ -5,11 +5,14 @@ things that stand on them. Everything is a planar polygon in the world. `Painter
 to near as numbers into one map of surfaces and one map of labels, so image and labels agree to the pixel;
 then it colours each visible surface once, in the surface's own coordinates. Colours are random and shared
 between classes on purpose: what tells a class from another is its structure, shape and surroundings.
+
+Every `draw_*` takes the painter, the scene's generator and the frame in which the thing stands.
 """
 
 import concurrent.futures
 import functools
 import io
+import itertools
 import json
 import math
 import multiprocessing
@@ -20,28 +23,47 @@ from typing import NamedTuple
 
 import numpy as np
 import tqdm
-from PIL import Image, ImageDraw, ImageFilter
-
 from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.errors import InputError
+from PIL import Image, ImageDraw, ImageFilter
 
 RAW = {label.name: label.raw_id for label in CITYSCAPES.raw_labels}
 
-# Chance that a scene holds at least one of a kind, and the chance of one more after each.
-PRESENCE = {  # the long ones first: they need the most room
-    'train': (0.23, 0.0), 'bus': (0.24, 0.10), 'truck': (0.28, 0.12), 'car': (0.97, 0.88),
-    'walkers': (0.85, 0.60), 'cyclist': (0.42, 0.35), 'motorcyclist': (0.24, 0.15),
-    'parked bicycle': (0.42, 0.45), 'parked motorcycle': (0.24, 0.20),
-    'lamp': (0.90, 0.65), 'sign': (0.80, 0.60), 'light': (0.65, 0.50), 'board': (0.20, 0.10),
-    'tree': (0.93, 0.87), 'bush': (0.55, 0.60), 'clutter': (0.20, 0.30),
+
+class Kind(NamedTuple):
+    """How often, how far and where a kind of thing stands."""
+
+    first: float  # chance of at least one in a scene
+    more: float  # chance of one more after each
+    nearest: float  # metres ahead at which it may begin
+    reach: float  # the farthest, as a multiple of the nearest
+    strips: tuple[str, ...]  # drawn from; the first serves where the street lacks the drawn one
+    half: float = 0.5  # half of its length, metres
+    height: float = 1.6  # metres
+
+
+KINDS = {  # the long ones first: they need the most room
+    'train': Kind(0.23, 0.0, 10.0, 2.6, ('lane',), 14.0, 3.5),
+    'bus': Kind(0.24, 0.10, 10.0, 2.6, ('lane',), 5.6, 3.0),
+    'truck': Kind(0.28, 0.12, 8.5, 2.6, ('lane', 'parking'), 4.6, 3.3),
+    'car': Kind(0.97, 0.88, 7.0, 5.5, ('lane', 'parking', 'parking'), 2.2),
+    'person': Kind(0.85, 0.60, 6.0, 4.0, ('pavement', 'pavement', 'pavement', 'lane')),
+    'cyclist': Kind(0.42, 0.35, 5.0, 2.6, ('lane', 'lane', 'pavement'), 1.0),
+    'motorcyclist': Kind(0.24, 0.15, 5.0, 2.6, ('lane',), 1.0),
+    'bicycle': Kind(0.42, 0.45, 5.0, 2.6, ('pavement', 'verge'), 1.0),
+    'motorcycle': Kind(0.24, 0.20, 5.0, 2.6, ('pavement', 'parking'), 1.0),
+    'lamp': Kind(0.90, 0.65, 6.0, 5.0, ('pavement', 'verge'), height=6.0),
+    'sign': Kind(0.80, 0.60, 6.0, 2.6, ('pavement', 'verge'), height=1.0),
+    'light': Kind(0.75, 0.55, 6.0, 2.6, ('pavement',)),
+    'board': Kind(0.20, 0.10, 9.0, 2.6, ('pavement', 'verge'), height=1.2),
+    'tree': Kind(0.93, 0.87, 7.0, 5.0, ('lot', 'verge', 'pavement'), height=5.0),
+    'bush': Kind(0.55, 0.60, 7.0, 2.6, ('lot', 'verge')),
+    'clutter': Kind(0.20, 0.30, 6.0, 2.6, ('pavement',)),
 }
-NEAREST = {  # metres ahead at which a kind may begin
-    'car': 7.0, 'truck': 8.5, 'bus': 8.5, 'train': 8.0, 'walkers': 6.0, 'cyclist': 5.0, 'motorcyclist': 5.0,
-    'parked bicycle': 5.0, 'parked motorcycle': 5.0, 'lamp': 6.0, 'sign': 6.0, 'light': 6.0, 'board': 9.0,
-    'tree': 7.0, 'bush': 7.0, 'clutter': 6.0,
-}
-FARTHEST = {'car': 5.5, 'tree': 5.0, 'lamp': 5.0, 'walkers': 4.0}  # as multiples of `NEAREST`
-FARTHEST_OTHERS = 2.6
-SMALLEST = 0.03  # things lower than this fraction of the image height are left out
+CROSSERS = ('car', 'truck', 'bus', 'train', 'person', 'cyclist', 'motorcyclist')
+CROSSER_CHANCE = 0.4  # of each crosser to be on the cross street, where there is one
+COMPANIONS = 3  # a person comes with fewer than this many others
+SMALLEST = 0.03  # what is lower than this fraction of the image height is left out
 
 SIDE_KINDS = {'facade': 0.36, 'garden': 0.32, 'park': 0.32}
 CROSSING_CHANCE = 0.45  # a cross street
@@ -151,26 +173,31 @@ class Painter:
             paint: RGB, or a shader on `plane`; None leaves the image as it is (see-through parts).
             plane: the coordinates of a shader.
         """
-        camera = [self._to_camera(point) for point in points]
+        camera = [self._to_camera(point, self.camera_height) for point in points]
         if min(point[2] for point in camera) < NEAR:
             camera = _clip(camera)
             if len(camera) < 3:
                 return
         (scale, _, cx), (_, _, cy) = self.intrinsics[0].tolist(), self.intrinsics[1].tolist()
         pixels = [(cx + scale * x / z, cy - scale * y / z) for x, y, z in camera]
+        depth = sum(point[2] for point in camera) / len(camera)
+        if callable(paint):
+            axes = [self._to_camera(axis, 0.0) for axis in (plane.u_axis, plane.v_axis)]
+            axes.append(self._to_camera(plane.origin, self.camera_height))
+            inverse = np.linalg.inv(self.intrinsics @ np.array(axes).T)
+            self.shaders.append((len(self.colors), paint, inverse))
+            paint = self.colors[0]
+        self.stamp(pixels, label, paint, self._light(points), depth)
+
+    def stamp(self, pixels: list[tuple[float, float]], label: int | None, color: Color | None, light=1.0, depth=1.0):
+        """Draws a polygon given by its corners in the image."""
         if label is not None:
             self.draw_label(pixels, fill=label)
-        if paint is None:
-            return
-        number = len(self.colors)
-        self.draw_surface(pixels, fill=number)
-        self.lights.append(self._light(points))
-        self.depths.append(sum(point[2] for point in camera) / len(camera))
-        if callable(paint):
-            axes = [self._to_camera(plane.u_axis, 0.0), self._to_camera(plane.v_axis, 0.0), self._to_camera(plane.origin)]
-            self.shaders.append((number, paint, np.linalg.inv(self.intrinsics @ np.array(axes).T)))
-            paint = self.colors[0]
-        self.colors.append(paint)
+        if color is not None:
+            self.draw_surface(pixels, fill=len(self.colors))
+            self.colors.append(color)
+            self.lights.append(light)
+            self.depths.append(depth)
 
     def fill(self, plane: Plane, uv: Sequence[tuple[float, float]], label: int | None, paint: Paint | None):
         """Draws a polygon given by its corners on a plane."""
@@ -198,10 +225,10 @@ class Painter:
         colors *= np.array(self.lights, np.float32)[numbers][:, None]
         return colors.reshape(self.height, self.width, 3), depth.reshape(self.height, self.width)
 
-    def _to_camera(self, point: Point, height: float | None = None) -> Point:
+    def _to_camera(self, point: Point, eye: float) -> Point:
+        """A point seen from a height of `eye`; a direction with `eye` 0."""
         x, y, z = point
-        y -= self.camera_height if height is None else height
-        return tuple(row[0] * x + row[1] * y + row[2] * z for row in self.rotation)
+        return tuple(row[0] * x + row[1] * (y - eye) + row[2] * z for row in self.rotation)
 
     def _light(self, points: Sequence[Point]) -> float:
         (ax, ay, az), (bx, by, bz), (cx, cy, cz) = points[0], points[1], points[-1]
@@ -247,7 +274,9 @@ def _leaf(rng) -> Color:
 def _contrast(rng, color: Color) -> Color:
     """A paint that stands out from `color`."""
     other = _paint(rng)
-    return other if abs(other.mean() - color.mean()) > 0.22 else np.clip(other + (0.4 if color.mean() < 0.5 else -0.4), 0, 1)
+    if abs(other.mean() - color.mean()) > 0.22:
+        return other
+    return np.clip(other + (0.4 if color.mean() < 0.5 else -0.4), 0, 1)
 
 
 def _glass(rng) -> Color:
@@ -514,6 +543,12 @@ def _wheels(painter, frame, b, positions, radius, label, hub):
         painter.fill(frame.side(b), ellipse(a, radius, 0.55 * radius, 0.55 * radius), label, hub)
 
 
+def _tyres(painter, end, half, width, top, label):
+    """What shows of the wheels below an end."""
+    for b in (-half, half - width):
+        painter.fill(end, rectangle(b, 0, b + width, top), label, DARK)
+
+
 def _lamps(painter, frame, a, half, y, size, label):
     """White lamps at the front, red ones at the rear."""
     color = WHITE if a > 0 else RED
@@ -550,8 +585,7 @@ def draw_car(painter, rng, frame):
         _lamps(painter, frame, a, half, belt - 0.22, 0.19, label)
         painter.fill(end, rectangle(-half, 0.2, half, 0.38), label, body * 0.45)
         painter.fill(end, rectangle(-0.27, 0.42, 0.27, 0.54), label, WHITE)
-        for wheel in (-half + 0.02, half - 0.24):
-            painter.fill(end, rectangle(wheel, 0, wheel + 0.22, 0.25), label, DARK)
+        _tyres(painter, end, half - 0.02, 0.22, 0.25, label)
 
 
 def draw_truck(painter, rng, frame):
@@ -584,8 +618,7 @@ def draw_truck(painter, rng, frame):
         end = frame.end(a)
         _lamps(painter, frame, a, half, 0.8, 0.22, label)
         painter.fill(end, rectangle(-half, 0.45, half, 0.68), label, trim)
-        for wheel in (-half, half - 0.4):
-            painter.fill(end, rectangle(wheel, 0, wheel + 0.4, 0.45), label, DARK)
+        _tyres(painter, end, half, 0.4, 0.45, label)
         if a < 0:
             painter.fill(end, bar(0, 1.0, 0, top, 0.12), label, trim)
 
@@ -595,7 +628,10 @@ def draw_bus(painter, rng, frame):
     stripe = _contrast(rng, body)
     half, length, top = 1.28, rng.uniform(4.5, 6.0), rng.uniform(2.9, 3.3)
     side = Livery(body, stripe, glass, (1.25, 2.4), rng.uniform(1.3, 1.7), 0.16, ((0.7, 1.0),), 4.6)
-    profile = [(-length, 0.35), (-length, top - 0.2), (-length + 0.2, top), (length - 0.2, top), (length, top - 0.2), (length, 0.35)]
+    profile = [
+        (-length, 0.35), (-length, top - 0.2), (-length + 0.2, top),
+        (length - 0.2, top), (length, top - 0.2), (length, 0.35),
+    ]
     _shadow(painter, frame, length, half + 0.2)
     extrude(painter, frame, profile, half, label, [body, body, body * 0.8, body, body], side)
     b = _near_side(frame, half)
@@ -614,8 +650,7 @@ def draw_bus(painter, rng, frame):
         for y in (1.05, 1.2, 1.35) if a < 0 else ():
             painter.fill(end, rectangle(-0.8, y, 0.8, y + 0.07), label, DARK)
         _lamps(painter, frame, a, half, 0.55, 0.2, label)
-        for wheel in (-half + 0.05, half - 0.35):
-            painter.fill(end, rectangle(wheel, 0, wheel + 0.3, 0.35), label, DARK)
+        _tyres(painter, end, half - 0.05, 0.3, 0.35, label)
 
 
 def draw_train(painter, rng, frame):
@@ -640,8 +675,9 @@ def draw_train(painter, rng, frame):
             painter.fill(end, ellipse(b, y, 0.2, 0.2), label, WHITE)
 
 
-def draw_bicycle(painter, rng, frame, label=RAW['bicycle']):
-    side, paint, tyre = frame.side(), _paint(rng), _gray(rng, 0.05, 0.3, 0.01)
+def draw_bicycle(painter, rng, frame):
+    label, side = RAW['bicycle'], frame.side()
+    paint, tyre = _paint(rng), _gray(rng, 0.05, 0.3, 0.01)
     radius, base = 0.36, 0.56
     for u in (-base, base):
         painter.fill(side, ellipse(u, radius, radius, radius), label, None)
@@ -659,14 +695,16 @@ def draw_bicycle(painter, rng, frame, label=RAW['bicycle']):
     painter.fill(side, bar(0.24, 1.06, 0.5, 1.1, 0.08), label, DARK)
 
 
-def draw_motorcycle(painter, rng, frame, label=RAW['motorcycle']):
-    side, paint, metal = frame.side(), _paint(rng), _gray(rng, 0.45, 0.85)
+def draw_motorcycle(painter, rng, frame):
+    label, side = RAW['motorcycle'], frame.side()
+    paint, metal = _paint(rng), _gray(rng, 0.45, 0.85)
     _shadow(painter, frame, 1.0, 0.3)
     for u in (-0.72, 0.74):
         painter.fill(side, ellipse(u, 0.34, 0.37, 0.34, 14), label, DARK)
         painter.fill(side, ellipse(u, 0.34, 0.17, 0.15), label, metal)
     painter.fill(side, bar(0.74, 0.34, 0.42, 1.05, 0.13), label, metal)
-    painter.fill(side, [(-0.6, 0.45), (-0.45, 0.25), (0.35, 0.25), (0.5, 0.6), (0.3, 0.75), (-0.5, 0.7)], label, DARK + 0.12)
+    engine = [(-0.6, 0.45), (-0.45, 0.25), (0.35, 0.25), (0.5, 0.6), (0.3, 0.75), (-0.5, 0.7)]
+    painter.fill(side, engine, label, DARK + 0.12)
     painter.fill(side, ellipse(0.0, 0.42, 0.2, 0.16, 8), label, metal)
     painter.fill(side, [(-0.08, 0.7), (0.0, 0.98), (0.36, 1.02), (0.52, 0.72)], label, paint)
     painter.fill(side, [(-1.0, 0.82), (-0.95, 0.95), (-0.1, 0.86), (-0.05, 0.7), (-0.5, 0.62)], label, paint * 0.55)
@@ -726,7 +764,8 @@ def _draw_rider(painter, rng, frame, seat, pedal, grip):
     painter.fill(side, bar(*shoulder, (shoulder[0] + gu) / 2, gv + 0.1, 0.14), label, coat * 0.8)
     painter.fill(side, bar((shoulder[0] + gu) / 2, gv + 0.1, gu, gv, 0.12), label, coat * 0.8)
     painter.fill(side, ellipse(su + 0.42, sv + 0.8, 0.13, 0.15, 10), label, skin)
-    painter.fill(side, [(su + 0.27, sv + 0.8), (su + 0.3, sv + 0.98), (su + 0.45, sv + 1.02), (su + 0.57, sv + 0.88)], label, helmet)
+    shell = [(su + 0.27, sv + 0.8), (su + 0.3, sv + 0.98), (su + 0.45, sv + 1.02), (su + 0.57, sv + 0.88)]
+    painter.fill(side, shell, label, helmet)
 
 
 def draw_cyclist(painter, rng, frame):
@@ -792,9 +831,10 @@ def draw_sign(painter, rng, frame):
         rim = _contrast(rng, face)
         for scale, paint in ((1.0, rim), (0.72, face)):
             painter.fill(board, [(scale * size * s, v + size + scale * size * t) for s, t in shape], label, paint)
+        arrow = [rectangle(-0.12, -0.4, 0.12, 0.05), [(-0.35, 0.0), (0.35, 0.0), (0, 0.42)]]
         glyphs = (
             [rectangle(-0.4, -0.14, 0.4, 0.14)], [bar(-0.25, -0.3, 0.25, 0.3, 0.25)],
-            [ellipse(0, 0, 0.22, 0.22, 8)], [rectangle(-0.12, -0.4, 0.12, 0.05), [(-0.35, 0.0), (0.35, 0.0), (0, 0.42)]],
+            [ellipse(0, 0, 0.22, 0.22, 8)], arrow,
         )
         for glyph in glyphs[rng.integers(len(glyphs))]:
             painter.fill(board, [(size * s, v + size + size * t) for s, t in glyph], label, rim)
@@ -826,7 +866,8 @@ def draw_tree(painter, rng, frame):
     for _ in range(rng.integers(3, 7)):
         u, v = rng.uniform(-0.45, 0.45) * radius, trunk + height * rng.uniform(0.3, 0.75)
         shader = functools.partial(shade_leaves, leaf * rng.uniform(0.85, 1.15), rng.uniform(0, 50), 0.8)
-        painter.fill(board, blob(rng, u, v, radius * rng.uniform(0.6, 0.9), height * rng.uniform(0.28, 0.42)), label, shader)
+        outline = blob(rng, u, v, radius * rng.uniform(0.6, 0.9), height * rng.uniform(0.28, 0.42))
+        painter.fill(board, outline, label, shader)
 
 
 def draw_bush(painter, rng, frame):
@@ -834,7 +875,8 @@ def draw_bush(painter, rng, frame):
     for _ in range(rng.integers(1, 4)):
         shader = functools.partial(shade_leaves, leaf * rng.uniform(0.85, 1.15), rng.uniform(0, 50), 0.5)
         size = rng.uniform(0.5, 1.0)
-        painter.fill(frame.end(), blob(rng, rng.uniform(-1, 1), 0.7 * size, size, 0.8 * size), RAW['vegetation'], shader)
+        outline = blob(rng, rng.uniform(-1, 1), 0.7 * size, size, 0.8 * size)
+        painter.fill(frame.end(), outline, RAW['vegetation'], shader)
 
 
 def draw_clutter(painter, rng, frame):
@@ -851,8 +893,9 @@ def draw_house(painter, rng, frame, width, depth, height):
     """A block whose front, `width` long, lies along the heading; it reaches `depth` beyond it."""
     label, color = RAW['building'], 0.5 * _paint(rng) + 0.5 * _gray(rng, 0.3, 0.9)
     facade = Facade(
-        color=color, trim=0.4 * color + 0.6 * _contrast(rng, color), glass=_glass(rng), shop=_paint(rng), bay=rng.uniform(1.8, 3.4),
-        storey=rng.uniform(2.8, 3.6), window=(rng.uniform(0.35, 0.75), 0.28, rng.uniform(0.72, 0.85)),
+        color=color, trim=0.4 * color + 0.6 * _contrast(rng, color), glass=_glass(rng), shop=_paint(rng),
+        bay=rng.uniform(1.8, 3.4), storey=rng.uniform(2.8, 3.6),
+        window=(rng.uniform(0.35, 0.75), 0.28, rng.uniform(0.72, 0.85)),
         bricks=rng.choice([0.0, 0.0, 0.15]), shift=rng.uniform(0, 200), has_shop=bool(rng.random() < 0.4), top=height,
     )
     half = width / 2
@@ -934,22 +977,13 @@ class Strip(NamedTuple):
 
 
 DRAW = {
-    'car': draw_car, 'truck': draw_truck, 'bus': draw_bus, 'train': draw_train, 'walkers': draw_person,
-    'cyclist': draw_cyclist, 'motorcyclist': draw_motorcyclist, 'parked bicycle': draw_bicycle,
-    'parked motorcycle': draw_motorcycle, 'lamp': draw_lamp, 'sign': draw_sign, 'light': draw_light,
+    'car': draw_car, 'truck': draw_truck, 'bus': draw_bus, 'train': draw_train, 'person': draw_person,
+    'cyclist': draw_cyclist, 'motorcyclist': draw_motorcyclist, 'bicycle': draw_bicycle,
+    'motorcycle': draw_motorcycle, 'lamp': draw_lamp, 'sign': draw_sign, 'light': draw_light,
     'board': draw_board, 'tree': draw_tree, 'bush': draw_bush, 'clutter': draw_clutter,
 }
-STRIPS = {  # where each kind stands; the first that the street has serves when the drawn one is missing
-    'car': ('lane', 'parking', 'parking'), 'truck': ('lane', 'parking'), 'bus': ('lane',), 'train': ('lane',),
-    'walkers': ('pavement', 'pavement', 'pavement', 'lane'), 'cyclist': ('lane', 'lane', 'pavement'),
-    'motorcyclist': ('lane',), 'parked bicycle': ('pavement', 'verge'), 'parked motorcycle': ('pavement', 'parking'),
-    'lamp': ('pavement', 'verge'), 'sign': ('pavement', 'verge'), 'light': ('pavement',), 'board': ('pavement', 'verge'),
-    'tree': ('lot', 'verge', 'pavement'), 'bush': ('lot', 'verge'), 'clutter': ('pavement',),
-}
-CROSSERS = ('car', 'truck', 'bus', 'train', 'walkers', 'cyclist', 'motorcyclist')
-CROSSER_CHANCE = 0.4
-HALF_LENGTH = {'car': 2.2, 'truck': 4.6, 'bus': 5.6, 'train': 14.0, 'cyclist': 1.0, 'motorcyclist': 1.0}
-HEIGHT = {'truck': 3.3, 'bus': 3.0, 'train': 3.5, 'lamp': 6.0, 'tree': 5.0, 'light': 1.6, 'sign': 1.0, 'board': 1.2}
+LENGTHWISE = ('car', 'truck', 'bus', 'train')  # along their lane
+ASKEW = ('cyclist', 'motorcyclist', 'bicycle', 'motorcycle')  # never seen end on, where a two-wheeler is a line
 
 
 class Street:
@@ -965,13 +999,12 @@ class Street:
         if self.closed or rng.random() < CROSSING_CHANCE:
             start = self.end - 11 if self.closed else rng.uniform(9, 26)
             self.crossing = (start, start + 7.5)
-        self.lane = rng.uniform(2.9, 3.6)
-        shift = rng.uniform(-0.4, 0.4)
+        lane, shift = rng.uniform(2.9, 3.6), rng.uniform(-0.4, 0.4)
         right, left = int(rng.integers(0, 2)), int(rng.integers(0, 3))
-        edges = [shift + self.lane * (k - 0.5) for k in range(-left, right + 2)]
+        edges = [shift + lane * (k - 0.5) for k in range(-left, right + 2)]
         self.strips = [
-            Strip(x0, x1, 'lane', math.pi if k < left - right // 2 else 0.0)
-            for k, (x0, x1) in enumerate(zip(edges, edges[1:], strict=False))
+            Strip(x0, x1, 'lane', math.pi if k < left else 0.0)
+            for k, (x0, x1) in enumerate(itertools.pairwise(edges))
         ]
         self.lines = [(x, 0.08, 6.0 if rng.random() < 0.4 else 3.0) for x in edges[1:-1]]
         if rng.random() < 0.6:
@@ -983,11 +1016,11 @@ class Street:
         self._draw_ground()
         for side, (kind, x) in zip((-1, 1), self.lots, strict=True):
             self._line_side(side, kind, x)
-        for kind, (first, more) in PRESENCE.items():
-            chance = first
+        for name, kind in KINDS.items():
+            chance = kind.first
             while self.rng.random() < chance:
-                self._place(kind)
-                chance = more
+                self._place(name, kind)
+                chance = kind.more
         for _, _, _, draw in sorted(self.things, key=lambda thing: thing[:3]):
             draw()
 
@@ -1014,7 +1047,8 @@ class Street:
     def _draw_ground(self):
         rng, painter = self.rng, self.painter
         gray = _gray(rng, 0.24, 0.62, 0.02)
-        slabs = functools.partial(shade_slabs, _gray(rng, 0.35, 0.8, 0.04), rng.uniform(0.7, 1.3), rng.uniform(0.6, 1.1))
+        paving = _gray(rng, 0.35, 0.8, 0.04)
+        slabs = functools.partial(shade_slabs, paving, rng.uniform(0.7, 1.3), rng.uniform(0.6, 1.1))
         soil = np.array([0.42, 0.34, 0.24]) * rng.uniform(0.7, 1.2)
         grass = functools.partial(shade_grass, _leaf(rng) * 1.1 + rng.uniform(0, 0.12, 3) * [1, 1, 0.3], soil)
         open_ground = (RAW['terrain'], grass) if rng.random() < 0.5 else (RAW['sidewalk'], slabs)
@@ -1059,7 +1093,7 @@ class Street:
                     style = _boundary_style(rng, boundary)
                 if boundary != 'none' and painter.visible(start, 1.5):
                     frame = Frame(x, start + width / 2, 0)
-                    self._add(abs(x), frame.z, BOUNDARIES[boundary], frame, width, style)
+                    self._add(abs(x) - 0.01, frame.z, BOUNDARIES[boundary], frame, width, style)
         if side > 0:
             across = -70.0
             while across < 70 and self.closed:
@@ -1091,75 +1125,73 @@ class Street:
         ragged = [(u, v) for u, v in zip(np.linspace(width / 2, -width / 2, 60).tolist(), top.tolist(), strict=True)]
         leaves = functools.partial(shade_leaves, _leaf(rng), rng.uniform(0, 50), 1.6)
         outline = [(-width / 2, 0), (width / 2, 0), *ragged]
-        self._add(band, frame.z + 1, lambda painter, rng: painter.fill(frame.side(), outline, RAW['vegetation'], leaves))
+        self._add(band, frame.z + 1, lambda painter, _: painter.fill(frame.side(), outline, RAW['vegetation'], leaves))
 
     def _add(self, band: float, z: float, draw: Callable, *arguments):
         """Queues a thing: sections of the street far to near, in each the outer bands first, in each far to near."""
-        section = 0 if not self.crossing else (z < self.crossing[1]) + (z < self.crossing[0])
-        self.things.append((section if band < math.inf else -1, -band, -z, functools.partial(draw, self.painter, self.rng, *arguments)))
+        section = (z < self.crossing[1]) + (z < self.crossing[0]) if self.crossing else 0
+        self.things.append((section, -band, -z, functools.partial(draw, self.painter, self.rng, *arguments)))
 
-    def _place(self, kind: str):
-        """Finds room for one more of a kind and queues it; drops it where there is none or it would be too small."""
-        rng, half = self.rng, HALF_LENGTH.get(kind, 0.5)
-        if self.crossing and kind in CROSSERS and rng.random() < CROSSER_CHANCE:
-            strip, heading = None, rng.choice([-1, 1]) * math.pi / 2
-            z = self.crossing[0] + (7.5 if kind == 'walkers' else 3.75) * rng.uniform(0.3, 0.7) - (kind == 'walkers') * 5
-            x = rng.uniform(-0.6, 0.6) * z
-            span = (x - half, x + half)
-        else:
-            choice = rng.choice(STRIPS[kind])
-            strips = [strip for strip in self.strips if strip.kind == choice]
-            strips = strips or [strip for strip in self.strips if strip.kind == STRIPS[kind][0]]
-            if not strips:
-                return
-            strip = strips[rng.integers(len(strips))]
-            x, heading = self._across(strip, kind), strip.heading
-            nearest = max(NEAREST[kind], abs(x) * 1.1)
-            z = nearest * rng.uniform(1, FARTHEST.get(kind, FARTHEST_OTHERS)) ** rng.uniform(0.3, 1) + half
-            span = (z - half, z + half)
-            if z > self.end - 1 and kind != 'train':
-                return
-        clash = any(other == strip and span[0] < stop + 0.8 and start < span[1] + 0.8 for other, start, stop in self.taken)
-        if clash or not self.painter.visible(z, HEIGHT.get(kind, 1.6)):
+    def _place(self, name: str, kind: Kind):
+        """Queues one more of a kind, unless there is no room for it or it would be too small."""
+        rng = self.rng
+        crosses = self.crossing and name in CROSSERS and rng.random() < CROSSER_CHANCE
+        strip, x, z, heading = self._spot_across(name) if crosses else self._spot_along(name, kind)
+        middle = x if crosses else z
+        start, stop = middle - kind.half - 0.4, middle + kind.half + 0.4
+        clash = any(other == strip and start < last and first < stop for other, first, last in self.taken)
+        if clash or z > self.end - 1 + kind.half or not self.painter.visible(z, kind.height):
             return
-        self.taken.append((strip, *span))
-        band = strip.band if strip else 0.0
-        if kind in ('cyclist', 'motorcyclist', 'parked bicycle', 'parked motorcycle'):
-            # Never seen end on, where a two-wheeler is a line
-            heading = math.atan2(x, z) + rng.choice([-1, 1]) * rng.uniform(0.7, 1.57)
-        if kind in HALF_LENGTH:
+        self.taken.append((strip, start, stop))
+        band = 0.0 if crosses else strip.band
+        if name in LENGTHWISE:
             frame = Frame(x, z, heading + rng.normal(0, 0.03))
+        elif name in ASKEW:
+            frame = Frame(x, z, math.atan2(x, z) + rng.choice([-1, 1]) * rng.uniform(0.7, 1.57))
         else:
-            frame = Frame.facing(x, z) if not kind.startswith('parked') else Frame(x, z, heading)
-        self._add(band, z, DRAW[kind], frame)
-        if kind == 'walkers':
-            for k in range(rng.integers(0, 3)):
+            frame = Frame.facing(x, z)
+        self._add(band, z, DRAW[name], frame)
+        if name == 'person':
+            for k in range(rng.integers(0, COMPANIONS)):
                 beside = Frame.facing(x + 0.6 * (k + 1), z + rng.uniform(-0.5, 0.5))
                 self._add(band, beside.z, draw_person, beside)
-        if kind == 'train':
+        if name == 'train':
             for rail in (-0.75, 0.75):
-                corners = [frame.at(a, 0, rail + b) for a, b in ((-90, -0.07), (90, -0.07), (90, 0.07), (-90, 0.07))]
+                corners = [frame.at(a, 0, rail + b) for a, b in rectangle(-90, -0.07, 90, 0.07)]
                 self.painter.polygon(corners, None, DARK + 0.1)
 
-    def _across(self, strip: Strip, kind: str) -> float:
+    def _spot_across(self, name: str) -> tuple[None, float, float, float]:
+        """A place (no strip, x, z, heading) on the cross street; people walk at its near side."""
+        rng = self.rng
+        z = self.crossing[0] + (rng.uniform(-2.5, 0.5) if name == 'person' else rng.uniform(1.2, 2.8))
+        return None, rng.uniform(-0.6, 0.6) * z, z, rng.choice([-1, 1]) * math.pi / 2
+
+    def _spot_along(self, name: str, kind: Kind) -> tuple[Strip, float, float, float]:
+        """A place (strip, x, z, heading) along the street."""
+        rng, choice = self.rng, self.rng.choice(kind.strips)
+        strips = [strip for strip in self.strips if strip.kind == choice]
+        strips = strips or [strip for strip in self.strips if strip.kind in ('pavement', kind.strips[0])]
+        strip = strips[rng.integers(len(strips))]
+        x = self._across(strip, name)
+        nearest = max(kind.nearest, abs(x) * 1.1)
+        z = nearest * rng.uniform(1, kind.reach) ** rng.uniform(0.3, 1) + kind.half
+        return strip, x, z, strip.heading
+
+    def _across(self, strip: Strip, name: str) -> float:
         """Where in a strip a thing of this kind stands."""
-        if kind in ('lamp', 'sign', 'light', 'board'):
+        if name in ('lamp', 'sign', 'light', 'board'):
             return strip.x0 + 0.4 if strip.x0 > 0 else strip.x1 - 0.4
-        if kind in HALF_LENGTH or strip.kind in ('lane', 'parking'):
-            middle = (strip.x0 + strip.x1) / 2
-            return middle + self.rng.uniform(-0.2, 0.2) * (4 if kind.endswith('cyclist') else 1)
+        if strip.kind in ('lane', 'parking'):
+            sway = 0.2 if name in LENGTHWISE else 0.8
+            return (strip.x0 + strip.x1) / 2 + self.rng.uniform(-sway, sway)
         return self.rng.uniform(strip.x0 + 0.3, strip.x1 - 0.3)
 
 
 def _draw_bonnet(painter, rng):
     height, width = painter.height, painter.width
-    rise, paint = rng.uniform(0.06, 0.14), _paint(rng) * 0.6
-    pixels = [(width / 2 + u * height, height * (1 - v)) for u, v in ellipse(0, -0.02, rng.uniform(0.5, 0.9), rise, 24)]
-    painter.draw_label(pixels, fill=RAW['ego vehicle'])
-    painter.draw_surface(pixels, fill=len(painter.colors))
-    painter.colors.append(paint)
-    painter.lights.append(1.0)
-    painter.depths.append(1.0)
+    rise, reach = rng.uniform(0.06, 0.14), rng.uniform(0.5, 0.9)
+    pixels = [(width / 2 + u * height, height * (1 - v)) for u, v in ellipse(0, -0.02, reach, rise, 24)]
+    painter.stamp(pixels, RAW['ego vehicle'], _paint(rng) * 0.6)
 
 
 # ---------------------------------------------------------------- camera's picture
@@ -1193,12 +1225,9 @@ def render_scene(seed: int, index: int, height: int, width: int) -> tuple[np.nda
         labels: [H, W] uint8, raw Cityscapes label ids.
 
     Raises:
-        ValueError: a size below 16 or a negative seed or index.
+        InputError: (a ValueError) a size below 16, or a negative seed or index.
     """
-    if min(height, width) < 16:
-        raise ValueError(f'height={height}, width={width}: a scene needs at least 16 pixels each way')
-    if min(seed, index) < 0:
-        raise ValueError(f'seed={seed}, index={index}: neither may be negative')
+    _check_scene(seed, index, height, width)
     rng = np.random.default_rng([seed, index])
     painter = Painter(rng, height, width)
     Street(rng, painter).draw()
@@ -1206,6 +1235,13 @@ def render_scene(seed: int, index: int, height: int, width: int) -> tuple[np.nda
         _draw_bonnet(painter, rng)
     rgb, depth = painter.resolve()
     return _develop(np.random.default_rng([seed, index, 1]), rgb, depth), np.asarray(painter.labels).copy()
+
+
+def _check_scene(seed: int, index: int, height: int, width: int):
+    if min(height, width) < 16:
+        raise InputError(f'height={height}, width={width}: a scene needs at least 16 pixels each way')
+    if min(seed, index) < 0:
+        raise InputError(f'seed={seed}, index={index}: neither may be negative')
 
 
 # ---------------------------------------------------------------- data set on disk
@@ -1229,21 +1265,24 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
         workers: processes; None takes one for each core.
 
     Raises:
-        ValueError: the folder holds another data set or other files.
+        InputError: (a ValueError) the folder holds another data set or other files, or as in `render_scene`.
     """
     root = pathlib.Path(root)
-    parameters = {'version': VERSION, 'splits': dict(splits), 'height': height, 'width': width, 'seed': seed}
-    marker, started = root / PARAMETERS_FILE, root / f'{PARAMETERS_FILE}.part'
-    for path in (marker, started):
-        if path.exists() and json.loads(path.read_text()) != parameters:
-            raise ValueError(f'{path}: made with {path.read_text()}, wanted {json.dumps(parameters)}; choose another folder or delete {root}')
-    if marker.exists():
+    _check_scene(seed, 0, height, width)
+    wanted = {'version': VERSION, 'splits': dict(splits), 'height': height, 'width': width, 'seed': seed}
+    parameters = json.dumps(wanted, indent=2) + '\n'
+    complete, started = root / PARAMETERS_FILE, root / f'{PARAMETERS_FILE}.part'
+    for path in (complete, started):
+        if path.exists() and path.read_text() != parameters:
+            found = ' '.join(path.read_text().split())
+            raise InputError(f'{path}: holds scenes of {found}, not of {wanted}; choose another folder or delete it')
+    if complete.exists():
         return
     if not started.exists():
         if root.exists() and any(root.iterdir()):
-            raise ValueError(f'{root}: holds files that are no synthetic data set; choose an empty or new folder')
+            raise InputError(f'{root}: holds files that are no synthetic data set; choose an empty or new folder')
         root.mkdir(parents=True, exist_ok=True)
-        _write_atomically(started, json.dumps(parameters).encode())
+        _write_atomically(started, parameters.encode())
     jobs, first = [], 0
     for number, (split, count) in enumerate(splits.items()):
         for frame in range(count):
@@ -1258,7 +1297,7 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         for _ in tqdm.tqdm(pool.map(_write_scene, jobs, chunksize=8), desc=f'scenes to {root}', total=len(jobs)):
             pass
-    os.replace(started, marker)
+    os.replace(started, complete)
 
 
 def _write_scene(job):
@@ -1270,6 +1309,6 @@ def _write_scene(job):
 
 
 def _write_atomically(path: pathlib.Path, content: bytes):
-    part = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    part = path.with_name(f'{path.name}.tmp')
     part.write_bytes(content)
     os.replace(part, path)

@@ -1,0 +1,59 @@
+"""Pictures of label maps."""
+
+import numpy as np
+import PIL.Image
+import PIL.ImageDraw
+
+from atonet_jax.data.labels import IGNORE_LABEL, ClassTable
+
+_OPACITY = 0.55
+_GAP = 4
+_WHITE = (255, 255, 255)
+
+
+def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """Class colours over an image, [H, W, 3] uint8; ignored pixels show the image alone.
+
+    Args:
+        image: [H, W, 3] uint8.
+        labels: [H, W] uint8 train ids.
+        palette: [256, 3] uint8.
+    """
+    blended = (1 - _OPACITY) * image + _OPACITY * palette[labels]
+    return np.where((labels == IGNORE_LABEL)[..., None], image, blended.round().astype(np.uint8))
+
+
+def error_map(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
+    """Right pixels dark green, wrong ones red, unlabelled ones black: [H, W] uint8 twice -> [H, W, 3] uint8."""
+    colors = np.where((labels == predictions)[..., None], (20, 60, 20), (230, 40, 40))
+    return np.where((labels == IGNORE_LABEL)[..., None], 0, colors).astype(np.uint8)
+
+
+def comparison(image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, table: ClassTable) -> np.ndarray:
+    """Image, true labels, predicted labels and errors in two rows of two, [2H + gap, 2W + gap, 3] uint8."""
+    rows = [
+        [image, overlay(image, labels, table.palette)],
+        [error_map(labels, predictions), overlay(image, predictions, table.palette)],
+    ]
+    height, width = labels.shape
+    gap = np.full((height, _GAP, 3), _WHITE, np.uint8)
+    rows = [np.concatenate([left, gap, right], axis=1) for left, right in rows]
+    return np.concatenate([rows[0], np.full((_GAP, 2 * width + _GAP, 3), _WHITE, np.uint8), rows[1]])
+
+
+def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> PIL.Image.Image:
+    """`picture` [H, W, 3] uint8 above the names and colours of the classes in `present` (train ids)."""
+    font_size, padding = 14, 8
+    entry_width = 150
+    columns = max(1, picture.shape[1] // entry_width)
+    classes = [c for c in present if c < table.num_classes]
+    rows = -(-len(classes) // columns)
+    line = font_size + padding
+    canvas = PIL.Image.new('RGB', (picture.shape[1], picture.shape[0] + rows * line + padding), _WHITE)
+    canvas.paste(PIL.Image.fromarray(picture))
+    draw = PIL.ImageDraw.Draw(canvas)
+    for i, c in enumerate(classes):
+        x, y = (i % columns) * entry_width + padding, picture.shape[0] + padding + (i // columns) * line
+        draw.rectangle((x, y, x + font_size, y + font_size), fill=table.class_colors[c])
+        draw.text((x + font_size + padding, y), table.class_names[c], fill=(0, 0, 0), font_size=font_size)
+    return canvas

@@ -1,0 +1,131 @@
+"""What a workdir carries beside its checkpoints: config, class table and metrics. Every mode but train starts from it.
+
+    config.json         every setting of the run
+    class_table.json    the classes that it predicts
+    metrics.jsonl       a line of figures every few steps, and one an evaluation
+    checkpoints/        the training state (checkpoint.py)
+    tensorboard/        the figures again, and pictures
+    evaluation/         scores and pictures of `--mode=evaluate`
+"""
+
+import json
+import os
+import pathlib
+
+from ml_collections import ConfigDict
+
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.errors import InputError
+
+CONFIG_FILE = 'config.json'
+CLASS_TABLE_FILE = 'class_table.json'
+METRICS_FILE = 'metrics.jsonl'
+
+
+def load_config(workdir: str) -> ConfigDict:
+    """The config that a run was started with.
+
+    Raises:
+        InputError: `workdir` holds no run.
+    """
+    path = pathlib.Path(workdir, CONFIG_FILE)
+    try:
+        return ConfigDict(json.loads(path.read_text(), object_hook=_lists_to_tuples))
+    except FileNotFoundError as error:
+        raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
+
+
+def load_class_table(workdir: str) -> ClassTable:
+    """The classes that a run predicts.
+
+    Raises:
+        InputError: `workdir` holds no run.
+    """
+    path = pathlib.Path(workdir, CLASS_TABLE_FILE)
+    try:
+        return ClassTable.from_dict(json.loads(path.read_text()))
+    except FileNotFoundError as error:
+        raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
+
+
+def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
+    """Makes `workdir` the place of this run, or finds that it is already.
+
+    Returns:
+        What the config has changed since the run began, a line a key; empty for a new run.
+
+    Raises:
+        InputError: the workdir is of a run with another network or other classes.
+    """
+    changes = []
+    if os.path.exists(os.path.join(workdir, CONFIG_FILE)):
+        earlier = load_config(workdir)
+        changes = list(_differences(earlier, config))
+        of_model = [change for change in changes if change.startswith('config.model.')]
+        earlier_classes = load_class_table(workdir)
+        if earlier_classes.class_names != class_table.class_names:
+            of_model.append(f'{earlier_classes.num_classes} classes were, {class_table.num_classes} are asked for now')
+        if of_model:
+            raise InputError(
+                f'{workdir}: holds a run of another network ({"; ".join(of_model)}); '
+                'give a new --workdir, or the settings of that run'
+            )
+    os.makedirs(workdir, exist_ok=True)
+    write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
+    write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
+    return changes
+
+
+def write_json(path: str, values: dict) -> None:
+    """Writes a JSON file whole or not at all."""
+    temporary = f'{path}.{os.getpid()}'
+    with open(temporary, 'w') as file:
+        json.dump(values, file, indent=1)
+        file.write('\n')
+    os.replace(temporary, path)
+
+
+class MetricsLog:
+    """`metrics.jsonl`: appends, and forgets what a resumed run is about to do again."""
+
+    def __init__(self, workdir: str, resumed_step: int):
+        """Keeps the lines up to `resumed_step` alone."""
+        self._path = os.path.join(workdir, METRICS_FILE)
+        kept = [line for line in read_metrics(workdir) if line['step'] <= resumed_step]
+        with open(self._path, 'w') as file:
+            file.writelines(json.dumps(line) + '\n' for line in kept)
+        self._file = open(self._path, 'a', buffering=1)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self._file.write(json.dumps({'step': step} | values) + '\n')
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_metrics(workdir: str) -> list[dict]:
+    """The lines of `metrics.jsonl`, without one that a killed run left half written; none where there is no file."""
+    lines = []
+    try:
+        with open(os.path.join(workdir, METRICS_FILE)) as file:
+            for line in file:
+                try:
+                    lines.append(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+    except FileNotFoundError:
+        pass
+    return lines
+
+
+def _differences(earlier: ConfigDict, config: ConfigDict, prefix: str = 'config'):
+    for key in sorted(set(earlier) | set(config)):
+        name, old, new = f'{prefix}.{key}', earlier.get(key), config.get(key)
+        if isinstance(old, ConfigDict) and isinstance(new, ConfigDict):
+            yield from _differences(old, new, name)
+        elif old != new:
+            yield f'{name} was {old!r}, is {new!r}'
+
+
+def _lists_to_tuples(values: dict) -> dict:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}

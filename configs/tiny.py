@@ -1,0 +1,20 @@
+"""For tests: a network of 16 channels on a few scenes of 64x128; seconds on a laptop, and no useful result.
+
+    python main.py --config=configs/tiny.py --workdir=runs/tiny
+"""
+
+from ml_collections import ConfigDict
+
+from atonet_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.model.update(width=16, backbone_width=8)
+    config.data.update(name='synthetic', root='data/tiny', crop_size=(64, 64), scale_range=(0.75, 1.25))
+    config.data.synthetic.update(train_scenes=12, val_scenes=5, height=64, width=128)
+    config.optimizer.update(learning_rate=0.05, backbone_factor=1.0)
+    config.schedule.per = 'step'
+    config.train.update(epochs=2.0, log_every_steps=1, checkpoint_every_steps=2, eval_every_epochs=1.0)
+    config.eval.update(batch_size=2, pictures=2)
+    return config

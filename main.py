@@ -1,0 +1,61 @@
+"""Trains and evaluates networks for real-time semantic segmentation.
+
+    python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
+    python main.py --workdir=runs/cityscapes --mode=evaluate
+
+Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
+Exits with 0, with 2 where the input is at fault, and with 3 where training cannot go on.
+"""
+
+import logging
+import os
+import sys
+
+from absl import flags
+
+from atonet_jax.config import define_config_flag
+from atonet_jax.errors import InputError, TrainingError
+
+MODES = ('train', 'evaluate')
+
+flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.', required=True)
+flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+
+
+def main(argv: list[str]) -> None:
+    argv = define_config_flag(argv)
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise InputError(f'{str(error).splitlines()[0]}; see python main.py --help') from error
+    if rest:
+        raise InputError(f'{rest[0]!r} is no flag; settings are given as --config.key=value')
+
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('atonet_jax').setLevel(logging.INFO)
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of each checkpoint that has no metrics yet
+    # Before any import of TensorFlow, which computes nothing here: it would speak of it on the screen.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/atonet_jax/compiled'))
+
+    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    if flags.FLAGS.mode == 'train':
+        from atonet_jax.train import train
+
+        scores = train(config, workdir)
+        print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
+    elif flags.FLAGS.mode == 'evaluate':
+        from atonet_jax.evaluate import evaluate
+
+        evaluate(config, workdir)
+
+
+if __name__ == '__main__':
+    if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
+        sys.exit(print(__doc__, flags.FLAGS, sep='\n'))
+    try:
+        main(sys.argv)
+    except (InputError, TrainingError) as failure:
+        print(f'error: {failure}', file=sys.stderr)
+        sys.exit(2 if isinstance(failure, InputError) else 3)
