@@ -97,7 +97,7 @@ def define_config_flag(argv: list[str]) -> list[str]:
         argv without `--config`.
 
     Raises:
-        InputError: no such file, a file without `get_config()`, no run in `--workdir`, or an override of an unknown key.
+        InputError: no such file, a file without `get_config()`, no run in `--workdir`, or an unknown key.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--config')

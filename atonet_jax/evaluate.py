@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL.Image
 import tqdm
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -122,7 +121,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     )
     pictures = write_pictures(examples, table, folder)
     print(scores.table(table.class_names))
-    print(f'step {step}, {len(dataset)} images of {dataset.name} {dataset.split} in {seconds:.1f} s, compilation included')
+    print(f'step {step}; {len(dataset)} images of {dataset.name} {dataset.split} in {seconds:.1f} s with compilation')
     print(f'scores: {os.path.join(folder, "scores.json")}')
     for picture in pictures:
         print(f'picture: {picture}')

@@ -23,9 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 import tqdm
+from PIL import Image, ImageDraw, ImageFilter
+
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
-from PIL import Image, ImageDraw, ImageFilter
 
 RAW = {label.name: label.raw_id for label in CITYSCAPES.raw_labels}
 

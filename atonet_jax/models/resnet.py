@@ -1,4 +1,4 @@
-"""ResNet-18 as a backbone: He et al., "Deep Residual Learning for Image Recognition", without pooling and classifier."""
+"""The stages of ResNet-18: He et al., "Deep Residual Learning for Image Recognition"."""
 
 from functools import partial
 

@@ -1,0 +1,156 @@
+"""The command line: what bad input prints, and that it harms nothing."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from atonet_jax.data.synthetic import write_dataset
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """A small Cityscapes folder to spoil copies of."""
+    root = tmp_path_factory.mktemp('cityscapes')
+    write_dataset(root, splits={'train': 2, 'val': 1}, height=64, width=128, seed=0, workers=1)
+    return root
+
+
+@pytest.fixture
+def command(repository, tmp_path):
+    """Runs main.py in a fresh workdir; returns the finished process."""
+
+    def run(*arguments, workdir=tmp_path / 'workdir'):
+        return subprocess.run(
+            [sys.executable, 'main.py', f'--workdir={workdir}', *map(str, arguments)],
+            cwd=repository,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+
+    return run
+
+
+def assert_one_clear_line(process, *texts):
+    assert process.returncode == 2, process.stderr
+    lines = process.stderr.strip().splitlines()
+    assert len(lines) == 1, process.stderr
+    assert lines[0].startswith('error: ')
+    for text in texts:
+        assert text in lines[0]
+
+
+@pytest.mark.parametrize(
+    ('override', 'texts'),
+    [
+        ('--config.train.batch_siz=4', ['config.train.batch_siz', 'train.batch_size']),
+        ('--config.train.batch_size=four', ['config.train.batch_size', 'four']),
+        ('--config.train.batch_size=0', ['config.train.batch_size=0', 'greater than 0']),
+        ('--config.train.epochs=-1', ['config.train.epochs=-1.0', 'greater than 0']),
+        ('--config.optimizer.learning_rate=0', ['config.optimizer.learning_rate=0.0', 'greater than 0']),
+        ('--config.data.crop_size=wide', ['config.data.crop_size', 'two whole numbers']),
+        ('--config.model.name=resnet', ['config.model.name', 'atonet']),
+        ('--mode=fly', ['mode', 'fly']),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_written(command, tmp_path, override, texts):
+    process = command('--config=configs/tiny.py', override)
+    assert_one_clear_line(process, *texts)
+    assert not (tmp_path / 'workdir').exists()
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=3')
+    process = command('--config=configs/tiny.py')
+    assert_one_clear_line(process, 'config.train.batch_size=4', 'the 3 devices')
+
+
+def test_a_missing_config_file_is_named(command):
+    assert_one_clear_line(command('--config=configs/none.py'), 'configs/none.py', 'no such file')
+
+
+def test_a_workdir_without_a_run_cannot_be_evaluated(command, tmp_path):
+    assert_one_clear_line(command('--mode=evaluate'), str(tmp_path / 'workdir'), 'train first')
+
+
+def remove_label(root):
+    path = next((root / 'gtFine' / 'train').glob('*/*_labelIds.png'))
+    path.unlink()
+    return path.name.replace('_gtFine_labelIds.png', '')
+
+
+def remove_image(root):
+    path = next((root / 'leftImg8bit' / 'train').glob('*/*.png'))
+    path.unlink()
+    return path.name.replace('_leftImg8bit.png', '')
+
+
+def resize_label(root):
+    path = next((root / 'gtFine' / 'train').glob('*/*_labelIds.png'))
+    PIL.Image.fromarray(np.full((32, 64), 7, np.uint8)).save(path)
+    return path.name
+
+
+def unknown_label(root):
+    path = next((root / 'gtFine' / 'train').glob('*/*_labelIds.png'))
+    PIL.Image.fromarray(np.full((64, 128), 77, np.uint8)).save(path)
+    return path.name
+
+
+def remove_folder(root):
+    shutil.rmtree(root / 'leftImg8bit')
+    return str(root / 'leftImg8bit')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'text'),
+    [
+        (remove_folder, 'no such folder'),
+        (remove_label, 'have no label'),
+        (remove_image, 'have no image'),
+        (resize_label, '32x64'),
+        (unknown_label, 'label value 77'),
+    ],
+)
+def test_bad_data_is_named_before_training(command, scenes, tmp_path, spoil, text):
+    root = tmp_path / 'cityscapes'
+    shutil.copytree(scenes, root)
+    name = spoil(root)
+    process = command('--config=configs/tiny.py', '--config.data.name=cityscapes', f'--config.data.root={root}')
+    assert_one_clear_line(process, name, text)
+    assert not (tmp_path / 'workdir' / 'checkpoints').exists()
+
+
+def test_a_run_of_other_classes_is_refused_and_left_as_it_is(command, scenes, tmp_path):
+    workdir = tmp_path / 'workdir'
+    settings = ['--config=configs/tiny.py', f'--config.data.root={scenes}', '--config.data.name=cityscapes']
+    assert command(*settings, '--config.train.epochs=0.5').returncode == 0
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()}
+
+    process = command('--config=configs/tiny.py', '--config.data.name=camvid')
+
+    assert_one_clear_line(process, str(workdir), '19 classes', '11', 'new --workdir')
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*') if path.is_file()} == before
+    with open(os.path.join(workdir, 'config.json')) as file:
+        assert json.load(file)['data']['name'] == 'cityscapes'
+
+
+def test_the_second_start_of_a_command_takes_its_compiled_programs_from_the_cache(
+    command, scenes, tmp_path, monkeypatch
+):
+    cache = tmp_path / 'compiled'
+    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
+    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
+    settings = ['--config=configs/tiny.py', f'--config.data.root={scenes}', '--config.data.name=cityscapes']
+    settings += ['--config.train.epochs=0.5']
+    assert command(*settings, workdir=tmp_path / 'first').returncode == 0
+    first = {path.name for path in cache.iterdir() if path.name.endswith('-cache')}
+    assert any('step' in name for name in first)
+    assert command(*settings, workdir=tmp_path / 'second').returncode == 0
+    assert {path.name for path in cache.iterdir() if path.name.endswith('-cache')} == first
