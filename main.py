@@ -4,7 +4,7 @@
     python main.py --workdir=runs/cityscapes --mode=evaluate
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
-Exits with 0, with 2 where the input is at fault, and with 3 where training cannot go on.
+Exits with 0, with 2 where the input is at fault, 3 where training cannot go on, 130 where it was interrupted.
 """
 
 import logging
@@ -59,3 +59,6 @@ if __name__ == '__main__':
     except (InputError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         sys.exit(2 if isinstance(failure, InputError) else 3)
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        sys.exit(130)

@@ -7,23 +7,23 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.augment import normalize
-from atonet_jax.models.layers import enlarged_phases, resize_bilinear
+from atonet_jax.models.layers import enlarged_phases, phase_factors, resize_bilinear
 
 
 def label_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
     """The most likely class of each pixel: [B, h, w, C] logits enlarged bilinearly to `size` -> [B, *size] uint8.
 
-    Where the enlargement is by integers each of its phases is reduced to labels before they are interleaved, so
-    that full-resolution logits are never written.
+    Where the enlargement goes by phases each is reduced to labels before they are interleaved, so that full-resolution
+    logits are never written.
     """
-    (height, width), (rows, columns) = size, logits.shape[1:3]
-    if height % rows or width % columns:
+    factors = phase_factors(logits.shape[1:3], size)
+    if factors is None:
         return _argmax(resize_bilinear(logits, size))
     labels = [
-        jnp.stack([_argmax(phase) for phase in enlarged_phases(row_phase, width // columns, axis=2)], axis=3)
-        for row_phase in enlarged_phases(logits, height // rows, axis=1)
+        jnp.stack([_argmax(phase) for phase in enlarged_phases(row_phase, factors[1], axis=2)], axis=3)
+        for row_phase in enlarged_phases(logits, factors[0], axis=1)
     ]
-    return jnp.stack(labels, axis=2).reshape(-1, height, width)
+    return jnp.stack(labels, axis=2).reshape(-1, *size)
 
 
 def _argmax(logits: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models.layers import enlarged_phases, resize_bilinear
+from atonet_jax.models.layers import enlarged_phases, phase_factors, resize_bilinear
 
 
 class HardExampleMining(NamedTuple):
@@ -84,15 +84,14 @@ def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
 def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of every labelled pixel, the logits enlarged to the labels' size, and the labels in its order.
 
-    Where the enlargement is by integers its phases never become one full-resolution array: each is a strided slice of
-    the labels' pixels, and the losses come out in that order.
+    Where the enlargement goes by phases they never become one full-resolution array: each is a strided slice of the
+    labels' pixels, and the losses come out in that order.
     """
-    height, width = labels.shape[1:]
-    row_factor, row_rest = divmod(height, logits.shape[1])
-    column_factor, column_rest = divmod(width, logits.shape[2])
-    if row_rest or column_rest:
-        return cross_entropy(resize_bilinear(logits, (height, width)), labels), labels
+    factors = phase_factors(logits.shape[1:3], labels.shape[1:])
+    if factors is None:
+        return cross_entropy(resize_bilinear(logits, labels.shape[1:]), labels), labels
 
+    row_factor, column_factor = factors
     phase_losses, phase_labels = [], []
     for i, rows in enumerate(enlarged_phases(logits, row_factor, axis=1)):
         for j, phase in enumerate(enlarged_phases(rows, column_factor, axis=2)):

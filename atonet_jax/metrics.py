@@ -79,18 +79,17 @@ class Scores(NamedTuple):
         return scalars | {'classes': per_class}
 
     def table(self, class_names: Sequence[str]) -> str:
-        """A table of percentages for the screen, a line a class."""
+        """A table of percentages for the screen, a line a class; '-' where a class does not occur."""
         width = max(len('frequency-weighted IoU'), *map(len, class_names))
         lines = [f'{"class":{width}}  {"IoU %":>7}  {"accuracy %":>10}  {"of pixels %":>11}']
-        for i, name in enumerate(class_names):
-            iou, accuracy, frequency = (
-                100 * values[i] for values in (self.class_iou, self.class_accuracy, self.class_frequency)
-            )
-            lines.append(f'{name:{width}}  {iou:7.2f}  {accuracy:10.2f}  {frequency:11.2f}')
+        for name, iou, accuracy, frequency in zip(
+            class_names, self.class_iou, self.class_accuracy, self.class_frequency, strict=True
+        ):
+            lines.append(f'{name:{width}}  {_percent(iou):>7}  {_percent(accuracy):>10}  {_percent(frequency):>11}')
         lines.append('-' * len(lines[0]))
-        lines.append(f'{"mean":{width}}  {100 * self.miou:7.2f}  {100 * self.mean_accuracy:10.2f}')
-        lines.append(f'{"frequency-weighted IoU":{width}}  {100 * self.frequency_weighted_iou:7.2f}')
-        lines.append(f'{"pixel accuracy":{width}}  {"":7}  {100 * self.pixel_accuracy:10.2f}')
+        lines.append(f'{"mean":{width}}  {_percent(self.miou):>7}  {_percent(self.mean_accuracy):>10}')
+        lines.append(f'{"frequency-weighted IoU":{width}}  {_percent(self.frequency_weighted_iou):>7}')
+        lines.append(f'{"pixel accuracy":{width}}  {"":7}  {_percent(self.pixel_accuracy):>10}')
         return '\n'.join(lines)
 
 
@@ -101,3 +100,7 @@ def _mean(values: np.ndarray) -> float:
 
 def _json_number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
+
+
+def _percent(share: float) -> str:
+    return '-' if np.isnan(share) else f'{100 * share:.2f}'

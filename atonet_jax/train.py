@@ -113,6 +113,7 @@ class _Run:
         self._workdir = workdir
         self._metrics = MetricsLog(workdir, start_step)
         self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
+        self._step_time = _StepTime()
         self._last_good_step = start_step
 
     def train(
@@ -139,10 +140,11 @@ class _Run:
                     waiting = None
                     self._numbers['seconds'] = counted_from + time.perf_counter() - started
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
-                    self._checkpoints.save(state, self._numbers, scores and scores.miou)
+                    self._checkpoints.save(state, dict(self._numbers), scores and scores.miou)
                     self._last_good_step = step
+                    self._step_time.restart()
         if scores is None:  # resumed where nothing was left to do
-            scores = self._evaluate(self._start_step, state, evaluator)
+            scores, _, _ = evaluator.run(state.averaged or state.variables)
         return scores
 
     def close(self) -> None:
@@ -160,10 +162,9 @@ class _Run:
                     f'{self._workdir} is kept; start again with a lower config.optimizer.learning_rate or more '
                     'config.schedule.warmup_epochs'
                 )
-        bar.update()
-        rate = bar.format_dict['rate'] or 0.0
-        images_per_second = rate * self._config.train.batch_size
+        images_per_second = self._config.train.batch_size / self._step_time.lap()
         bar.set_postfix_str(f'loss {values["loss"]:.3f}, {images_per_second:.1f} images/s', refresh=False)
+        bar.update()
         if step % self._config.train.log_every_steps == 0 or step == self._total_steps:
             values['epoch'] = step * self._config.train.batch_size / self._num_images
             values['images_per_second'] = images_per_second
@@ -193,6 +194,30 @@ class _Run:
         for i, example in enumerate(examples):
             picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
             self._board.add_image(f'example/{i}', picture, step, dataformats='HWC')
+
+
+class _StepTime:
+    """Seconds a step, averaged over the last dozens; evaluations and saving left out."""
+
+    _WEIGHT = 0.05
+
+    def __init__(self):
+        self._average = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._started = time.perf_counter()
+
+    def lap(self) -> float:
+        now = time.perf_counter()
+        seconds, self._started = now - self._started, now
+        if self._average is None:
+            self._average = math.inf  # the first step compiles
+        elif self._average == math.inf:
+            self._average = seconds
+        else:
+            self._average += self._WEIGHT * (seconds - self._average)
+        return self._average
 
 
 def _splits(config: ConfigDict) -> tuple[str, str]:

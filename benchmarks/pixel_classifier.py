@@ -1,10 +1,10 @@
 """What a per-pixel classifier reaches on the synthetic scenes: the floor that context has to beat.
 
-    python benchmarks/pixel_classifier.py --seeds 0 1 2 --json pixel_classifier.json
+    python -m benchmarks.pixel_classifier --seeds 0 1 2 --json pixel_classifier.json
 
 Gradient boosted trees see one pixel at a time: its RGB, its HSV and its place in the image. They learn from
 sampled pixels of the training scenes and are scored on every pixel of held-out scenes of the same seed.
-Needs scikit-learn besides the package's own requirements. About 20 s a seed on two free cores, minutes on busy ones.
+Needs requirements-benchmarks.txt. About 20 s a seed on two free cores, minutes on busy ones.
 """
 
 import argparse

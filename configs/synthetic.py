@@ -1,18 +1,28 @@
 """The demo: the full-size network, from scratch, on synthetic street scenes of 128x256.
 
     python main.py --config=configs/synthetic.py --workdir=runs/demo
+
+On 2 CPU cores: TODO
+The paper's recipe fine-tunes an ImageNet backbone over days. A start from nothing in minutes wants Adam, one rate for
+all layers, and weights that make rare classes count: road is 90 times as frequent as riders.
 """
 
 from ml_collections import ConfigDict
 
 from atonet_jax.config import default_config
 
+# Share of each class among the labelled pixels of the training scenes, to the power -0.5; 1 on average over pixels.
+CLASS_WEIGHTS = (
+    0.52, 1.2, 0.64, 2.49, 2.26, 1.96, 3.81, 3.38, 0.82, 2.5, 0.82, 2.7, 5.01, 1.35, 2.45, 2.98, 2.41, 4.11, 3.35,
+)  # fmt: skip
+
 
 def get_config() -> ConfigDict:
     config = default_config()
-    config.data.update(name='synthetic', root='data/synthetic', crop_size=(128, 256), scale_range=(1.0, 1.0))
-    config.optimizer.update(learning_rate=0.05, backbone_factor=1.0)
+    config.data.update(name='synthetic', root='data/synthetic', crop_size=(128, 256), scale_range=(1.0, 1.25))
+    config.loss.class_weights = CLASS_WEIGHTS
+    config.optimizer.update(name='adamw', learning_rate=0.002, weight_decay=0.01, backbone_factor=1.0)
     config.schedule.update(per='step', warmup_epochs=0.1)
-    config.train.update(batch_size=8, epochs=1.5, checkpoint_every_steps=100, eval_every_epochs=1.0)
+    config.train.update(batch_size=8, epochs=1.3, checkpoint_every_steps=100, eval_every_epochs=1.0)
     config.eval.batch_size = 10
     return config

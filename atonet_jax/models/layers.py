@@ -15,6 +15,7 @@ from flax import linen as nn
 
 BN_MOMENTUM = 0.9  # torch's 0.1, which weighs the new value, not the old one
 BN_EPSILON = 1e-5
+_MOST_PHASES = 16
 
 # torch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), and for a residual network's backbone the
 # one that torchvision uses, N(0, 2/fan_out).
@@ -138,6 +139,17 @@ def enlarged_phases(x: jax.Array, factor: int, axis: int) -> list[jax.Array]:
         neighbour = before if offset < 0 else after
         phases.append(x if offset == 0 else (1 - abs(offset)) * x + abs(offset) * neighbour)
     return phases
+
+
+def phase_factors(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int] | None:
+    """Row and column factors of an enlargement that is better taken phase by phase than as a whole.
+
+    None where it is not by whole numbers, or has so many phases that programs would grow too large.
+    """
+    if new[0] % old[0] or new[1] % old[1]:
+        return None
+    factors = new[0] // old[0], new[1] // old[1]
+    return factors if factors[0] * factors[1] <= _MOST_PHASES else None
 
 
 def _slice(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:

@@ -1,5 +1,6 @@
 """Tests of the synthetic scenes: what they promise to those who train and test on them."""
 
+import concurrent.futures
 import functools
 import os
 
@@ -44,7 +45,7 @@ def in_process(monkeypatch):
         def map(self, function, jobs, chunksize):
             return map(function, jobs)
 
-    monkeypatch.setattr(synthetic.concurrent.futures, 'ProcessPoolExecutor', Pool)
+    monkeypatch.setattr(concurrent.futures, 'ProcessPoolExecutor', Pool)
 
 
 def files_of(root) -> dict[str, bytes]:
@@ -135,7 +136,7 @@ def test_splits_share_no_scene(tmp_path, in_process):
 
 def test_complete_dataset_is_left_alone(tmp_path, in_process, monkeypatch):
     synthetic.write_dataset(tmp_path, **DATASET)
-    monkeypatch.setattr(synthetic, 'render_scene', None)
+    monkeypatch.setattr(synthetic.write, 'render_scene', None)
     synthetic.write_dataset(tmp_path, **DATASET)
 
 
@@ -150,7 +151,7 @@ def test_interrupted_dataset_is_completed(tmp_path, in_process, monkeypatch):
         replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(synthetic.os, 'replace', fail_after_six)
+        patch.setattr(os, 'replace', fail_after_six)
         with pytest.raises(KeyboardInterrupt):
             synthetic.write_dataset(tmp_path / 'broken', **DATASET)
     assert not (tmp_path / 'broken/synthetic.json').exists()

@@ -1,0 +1,82 @@
+"""A data set of scenes on disk, in the layout of Cityscapes."""
+
+import concurrent.futures
+import io
+import json
+import multiprocessing
+import os
+import pathlib
+from collections.abc import Mapping
+
+import tqdm
+from PIL import Image
+
+from atonet_jax.data.synthetic.scene import check_scene, render_scene
+from atonet_jax.errors import InputError
+
+PARAMETERS_FILE = 'synthetic.json'
+CITY = 'synthetown'
+VERSION = 1
+
+
+def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, seed: int, workers: int | None = None):
+    """Writes scenes in the layout of Cityscapes.
+
+    `leftImg8bit/{split}/synthetown/synthetown_{split number}_{scene}_leftImg8bit.png` and the same under
+    `gtFine` with `_gtFine_labelIds.png`. A complete data set is left alone, an interrupted one completed.
+
+    Args:
+        root: folder of the data set, made where missing.
+        splits: number of scenes of each split; no scene is in two.
+        height, width: in pixels.
+        seed: of the scenes.
+        workers: processes; None takes one for each core.
+
+    Raises:
+        InputError: (a ValueError) the folder holds another data set or other files, or as in `render_scene`.
+    """
+    root = pathlib.Path(root)
+    check_scene(seed, 0, height, width)
+    wanted = {'version': VERSION, 'splits': dict(splits), 'height': height, 'width': width, 'seed': seed}
+    parameters = json.dumps(wanted, indent=2) + '\n'
+    complete, started = root / PARAMETERS_FILE, root / f'{PARAMETERS_FILE}.part'
+    for path in (complete, started):
+        if path.exists() and path.read_text() != parameters:
+            found = ' '.join(path.read_text().split())
+            raise InputError(f'{path}: holds scenes of {found}, not of {wanted}; choose another folder or delete it')
+    if complete.exists():
+        return
+    if not started.exists():
+        if root.exists() and any(root.iterdir()):
+            raise InputError(f'{root}: holds files that are no synthetic data set; choose an empty or new folder')
+        root.mkdir(parents=True, exist_ok=True)
+        _write_atomically(started, parameters.encode())
+    jobs, first = [], 0
+    for number, (split, count) in enumerate(splits.items()):
+        for frame in range(count):
+            stem = f'{split}/{CITY}/{CITY}_{number:06d}_{frame:06d}'
+            image, labels = root / f'leftImg8bit/{stem}_leftImg8bit.png', root / f'gtFine/{stem}_gtFine_labelIds.png'
+            image.parent.mkdir(parents=True, exist_ok=True)
+            labels.parent.mkdir(parents=True, exist_ok=True)
+            if not (image.exists() and labels.exists()):
+                jobs.append((seed, first + frame, height, width, image, labels))
+        first += count
+    spawn = multiprocessing.get_context('spawn')
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
+        for _ in tqdm.tqdm(pool.map(_write_scene, jobs, chunksize=8), desc=f'scenes to {root}', total=len(jobs)):
+            pass
+    os.replace(started, complete)
+
+
+def _write_scene(job):
+    seed, index, height, width, image_path, labels_path = job
+    for path, array in zip((image_path, labels_path), render_scene(seed, index, height, width), strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, 'png')
+        _write_atomically(path, buffer.getvalue())
+
+
+def _write_atomically(path: pathlib.Path, content: bytes):
+    part = path.with_name(f'{path.name}.tmp')
+    part.write_bytes(content)
+    os.replace(part, path)

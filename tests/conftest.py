@@ -1,0 +1,44 @@
+"""What all tests share: where compiled programs are kept, and a tiny network."""
+
+import os
+import pathlib
+import runpy
+
+# Before JAX is imported, here and in the processes that tests start. The tests compare with references at float32
+# precision, which accelerators do not keep by default.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/atonet_jax/tests'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import pytest  # noqa: E402
+
+from atonet_jax.models import create_model  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def tiny_model():
+    """ATONet for 5 classes, with channels that compile and run in no time."""
+    return create_model('atonet', 5, width=16, backbone_width=8)
+
+
+@pytest.fixture(scope='session')
+def tiny_variables(tiny_model):
+    """Fresh variables of `tiny_model`, auxiliary heads included."""
+    key = jax.random.key(0, impl='rbg')  # the usual generator takes four times as long to compile
+    return jax.jit(lambda key: tiny_model.init(key, jnp.zeros((1, 64, 64, 3)), train=True))(key)
+
+
+@pytest.fixture(scope='session')
+def repository():
+    """The folder of main.py and configs/."""
+    return pathlib.Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope='session')
+def tiny_config(repository, tmp_path_factory):
+    """configs/tiny.py, with scenes that all tests share. Copy it before changing it."""
+    config = runpy.run_path(str(repository / 'configs' / 'tiny.py'))['get_config']()
+    config.data.root = str(tmp_path_factory.mktemp('scenes') / 'tiny')
+    return config

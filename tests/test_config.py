@@ -1,0 +1,152 @@
+"""Every config builds, and a value or key that cannot work is named before any data is read."""
+
+import pathlib
+import runpy
+
+import jax
+import pytest
+
+from atonet_jax.config import default_config, define_config_flag, validate
+from atonet_jax.data.sources import class_table
+from atonet_jax.errors import InputError
+from atonet_jax.evaluate import create_network
+from atonet_jax.train_step import init_variables
+
+CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
+
+BAD_VALUES = [
+    ('seed', -1),
+    ('model.name', 'unet'),
+    ('model.spp_bins', (8, 0)),
+    ('model.spp_bins', (8, 2.5)),
+    ('model.aux_levels', (3, 4, 6)),
+    ('model.aux_levels', (3, 4, 4)),
+    ('model.up_kernel_size', 2),
+    ('model.up_kernel_size', -1),
+    ('model.width', 0),
+    ('model.backbone_width', 0),
+    ('model.dtype', 'float16'),
+    ('data.name', 'ade20k'),
+    ('data.crop_size', (1024,)),
+    ('data.crop_size', (1024, 32)),
+    ('data.crop_size', (1024, 0.5)),
+    ('data.scale_range', (1.0,)),
+    ('data.scale_range', (2.0, 1.0)),
+    ('data.scale_range', (0.0, 1.0)),
+    ('data.scale_range', (1.0, float('inf'))),
+    ('loss.aux_weights', (1.0, 1.0)),
+    ('loss.aux_weights', (1.0, 1.0, -1.0)),
+    ('loss.aux_weights', (1.0, 1.0, float('nan'))),
+    ('loss.aux_target', 'upsampled_labels'),
+    ('loss.mining_threshold', 1.0),
+    ('loss.mining_threshold', 0.0),
+    ('loss.mining_min_kept', 0.0),
+    ('loss.mining_min_kept', 100000.0),
+    ('loss.class_weights', (1.0,) * 18),
+    ('loss.class_weights', (-1.0,) * 19),
+    ('optimizer.name', 'adam'),
+    ('optimizer.learning_rate', 0.0),
+    ('optimizer.learning_rate', float('nan')),
+    ('optimizer.momentum', 1.0),
+    ('optimizer.weight_decay', -1e-4),
+    ('optimizer.backbone_factor', 0.0),
+    ('optimizer.ema_decay', 1.0),
+    ('schedule.name', 'step'),
+    ('schedule.per', 'batch'),
+    ('schedule.warmup_epochs', 200.0),
+    ('schedule.warmup_epochs', -1.0),
+    ('train.batch_size', 0),
+    ('train.epochs', 0.0),
+    ('train.epochs', float('inf')),
+    ('train.log_every_steps', 0),
+    ('train.checkpoint_every_steps', 0),
+    ('train.eval_every_epochs', 0.0),
+    ('train.keep_checkpoints', 0),
+    ('eval.batch_size', 0),
+    ('eval.checkpoint', 'newest'),
+    ('eval.center_crop', (1024,)),
+    ('eval.window', (0, 1024)),
+    ('eval.window_stride', (512, 1.5)),
+    ('eval.scales', ()),
+    ('eval.scales', (1.0, 0.0)),
+]
+OTHER_VALUES = {
+    'model.dtype': 'bfloat16',
+    'model.spp_bins': (),
+    'model.aux_levels': (5,),
+    'model.up_kernel_size': 1,
+    'data.crop_size': (33, 33),
+    'loss.aux_weights': (0.5,),
+    'loss.aux_target': 'upsampled_features',
+    'loss.mining': True,
+    'loss.class_weights': (1.0,) * 19,
+    'optimizer.name': 'adamw',
+    'schedule.name': 'poly',
+    'eval.center_crop': (1024, 1024),
+    'eval.window': (512, 512),
+    'eval.window_stride': (256, 256),
+    'eval.scales': (0.75, 1.0),
+}
+
+
+def changed_config(values):
+    config = default_config()
+    config.update_from_flattened_dict(values)
+    return config
+
+
+@pytest.mark.parametrize('path', CONFIG_FILES, ids=lambda path: path.name)
+def test_config_file_is_valid_and_its_network_can_be_created(path):
+    config = runpy.run_path(str(path))['get_config']()
+    num_classes = class_table(config.data).num_classes
+    validate(config, num_classes, num_devices=1)
+    model = create_network(config, num_classes)
+    variables = jax.eval_shape(lambda: init_variables(model, config.seed))
+    assert variables['params']['classifier']['conv']['kernel'].shape[-1] == num_classes
+
+
+def test_there_are_config_files():
+    assert {'camvid.py', 'cityscapes.py', 'synthetic.py', 'tiny.py'} <= {path.name for path in CONFIG_FILES}
+
+
+@pytest.mark.parametrize(('key', 'value'), BAD_VALUES, ids=lambda value: str(value))
+def test_value_that_cannot_work_is_named(key, value):
+    with pytest.raises(InputError) as refusal:
+        validate(changed_config({key: value}), num_classes=19, num_devices=1)
+    assert str(refusal.value).startswith(f'config.{key}={value!r}: must be ')
+    assert '\n' not in str(refusal.value)
+
+
+def test_documented_alternatives_are_accepted():
+    validate(changed_config(OTHER_VALUES), num_classes=19, num_devices=1)
+
+
+@pytest.mark.parametrize('key', ['train.batch_size', 'eval.batch_size'])
+def test_batch_that_devices_cannot_share_is_named(key):
+    config = changed_config({'train.batch_size': 6, 'eval.batch_size': 6} | {key: 4})
+    with pytest.raises(InputError, match=f'config.{key}=4: must be a multiple of the 3 devices'):
+        validate(config, num_classes=19, num_devices=3)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        (['--config=configs/tiny.py', '--config.train.batchsize=8'], 'train.batchsize.*there is train.batch_size'),
+        (['--config=configs/tiny.py', '--config.zzz=8'], 'zzz: there is no such setting.*seed.*model.name'),
+        (['--config=configs/tiny.py', '--config.train=8'], 'config.train: there is no such setting'),
+        (['--config=configs/none.py'], 'configs/none.py: no such file'),
+        ([], 'give --config=configs/NAME.py'),
+    ],
+)
+def test_command_line_that_names_no_setting_is_refused(arguments, error, monkeypatch):
+    monkeypatch.chdir(CONFIG_FILES[0].parents[1])
+    with pytest.raises(InputError, match=error):
+        define_config_flag(['main.py', *arguments])
+
+
+@pytest.mark.parametrize('content', ['', 'get_config = {}["missing"]'])
+def test_config_file_without_a_config_is_refused(content, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(content)
+    with pytest.raises(InputError, match='mine.py.*must define get_config'):
+        define_config_flag(['main.py', f'--config={path}'])
