@@ -11,11 +11,10 @@ import runpy
 
 from ml_collections import ConfigDict, config_flags
 
+from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES
 from atonet_jax.workdir import load_config
-
-DATASETS = ('cityscapes', 'camvid', 'synthetic')
 
 
 def default_config() -> ConfigDict:
@@ -140,7 +139,7 @@ def _flat_keys(config: ConfigDict, prefix: str = ''):
             yield f'{prefix}{key}'
 
 
-def validate(config: ConfigDict, num_classes: int, num_devices: int) -> None:
+def validate(config: ConfigDict, num_devices: int) -> None:
     """Checks values that no type can: before any data is read.
 
     Raises:
@@ -173,7 +172,7 @@ def validate(config: ConfigDict, num_classes: int, num_devices: int) -> None:
 
     one_of('model.name', MODEL_NAMES)
     one_of('model.dtype', ('float32', 'bfloat16'))
-    one_of('data.name', DATASETS)
+    one_of('data.name', CLASS_TABLES)
     one_of('loss.aux_target', ('downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adamw'))
     one_of('schedule.name', ('cosine', 'poly', 'constant'))
@@ -197,7 +196,7 @@ def validate(config: ConfigDict, num_classes: int, num_devices: int) -> None:
     )
     check(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
     check(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
-    weights = config.loss.class_weights
+    weights, num_classes = config.loss.class_weights, CLASS_TABLES[config.data.name].num_classes
     check(
         len(weights) in (0, num_classes) and all(math.isfinite(w) and w >= 0 for w in weights),
         'loss.class_weights',
@@ -210,12 +209,21 @@ def validate(config: ConfigDict, num_classes: int, num_devices: int) -> None:
     check(len(scales) == 2 and 0 < scales[0] <= scales[1] < math.inf, 'data.scale_range', 'lowest and highest scale')
     check(config.seed >= 0, 'seed', 'not below 0')
     check(0 <= config.optimizer.momentum < 1, 'optimizer.momentum', 'from 0 to below 1')
-    check(config.optimizer.weight_decay >= 0, 'optimizer.weight_decay', 'not below 0')
+    check(0 <= config.optimizer.weight_decay < math.inf, 'optimizer.weight_decay', 'not below 0')
     check(0 <= config.optimizer.ema_decay < 1, 'optimizer.ema_decay', 'from 0 to below 1')
+    check(0 <= config.schedule.floor < config.optimizer.learning_rate, 'schedule.floor', 'from 0 to the learning rate')
+    check(0 < config.schedule.power < math.inf, 'schedule.power', 'greater than 0')
     check(0 <= config.schedule.warmup_epochs < config.train.epochs, 'schedule.warmup_epochs', 'from 0 to train.epochs')
     size('eval.center_crop', optional=True)
     size('eval.window', optional=True)
     size('eval.window_stride', optional=True)
+    window, stride = config.eval.window, config.eval.window_stride
+    check(
+        not stride or (len(window) == 2 and stride[0] <= window[0] and stride[1] <= window[1]),
+        'eval.window_stride',
+        'no larger than config.eval.window, so that windows leave no gaps',
+    )
+    check(config.eval.pictures >= 0, 'eval.pictures', 'not below 0')
     scales = config.eval.scales
     check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
     for key in ('train.batch_size', 'eval.batch_size'):

@@ -15,15 +15,16 @@ from ml_collections import ConfigDict
 
 from atonet_jax import visualize
 from atonet_jax.checkpoint import Checkpoints
+from atonet_jax.config import validate
 from atonet_jax.data.dataset import SegmentationDataset, verify
-from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
 from atonet_jax.inference import predict_labels
 from atonet_jax.metrics import Scores, confusion_matrix
 from atonet_jax.models import create_model
 from atonet_jax.train_step import create_mesh, replicated, split_by_batch
-from atonet_jax.workdir import load_class_table, write_json
+from atonet_jax.workdir import changes_since, write_json
 
 
 class Example(NamedTuple):
@@ -86,15 +87,12 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         InputError: no run or checkpoint in `workdir`, or data that cannot be used.
     """
     mesh = create_mesh()
-    table = load_class_table(workdir)
+    validate(config, mesh.size)
+    table = CLASS_TABLES[config.data.name]
+    changes_since(workdir, config, table)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.step(config.eval.checkpoint)
     dataset = load_dataset(config.data, config.data.eval_split)
-    if dataset.class_table.class_names != table.class_names:
-        raise InputError(
-            f'config.data.name={config.data.name!r} has other classes than {workdir} was trained on; '
-            f'choose a data set with the {table.num_classes} classes of {table.name}'
-        )
     verify(dataset, os.path.join(workdir, f'verified_{dataset.split}.json'))
     model = create_network(config, table.num_classes)
     variables = checkpoints.restore_variables(step, model, mesh, averaged=config.optimizer.ema_decay > 0)

@@ -76,7 +76,7 @@ def predict_labels(
 
     summed = jnp.zeros(())
     for scale in scales:
-        scaled = resize_bilinear(images, tuple(max(33, round(length * scale)) for length in size))
+        scaled = resize_bilinear(images, tuple(max(1, round(length * scale)) for length in size))
         summed += resize_bilinear(probabilities(scaled), size)
         if flip:
             summed += resize_bilinear(probabilities(scaled[:, :, ::-1])[:, :, ::-1], size)
@@ -89,6 +89,7 @@ def _windows(
     """(top, left, height, width) of windows that cover `size`; the last of a row or column ends at the border."""
     height, width = (min(part, length) for part, length in zip(window, size, strict=True))
     rows, columns = stride or (max(1, 2 * height // 3), max(1, 2 * width // 3))
+    rows, columns = min(rows, height), min(columns, width)  # no gaps where the image is smaller than the window
     tops, lefts = (
         sorted({min(start, length - part) for start in range(0, length - part + step, step)})
         for length, part, step in ((size[0], height, rows), (size[1], width, columns))

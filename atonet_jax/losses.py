@@ -106,16 +106,16 @@ def _average(
     """Weighted mean of `losses` over the labelled pixels, the hard ones alone with `mining`; 0 if there are none."""
     weights = (labels != IGNORE_LABEL).astype(jnp.float32)
     if mining is not None:
-        weights *= losses >= _mining_bound(losses, weights, mining)
+        weights *= losses >= _mining_bound(losses, mining)
     if class_weights is not None:
         weights *= jnp.asarray(class_weights, jnp.float32).at[labels].get(mode='clip')
     total = jnp.sum(weights)
     return jnp.sum(weights * losses) / jnp.where(total > 0, total, 1.0)
 
 
-def _mining_bound(losses: jax.Array, weights: jax.Array, mining: HardExampleMining) -> jax.Array:
+def _mining_bound(losses: jax.Array, mining: HardExampleMining) -> jax.Array:
     """The loss from which on a pixel counts: the threshold's, or less where too few pixels would reach it."""
-    losses = jax.lax.stop_gradient(jnp.where(weights > 0, losses, -jnp.inf)).ravel()
+    losses = jax.lax.stop_gradient(losses).ravel()
     min_kept = min(max(round(mining.min_kept * losses.size), 1), losses.size)
     hardest = jnp.sort(losses)[losses.size - min_kept]
     return jnp.minimum(-jnp.log(mining.threshold), hardest)

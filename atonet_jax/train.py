@@ -17,8 +17,8 @@ from atonet_jax import visualize
 from atonet_jax.checkpoint import Checkpoints
 from atonet_jax.config import validate
 from atonet_jax.data.dataset import SegmentationDataset, verify
-from atonet_jax.data.labels import ClassTable
-from atonet_jax.data.sources import class_table, load_dataset
+from atonet_jax.data.labels import CLASS_TABLES, ClassTable
+from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluate import Evaluator, Example, create_network
 from atonet_jax.losses import HardExampleMining
@@ -30,6 +30,7 @@ from atonet_jax.workdir import MetricsLog, claim
 _log = logging.getLogger(__name__)
 
 _PICTURES = 4  # validation examples that TensorBoard shows
+_SECONDS_BETWEEN_LINES = 60
 
 
 def train(config: ConfigDict, workdir: str) -> Scores:
@@ -42,8 +43,8 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         TrainingError: the loss or its gradient is no finite number any more.
     """
     mesh = create_mesh()
-    table = class_table(config.data)
-    validate(config, table.num_classes, mesh.size)
+    validate(config, mesh.size)
+    table = CLASS_TABLES[config.data.name]
     for change in claim(workdir, config, table):
         _log.info('since the run in %s began: %s', workdir, change)
     train_set, eval_set = (_load_verified(config, split, workdir) for split in _splits(config))
@@ -114,6 +115,7 @@ class _Run:
         self._metrics = MetricsLog(workdir, start_step)
         self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
         self._step_time = _StepTime()
+        self._shown = 0.0
         self._last_good_step = start_step
 
     def train(
@@ -163,12 +165,20 @@ class _Run:
                     'config.schedule.warmup_epochs'
                 )
         images_per_second = self._config.train.batch_size / self._step_time.lap()
-        bar.set_postfix_str(f'loss {values["loss"]:.3f}, {images_per_second:.1f} images/s', refresh=False)
-        bar.update()
+        self._show_progress(bar, step, f'loss {values["loss"]:.3f}, {images_per_second:.1f} images/s')
         if step % self._config.train.log_every_steps == 0 or step == self._total_steps:
             values['epoch'] = step * self._config.train.batch_size / self._num_images
             values['images_per_second'] = images_per_second
             self._write(step, {f'train/{name}': value for name, value in values.items()})
+
+    def _show_progress(self, bar: tqdm.tqdm, step: int, figures: str) -> None:
+        """On a terminal the bar; elsewhere a line now and then."""
+        bar.set_postfix_str(figures, refresh=False)
+        bar.update()
+        now = time.perf_counter()
+        if bar.disable and now - self._shown > _SECONDS_BETWEEN_LINES:
+            self._shown = now
+            _log.info('step %d of %d: %s', step, self._total_steps, figures)
 
     def _evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> Scores:
         scores, _, examples = evaluator.run(state.averaged or state.variables)

@@ -57,22 +57,31 @@ def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str
     Raises:
         InputError: the workdir is of a run with another network or other classes.
     """
-    changes = []
-    if os.path.exists(os.path.join(workdir, CONFIG_FILE)):
-        earlier = load_config(workdir)
-        changes = list(_differences(earlier, config))
-        of_model = [change for change in changes if change.startswith('config.model.')]
-        earlier_classes = load_class_table(workdir)
-        if earlier_classes.class_names != class_table.class_names:
-            of_model.append(f'{earlier_classes.num_classes} classes were, {class_table.num_classes} are asked for now')
-        if of_model:
-            raise InputError(
-                f'{workdir}: holds a run of another network ({"; ".join(of_model)}); '
-                'give a new --workdir, or the settings of that run'
-            )
+    changes = changes_since(workdir, config, class_table) if os.path.exists(os.path.join(workdir, CONFIG_FILE)) else []
     os.makedirs(workdir, exist_ok=True)
     write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
     write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
+    return changes
+
+
+def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
+    """What `config` has changed since the run in `workdir` began, a line a key.
+
+    Raises:
+        InputError: there is no run, or it is one of another network or of other classes.
+    """
+    changes = list(_differences(load_config(workdir), config))
+    # The compute type changes no parameter.
+    network = [change for change in changes if change.startswith('config.model.') and '.dtype ' not in change]
+    classes = load_class_table(workdir)
+    if classes.class_names != class_table.class_names:
+        network.append(f'it has the {classes.num_classes} classes of {classes.name}, not the {class_table.num_classes} '
+                       f'of {class_table.name}')  # fmt: skip
+    if network:
+        raise InputError(
+            f'{workdir}: holds a run of another network ({"; ".join(network)}); '
+            'give a new --workdir, or the settings of that run'
+        )
     return changes
 
 

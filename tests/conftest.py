@@ -9,6 +9,8 @@ import runpy
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/atonet_jax/tests'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Compiling takes nearly all of the tests' time, and less of it unoptimised.
+os.environ.setdefault('XLA_FLAGS', '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true')
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

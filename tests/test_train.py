@@ -30,12 +30,24 @@ def finished(tiny_config, tmp_path_factory):
     return workdir
 
 
-def final_variables(config, workdir):
+def restored_variables(config, workdir, step=TOTAL_STEPS):
     checkpoints = Checkpoints(workdir)
-    assert checkpoints.latest_step() == TOTAL_STEPS
-    variables = checkpoints.restore_variables(TOTAL_STEPS, create_network(config, 19), create_mesh(), averaged=False)
+    assert checkpoints.latest_step() == step
+    variables = checkpoints.restore_variables(step, create_network(config, 19), create_mesh(), averaged=False)
     checkpoints.close()
     return variables
+
+
+def main_command(config, workdir, *arguments):
+    """The command that trains configs/tiny.py, in a process of its own."""
+    return [
+        sys.executable,
+        'main.py',
+        '--config=configs/tiny.py',
+        f'--workdir={workdir}',
+        f'--config.data.root={config.data.root}',
+        *arguments,
+    ]
 
 
 def assert_equal(actual, expected):
@@ -46,14 +58,9 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_parameters_of_an_undistu
     finished, tiny_config, repository, tmp_path
 ):
     workdir = str(tmp_path / 'killed')
-    command = [
-        sys.executable,
-        'main.py',
-        '--config=configs/tiny.py',
-        f'--workdir={workdir}',
-        f'--config.data.root={tiny_config.data.root}',
-    ]
-    process = subprocess.Popen(command, cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        main_command(tiny_config, workdir), cwd=repository, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     while not any(line['step'] >= 3 for line in read_metrics(workdir)):
         assert process.poll() is None, 'the run ended before it could be killed'
         time.sleep(0.02)
@@ -62,7 +69,7 @@ def test_a_run_that_is_killed_and_resumed_ends_with_the_parameters_of_an_undistu
 
     train(tiny_config, workdir)
 
-    assert_equal(final_variables(tiny_config, workdir), final_variables(tiny_config, finished))
+    assert_equal(restored_variables(tiny_config, workdir), restored_variables(tiny_config, finished))
     steps = [line['step'] for line in read_metrics(workdir) if 'train/loss' in line]
     assert steps == list(range(1, TOTAL_STEPS + 1)), 'each step is logged once'
 
@@ -76,7 +83,7 @@ def test_a_shorter_run_is_continued_from_its_last_checkpoint_with_all_its_number
 
     train(tiny_config, workdir)
 
-    assert_equal(final_variables(tiny_config, workdir), final_variables(tiny_config, finished))
+    assert_equal(restored_variables(tiny_config, workdir), restored_variables(tiny_config, finished))
     scores = [[line for line in read_metrics(folder) if 'eval/miou' in line][-1] for folder in (workdir, finished)]
     assert scores[0]['eval/miou'] == scores[1]['eval/miou']
     assert scores[0]['eval/best_miou'] == scores[1]['eval/best_miou']
@@ -85,9 +92,9 @@ def test_a_shorter_run_is_continued_from_its_last_checkpoint_with_all_its_number
 def test_a_finished_run_is_evaluated_but_not_trained_further(finished, tiny_config, tmp_path):
     workdir = str(tmp_path / 'again')
     shutil.copytree(finished, workdir)
-    before = final_variables(tiny_config, workdir)
+    before = restored_variables(tiny_config, workdir)
     train(tiny_config, workdir)
-    assert_equal(final_variables(tiny_config, workdir), before)
+    assert_equal(restored_variables(tiny_config, workdir), before)
 
 
 def test_the_best_checkpoint_is_kept_beside_the_latest(finished):
@@ -109,6 +116,26 @@ def test_evaluate_needs_only_the_workdir_and_agrees_with_the_run(finished, tiny_
     pictures = [name for name in os.listdir(os.path.join(finished, 'evaluation')) if name.endswith('.png')]
     assert len(pictures) == tiny_config.eval.pictures
     assert 'road' in capsys.readouterr().out
+
+
+def test_two_devices_train_as_one_does(finished, tiny_config, repository, tmp_path, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+    workdir = str(tmp_path)
+    subprocess.run(main_command(tiny_config, workdir, '--config.train.epochs=0.67'), cwd=repository, check=True)
+    losses = [[line['train/loss'] for line in read_metrics(folder) if 'train/loss' in line][:2]
+              for folder in (workdir, finished)]  # fmt: skip
+    # The second step's loss depends on the first step's gradients and statistics over the whole batch.
+    np.testing.assert_allclose(losses[0][0], losses[1][0], rtol=1e-5)
+    np.testing.assert_allclose(losses[0][1], losses[1][1], rtol=2e-2)
+
+
+def test_bfloat16_training_keeps_float32_parameters(tiny_config, tmp_path):
+    config = tiny_config.copy_and_resolve_references()
+    config.model.dtype = 'bfloat16'
+    config.train.epochs = 0.34
+    assert 0 <= train(config, str(tmp_path)).miou <= 1
+    variables = restored_variables(config, str(tmp_path), step=1)
+    assert {array.dtype.name for array in jax.tree.leaves(variables)} == {'float32'}
 
 
 def test_averaged_parameters_are_saved_and_evaluated(tiny_config, tmp_path):
@@ -133,14 +160,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     config.optimizer.learning_rate = 1e18
     config.schedule.name = 'constant'
     config.train.checkpoint_every_steps = 1
-    with pytest.raises(TrainingError, match=r'step \d+: (loss|gradient_norm) is (nan|inf); the checkpoint of step') as e:
+    message = r'step \d+: (loss|gradient_norm) is (nan|inf); the checkpoint of step'
+    with pytest.raises(TrainingError, match=message) as failure:
         train(config, str(tmp_path))
-    assert '\n' not in str(e.value)
-    checkpoints = Checkpoints(str(tmp_path))
-    step = checkpoints.latest_step()
-    assert f'the checkpoint of step {step} ' in str(e.value)
-    variables = checkpoints.restore_variables(step, create_network(config, 19), create_mesh(), averaged=False)
-    checkpoints.close()
+    assert '\n' not in str(failure.value)
+    step = int(str(failure.value).split('the checkpoint of step ')[1].split()[0])
+    variables = restored_variables(config, str(tmp_path), step)
     assert all(np.isfinite(array).all() for array in jax.tree.leaves(variables))
 
 

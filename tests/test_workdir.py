@@ -61,7 +61,7 @@ def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
     claim(str(tmp_path), config, CITYSCAPES)
     before = contents(tmp_path)
     config.data.name = 'camvid'
-    with pytest.raises(InputError, match='19 classes were, 11 are asked for now'):
+    with pytest.raises(InputError, match='19 classes of cityscapes, not the 11 of camvid'):
         claim(str(tmp_path), config, CAMVID)
     assert contents(tmp_path) == before
 

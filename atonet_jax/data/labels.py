@@ -179,3 +179,5 @@ CAMVID = ClassTable(
         RawLabel('Wall', 31, (64, 192, 0), 1),
     ),
 )
+
+CLASS_TABLES = {'cityscapes': CITYSCAPES, 'camvid': CAMVID, 'synthetic': CITYSCAPES}  # by data set

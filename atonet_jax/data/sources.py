@@ -5,15 +5,7 @@ from ml_collections import ConfigDict
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.dataset import SegmentationDataset
-from atonet_jax.data.labels import CAMVID, CITYSCAPES, ClassTable
 from atonet_jax.data.synthetic import write_dataset
-
-CLASS_TABLES = {'cityscapes': CITYSCAPES, 'camvid': CAMVID, 'synthetic': CITYSCAPES}
-
-
-def class_table(data: ConfigDict) -> ClassTable:
-    """The classes of the data set that the config's section `data` names; reads no file."""
-    return CLASS_TABLES[data.name]
 
 
 def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:

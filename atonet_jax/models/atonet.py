@@ -49,7 +49,7 @@ class ATONet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict:
-        """images: [B, H, W, 3] float, normalised; H and W at least 33.
+        """images: [B, H, W, 3] float, normalised, of any size (below 33 the deepest map is a single pixel).
 
         Returns {'logits': [B, ceil(H / 4), ceil(W / 4), num_classes] float32}, and with `train` also
         'aux': {'aux3': [B, ceil(H / 16), ceil(W / 16), num_classes], ...}, one a level, at the level's own stride

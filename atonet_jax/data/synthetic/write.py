@@ -63,7 +63,8 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
         first += count
     spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
-        for _ in tqdm.tqdm(pool.map(_write_scene, jobs, chunksize=8), desc=f'scenes to {root}', total=len(jobs)):
+        written = pool.map(_write_scene, jobs, chunksize=8)
+        for _ in tqdm.tqdm(written, desc=f'scenes to {root}', total=len(jobs), unit='scene', disable=None):
             pass
     os.replace(started, complete)
 
