@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 
+import jax
 from absl import flags
 
 from atonet_jax.config import define_config_flag
@@ -31,13 +32,14 @@ def main(argv: list[str]) -> None:
     if rest:
         raise InputError(f'{rest[0]!r} is no flag; settings are given as --config.key=value')
 
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atonet_jax/compiled'))
     logging.basicConfig(format='%(message)s')
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of each checkpoint that has no metrics yet
     # Before any import of TensorFlow, which computes nothing here: it would speak of it on the screen.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/atonet_jax/compiled'))
 
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if flags.FLAGS.mode == 'train':

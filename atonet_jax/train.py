@@ -115,7 +115,7 @@ class _Run:
         self._metrics = MetricsLog(workdir, start_step)
         self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
         self._step_time = _StepTime()
-        self._shown = 0.0
+        self._shown = time.perf_counter()
         self._last_good_step = start_step
 
     def train(

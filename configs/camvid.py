@@ -2,8 +2,8 @@
 
     python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=/path/to/camvid
 
-Trains on train+val (468 frames at 720x960) for 400 epochs, 11,700 steps. The published run starts from an ImageNet
-backbone.
+Trains on train+val (468 frames of 720x960) for 400 epochs, 11,700 steps. The published run starts from an ImageNet
+backbone, this one from nothing.
 """
 
 from ml_collections import ConfigDict

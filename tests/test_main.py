@@ -144,9 +144,9 @@ def test_a_run_of_other_classes_is_refused_and_left_as_it_is(command, scenes, tm
 def test_the_second_start_of_a_command_takes_its_compiled_programs_from_the_cache(
     command, scenes, tmp_path, monkeypatch
 ):
-    cache = tmp_path / 'compiled'
-    monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(cache))
-    monkeypatch.setenv('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '1')
+    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+    monkeypatch.setenv('HOME', str(tmp_path))
+    cache = tmp_path / '.cache' / 'atonet_jax' / 'compiled'
     settings = ['--config=configs/tiny.py', f'--config.data.root={scenes}', '--config.data.name=cityscapes']
     settings += ['--config.train.epochs=0.5']
     assert command(*settings, workdir=tmp_path / 'first').returncode == 0
