@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import default_config
 
-# Share of each class among the labelled pixels of the training scenes, to the power -0.5; 1 on average over pixels.
+# From benchmarks/class_frequencies.py: share of the training pixels to the power -0.5, 1 on average over pixels.
 CLASS_WEIGHTS = (
     0.52, 1.2, 0.64, 2.49, 2.26, 1.96, 3.81, 3.38, 0.82, 2.5, 0.82, 2.7, 5.01, 1.35, 2.45, 2.98, 2.41, 4.11, 3.35,
 )  # fmt: skip

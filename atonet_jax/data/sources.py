@@ -1,5 +1,7 @@
 """Which data set a config means."""
 
+import dataclasses
+
 from ml_collections import ConfigDict
 
 from atonet_jax.data.camvid import load_camvid
@@ -27,4 +29,4 @@ def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
             width=scenes.width,
             seed=scenes.seed,
         )
-    return load_cityscapes(data.root, split)
+    return dataclasses.replace(load_cityscapes(data.root, split), name=data.name)
