@@ -170,5 +170,5 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 
 
 def test_evaluating_a_workdir_without_a_run_says_so(tiny_config, tmp_path):
-    with pytest.raises(InputError, match=r'class_table\.json: no such file'):
+    with pytest.raises(InputError, match=r'config\.json: no such file'):
         evaluate(tiny_config, str(tmp_path))
