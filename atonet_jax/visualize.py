@@ -8,6 +8,7 @@ from atonet_jax.data.labels import IGNORE_LABEL, ClassTable
 
 _OPACITY = 0.55
 _GAP = 4
+_WIDTH = 1100  # pixels up to which pictures with a legend are enlarged
 _WHITE = (255, 255, 255)
 
 
@@ -42,7 +43,12 @@ def comparison(image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, t
 
 
 def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> PIL.Image.Image:
-    """`picture` [H, W, 3] uint8 above the names and colours of the classes in `present` (train ids)."""
+    """`picture` [H, W, 3] uint8 above the names and colours of the classes in `present` (train ids).
+
+    A small picture is enlarged by a whole factor first, for the eye.
+    """
+    factor = max(1, _WIDTH // picture.shape[1])
+    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     font_size, padding = 14, 8
     entry_width = 150
     columns = max(1, picture.shape[1] // entry_width)
