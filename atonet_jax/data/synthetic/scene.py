@@ -54,7 +54,8 @@ def _develop(rng, rgb: np.ndarray, depth: np.ndarray) -> np.ndarray:
     """Fog, exposure, colour cast, vignette, blur and sensor noise: [H, W, 3] uint8."""
     height, width = depth.shape
     haze = random_gray(rng, 0.6, 0.9, 0.03).astype(np.float32)
-    clear = np.exp(-depth / np.float32(math.exp(rng.uniform(*np.log(VISIBILITY)))))
+    # A pixel whose centre lies past its surface's horizon has a negative depth; it is as far away.
+    clear = np.exp(-np.abs(depth) / np.float32(math.exp(rng.uniform(*np.log(VISIBILITY)))))
     rgb = haze + (rgb - haze) * clear[..., None]
     cast = (rng.uniform(*EXPOSURE) * rng.uniform(0.92, 1.08, 3)).astype(np.float32)
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
