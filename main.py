@@ -14,7 +14,7 @@ import sys
 import jax
 from absl import flags
 
-from atonet_jax.config import define_config_flag
+from atonet_jax.command_line import define_config_flag
 from atonet_jax.errors import InputError, TrainingError
 
 MODES = ('train', 'evaluate')

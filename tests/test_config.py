@@ -6,7 +6,8 @@ import runpy
 import jax
 import pytest
 
-from atonet_jax.config import default_config, define_config_flag, validate
+from atonet_jax.command_line import define_config_flag
+from atonet_jax.config import default_config, validate
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.evaluate import create_network

@@ -1,0 +1,62 @@
+"""Where the config of a command comes from: a file of configs/ or a run's workdir, and overrides of its keys."""
+
+import argparse
+import difflib
+import runpy
+
+from ml_collections import ConfigDict, config_flags
+
+from atonet_jax.errors import InputError
+from atonet_jax.workdir import load_config
+
+
+def define_config_flag(argv: list[str]) -> list[str]:
+    """Defines the flag `config`, whose keys `--config.key=value` overrides, before absl parses the command line.
+
+    The config is that of the file in `--config`, or else that which the run in `--workdir` was started with.
+
+    Returns:
+        argv without `--config`.
+
+    Raises:
+        InputError: no such file, a file without `get_config()`, no run in `--workdir`, or an unknown key.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument('--config')
+    parser.add_argument('--workdir')
+    known, rest = parser.parse_known_args(argv)
+    if known.config is not None:
+        config = _run_config_file(known.config)
+    elif known.workdir is not None:
+        config = load_config(known.workdir)
+    else:
+        raise InputError('give --config=configs/NAME.py to begin a run, and --workdir=DIR to say where it lives')
+    for argument in rest:
+        if argument.startswith('--config.'):
+            _check_key(config, argument.removeprefix('--config.').partition('=')[0])
+    config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
+    return rest if known.workdir is None else [*rest, f'--workdir={known.workdir}']
+
+
+def _run_config_file(path: str) -> ConfigDict:
+    try:
+        return runpy.run_path(path)['get_config']()
+    except FileNotFoundError as error:
+        raise InputError(f'--config={path}: no such file') from error
+    except KeyError as error:
+        raise InputError(f'--config={path}: sets or lacks {error}; it must define get_config()') from error
+
+
+def _check_key(config: ConfigDict, key: str) -> None:
+    keys = list(_flat_keys(config))
+    if key not in keys:
+        alike = difflib.get_close_matches(key, keys, n=3) or keys
+        raise InputError(f'--config.{key}: there is no such setting; there is {", ".join(alike)}')
+
+
+def _flat_keys(config: ConfigDict, prefix: str = ''):
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _flat_keys(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}'
