@@ -25,7 +25,7 @@ from atonet_jax.losses import HardExampleMining
 from atonet_jax.metrics import Scores
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.train_step import TrainState, compile_train_step, create_mesh, create_state, split_by_batch
-from atonet_jax.workdir import MetricsLog, claim
+from atonet_jax.workdir import MetricsLog, changes_since, claim, holds_run
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +45,13 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     mesh = create_mesh()
     validate(config, mesh.size)
     table = CLASS_TABLES[config.data.name]
+    if holds_run(workdir):
+        changes_since(workdir, config, table)  # refuses another network before any data is read
+    train_set, eval_set = (
+        _load_verified(config, split, workdir) for split in (config.data.train_split, config.data.eval_split)
+    )
     for change in claim(workdir, config, table):
         _log.info('since the run in %s began: %s', workdir, change)
-    train_set, eval_set = (_load_verified(config, split, workdir) for split in _splits(config))
 
     model = create_network(config, table.num_classes)
     total_steps = max(1, round(config.train.epochs * len(train_set) / config.train.batch_size))
@@ -228,10 +232,6 @@ class _StepTime:
         else:
             self._average += self._WEIGHT * (seconds - self._average)
         return self._average
-
-
-def _splits(config: ConfigDict) -> tuple[str, str]:
-    return config.data.train_split, config.data.eval_split
 
 
 def _load_verified(config: ConfigDict, split: str, workdir: str) -> SegmentationDataset:

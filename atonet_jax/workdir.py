@@ -20,6 +20,7 @@ from atonet_jax.errors import InputError
 CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
 METRICS_FILE = 'metrics.jsonl'
+_STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # what a training state holds depends on them
 
 
 def load_config(workdir: str) -> ConfigDict:
@@ -55,13 +56,20 @@ def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str
         What the config has changed since the run began, a line a key; empty for a new run.
 
     Raises:
-        InputError: the workdir is of a run with another network or other classes.
+        InputError: the workdir is of a run with another network, other classes, or another kind of training state.
     """
-    changes = changes_since(workdir, config, class_table) if os.path.exists(os.path.join(workdir, CONFIG_FILE)) else []
+    changes = changes_since(workdir, config, class_table) if holds_run(workdir) else []
+    state = [change for change in changes if change.startswith(_STATE_KEYS)]
+    if state:
+        raise InputError(f'{workdir}: its training state does not fit ({"; ".join(state)}); give a new --workdir')
     os.makedirs(workdir, exist_ok=True)
     write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
     write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
     return changes
+
+
+def holds_run(workdir: str) -> bool:
+    return os.path.exists(os.path.join(workdir, CONFIG_FILE))
 
 
 def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:

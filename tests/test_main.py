@@ -141,6 +141,15 @@ def test_a_run_of_other_classes_is_refused_and_left_as_it_is(command, scenes, tm
         assert json.load(file)['data']['name'] == 'cityscapes'
 
 
+def test_a_run_started_again_with_missing_data_is_left_as_it_is(command, scenes, tmp_path):
+    workdir = tmp_path / 'workdir'
+    settings = ['--config=configs/tiny.py', '--config.data.name=cityscapes']
+    assert command(*settings, f'--config.data.root={scenes}', '--config.train.epochs=0.5').returncode == 0
+    before = (workdir / 'config.json').read_text()
+    assert_one_clear_line(command(*settings, '--config.data.root=/nowhere'), '/nowhere', 'no such folder')
+    assert (workdir / 'config.json').read_text() == before
+
+
 def test_the_second_start_of_a_command_takes_its_compiled_programs_from_the_cache(
     command, scenes, tmp_path, monkeypatch
 ):

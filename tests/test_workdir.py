@@ -56,6 +56,15 @@ def test_run_of_another_network_is_refused_and_the_workdir_unharmed(tmp_path):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.parametrize(('key', 'value'), [('name', 'adamw'), ('ema_decay', 0.99)])
+def test_run_whose_training_state_would_not_fit_is_refused(tmp_path, key, value):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    config.optimizer[key] = value
+    with pytest.raises(InputError, match=f'config.optimizer.{key} was .* give a new --workdir'):
+        claim(str(tmp_path), config, CITYSCAPES)
+
+
 def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
     config = default_config()
     claim(str(tmp_path), config, CITYSCAPES)
