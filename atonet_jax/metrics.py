@@ -1,4 +1,4 @@
-"""Scores from a confusion matrix of pixels (spec: one matrix over the whole split, ignored pixels left out)."""
+"""Scores from a confusion matrix of pixels: one matrix over the whole split, ignored pixels left out."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -3,7 +3,7 @@
     python -m benchmarks.demo_seeds --seeds 0 1 2 --workdir runs/demo_seeds
 
 Trains configs/synthetic.py once a seed, on scenes of that seed, and prints a table as in docs/synthetic.md; figures
-of pixel_classifier.py are added where `--pixel_classifier` names its JSON. About 7 minutes a seed on 2 cores.
+of pixel_classifier.py are added where `--pixel_classifier` names its JSON. About 5 minutes a seed on 2 cores.
 """
 
 import argparse

@@ -92,7 +92,7 @@ class ATONet(nn.Module):
 
 
 class SPP(nn.Module):
-    """Spatial pyramid pooling: the map beside its averages over grids, coarse to fine (spec'd by Fig. 2)."""
+    """Spatial pyramid pooling: the map beside its averages over grids, coarse to fine (the paper's Fig. 2)."""
 
     width: int
     bins: Sequence[int]
