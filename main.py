@@ -1,7 +1,8 @@
-"""Trains and evaluates networks for real-time semantic segmentation.
+"""Trains, evaluates and exports networks for real-time semantic segmentation.
 
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
     python main.py --workdir=runs/cityscapes --mode=evaluate
+    python main.py --workdir=runs/cityscapes --mode=export --config.export.output=atonet.pth
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
 Exits with 0, with 2 where the input is at fault, 3 where training cannot go on, 130 where it was interrupted.
@@ -17,10 +18,11 @@ from absl import flags
 from atonet_jax.command_line import define_config_flag
 from atonet_jax.errors import InputError, TrainingError
 
-MODES = ('train', 'evaluate')
+MODES = ('train', 'evaluate', 'export')
 
 flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.', required=True)
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
 
 
 def main(argv: list[str]) -> None:
@@ -51,6 +53,10 @@ def main(argv: list[str]) -> None:
         from atonet_jax.evaluate import evaluate
 
         evaluate(config, workdir)
+    elif flags.FLAGS.mode == 'export':
+        from atonet_jax.export import export
+
+        export(config, workdir, flags.FLAGS.force)
 
 
 if __name__ == '__main__':

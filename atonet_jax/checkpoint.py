@@ -1,7 +1,6 @@
 """Orbax checkpoints of a run: the latest few, and the best one by mIoU."""
 
 import os
-from functools import partial
 from typing import Any
 
 import jax
@@ -11,9 +10,15 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from atonet_jax.errors import InputError
-from atonet_jax.train_step import TrainState, init_variables, replicated
+from atonet_jax.models import abstract_variables
+from atonet_jax.train_step import TrainState, replicated
 
 MIOU = 'miou'
+
+
+def has_checkpoint(workdir: str) -> bool:
+    folder = _folder(workdir)
+    return os.path.isdir(folder) and ocp.utils.any_checkpoint_step(folder) is not None
 
 
 class Checkpoints:
@@ -25,7 +30,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, keep: int = 1):
         """keep: how many of the latest stay; the one with the highest mIoU stays beside them."""
-        self._folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+        self._folder = _folder(workdir)
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -88,7 +93,7 @@ class Checkpoints:
         item = 'averaged' if averaged else 'variables'
         variables = jax.tree.map(
             lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(mesh)),
-            jax.eval_shape(partial(init_variables, model, seed=0)),
+            abstract_variables(model),
         )
         args = {item: ocp.args.StandardRestore(variables)}
         return self._manager.restore(step, args=ocp.args.Composite(**args))[item]
@@ -97,6 +102,10 @@ class Checkpoints:
         """Waits until all that was begun is saved."""
         self._manager.wait_until_finished()
         self._manager.close()
+
+
+def _folder(workdir: str) -> str:
+    return os.path.abspath(os.path.join(workdir, 'checkpoints'))
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -12,12 +12,16 @@ from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES
 
+EXPORT_FORMATS = ('torch',)
+
 
 def default_config() -> ConfigDict:
     """The paper's recipe on Cityscapes."""
     return ConfigDict(
         {
             'seed': 0,
+            'init_from': '',  # file of the published PyTorch network to start from, or to evaluate and export
+            'init_strict': True,  # False: heads that do not fit the file, as for other classes, start fresh
             'model': {
                 'name': 'atonet',
                 'spp_bins': (8, 4, 2),
@@ -25,6 +29,7 @@ def default_config() -> ConfigDict:
                 'up_kernel_size': 3,
                 'width': 128,
                 'backbone_width': 64,
+                'pretrained_backbone': '',  # file of torchvision's ResNet-18 to start from
                 'dtype': 'float32',  # compute type: float32 or bfloat16
             },
             'data': {
@@ -79,6 +84,10 @@ def default_config() -> ConfigDict:
                 'flip': False,  # averages with the mirrored image
                 'pictures': 8,  # examples drawn with their prediction
             },
+            'export': {
+                'format': 'torch',  # the published PyTorch network's names and layouts
+                'output': '',  # file to write; none: export/ in the workdir
+            },
         }
     )
 
@@ -115,6 +124,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         check(valid or (optional and not value), key, wanted)
 
     one_of('model.name', MODEL_NAMES)
+    check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
+          'empty where config.init_from is given, which holds a backbone')
     one_of('model.dtype', ('float32', 'bfloat16'))
     one_of('data.name', CLASS_TABLES)
     one_of('loss.aux_target', ('downsampled_labels', 'upsampled_features'))
@@ -122,6 +133,7 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     one_of('schedule.name', ('cosine', 'poly', 'constant'))
     one_of('schedule.per', ('epoch', 'step'))
     one_of('eval.checkpoint', ('best', 'latest'))
+    one_of('export.format', EXPORT_FORMATS)
 
     positive('model.up_kernel_size', 'model.width', 'model.backbone_width')
     positive('optimizer.learning_rate', 'optimizer.backbone_factor')

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
 from flax import linen as nn
@@ -14,17 +13,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax import visualize
-from atonet_jax.checkpoint import Checkpoints
 from atonet_jax.config import validate
 from atonet_jax.data.dataset import SegmentationDataset, verify
-from atonet_jax.data.labels import CLASS_TABLES, ClassTable
+from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
 from atonet_jax.inference import predict_labels
 from atonet_jax.metrics import Scores, confusion_matrix
-from atonet_jax.models import create_model
+from atonet_jax.network import trained_network
 from atonet_jax.train_step import create_mesh, replicated, split_by_batch
-from atonet_jax.workdir import changes_since, write_json
+from atonet_jax.workdir import write_json
 
 
 class Example(NamedTuple):
@@ -81,34 +79,31 @@ class Evaluator:
 
 
 def evaluate(config: ConfigDict, workdir: str) -> Scores:
-    """`--mode=evaluate`: scores a run's checkpoint; prints a table, and writes it and pictures into `workdir`.
+    """`--mode=evaluate`: scores a run's checkpoint, or the weights of `init_from` where `workdir` holds no run.
+
+    Prints a table, and writes it and pictures into `workdir`.
 
     Raises:
-        InputError: no run or checkpoint in `workdir`, or data that cannot be used.
+        InputError: no run, checkpoint or weights, or data that cannot be used.
     """
     mesh = create_mesh()
     validate(config, mesh.size)
-    table = CLASS_TABLES[config.data.name]
-    changes_since(workdir, config, table)
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.step(config.eval.checkpoint)
+    network = trained_network(config, workdir, mesh)
     dataset = load_dataset(config.data, config.data.eval_split)
-    verify(dataset, os.path.join(workdir, f'verified_{dataset.split}.json'))
-    model = create_network(config, table.num_classes)
-    variables = checkpoints.restore_variables(step, model, mesh, averaged=config.optimizer.ema_decay > 0)
-    checkpoints.close()
-
-    evaluator = Evaluator(model, dataset, config.eval, mesh)
-    start = time.perf_counter()
-    scores, confusion, examples = evaluator.run(variables)
-    seconds = time.perf_counter() - start
-
     folder = os.path.join(workdir, 'evaluation')
     os.makedirs(folder, exist_ok=True)
+    verify(dataset, os.path.join(workdir, f'verified_{dataset.split}.json'))
+
+    evaluator = Evaluator(network.model, dataset, config.eval, mesh)
+    start = time.perf_counter()
+    scores, confusion, examples = evaluator.run(network.variables)
+    seconds = time.perf_counter() - start
+
+    table = network.class_table
     write_json(
         os.path.join(folder, 'scores.json'),
         {
-            'step': step,
+            'step': network.step,
             'split': dataset.split,
             'images': len(dataset),
             'seconds': seconds,
@@ -119,17 +114,12 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     )
     pictures = write_pictures(examples, table, folder)
     print(scores.table(table.class_names))
-    print(f'step {step}; {len(dataset)} images of {dataset.name} {dataset.split} in {seconds:.1f} s with compilation')
+    origin = config.init_from if network.step is None else f'step {network.step}'
+    print(f'{origin}; {len(dataset)} images of {dataset.name} {dataset.split} in {seconds:.1f} s with compilation')
     print(f'scores: {os.path.join(folder, "scores.json")}')
     for picture in pictures:
         print(f'picture: {picture}')
     return scores
-
-
-def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The network of the config's section `model`."""
-    options = dict(config.model) | {'dtype': jnp.dtype(config.model.dtype)}
-    return create_model(options.pop('name'), num_classes, **options)
 
 
 def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> list[str]:

@@ -14,15 +14,16 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from atonet_jax import visualize
-from atonet_jax.checkpoint import Checkpoints
+from atonet_jax.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.config import validate
 from atonet_jax.data.dataset import SegmentationDataset, verify
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import TrainingError
-from atonet_jax.evaluate import Evaluator, Example, create_network
+from atonet_jax.evaluate import Evaluator, Example
 from atonet_jax.losses import HardExampleMining
 from atonet_jax.metrics import Scores
+from atonet_jax.network import blank_variables, create_network, starting_variables
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.train_step import TrainState, compile_train_step, create_mesh, create_state, split_by_batch
 from atonet_jax.workdir import MetricsLog, changes_since, claim, holds_run
@@ -47,17 +48,19 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     table = CLASS_TABLES[config.data.name]
     if holds_run(workdir):
         changes_since(workdir, config, table)  # refuses another network before any data is read
+    model = create_network(config, table.num_classes)
+    resumes = has_checkpoint(workdir)
+    variables = blank_variables(model) if resumes else starting_variables(config, model)
     train_set, eval_set = (
         _load_verified(config, split, workdir) for split in (config.data.train_split, config.data.eval_split)
     )
     for change in claim(workdir, config, table):
         _log.info('since the run in %s began: %s', workdir, change)
 
-    model = create_network(config, table.num_classes)
     total_steps = max(1, round(config.train.epochs * len(train_set) / config.train.batch_size))
     learning_rates, optimizer = _create_optimizer(config, len(train_set), total_steps)
     averaging = config.optimizer.ema_decay > 0
-    state = create_state(model, optimizer, seed=config.seed, averaging=averaging, mesh=mesh)
+    state = create_state(variables, optimizer, averaging=averaging, mesh=mesh)
     _log.info(
         '%s: %d parameters; %d training and %d evaluation images; %d steps of %d images on %d %s device(s)',
         config.model.name,
@@ -72,7 +75,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
 
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     numbers = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0}
-    if checkpoints.latest_step() is not None:
+    if resumes:
         state, numbers = checkpoints.restore(state, checkpoints.latest_step())
         _log.info('resumed from step %d of %s', int(state.step), workdir)
     run = _Run(config, workdir, table, checkpoints, numbers, int(state.step), total_steps, len(train_set))

@@ -45,18 +45,12 @@ def split_by_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
-def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
-    """Fresh {'params', 'batch_stats'}, auxiliary heads included."""
-    return model.init({'params': jax.random.key(seed)}, jnp.zeros((1, 64, 64, 3)), train=True)
-
-
 def create_state(
-    model: nn.Module, optimizer: optax.GradientTransformation, *, seed: int, averaging: bool, mesh: Mesh
+    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, *, averaging: bool, mesh: Mesh
 ) -> TrainState:
-    """A fresh state, on every device of the mesh."""
+    """The state before the first step, on every device of the mesh."""
 
-    def create():
-        variables = init_variables(model, seed)
+    def create(variables):
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             variables=variables,
@@ -64,7 +58,7 @@ def create_state(
             averaged=variables if averaging else None,
         )
 
-    return jax.jit(create, out_shardings=replicated(mesh))()
+    return jax.jit(create, out_shardings=replicated(mesh))(variables)
 
 
 def loss_fn(

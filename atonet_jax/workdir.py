@@ -20,6 +20,7 @@ from atonet_jax.errors import InputError
 CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
 METRICS_FILE = 'metrics.jsonl'
+_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ')  # these change no parameter's shape
 _STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # what a training state holds depends on them
 
 
@@ -79,8 +80,7 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
         InputError: there is no run, or it is one of another network or of other classes.
     """
     changes = list(_differences(load_config(workdir), config))
-    # The compute type changes no parameter.
-    network = [change for change in changes if change.startswith('config.model.') and '.dtype ' not in change]
+    network = [c for c in changes if c.startswith('config.model.') and not c.startswith(_FREE_MODEL_KEYS)]
     classes = load_class_table(workdir)
     if classes.class_names != class_table.class_names:
         network.append(f'it has the {classes.num_classes} classes of {classes.name}, not the {class_table.num_classes} '

@@ -44,3 +44,13 @@ def tiny_config(repository, tmp_path_factory):
     config = runpy.run_path(str(repository / 'configs' / 'tiny.py'))['get_config']()
     config.data.root = str(tmp_path_factory.mktemp('scenes') / 'tiny')
     return config
+
+
+@pytest.fixture(scope='session')
+def finished(tiny_config, tmp_path_factory):
+    """The workdir of a run of `tiny_config` that was never disturbed. Copy it before changing it."""
+    from atonet_jax.train import train
+
+    workdir = str(tmp_path_factory.mktemp('finished'))
+    train(tiny_config, workdir)
+    return workdir

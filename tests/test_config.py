@@ -3,15 +3,14 @@
 import pathlib
 import runpy
 
-import jax
 import pytest
 
 from atonet_jax.command_line import define_config_flag
 from atonet_jax.config import default_config, validate
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
-from atonet_jax.evaluate import create_network
-from atonet_jax.train_step import init_variables
+from atonet_jax.models import abstract_variables
+from atonet_jax.network import create_network
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
 
@@ -109,7 +108,7 @@ def test_config_file_is_valid_and_its_network_can_be_created(path):
     validate(config, num_devices=1)
     num_classes = CLASS_TABLES[config.data.name].num_classes
     model = create_network(config, num_classes)
-    variables = jax.eval_shape(lambda: init_variables(model, config.seed))
+    variables = abstract_variables(model)
     assert variables['params']['classifier']['conv']['kernel'].shape[-1] == num_classes
 
 

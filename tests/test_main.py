@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -77,6 +78,20 @@ def test_a_missing_config_file_is_named(command):
 
 def test_a_workdir_without_a_run_cannot_be_evaluated(command, tmp_path):
     assert_one_clear_line(command('--mode=evaluate'), str(tmp_path / 'workdir'), 'train first')
+
+
+@pytest.mark.parametrize(
+    ('key', 'content', 'texts'),
+    [
+        ('model.pretrained_backbone', b'no weights at all', ['not a file of PyTorch weights']),
+        ('init_from', pickle.dumps(os.getcwd), ['would run posix.getcwd', 'nothing was run']),
+    ],
+)
+def test_weights_that_cannot_be_read_are_named_before_anything_is_written(command, tmp_path, key, content, texts):
+    path = tmp_path / 'weights.pth'
+    path.write_bytes(content)
+    assert_one_clear_line(command('--config=configs/tiny.py', f'--config.{key}={path}'), str(path), *texts)
+    assert not (tmp_path / 'workdir').exists()
 
 
 def remove_label(root):

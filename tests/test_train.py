@@ -14,20 +14,13 @@ import pytest
 
 from atonet_jax.checkpoint import Checkpoints
 from atonet_jax.errors import InputError, TrainingError
-from atonet_jax.evaluate import create_network, evaluate
+from atonet_jax.evaluate import evaluate
+from atonet_jax.network import create_network
 from atonet_jax.train import train
 from atonet_jax.train_step import create_mesh
 from atonet_jax.workdir import read_metrics
 
 TOTAL_STEPS = 6
-
-
-@pytest.fixture(scope='module')
-def finished(tiny_config, tmp_path_factory):
-    """The workdir of a run that was never disturbed."""
-    workdir = str(tmp_path_factory.mktemp('finished'))
-    train(tiny_config, workdir)
-    return workdir
 
 
 def restored_variables(config, workdir, step=TOTAL_STEPS):

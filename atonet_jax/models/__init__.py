@@ -1,5 +1,9 @@
 """Networks: images to logits at the network's own stride. Needs JAX and Flax alone."""
 
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.models.atonet import ATONet
@@ -22,3 +26,13 @@ def create_model(name: str, num_classes: int, **options) -> nn.Module:
     if unknown:
         raise ValueError(f'model {name!r} has no option {", ".join(unknown)}; known: {", ".join(sorted(known))}')
     return model_class(num_classes=num_classes, **options)
+
+
+def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
+    """Fresh {'params', 'batch_stats'} of a network, auxiliary heads included."""
+    return model.init({'params': jax.random.key(seed)}, jnp.zeros((1, 64, 64, 3)), train=True)
+
+
+def abstract_variables(model: nn.Module) -> dict[str, Any]:
+    """What `init_variables` gives as shapes and types; nothing is computed."""
+    return jax.eval_shape(lambda: init_variables(model, seed=0))

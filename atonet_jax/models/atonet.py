@@ -36,6 +36,7 @@ class ATONet(nn.Module):
             counts, 1 is what the paper's prose says.
         width: the common width.
         backbone_width: channels of the stem and of layer1; layer2 .. layer4 have 2, 4 and 8 times as many.
+        dropout_rate: share of the feature maps before the classifier that training zeroes.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.
     """
 
@@ -45,6 +46,7 @@ class ATONet(nn.Module):
     up_kernel_size: int = 3
     width: int = 128
     backbone_width: int = 64
+    dropout_rate: float = 0.1
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -78,7 +80,7 @@ class ATONet(nn.Module):
         x = nn.relu(summed)
         x = conv_norm(self.width, 3, name='final')(x, train)
         x = conv_norm(self.width, 3, name='seg')(x, train)
-        x = nn.Dropout(0.1, broadcast_dims=(1, 2), deterministic=not train)(x)
+        x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
         outputs = {'logits': Classifier(self.num_classes, name='classifier')(x)}
 
         if train:

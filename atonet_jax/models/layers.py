@@ -23,6 +23,39 @@ torch_default_init = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform'
 kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation as torch has it.
+
+    A batch of n values a channel is normalised by its biased variance, while the running variance takes the unbiased
+    one, n / (n - 1) times as large, which `nn.BatchNorm` does not. n is small where SPP pools to few cells.
+    Statistics are over the whole batch on all devices. Computes in float32; returns `dtype`.
+    """
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, C]; with `train` 'batch_stats' must be mutable."""
+        channels = x.shape[-1:]
+        scale = self.param('scale', nn.initializers.ones, channels)
+        bias = self.param('bias', nn.initializers.zeros, channels)
+        running_mean = self.variable('batch_stats', 'mean', jnp.zeros, channels)
+        running_var = self.variable('batch_stats', 'var', jnp.ones, channels)
+
+        x = x.astype(jnp.float32)
+        mean, var = running_mean.value, running_var.value
+        if train:
+            mean = jnp.mean(x, (0, 1, 2))
+            var = jnp.maximum(jnp.mean(jnp.square(x), (0, 1, 2)) - jnp.square(mean), 0.0)
+            count = x.size // x.shape[-1]
+            if not self.is_initializing():
+                unbiased_var = var * (count / max(count - 1, 1))
+                running_mean.value = BN_MOMENTUM * running_mean.value + (1 - BN_MOMENTUM) * mean
+                running_var.value = BN_MOMENTUM * running_var.value + (1 - BN_MOMENTUM) * unbiased_var
+        x = (x - mean) * (scale * jax.lax.rsqrt(var + BN_EPSILON)) + bias
+        return x.astype(self.dtype)
+
+
 class ConvNorm(nn.Module):
     """Convolution without bias, symmetric zero padding, batch normalisation, optionally ReLU.
 
@@ -49,9 +82,7 @@ class ConvNorm(nn.Module):
             dtype=self.dtype,
             name='conv',
         )(x)
-        x = nn.BatchNorm(
-            use_running_average=not train, momentum=BN_MOMENTUM, epsilon=BN_EPSILON, dtype=self.dtype, name='bn'
-        )(x)
+        x = BatchNorm(self.dtype, name='bn')(x, train)
         return nn.relu(x) if self.relu else x
 
 

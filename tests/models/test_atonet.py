@@ -10,16 +10,11 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from jax.extend.core import jaxprs_in_params
 
-from atonet_jax.models import create_model
+from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.models.atonet import LEVELS
 from atonet_jax.models.layers import ConvNorm
-from atonet_jax.train_step import init_variables
 
 SIZES = [(33, 33), (64, 128), (97, 161), (180, 240)]
-
-
-def abstract_variables(model):
-    return jax.eval_shape(lambda: init_variables(model, seed=0))
 
 
 def abstract_images(height, width):
