@@ -1,11 +1,16 @@
 """Pooling, resizing and normalisation follow torch's rules, which published weights were trained under."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from atonet_jax.models.layers import (
+    BatchNorm,
     ConvNorm,
     _max_pool_by_slices,
     _max_pool_by_window,
@@ -31,35 +36,17 @@ def feature_map(height, width):
     return np.random.default_rng(height * width).normal(size=(2, height, width, 3)).astype(np.float32)
 
 
-def resize_by_loop(x, size, source_position):
-    """Bilinear interpolation pixel by pixel; `source_position(i, old, new)` says where output pixel i lies."""
-
-    def taps(i, old, new):
-        position = min(max(source_position(i, old, new), 0), old - 1)
-        lower = int(position)
-        return (lower, 1 - (position - lower)), (min(lower + 1, old - 1), position - lower)
-
-    resized = np.zeros((x.shape[0], *size, x.shape[3]))
-    for i in range(size[0]):
-        for j in range(size[1]):
-            for row, row_weight in taps(i, x.shape[1], size[0]):
-                for column, column_weight in taps(j, x.shape[2], size[1]):
-                    resized[:, i, j] += row_weight * column_weight * x[:, row, column]
-    return resized
+def assert_as_torch(ours, theirs, old, new):
+    x = feature_map(*old)
+    expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2), new).permute(0, 2, 3, 1)
+    np.testing.assert_allclose(jax.jit(ours, static_argnums=1)(x, new), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize(('old', 'new'), SIZE_PAIRS)
-def test_resize_bilinear_samples_at_pixel_centres(old, new):
-    x = feature_map(*old)
-    expected = resize_by_loop(x, new, lambda i, old, new: (i + 0.5) * old / new - 0.5)
-    np.testing.assert_allclose(jax.jit(resize_bilinear, static_argnums=1)(x, new), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(('old', 'new'), SIZE_PAIRS)
-def test_resize_align_corners_keeps_corners(old, new):
-    x = feature_map(*old)
-    expected = resize_by_loop(x, new, lambda i, old, new: i * (old - 1) / (new - 1) if new > 1 else 0)
-    np.testing.assert_allclose(jax.jit(resize_align_corners, static_argnums=1)(x, new), expected, atol=1e-5)
+@pytest.mark.parametrize(('resize', 'align_corners'), [(resize_bilinear, False), (resize_align_corners, True)])
+def test_resizing_is_torchs(resize, align_corners, old, new):
+    """Without antialiasing, which jax.image.resize has by default."""
+    assert_as_torch(resize, partial(interpolate, mode='bilinear', align_corners=align_corners), old, new)
 
 
 @pytest.mark.parametrize('factor', [1, 2, 3, 4])
@@ -86,15 +73,8 @@ def test_interleaved_phases_are_the_enlargement(factor, axis):
         ((5, 6), (1, 1)),
     ],
 )
-def test_adaptive_avg_pool_averages_torchs_cells(old, new):
-    x = feature_map(*old)
-    expected = np.zeros((2, *new, 3))
-    for i in range(new[0]):
-        for j in range(new[1]):
-            rows = slice(i * old[0] // new[0], int(np.ceil((i + 1) * old[0] / new[0])))
-            columns = slice(j * old[1] // new[1], int(np.ceil((j + 1) * old[1] / new[1])))
-            expected[:, i, j] = x[:, rows, columns].mean((1, 2))
-    np.testing.assert_allclose(jax.jit(adaptive_avg_pool, static_argnums=1)(x, new), expected, atol=1e-5)
+def test_adaptive_avg_pool_is_torchs(old, new):
+    assert_as_torch(adaptive_avg_pool, adaptive_avg_pool2d, old, new)
 
 
 @pytest.mark.parametrize('size', [(6, 8), (7, 5), (1, 2)])
@@ -119,34 +99,30 @@ def test_max_pool_is_one_function_on_every_platform(size):
         np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
 
 
-def conv_norm_of_ones(running_variance):
-    """A 3x3 convolution of stride 2 whose kernel is 1 everywhere, without ReLU, and its variables."""
+def test_strided_convolution_pads_both_sides_alike():
+    """A padding of 'SAME' would sit at the lower right alone where stride 2 meets an even size."""
     layer = ConvNorm(1, 3, stride=2, relu=False)
     variables = {
         'params': {'conv': {'kernel': jnp.ones((3, 3, 1, 1))}, 'bn': {'scale': jnp.ones(1), 'bias': jnp.zeros(1)}},
-        'batch_stats': {'bn': {'mean': jnp.zeros(1), 'var': jnp.full(1, running_variance)}},
+        'batch_stats': {'bn': {'mean': jnp.zeros(1), 'var': jnp.full(1, 1 - 1e-5)}},
     }
-    return layer, variables
-
-
-def test_strided_convolution_pads_both_sides_alike():
-    """A padding of 'SAME' would sit at the lower right alone where stride 2 meets an even size."""
-    layer, variables = conv_norm_of_ones(running_variance=1 - 1e-5)
     pixels_seen = layer.apply(variables, jnp.ones((1, 6, 6, 1)), train=False)
     np.testing.assert_allclose(pixels_seen[0, :, :, 0], [[4, 6, 6], [6, 9, 9], [6, 9, 9]], rtol=1e-5)
 
 
-def test_batch_norm_has_torchs_epsilon():
-    layer, variables = conv_norm_of_ones(running_variance=1e-5)
-    normalized = layer.apply(variables, jnp.ones((1, 1, 1, 1)), train=False)
-    np.testing.assert_allclose(normalized.item(), 1 / np.sqrt(2e-5), rtol=1e-5)
-
-
-def test_batch_norm_moves_its_statistics_by_a_tenth():
-    layer, variables = conv_norm_of_ones(running_variance=4.0)
-    x = feature_map(6, 6)[..., :1]
-    convolved = layer.apply(variables, x, train=False) * np.sqrt(4 + 1e-5)
-    _, updates = layer.apply(variables, x, train=True, mutable=['batch_stats'])
-    statistics = updates['batch_stats']['bn']
-    np.testing.assert_allclose(statistics['mean'], 0.1 * np.mean(convolved), rtol=1e-4)
-    np.testing.assert_allclose(statistics['var'], 0.9 * 4 + 0.1 * np.var(convolved), rtol=1e-4)
+@pytest.mark.parametrize('train', [True, False])
+def test_batch_norm_is_torchs(train):
+    """Epsilon shows where a channel hardly varies, the unbiased running variance where a batch has few values."""
+    theirs = torch.nn.BatchNorm2d(3).train(train)
+    theirs.running_mean.normal_()
+    theirs.running_var.uniform_(0.5, 1.5)
+    variables = {
+        'params': {'scale': np.ones(3, np.float32), 'bias': np.zeros(3, np.float32)},
+        'batch_stats': {'mean': theirs.running_mean.numpy().copy(), 'var': theirs.running_var.numpy().copy()},
+    }
+    x = feature_map(1, 2) * np.array([1, 1e-2, 1e-3], np.float32)
+    expected = theirs(torch.from_numpy(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    actual, state = BatchNorm().apply(variables, x, train=train, mutable=['batch_stats'])
+    np.testing.assert_allclose(actual, expected.detach(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(state['batch_stats']['mean'], theirs.running_mean, rtol=1e-5)
+    np.testing.assert_allclose(state['batch_stats']['var'], theirs.running_var, rtol=1e-5)
