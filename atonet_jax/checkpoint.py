@@ -9,9 +9,10 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
+from atonet_jax.devices import replicated
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
-from atonet_jax.train_step import TrainState, replicated
+from atonet_jax.train_step import TrainState
 
 MIOU = 'miou'
 

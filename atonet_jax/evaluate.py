@@ -17,11 +17,11 @@ from atonet_jax.config import validate
 from atonet_jax.data.dataset import SegmentationDataset, verify
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import load_dataset
+from atonet_jax.devices import create_mesh, replicated, split_by_batch
 from atonet_jax.errors import InputError
 from atonet_jax.inference import predict_labels
 from atonet_jax.metrics import Scores, confusion_matrix
 from atonet_jax.network import trained_network
-from atonet_jax.train_step import create_mesh, replicated, split_by_batch
 from atonet_jax.workdir import write_json
 
 

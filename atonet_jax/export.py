@@ -7,11 +7,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax.config import validate
+from atonet_jax.devices import create_mesh
 from atonet_jax.errors import InputError
 from atonet_jax.network import TrainedNetwork, trained_network
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
-from atonet_jax.train_step import create_mesh
 
 
 def export(config: ConfigDict, workdir: str, force: bool) -> str:

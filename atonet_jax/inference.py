@@ -1,29 +1,198 @@
-"""From images to label maps."""
+"""From images to label maps. `Segmenter` is the way for programs; evaluation takes `predict_labels`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from atonet_jax.augment import normalize
-from atonet_jax.models.layers import enlarged_phases, phase_factors, resize_bilinear
+from atonet_jax.devices import create_mesh, replicated, split_by_batch
+from atonet_jax.errors import InputError
+from atonet_jax.models.layers import enlarged_phases, fold_batch_norms, phase_factors, resize_bilinear
+
+
+class Segmenter:
+    """The fastest way from images to label maps: one compiled program a shape of the images.
+
+    Normalising, the network with each BN folded into its convolution, and the argmax over enlarged logits are one
+    program. The batch is split over all devices where they divide it, else each device computes all of it.
+
+    Attributes:
+        model: the network; its `dtype` is what is computed in.
+        class_table: `data.labels.ClassTable` of the classes, where they are known.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        variables: Mapping[str, Any],
+        class_table=None,
+        shapes: Sequence[tuple[int, int, int]] = (),
+    ):
+        """
+        Args:
+            model: the network.
+            variables: {'params', 'batch_stats'} of the network; auxiliary heads are passed over.
+            class_table: kept as the attribute.
+            shapes: (batch, height, width) of images to compile `__call__` for at once; others at their first call.
+        """
+        self.model = model
+        self.class_table = class_table
+        self._mesh = create_mesh()
+        self._params = jax.device_put(_inference_params(model, variables), replicated(self._mesh))
+        self._programs = {}
+        for shape in shapes:
+            self._compile(_labels, (*shape, 3))
+
+    @classmethod
+    def from_workdir(cls, workdir: str, dtype: str | None = None, **options) -> 'Segmenter':
+        """Of a run's checkpoint, the one that `config.eval.checkpoint` of the run names, or of exported weights.
+
+        Args:
+            workdir: of a run, or the folder that `--mode=export --config.export.format=weights` wrote.
+            dtype: 'float32' or 'bfloat16'; None: that of the run.
+            options: of `Segmenter`.
+
+        Raises:
+            InputError: `workdir` holds no checkpoint.
+        """
+        from atonet_jax.network import trained_network  # which needs more than computing does
+        from atonet_jax.workdir import load_config
+
+        config = load_config(workdir)
+        if dtype is not None:
+            config.model.dtype = dtype
+        network = trained_network(config, workdir, create_mesh())
+        return cls(network.model, network.variables, network.class_table, **options)
+
+    def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, on the devices.
+
+        Raises:
+            InputError: the images have another type or shape.
+        """
+        return self._run(_labels, images)
+
+    def with_confidence(self, images: jax.Array | np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Label maps as `__call__` gives them, and the softmax probability of each label, [B, H, W] float32."""
+        return self._run(_labels_with_confidence, images)
+
+    def logits(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """[B, H, W, 3] uint8 RGB -> [B, H, W, num_classes] float32 logits at the images' resolution."""
+        return self._run(_full_logits, images)
+
+    def coarse_logits(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """[B, H, W, 3] uint8 RGB -> [B, ceil(H / 4), ceil(W / 4), num_classes] float32: the network's own stride."""
+        return self._run(_coarse_logits, images)
+
+    def _run(self, function, images):
+        _check(images)
+        program = self._programs.get((function, images.shape)) or self._compile(function, images.shape)
+        return program(self._params, images)
+
+    def _compile(self, function, shape):
+        whole = replicated(self._mesh)
+        split = split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else whole
+        jitted = jax.jit(
+            lambda params, images: function(self.model, params, images),
+            in_shardings=(whole, split),
+            out_shardings=split,
+        )
+        images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+        self._programs[function, shape] = program = jitted.lower(self._params, images).compile()
+        return program
+
+
+def _inference_params(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """Folded parameters, without auxiliary heads."""
+    params = {name: child for name, child in variables['params'].items() if not name.startswith('aux')}
+    fold = jax.jit(partial(fold_batch_norms, dtype=model.dtype))
+    return fold({'params': params, 'batch_stats': variables['batch_stats']})
+
+
+def _coarse_logits(model, params, images):
+    return model.apply(params, normalize(images), train=False)['logits']
+
+
+def _full_logits(model, params, images):
+    return resize_bilinear(_coarse_logits(model, params, images), images.shape[1:3])
+
+
+def _labels(model, params, images):
+    return label_map(_coarse_logits(model, params, images), images.shape[1:3])
+
+
+def _labels_with_confidence(model, params, images):
+    return label_map_with_confidence(_coarse_logits(model, params, images), images.shape[1:3])
+
+
+def _check(images) -> None:
+    shape, dtype = getattr(images, 'shape', None), getattr(images, 'dtype', None)
+    wanted = 'images must be [B, H, W, 3] uint8 RGB'
+    if shape is None or dtype != np.uint8:
+        raise InputError(f'{wanted}, not {dtype or type(images).__name__}')
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        hint = '; for a single image give image[None]' if len(shape) == 3 else ''
+        raise InputError(f'{wanted}, not of shape {tuple(shape)}{hint}')
 
 
 def label_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
     """The most likely class of each pixel: [B, h, w, C] logits enlarged bilinearly to `size` -> [B, *size] uint8.
 
-    Where the enlargement goes by phases each is reduced to labels before they are interleaved, so that full-resolution
-    logits are never written.
+    Full-resolution logits are never written: on CPU one class after the other is enlarged and compared with the best so
+    far, elsewhere one phase after the other is reduced to labels, where the enlargement goes by phases.
     """
+
+    def by_class(logits):
+        return _best_class(logits, size)[0]
+
     factors = phase_factors(logits.shape[1:3], size)
     if factors is None:
-        return _argmax(resize_bilinear(logits, size))
-    labels = [
-        jnp.stack([_argmax(phase) for phase in enlarged_phases(row_phase, factors[1], axis=2)], axis=3)
-        for row_phase in enlarged_phases(logits, factors[0], axis=1)
-    ]
-    return jnp.stack(labels, axis=2).reshape(-1, *size)
+        return by_class(logits)
+
+    def by_phases(logits):
+        labels = [
+            jnp.stack([_argmax(phase) for phase in enlarged_phases(row_phase, factors[1], axis=2)], axis=3)
+            for row_phase in enlarged_phases(logits, factors[0], axis=1)
+        ]
+        return jnp.stack(labels, axis=2).reshape(-1, *size)
+
+    return jax.lax.platform_dependent(logits, cpu=by_class, default=by_phases)
+
+
+def label_map_with_confidence(logits: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """`label_map`, and the softmax probability of each pixel's label: [B, *size] uint8 and [B, *size] float32."""
+    labels, best = _best_class(logits, size)
+
+    def add(total, class_logits):
+        return total + jnp.exp(_enlarge_class(class_logits, size) - best), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(best), jnp.moveaxis(logits, -1, 0))
+    return labels, 1 / total
+
+
+def _best_class(logits: jax.Array, size: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """The most likely class of each pixel and its enlarged logit."""
+
+    def compare(carry, class_logits):
+        index, labels, best = carry
+        enlarged = _enlarge_class(class_logits, size)
+        labels = jnp.where(enlarged > best, index, labels)
+        return (index + jnp.uint8(1), labels, jnp.maximum(enlarged, best)), None
+
+    shape = (logits.shape[0], *size)
+    start = jnp.uint8(0), jnp.zeros(shape, jnp.uint8), jnp.full(shape, -jnp.inf)
+    (_, labels, best), _ = jax.lax.scan(compare, start, jnp.moveaxis(logits, -1, 0))
+    return labels, best
+
+
+def _enlarge_class(class_logits: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """[B, h, w] -> [B, *size]."""
+    return resize_bilinear(class_logits[..., None], size)[..., 0]
 
 
 def _argmax(logits: jax.Array) -> jax.Array:

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from atonet_jax import torch_weights
 from atonet_jax.checkpoint import Checkpoints
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
+from atonet_jax.devices import replicated
 from atonet_jax.models import abstract_variables, create_model, init_variables
-from atonet_jax.train_step import replicated
 from atonet_jax.workdir import changes_since, holds_run
 
 

@@ -19,13 +19,14 @@ from atonet_jax.config import validate
 from atonet_jax.data.dataset import SegmentationDataset, verify
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.sources import load_dataset
+from atonet_jax.devices import create_mesh, split_by_batch
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluate import Evaluator, Example
 from atonet_jax.losses import HardExampleMining
 from atonet_jax.metrics import Scores
 from atonet_jax.network import blank_variables, create_network, starting_variables
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
-from atonet_jax.train_step import TrainState, compile_train_step, create_mesh, create_state, split_by_batch
+from atonet_jax.train_step import TrainState, compile_train_step, create_state
 from atonet_jax.workdir import MetricsLog, changes_since, claim, holds_run
 
 _log = logging.getLogger(__name__)

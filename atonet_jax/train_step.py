@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from atonet_jax.augment import augment
+from atonet_jax.devices import replicated, split_by_batch
 from atonet_jax.losses import segmentation_loss
 
 
@@ -28,21 +29,6 @@ class TrainState(flax.struct.PyTreeNode):
     variables: Mapping[str, Any]
     opt_state: optax.OptState
     averaged: Mapping[str, Any] | None
-
-
-def create_mesh() -> Mesh:
-    """All devices in one row, over which a batch is split."""
-    return jax.make_mesh((jax.device_count(),), ('data',), axis_types=(AxisType.Auto,))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def split_by_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis in equal parts, one a device."""
-    return NamedSharding(mesh, PartitionSpec('data'))
 
 
 def create_state(

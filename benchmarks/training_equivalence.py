@@ -22,12 +22,13 @@ from atonet_jax.augment import augment, normalize
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.pipeline import eval_batches, train_batches
 from atonet_jax.data.sources import load_dataset
+from atonet_jax.devices import create_mesh
 from atonet_jax.inference import predict_labels
 from atonet_jax.metrics import Scores, confusion_matrix
 from atonet_jax.models import create_model
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.torch_weights import from_torch
-from atonet_jax.train_step import compile_train_step, create_mesh, create_state
+from atonet_jax.train_step import compile_train_step, create_state
 from tests import torch_reference
 
 NUM_CLASSES = CITYSCAPES.num_classes

@@ -6,11 +6,11 @@ import pytest
 from atonet_jax.data.dataset import read_example
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
+from atonet_jax.devices import create_mesh
 from atonet_jax.errors import InputError
 from atonet_jax.evaluate import Evaluator
 from atonet_jax.models import init_variables
 from atonet_jax.network import create_network
-from atonet_jax.train_step import create_mesh
 
 
 @pytest.fixture(scope='module')

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from atonet_jax.checkpoint import Checkpoints
+from atonet_jax.devices import create_mesh
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluate import evaluate
 from atonet_jax.network import create_network
 from atonet_jax.train import train
-from atonet_jax.train_step import create_mesh
 from atonet_jax.workdir import read_metrics
 
 TOTAL_STEPS = 6

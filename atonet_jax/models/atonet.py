@@ -72,12 +72,12 @@ class ATONet(nn.Module):
         levels.append(SPP(self.width, self.spp_bins, self.dtype, name='spp')(x, train))
 
         size = levels[0].shape[1:3]
-        summed = 0.0
+        summed = {}  # by size: maps of one size are added before the resizing that they share
         for level, features in zip(LEVELS, levels, strict=True):
             up = conv_norm(self.width, self.up_kernel_size, relu=False, name=f'up{level}')(features, train)
-            summed += resize_bilinear(up, size)
+            summed[up.shape] = summed.get(up.shape, 0.0) + up
 
-        x = nn.relu(summed)
+        x = nn.relu(sum(resize_bilinear(up, size) for up in summed.values()))
         x = conv_norm(self.width, 3, name='final')(x, train)
         x = conv_norm(self.width, 3, name='seg')(x, train)
         x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)

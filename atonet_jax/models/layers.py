@@ -6,7 +6,8 @@ of two neighbours.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,8 @@ class BatchNorm(nn.Module):
 class ConvNorm(nn.Module):
     """Convolution without bias, symmetric zero padding, batch normalisation, optionally ReLU.
 
-    `dtype` is the compute type; parameters and running statistics are float32 whatever it is.
+    `dtype` is the compute type; parameters and running statistics are float32 whatever it is. With variables of
+    `fold_batch_norms` the normalisation is in the convolution already.
     """
 
     features: int
@@ -72,18 +74,37 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
+        is_folded = not self.is_initializing() and not self.has_variable('params', 'bn')
         x = nn.Conv(
             self.features,
             (self.kernel_size, self.kernel_size),
             strides=self.stride,
             padding=self.kernel_size // 2,
-            use_bias=False,
+            use_bias=is_folded,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
             name='conv',
         )(x)
-        x = BatchNorm(self.dtype, name='bn')(x, train)
+        if not is_folded:
+            x = BatchNorm(self.dtype, name='bn')(x, train)
         return nn.relu(x) if self.relu else x
+
+
+def fold_batch_norms(variables: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+    """{'params'} that compute in evaluation what `variables` do, each BN within the convolution before it.
+
+    Kernels of such convolutions are given in `dtype`, all else in float32.
+    """
+
+    def fold(params, batch_stats):
+        if 'bn' not in params:
+            return {name: fold(child, batch_stats.get(name, {})) if isinstance(child, Mapping) else child
+                    for name, child in params.items()}  # fmt: skip
+        kernel, bn, statistics = params['conv']['kernel'], params['bn'], batch_stats['bn']
+        scale = bn['scale'] * jax.lax.rsqrt(statistics['var'] + BN_EPSILON)
+        return {'conv': {'kernel': (kernel * scale).astype(dtype), 'bias': bn['bias'] - statistics['mean'] * scale}}
+
+    return {'params': fold(variables['params'], variables['batch_stats'])}
 
 
 class Classifier(nn.Module):
