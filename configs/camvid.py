@@ -3,7 +3,7 @@
     python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=/path/to/camvid
 
 Trains on train+val (468 frames of 720x960) for 400 epochs, 11,700 steps. The published run starts from an ImageNet
-backbone, this one from nothing.
+backbone: where you have torchvision's file, add --config.model.pretrained_backbone=resnet18.pth.
 """
 
 from ml_collections import ConfigDict

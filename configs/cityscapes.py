@@ -3,7 +3,8 @@
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes --config.data.root=/path/to/cityscapes
 
 Needs leftImg8bit and gtFine unpacked in the root. 200 epochs are 148,750 steps; --config.model.dtype=bfloat16 makes
-them faster on a GPU or TPU. The published run starts from an ImageNet backbone, this one from nothing.
+them faster on a GPU or TPU. The published run starts from an ImageNet backbone: where you have torchvision's file, add
+--config.model.pretrained_backbone=resnet18.pth.
 """
 
 from ml_collections import ConfigDict
