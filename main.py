@@ -1,7 +1,8 @@
-"""Trains, evaluates and exports networks for real-time semantic segmentation.
+"""Trains, evaluates, times and exports networks for real-time semantic segmentation.
 
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
     python main.py --workdir=runs/cityscapes --mode=evaluate
+    python main.py --workdir=runs/cityscapes --mode=benchmark --config.benchmark.dtypes="('float32','bfloat16')"
     python main.py --workdir=runs/cityscapes --mode=export --config.export.output=atonet.pth
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
@@ -18,7 +19,7 @@ from absl import flags
 from atonet_jax.command_line import define_config_flag
 from atonet_jax.errors import InputError, TrainingError
 
-MODES = ('train', 'evaluate', 'export')
+MODES = ('train', 'evaluate', 'benchmark', 'export')
 
 flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.', required=True)
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
@@ -34,7 +35,8 @@ def main(argv: list[str]) -> None:
     if rest:
         raise InputError(f'{rest[0]!r} is no flag; settings are given as --config.key=value')
 
-    if jax.config.jax_compilation_cache_dir is None:
+    # A benchmark times how long compiling takes.
+    if jax.config.jax_compilation_cache_dir is None and flags.FLAGS.mode != 'benchmark':
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atonet_jax/compiled'))
     logging.basicConfig(format='%(message)s')
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
@@ -53,6 +55,10 @@ def main(argv: list[str]) -> None:
         from atonet_jax.evaluate import evaluate
 
         evaluate(config, workdir)
+    elif flags.FLAGS.mode == 'benchmark':
+        from atonet_jax.benchmark import benchmark
+
+        benchmark(config, workdir)
     elif flags.FLAGS.mode == 'export':
         from atonet_jax.export import export
 

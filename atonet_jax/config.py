@@ -12,6 +12,7 @@ from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES
 
+DTYPES = ('float32', 'bfloat16')
 EXPORT_FORMATS = ('torch',)
 
 
@@ -84,12 +85,26 @@ def default_config() -> ConfigDict:
                 'flip': False,  # averages with the mirrored image
                 'pictures': 8,  # examples drawn with their prediction
             },
+            'benchmark': {
+                'sizes': (1024, 2048),  # height, width of the images; or several: ((1024, 2048), (720, 960))
+                'batch_sizes': (1,),
+                'dtypes': ('float32',),  # compute types: float32, bfloat16
+                'rounds': 50,
+                'warmup': 5,  # rounds before those that count
+                'seconds': 60.0,  # after which a measurement's rounds end, however few; its warm-up too
+            },
             'export': {
                 'format': 'torch',  # the published PyTorch network's names and layouts
                 'output': '',  # file to write; none: export/ in the workdir
             },
         }
     )
+
+
+def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each of `config.benchmark.sizes`, which may be one pair or several."""
+    sizes = config.benchmark.sizes
+    return tuple(map(tuple, sizes)) if all(isinstance(size, (tuple, list)) for size in sizes) else (tuple(sizes),)
 
 
 def validate(config: ConfigDict, num_devices: int) -> None:
@@ -116,17 +131,20 @@ def validate(config: ConfigDict, num_devices: int) -> None:
             value = config[section][name]
             check(math.isfinite(value) and value > 0, key, 'greater than 0')
 
+    def whole_numbers(values):
+        return all(isinstance(value, int) and value > 0 for value in values)
+
     def size(key, optional):
         section, name = key.split('.')
         value = config[section][name]
-        valid = len(value) == 2 and all(isinstance(n, int) and n > 0 for n in value)
+        valid = len(value) == 2 and whole_numbers(value)
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
 
     one_of('model.name', MODEL_NAMES)
     check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
           'empty where config.init_from is given, which holds a backbone')
-    one_of('model.dtype', ('float32', 'bfloat16'))
+    one_of('model.dtype', DTYPES)
     one_of('data.name', CLASS_TABLES)
     one_of('loss.aux_target', ('downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adamw'))
@@ -180,6 +198,16 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         'no larger than config.eval.window, so that windows leave no gaps',
     )
     check(config.eval.pictures >= 0, 'eval.pictures', 'not below 0')
+    sizes, batch_sizes, dtypes = benchmark_sizes(config), config.benchmark.batch_sizes, config.benchmark.dtypes
+    check(
+        sizes and all(len(size) == 2 and whole_numbers(size) for size in sizes),
+        'benchmark.sizes',
+        'whole numbers greater than 0: (height, width), or several such as ((1024, 2048), (720, 960))',
+    )
+    check(batch_sizes and whole_numbers(batch_sizes), 'benchmark.batch_sizes', 'whole numbers greater than 0')
+    check(dtypes and set(dtypes) <= set(DTYPES), 'benchmark.dtypes', f'of {", ".join(DTYPES)}')
+    positive('benchmark.rounds', 'benchmark.seconds')
+    check(config.benchmark.warmup >= 0, 'benchmark.warmup', 'not below 0')
     scales = config.eval.scales
     check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
     for key in ('train.batch_size', 'eval.batch_size'):

@@ -89,6 +89,19 @@ class Segmenter:
         """[B, H, W, 3] uint8 RGB -> [B, ceil(H / 4), ceil(W / 4), num_classes] float32: the network's own stride."""
         return self._run(_coarse_logits, images)
 
+    def compile(self, method: str, shape: tuple[int, int, int]) -> jax.stages.Compiled:
+        """Compiles '__call__', 'logits' or 'coarse_logits' for images of a shape; its calls then take this program.
+
+        Args:
+            method: the name of one of these.
+            shape: (batch, height, width).
+
+        Returns:
+            The program: (parameters, images) -> what the method gives. It tells what memory and arithmetic it needs.
+        """
+        function = {'__call__': _labels, 'logits': _full_logits, 'coarse_logits': _coarse_logits}[method]
+        return self._compile(function, (*shape, 3))
+
     def _run(self, function, images):
         _check(images)
         program = self._programs.get((function, images.shape)) or self._compile(function, images.shape)

@@ -6,6 +6,8 @@
     checkpoints/        the training state (checkpoint.py)
     tensorboard/        the figures again, and pictures
     evaluation/         scores and pictures of `--mode=evaluate`
+    benchmark/          figures of `--mode=benchmark`
+    export/             files of `--mode=export`
 """
 
 import json
@@ -14,6 +16,7 @@ import pathlib
 
 from ml_collections import ConfigDict
 
+from atonet_jax.config import default_config
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 
@@ -32,9 +35,12 @@ def load_config(workdir: str) -> ConfigDict:
     """
     path = pathlib.Path(workdir, CONFIG_FILE)
     try:
-        return ConfigDict(json.loads(path.read_text(), object_hook=_lists_to_tuples))
+        stored = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
+    config = default_config()  # for settings that are newer than the run
+    config.update(_lists_to_tuples(stored))
+    return config
 
 
 def load_class_table(workdir: str) -> ClassTable:
@@ -144,5 +150,7 @@ def _differences(earlier: ConfigDict, config: ConfigDict, prefix: str = 'config'
             yield f'{name} was {old!r}, is {new!r}'
 
 
-def _lists_to_tuples(values: dict) -> dict:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+def _lists_to_tuples(value):
+    if isinstance(value, dict):
+        return {key: _lists_to_tuples(child) for key, child in value.items()}
+    return tuple(map(_lists_to_tuples, value)) if isinstance(value, list) else value

@@ -61,7 +61,7 @@ class ATONet(nn.Module):
 
         x = images.astype(self.dtype)
         x = conv_norm(self.backbone_width, 7, stride=2, kernel_init=kaiming_fan_out_init, name='stem')(x, train)
-        x = max_pool(x)
+        x = max_pool(x, train)
 
         levels = []
         for i, num_blocks in enumerate(BLOCKS):
@@ -108,10 +108,15 @@ class SPP(nn.Module):
         x = conv_norm(x.shape[-1], name='conv1')(x, train)
         pyramid = [x]
         for i, rows in enumerate(self.bins):
-            pooled = adaptive_avg_pool(x, (rows, max(1, round(rows * width / height))))
+            pooled = adaptive_avg_pool(x, spp_grid(rows, (height, width)))
             pooled = conv_norm(self.width, name=f'pool{i}')(pooled, train)
             pyramid.append(resize_align_corners(pooled, (height, width)))
         return conv_norm(self.width, name='conv2')(jnp.concatenate(pyramid, -1), train)
+
+
+def spp_grid(rows: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of a pooled grid over a map of (height, width), whose cells are as square as can be."""
+    return rows, max(1, round(rows * size[1] / size[0]))
 
 
 class AuxiliaryHead(nn.Module):

@@ -130,9 +130,11 @@ class Classifier(nn.Module):
         )(x)
 
 
-def max_pool(x: jax.Array) -> jax.Array:
+def max_pool(x: jax.Array, train: bool) -> jax.Array:
     """Max-pooling 3x3, stride 2, padding 1: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
-    return jax.lax.platform_dependent(x, cpu=_max_pool_by_slices, default=_max_pool_by_window)
+    if train:
+        return jax.lax.platform_dependent(x, cpu=_max_pool_by_slices, default=_max_pool_by_window)
+    return _max_pool_by_window(x)
 
 
 def _max_pool_by_window(x: jax.Array) -> jax.Array:
@@ -140,7 +142,7 @@ def _max_pool_by_window(x: jax.Array) -> jax.Array:
 
 
 def _max_pool_by_slices(x: jax.Array) -> jax.Array:
-    """The same values as nine strided slices: on CPU XLA's gradient of a window maximum takes 15 times as long."""
+    """The same values as nine strided slices, slower by themselves: on CPU their gradient takes a 15th of the time."""
     height, width = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
     slices = [
@@ -153,13 +155,13 @@ def _max_pool_by_slices(x: jax.Array) -> jax.Array:
 
 def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Average-pools [B, H, W, C] to [B, *size, C] by torch's rule; `size` may exceed (H, W)."""
-    rows, columns = (_adaptive_pool_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
+    rows, columns = (adaptive_pool_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
     return _map_rows_and_columns(x, rows, columns)
 
 
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
-    rows, columns = (_align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
+    rows, columns = (align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
     return _map_rows_and_columns(x, rows, columns)
 
 
@@ -217,7 +219,8 @@ def _map_rows_and_columns(x: jax.Array, rows: np.ndarray, columns: np.ndarray) -
     return _map_axis(_map_axis(x, rows, 1), columns, 2)
 
 
-def _adaptive_pool_matrix(old: int, new: int) -> np.ndarray:
+def adaptive_pool_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old]: torch's rule, cell i averages pixels floor(i * old / new) .. ceil((i + 1) * old / new) - 1."""
     matrix = np.zeros((new, old), np.float32)
     for cell in range(new):
         start, stop = cell * old // new, -(-(cell + 1) * old // new)
@@ -225,7 +228,8 @@ def _adaptive_pool_matrix(old: int, new: int) -> np.ndarray:
     return matrix
 
 
-def _align_corners_matrix(old: int, new: int) -> np.ndarray:
+def align_corners_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old]: bilinear resizing that leaves the first and the last pixel's centre where they are."""
     return _two_tap_matrix(np.arange(new) * ((old - 1) / max(new - 1, 1)), old)
 
 

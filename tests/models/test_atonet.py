@@ -1,15 +1,13 @@
 """The network has the published counts, the shapes that it promises, and torch's initial distributions."""
 
-from collections.abc import Iterator
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
-from jax.extend.core import jaxprs_in_params
 
+from atonet_jax.flops import convolutions, count_conv_macs
 from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.models.atonet import LEVELS
 from atonet_jax.models.layers import ConvNorm
@@ -24,29 +22,6 @@ def abstract_images(height, width):
 def count_parameters(**options):
     params = abstract_variables(create_model('atonet', 19, **options))['params']
     return sum(array.size for array in jax.tree.leaves(params))
-
-
-def convolutions(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
-    """Every convolution of a traced program, those of the functions that it calls included."""
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == 'conv_general_dilated':
-            yield equation
-        for called in jaxprs_in_params(equation.params):
-            yield from convolutions(called)
-
-
-def count_conv_macs(fn, *args) -> int:
-    """Multiply-accumulates of all convolutions in the program that `fn(*args)` traces to; nothing is computed.
-
-    Padding's zeros count as pixels do, as is usual. Pooling and resizing are matrix products and count nothing.
-    """
-    macs = 0
-    for equation in convolutions(jax.make_jaxpr(fn)(*args).jaxpr):
-        numbers = equation.params['dimension_numbers']
-        kernel = equation.invars[1].aval.shape
-        output_channels = kernel[numbers.rhs_spec[0]]
-        macs += equation.outvars[0].aval.size * (np.prod(kernel) // output_channels)
-    return int(macs)
 
 
 @pytest.fixture(scope='module')
