@@ -6,7 +6,8 @@
     python main.py --workdir=runs/cityscapes --mode=export --config.export.output=atonet.pth
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
-Exits with 0, with 2 where the input is at fault, 3 where training cannot go on, 130 where it was interrupted.
+Exits with 0, with 2 where the input is at fault, 3 where training cannot go on or an export is wrong, 130 where it was
+interrupted.
 """
 
 import logging
@@ -17,7 +18,7 @@ import jax
 from absl import flags
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.errors import ExportError, InputError, TrainingError
 
 MODES = ('train', 'evaluate', 'benchmark', 'export')
 
@@ -70,7 +71,7 @@ if __name__ == '__main__':
         sys.exit(print(__doc__, flags.FLAGS, sep='\n'))
     try:
         main(sys.argv)
-    except (InputError, TrainingError) as failure:
+    except (InputError, ExportError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         sys.exit(2 if isinstance(failure, InputError) else 3)
     except KeyboardInterrupt:

@@ -72,6 +72,10 @@ class Checkpoints:
             metrics=None if miou is None else {MIOU: miou},
         )
 
+    def save_variables(self, step: int, variables: dict[str, Any]) -> None:
+        """Begins to save a network's variables alone: enough to evaluate, not to train on."""
+        self._manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+
     def restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         """The whole training state, placed as `state` is, and the numbers saved with it."""
         items = {

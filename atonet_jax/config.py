@@ -13,7 +13,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES
 
 DTYPES = ('float32', 'bfloat16')
-EXPORT_FORMATS = ('torch',)
+EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 
 
 def default_config() -> ConfigDict:
@@ -94,8 +94,15 @@ def default_config() -> ConfigDict:
                 'seconds': 60.0,  # after which a measurement's rounds end, however few; its warm-up too
             },
             'export': {
-                'format': 'torch',  # the published PyTorch network's names and layouts
-                'output': '',  # file to write; none: export/ in the workdir
+                'format': 'weights',  # or jax_export, saved_model, onnx, tflite, torch: docs/deployment.md
+                'output': '',  # file or folder to write; none: in export/ of the workdir
+                # Of programs, which weights and torch are not:
+                'size': (512, 1024),  # height, width of images
+                'batch_size': 0,  # 0: any, one in tflite
+                'inputs': 'uint8',  # RGB bytes; or normalized: float32, as augment.normalize gives them
+                'outputs': 'labels',  # uint8 train ids; or logits: float32 at the images' resolution
+                'layout': 'NHWC',  # of images and logits; or NCHW
+                'winograd': True,  # in onnx: faster in ONNX Runtime, slower in OpenVINO
             },
         }
     )
@@ -152,6 +159,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     one_of('schedule.per', ('epoch', 'step'))
     one_of('eval.checkpoint', ('best', 'latest'))
     one_of('export.format', EXPORT_FORMATS)
+    one_of('export.inputs', ('uint8', 'normalized'))
+    one_of('export.outputs', ('labels', 'logits'))
+    one_of('export.layout', ('NHWC', 'NCHW'))
 
     positive('model.up_kernel_size', 'model.width', 'model.backbone_width')
     positive('optimizer.learning_rate', 'optimizer.backbone_factor')
@@ -188,6 +198,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     check(0 <= config.schedule.floor < config.optimizer.learning_rate, 'schedule.floor', 'from 0 to the learning rate')
     check(0 < config.schedule.power < math.inf, 'schedule.power', 'greater than 0')
     check(0 <= config.schedule.warmup_epochs < config.train.epochs, 'schedule.warmup_epochs', 'from 0 to train.epochs')
+    size('export.size', optional=False)
+    check(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
+    check(config.export.batch_size >= 0, 'export.batch_size', 'not below 0')
     size('eval.center_crop', optional=True)
     size('eval.window', optional=True)
     size('eval.window_stride', optional=True)

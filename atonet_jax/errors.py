@@ -5,5 +5,9 @@ class InputError(ValueError):
     """Bad input. Its text is one line: what is wrong, where (file, key, value), and what to do."""
 
 
+class ExportError(RuntimeError):
+    """An export that does not compute what the network does. Its text is one line."""
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on. Its text is one line: what happened at which step, what is kept, and what to do."""

@@ -24,6 +24,7 @@ class Segmenter:
     Attributes:
         model: the network; its `dtype` is what is computed in.
         class_table: `data.labels.ClassTable` of the classes, where they are known.
+        params: {'params'} of `inference_params`.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class Segmenter:
         self.model = model
         self.class_table = class_table
         self._mesh = create_mesh()
-        self._params = jax.device_put(_inference_params(model, variables), replicated(self._mesh))
+        self.params = jax.device_put(inference_params(model, variables), replicated(self._mesh))
         self._programs = {}
         for shape in shapes:
             self._compile(_labels, (*shape, 3))
@@ -105,7 +106,7 @@ class Segmenter:
     def _run(self, function, images):
         _check(images)
         program = self._programs.get((function, images.shape)) or self._compile(function, images.shape)
-        return program(self._params, images)
+        return program(self.params, images)
 
     def _compile(self, function, shape):
         whole = replicated(self._mesh)
@@ -116,12 +117,12 @@ class Segmenter:
             out_shardings=split,
         )
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-        self._programs[function, shape] = program = jitted.lower(self._params, images).compile()
+        self._programs[function, shape] = program = jitted.lower(self.params, images).compile()
         return program
 
 
-def _inference_params(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Folded parameters, without auxiliary heads."""
+def inference_params(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
+    """{'params'} to compute with: each BN within its convolution, no auxiliary heads, kernels of `model.dtype`."""
     params = {name: child for name, child in variables['params'].items() if not name.startswith('aux')}
     fold = jax.jit(partial(fold_batch_norms, dtype=model.dtype))
     return fold({'params': params, 'batch_stats': variables['batch_stats']})

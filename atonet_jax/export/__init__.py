@@ -1,0 +1,83 @@
+"""`--mode=export`: a trained network for other programs, loaded back and compared before the command says done."""
+
+import importlib
+import os
+import shutil
+from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from atonet_jax.config import validate
+from atonet_jax.devices import create_mesh
+from atonet_jax.errors import InputError
+from atonet_jax.export.model_card import model_card
+from atonet_jax.network import trained_network
+from atonet_jax.workdir import write_json
+
+
+def export(config: ConfigDict, workdir: str, force: bool) -> str:
+    """Writes the run in `workdir`, or the weights of `init_from`, as `config.export` says, and a model card beside it.
+
+    What is written takes its place only once it was loaded back in its own runtime and gave the labels that
+    `Segmenter` gives.
+
+    Returns:
+        The path of the file or folder.
+
+    Raises:
+        InputError: no run, checkpoint or weights; a path that is taken and not to be replaced; a package that the
+            format needs is missing.
+        ExportError: the export does not compute what the network does.
+    """
+    mesh = create_mesh()
+    validate(config, mesh.size)
+    form = _module(config.export.format)
+    path = config.export.output or os.path.join(workdir, 'export', config.model.name + form.ENDING)
+    path = os.path.abspath(path)
+    card_path = f'{path}.json'
+    for taken in (path, card_path):
+        if os.path.exists(taken) and not force:
+            raise InputError(f'{taken}: is there already; give another --config.export.output, or --force')
+    network = trained_network(config, workdir, mesh)
+
+    folder, name = os.path.split(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        unchecked = os.path.join(folder, f'.unchecked.{os.getpid()}.{name}')  # the ending stays what it is
+        try:
+            form.write(unchecked, network, config)
+            difference = form.check(unchecked, network, config)
+            _remove(path)
+            os.replace(unchecked, path)
+        finally:
+            _remove(unchecked)
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written ({error.strerror}); give another config.export.output') from error
+    write_json(card_path, model_card(network, config, workdir))
+    print(f'{path}: {_size(path) / 1e6:.1f} MB; {difference}')
+    print(f'{card_path}: its model card')
+    return path
+
+
+def _module(name: str) -> ModuleType:
+    """The module of a format. Each has ENDING, write(path, network, config), and check(path, network, config)."""
+    try:
+        return importlib.import_module(f'atonet_jax.export.{name}_format')
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f'config.export.format={name!r}: needs the package {error.name}; pip install {error.name}'
+        ) from error
+
+
+def _remove(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path)
+    elif os.path.exists(path):
+        os.remove(path)
+
+
+def _size(path: str) -> int:
+    """Bytes of a file, or of all in a folder."""
+    if os.path.isfile(path):
+        return os.path.getsize(path)
+    return sum(os.path.getsize(os.path.join(folder, name)) for folder, _, names in os.walk(path) for name in names)

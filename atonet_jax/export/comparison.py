@@ -1,0 +1,48 @@
+"""Whether an exported network computes what ours does."""
+
+from collections.abc import Callable
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from atonet_jax.augment import normalize
+from atonet_jax.data.synthetic import render_scene
+from atonet_jax.errors import ExportError
+from atonet_jax.inference import Segmenter
+from atonet_jax.network import TrainedNetwork
+
+_MOST_DIFFERENT = 1e-3  # share of pixels
+
+
+def compare(
+    run: Callable[[np.ndarray], np.ndarray], network: TrainedNetwork, options: ConfigDict, batch_size: int | None = None
+) -> str:
+    """Compares labels on synthetic scenes with those of `Segmenter`; returns what came out, in words.
+
+    Args:
+        run: the export in its own runtime: images to labels or logits.
+        network: what was exported.
+        options: `config.export`: what `run` takes and gives.
+        batch_size: of the images; None: as in `options`, or two where it takes any number.
+
+    Raises:
+        ExportError: labels differ in more than a pixel of a thousand.
+    """
+    batch_size = batch_size or options.batch_size or 2
+    images = np.stack([render_scene(0, i, *options.size)[0] for i in range(batch_size)])
+    segment = Segmenter(network.model, network.variables)
+    expected = np.asarray(segment(images))
+
+    given = np.asarray(normalize(images)) if options.inputs == 'normalized' else images
+    result = run(np.ascontiguousarray(given.transpose(0, 3, 1, 2)) if options.layout == 'NCHW' else given)
+    logits_text = ''
+    if options.outputs == 'logits':
+        logits = result.transpose(0, 2, 3, 1) if options.layout == 'NCHW' else result
+        ours = np.asarray(segment.logits(images))
+        logits_text = f', logits by at most {abs(logits - ours).max() / np.ptp(ours):.1e} of their range'
+        result = logits.argmax(-1)
+    different = float(np.mean(np.asarray(result) != expected))
+    text = f'{100 * different:.4f}% of {expected.size} labels'
+    if different > _MOST_DIFFERENT:
+        raise ExportError(f'the export differs from the network in {text}; nothing was written')
+    return f'loaded back, it differs from the network in {text}{logits_text}'

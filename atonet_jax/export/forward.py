@@ -1,0 +1,52 @@
+"""The function that JAX's exports hold."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from atonet_jax.augment import normalize
+from atonet_jax.inference import inference_params, label_map
+from atonet_jax.models.layers import resize_bilinear
+from atonet_jax.network import TrainedNetwork
+
+
+def forward_function(
+    network: TrainedNetwork, options: ConfigDict, enlarge_logits: bool = False
+) -> Callable[[jax.Array], jax.Array]:
+    """Images to labels or logits as `config.export` says, the parameters within.
+
+    Args:
+        network: the network.
+        options: `config.export`.
+        enlarge_logits: takes labels from logits at full resolution: slower, but of operations that every converter
+            knows.
+    """
+    params = jax.device_get(inference_params(network.model, network.variables))
+
+    def forward(images):
+        if options.layout == 'NCHW':
+            images = jnp.moveaxis(images, 1, -1)
+        size = images.shape[1:3]
+        images = normalize(images) if options.inputs == 'uint8' else images
+        logits = network.model.apply(params, images, train=False)['logits']
+        if options.outputs == 'labels' and not enlarge_logits:
+            return label_map(logits, size)
+        logits = resize_bilinear(logits, size)
+        if options.outputs == 'labels':
+            return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+        return jnp.moveaxis(logits, -1, 1) if options.layout == 'NCHW' else logits
+
+    return forward
+
+
+def images_shape(options: ConfigDict, any_batch) -> tuple:
+    """[B, H, W, 3] or [B, 3, H, W] as `config.export` says; `any_batch` is B where it may be any number."""
+    batch = options.batch_size or any_batch
+    return (batch, 3, *options.size) if options.layout == 'NCHW' else (batch, *options.size, 3)
+
+
+def images_dtype(options: ConfigDict) -> np.dtype:
+    return np.dtype(np.uint8 if options.inputs == 'uint8' else np.float32)

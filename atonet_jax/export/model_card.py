@@ -1,0 +1,62 @@
+"""What a program that uses an exported network has to know."""
+
+import json
+import os
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from atonet_jax import __version__
+from atonet_jax.augment import MEAN_RGB, STDDEV_RGB
+from atonet_jax.network import TrainedNetwork
+from atonet_jax.workdir import read_metrics
+
+
+def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:
+    """JSON-ready: classes, inputs and outputs, scores, and where the network comes from."""
+    options, table = config.export, network.class_table
+    is_program = options.format not in ('weights', 'torch')
+    params = {name: tree for name, tree in network.variables['params'].items() if not name.startswith('aux')}
+    return {
+        'model': config.model.to_dict(),
+        'parameters': sum(array.size for array in jax.tree.leaves(params)),
+        'source': config.init_from if network.step is None else os.path.abspath(workdir),
+        'step': network.step,
+        'classes': [
+            {'train_id': i, 'name': name, 'color_rgb': list(color), 'raw_id': int(table.train_to_raw[i])}
+            for i, (name, color) in enumerate(zip(table.class_names, table.class_colors, strict=True))
+        ],
+        'format': options.format,
+        'program': options.to_dict() if is_program else None,
+        'normalization': {
+            'mean_rgb': MEAN_RGB.tolist(),
+            'stddev_rgb': STDDEV_RGB.tolist(),
+            'of': 'pixel values 0..255: (value - mean) / stddev',
+            'within_the_program': is_program and options.inputs == 'uint8',
+        },
+        'scores': _scores(network.step, workdir),
+        'versions': {
+            'atonet_jax': __version__,
+            'jax': jax.__version__,
+            'flax': flax.__version__,
+            'numpy': np.__version__,
+        },
+    }
+
+
+def _scores(step: int | None, workdir: str) -> dict[str, Any] | None:
+    """Of `--mode=evaluate` where it looked at this step, else of the run itself; None where nobody looked."""
+    try:
+        with open(os.path.join(workdir, 'evaluation', 'scores.json')) as file:
+            scores = json.load(file)
+        if scores['step'] == step:
+            return {key: scores[key] for key in ('split', 'images', 'options', 'miou', 'pixel_accuracy', 'classes')}
+    except FileNotFoundError:
+        pass
+    for line in read_metrics(workdir):
+        if line['step'] == step and 'eval/miou' in line:
+            return {name.removeprefix('eval/'): value for name, value in line.items() if name.startswith('eval/')}
+    return None

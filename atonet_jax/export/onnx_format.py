@@ -1,0 +1,27 @@
+"""`onnx`: one file for ONNX Runtime, OpenVINO and others, float32."""
+
+import jax
+import jax.numpy as jnp
+import onnx
+import onnxruntime
+from ml_collections import ConfigDict
+
+from atonet_jax.export.comparison import compare
+from atonet_jax.export.onnx_graph import build
+from atonet_jax.inference import inference_params
+from atonet_jax.network import TrainedNetwork
+
+ENDING = '.onnx'
+_OPTIONS = ('size', 'batch_size', 'inputs', 'outputs', 'layout', 'winograd')  # of config.export, for the graph
+
+
+def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+    model = network.model.clone(dtype=jnp.float32)
+    params = jax.device_get(inference_params(model, network.variables))['params']
+    options = {name: config.export[name] for name in _OPTIONS}
+    onnx.save(build(model, params, **options), path)
+
+
+def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+    session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return compare(lambda images: session.run(None, {'images': images})[0], network, config.export)

@@ -1,0 +1,22 @@
+"""`torch`: the published PyTorch network's names and layouts, for its own code to load."""
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from atonet_jax.network import TrainedNetwork
+from atonet_jax.torch_files import read_state_dict, write_state_dict
+from atonet_jax.torch_weights import from_torch, to_torch
+
+ENDING = '.pth'
+
+
+def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+    write_state_dict(path, to_torch(network.variables))
+
+
+def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+    """PyTorch itself may not be there: what is compared is every number."""
+    read_back = from_torch(read_state_dict(path), network.model)
+    jax.tree.map(np.testing.assert_array_equal, read_back, jax.device_get(network.variables))
+    return 'read back, every number is the same'

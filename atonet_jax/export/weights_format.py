@@ -1,0 +1,33 @@
+"""`weights`: a folder of Orbax parameters that every mode and `Segmenter.from_workdir` take as a workdir."""
+
+from ml_collections import ConfigDict
+
+from atonet_jax.checkpoint import Checkpoints
+from atonet_jax.export.comparison import compare
+from atonet_jax.inference import Segmenter
+from atonet_jax.network import TrainedNetwork
+from atonet_jax.workdir import claim
+
+ENDING = '_weights'
+
+
+def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+    """Of what a workdir holds, the config, the class table and one checkpoint, without auxiliary heads."""
+    config = config.copy_and_resolve_references()
+    config.init_from = ''
+    config.model.aux_levels, config.loss.aux_weights = (), ()
+    config.optimizer.ema_decay = 0.0  # averaged parameters are the parameters from here on
+    claim(path, config, network.class_table)
+    variables = {
+        collection: {name: tree for name, tree in modules.items() if not name.startswith('aux')}
+        for collection, modules in network.variables.items()
+    }
+    checkpoints = Checkpoints(path)
+    checkpoints.save_variables(network.step or 0, variables)
+    checkpoints.close()
+
+
+def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+    options = config.export.copy_and_resolve_references()
+    options.update(inputs='uint8', outputs='labels', layout='NHWC')
+    return compare(Segmenter.from_workdir(path), network, options)

@@ -1,0 +1,197 @@
+"""Times ways from a uint8 image to a uint8 label map side by side, on one machine, with the same weights.
+
+    python -m benchmarks.compare_inference --size 512 1024
+    python -m benchmarks.compare_inference --size 1024 2048 --dtype bfloat16        # where there is a CUDA GPU
+
+On CPU: our jitted Segmenter and our ONNX export, beside the PyTorch reference (tests/torch_reference.py) eager,
+compiled, and as its own ONNX export; exports in ONNX Runtime and in OpenVINO. All start from a NumPy image and end with
+NumPy labels. On CUDA: our Segmenter beside torch.compile (max-autotune, which takes CUDA graphs; channels_last), from
+an image on the device to labels on the device. A round calls each once, so that disturbances hit all alike: medians,
+and medians of the rounds' ratios. Needs requirements-benchmarks.txt.
+"""
+
+import argparse
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from atonet_jax.augment import MEAN_RGB, STDDEV_RGB
+from atonet_jax.inference import Segmenter
+from atonet_jax.models import create_model
+from atonet_jax.torch_weights import from_torch
+from tests import torch_reference
+
+NUM_CLASSES = 19
+CORES = os.cpu_count()
+
+
+class EndToEnd(nn.Module):
+    """The PyTorch reference with what comes before and after it: [B, H, W, 3] uint8 -> [B, H, W] uint8."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+        self.register_buffer('mean', torch.from_numpy(MEAN_RGB))
+        self.register_buffer('stddev', torch.from_numpy(STDDEV_RGB))
+
+    def forward(self, images):
+        x = ((images.float() - self.mean) / self.stddev).permute(0, 3, 1, 2).to(self.dtype)
+        logits = self.network(x.contiguous(memory_format=torch.channels_last) if images.is_cuda else x)
+        logits = functional.interpolate(logits, images.shape[1:3], mode='bilinear', align_corners=False)
+        return logits.argmax(1).to(torch.uint8)
+
+
+def settled_reference(image: np.ndarray) -> torch_reference.ATONet:
+    """Random weights, with running statistics of the image, so that activations are of a trained network's size."""
+    torch.manual_seed(0)
+    network = torch_reference.ATONet(NUM_CLASSES)
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None  # averages all that it sees
+            module.weight.data.uniform_(0.5, 1.5)
+            module.bias.data.normal_(0, 0.2)
+    with torch.no_grad():
+        network.train()(torch.from_numpy((image - MEAN_RGB) / STDDEV_RGB).permute(0, 3, 1, 2))
+    return network.eval()
+
+
+def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.ndarray]]:
+    """{name: () -> labels}; the image's batch is 1."""
+    import onnx
+    import onnxruntime
+    import openvino
+
+    from atonet_jax.export.onnx_graph import build
+
+    torch.set_num_threads(CORES)
+    reference = settled_reference(image)
+    end_to_end = EndToEnd(reference).eval()
+    compiled = torch.compile(end_to_end)
+    model = create_model('atonet', NUM_CLASSES)
+    variables = from_torch(reference.state_dict(), model)
+    segment = Segmenter(model, variables, shapes=[image.shape[:3]])
+    tensor = torch.from_numpy(image)
+
+    theirs, ours, plain = (os.path.join(folder, name) for name in ('reference.onnx', 'ours.onnx', 'plain.onnx'))
+    torch.onnx.export(end_to_end, (tensor,), theirs, dynamo=True, input_names=['images'], verbose=False)
+    params = jax.device_get(segment.params)['params']
+    for path, winograd in ((ours, True), (plain, False)):
+        onnx.save(build(model, params, image.shape[1:3], batch_size=1, winograd=winograd), path)
+
+    def in_torch(module):
+        def run():
+            with torch.inference_mode():
+                return module(tensor).numpy()
+
+        return run
+
+    def in_onnxruntime(path):
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = CORES
+        session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
+        return lambda: session.run(None, {'images': image})[0]
+
+    def in_openvino(path):
+        network = openvino.compile_model(path, 'CPU', {'INFERENCE_NUM_THREADS': CORES, 'PERFORMANCE_HINT': 'LATENCY',
+                                                       'INFERENCE_PRECISION_HINT': 'f32'})  # fmt: skip
+        request = network.create_infer_request()
+        return lambda: request.infer([image])[0]
+
+    return {
+        'PyTorch eager': in_torch(end_to_end),
+        'PyTorch torch.compile': in_torch(compiled),
+        'ours, JAX': lambda: np.asarray(segment(image)),
+        "ONNX Runtime, the reference's export": in_onnxruntime(theirs),
+        'ONNX Runtime, our export': in_onnxruntime(ours),
+        "OpenVINO, the reference's export": in_openvino(theirs),
+        'OpenVINO, our export (winograd=False)': in_openvino(plain),
+    }
+
+
+def cuda_systems(image: np.ndarray, dtype: str) -> dict[str, Callable[[], object]]:
+    """{name: () -> labels on the device, finished}."""
+    reference = settled_reference(image)
+    model = create_model('atonet', NUM_CLASSES, dtype=jax.numpy.dtype(dtype))
+    segment = Segmenter(model, from_torch(reference.state_dict(), model), shapes=[image.shape[:3]])
+    jax_image = jax.device_put(image)
+
+    torch_dtype = getattr(torch, dtype)
+    end_to_end = EndToEnd(reference.to('cuda', torch_dtype, memory_format=torch.channels_last), torch_dtype).to('cuda')
+    compiled = torch.compile(end_to_end.eval(), mode='max-autotune')
+    torch_image = torch.from_numpy(image).cuda()
+
+    def in_torch():
+        with torch.inference_mode():
+            labels = compiled(torch_image)
+        torch.cuda.synchronize()
+        return labels
+
+    return {'PyTorch torch.compile': in_torch, 'ours, JAX': lambda: jax.block_until_ready(segment(jax_image))}
+
+
+def time_interleaved(systems: dict[str, Callable], rounds: int, warmup: int) -> dict[str, np.ndarray]:
+    """Seconds of each call, one of each system a round."""
+    times = {name: [] for name in systems}
+    for i in range(warmup + rounds):
+        for name, run in systems.items():
+            start = time.perf_counter()
+            run()
+            if i >= warmup:
+                times[name].append(time.perf_counter() - start)
+    return {name: np.array(seconds) for name, seconds in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', type=int, nargs=2, default=(512, 1024), help='height and width')
+    parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'), help='on CUDA alone')
+    parser.add_argument('--rounds', type=int, default=20)
+    parser.add_argument('--warmup', type=int, default=3)
+    arguments = parser.parse_args()
+    image = structured_image(*arguments.size)
+
+    with tempfile.TemporaryDirectory() as folder:
+        on_cuda = jax.default_backend() == 'gpu'
+        systems = cuda_systems(image, arguments.dtype) if on_cuda else cpu_systems(image, folder)
+        labels = {name: _to_numpy(run()) for name, run in systems.items()}
+        times = time_interleaved(systems, arguments.rounds, arguments.warmup)
+
+    device = torch.cuda.get_device_name() if on_cuda else f'{platform.machine()}, {CORES} cores'
+    print(f'{device}; {arguments.size[0]}x{arguments.size[1]}, batch 1, '
+          f'{arguments.dtype if on_cuda else "float32"}; {arguments.rounds} rounds')  # fmt: skip
+    first = next(iter(systems))
+    print(f'| system | median ms | p5 | p95 | times as fast as {first} | labels as {first} % |')
+    print('|---|---|---|---|---|---|')
+    for name, seconds in times.items():
+        low, median, high = 1e3 * np.percentile(seconds, [5, 50, 95])
+        speed = np.median(times[first] / seconds)
+        same = 100 * np.mean(labels[name] == labels[first])
+        print(f'| {name} | {median:.1f} | {low:.1f} | {high:.1f} | {speed:.3f} | {same:.3f} |')
+    if not on_cuda:
+        ratio = np.median(times["ONNX Runtime, the reference's export"] / times['ONNX Runtime, our export'])
+        print(f"in ONNX Runtime our export is {ratio:.3f} times as fast as the reference's")
+
+
+def _to_numpy(labels) -> np.ndarray:
+    return labels.cpu().numpy() if torch.is_tensor(labels) else np.asarray(labels)
+
+
+def structured_image(height: int, width: int) -> np.ndarray:
+    """[1, height, width, 3] uint8: patches of colour, whose edges noise would not have."""
+    from PIL import Image
+
+    patches = np.random.default_rng(0).integers(0, 256, (height // 16, width // 16, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(patches).resize((width, height), Image.Resampling.BICUBIC))[None].copy()
+
+
+if __name__ == '__main__':
+    main()
