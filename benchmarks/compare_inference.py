@@ -31,6 +31,7 @@ from tests import torch_reference
 
 NUM_CLASSES = 19
 CORES = os.cpu_count()
+PAUSE = 0.1  # seconds
 
 
 class EndToEnd(nn.Module):
@@ -139,10 +140,14 @@ def cuda_systems(image: np.ndarray, dtype: str) -> dict[str, Callable[[], object
 
 
 def time_interleaved(systems: dict[str, Callable], rounds: int, warmup: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, one of each system a round."""
+    """Seconds of each call, one of each system a round.
+
+    A pause before each lets the threads of the system before it, which spin while they wait for work, fall asleep.
+    """
     times = {name: [] for name in systems}
     for i in range(warmup + rounds):
         for name, run in systems.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             run()
             if i >= warmup:
