@@ -12,7 +12,7 @@ from flax import linen as nn
 from atonet_jax.augment import normalize
 from atonet_jax.devices import create_mesh, replicated, split_by_batch
 from atonet_jax.errors import InputError
-from atonet_jax.models.layers import enlarged_phases, fold_batch_norms, phase_factors, resize_bilinear
+from atonet_jax.models.layers import enlarged_phases, fold_batch_norms, phase_factors, resize_bilinear, winograd_kernels
 
 
 class Segmenter:
@@ -24,7 +24,6 @@ class Segmenter:
     Attributes:
         model: the network; its `dtype` is what is computed in.
         class_table: `data.labels.ClassTable` of the classes, where they are known.
-        params: {'params'} of `inference_params`.
     """
 
     def __init__(
@@ -44,7 +43,10 @@ class Segmenter:
         self.model = model
         self.class_table = class_table
         self._mesh = create_mesh()
-        self.params = jax.device_put(inference_params(model, variables), replicated(self._mesh))
+        params = inference_params(model, variables)
+        if jax.default_backend() == 'cpu' and model.dtype == jnp.float32:
+            params |= winograd_kernels(model, params)
+        self._variables = jax.device_put(params, replicated(self._mesh))
         self._programs = {}
         for shape in shapes:
             self._compile(_labels, (*shape, 3))
@@ -106,7 +108,7 @@ class Segmenter:
     def _run(self, function, images):
         _check(images)
         program = self._programs.get((function, images.shape)) or self._compile(function, images.shape)
-        return program(self.params, images)
+        return program(self._variables, images)
 
     def _compile(self, function, shape):
         whole = replicated(self._mesh)
@@ -117,7 +119,7 @@ class Segmenter:
             out_shardings=split,
         )
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-        self._programs[function, shape] = program = jitted.lower(self.params, images).compile()
+        self._programs[function, shape] = program = jitted.lower(self._variables, images).compile()
         return program
 
 

@@ -1,10 +1,10 @@
 """ATONet as an ONNX graph, made for speed in ONNX Runtime on CPUs.
 
 The graph is built node by node, so that nothing is left of what JAX wrote: every BN within its convolution, maps of
-one size added before the resizing that they share. 3x3 convolutions of many channels go by Winograd's F(4x4, 3x3)
-(Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks"), spelt out as matrix products, a quarter of the
-direct ones: the runtime does not do it by itself. Maps are NHWC; a convolution's transposes to NCHW and back vanish
-within the runtime.
+one size added before the resizing that they share. 3x3 convolutions of many channels go by Winograd's algorithm
+(models/winograd.py), spelt out as matrix products, a quarter of the direct ones: the runtime does not do it by itself.
+Maps are NHWC then, and a convolution's transposes to NCHW and back vanish within the runtime. Without Winograd all is
+NCHW.
 """
 
 import functools
@@ -19,24 +19,17 @@ from atonet_jax.augment import MEAN_RGB, STDDEV_RGB
 from atonet_jax.models.atonet import LEVELS, ATONet, spp_grid
 from atonet_jax.models.layers import adaptive_pool_matrix, align_corners_matrix
 from atonet_jax.models.resnet import BLOCKS
+from atonet_jax.models.winograd import FROM_PIXELS, FROM_TAPS, NUMBERS, TILE, TO_PIXELS
 
 _OPSET = 18
 _IR_VERSION = 10  # read by runtimes since 2024
 _NCHW, _NHWC = (0, 3, 1, 2), (0, 2, 3, 1)  # transposes
 
-# F(4x4, 3x3) along one axis: 6 input pixels to 6 numbers, 3 taps to 6 numbers, 6 products to 4 output pixels.
-_TILE, _NUMBERS = 4, 6
-_FROM_PIXELS = np.array(
-    [[4, 0, -5, 0, 1, 0], [0, -4, -4, 1, 1, 0], [0, 4, -4, -1, 1, 0], [0, -2, -1, 2, 1, 0], [0, 2, -1, -2, 1, 0],
-     [0, 4, 0, -5, 0, 1]]
-)  # fmt: skip
-_FROM_TAPS = np.array([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-_TO_PIXELS = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
 _WINOGRAD_CHANNELS = 128  # fewer outputs, and moving the data costs what the products save
 
 
 class _Map(NamedTuple):
-    """A feature map in the graph: the name of its value, [B, H, W, C], and (H, W)."""
+    """A feature map in the graph: the name of its value, in the graph's layout, and (H, W)."""
 
     name: str
     size: tuple[int, int]
@@ -68,34 +61,31 @@ def build(
     Returns:
         A checked model with the input 'images' and an output named as `outputs` says.
     """
-    graph = _Graph(winograd)
+    graph = _Graph('NHWC' if winograd else 'NCHW')
     stem = dict(params['stem']['conv'])
-    x = 'images'
+    x = 'images' if layout == 'NCHW' else graph('Transpose', 'images', perm=_NCHW)
     if inputs == 'uint8':
         # Divided by the deviation within the stem's kernel; the mean cannot go there, for the padding is the mean's 0.
-        x = x if layout == 'NCHW' else graph('Transpose', x, perm=_NCHW)
         x = graph('Sub', graph('Cast', x, to=TensorProto.FLOAT), graph.constant(MEAN_RGB.reshape(3, 1, 1)))
-        x = graph('Transpose', x, perm=_NHWC)
         stem['kernel'] = np.asarray(stem['kernel']) / STDDEV_RGB[:, None]
-    elif layout == 'NCHW':
-        x = graph('Transpose', x, perm=_NHWC)
-    logits = graph.resize(_network(graph, _Map(x, size), model, params, stem), size).name
+    coarse = _network(graph, _Map(graph.from_nchw(x), size), model, params, stem)
+    logits = graph.resize(coarse, size)
     if outputs == 'labels':
-        result = graph('Cast', graph('ArgMax', logits, axis=3, keepdims=0), to=TensorProto.UINT8)
+        result = graph('Cast', graph('ArgMax', logits.name, axis=graph.channel_axis, keepdims=0), to=TensorProto.UINT8)
     else:
-        result = logits if layout == 'NHWC' else graph('Transpose', logits, perm=_NCHW)
+        result = graph.laid_out(logits, layout)
 
     batch = batch_size or 'batch'
 
-    def laid_out(channels):
+    def shape(channels):
         return (batch, *size, channels) if layout == 'NHWC' else (batch, channels, *size)
 
     return graph.finish(
         result,
-        ('images', TensorProto.UINT8 if inputs == 'uint8' else TensorProto.FLOAT, laid_out(3)),
+        ('images', TensorProto.UINT8 if inputs == 'uint8' else TensorProto.FLOAT, shape(3)),
         (outputs, TensorProto.UINT8, (batch, *size))
         if outputs == 'labels'
-        else (outputs, TensorProto.FLOAT, laid_out(model.num_classes)),
+        else (outputs, TensorProto.FLOAT, shape(model.num_classes)),
     )
 
 
@@ -133,14 +123,15 @@ def _spp(graph, x, bins, params) -> _Map:
         pooled = graph.along_axes(x, adaptive_pool_matrix, spp_grid(rows, x.size))
         pooled = graph.conv(pooled, params[f'pool{i}']['conv'])
         pyramid.append(graph.along_axes(pooled, align_corners_matrix, x.size).name)
-    return graph.conv(_Map(graph('Concat', *pyramid, axis=3), x.size), params['conv2']['conv'])
+    return graph.conv(_Map(graph('Concat', *pyramid, axis=graph.channel_axis), x.size), params['conv2']['conv'])
 
 
 class _Graph:
-    """Nodes and constants as they come."""
+    """Nodes and constants as they come; maps are in `layout`, and in NHWC large convolutions go by Winograd."""
 
-    def __init__(self, winograd: bool):
-        self._use_winograd = winograd
+    def __init__(self, layout: str):
+        self._layout = layout
+        self.channel_axis = layout.index('C')
         self._nodes = []
         self._constants = []
 
@@ -164,61 +155,68 @@ class _Graph:
     def relu(self, x: _Map) -> _Map:
         return _Map(self('Relu', x.name), x.size)
 
+    def laid_out(self, x: _Map, layout: str) -> str:
+        """The map's value in a layout."""
+        if layout == self._layout:
+            return x.name
+        return self('Transpose', x.name, perm=_NCHW if layout == 'NCHW' else _NHWC)
+
+    def from_nchw(self, x: str) -> str:
+        return x if self._layout == 'NCHW' else self('Transpose', x, perm=_NHWC)
+
     def max_pool(self, x: _Map) -> _Map:
-        y = self('Transpose', x.name, perm=_NCHW)
-        y = self('MaxPool', y, kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
-        return _Map(self('Transpose', y, perm=_NHWC), _shrunk(x.size, 2))
+        y = self('MaxPool', self.laid_out(x, 'NCHW'), kernel_shape=[3, 3], strides=[2, 2], pads=[1] * 4)
+        return _Map(self.from_nchw(y), _shrunk(x.size, 2))
 
     def conv(self, x: _Map, params: Mapping[str, Any], *, stride: int = 1, relu: bool = True) -> _Map:
         """Convolution with bias, padded to the input's size over `stride`; params: 'kernel' [h, w, in, out], 'bias'."""
         kernel, bias = np.asarray(params['kernel']), np.asarray(params['bias'])
         suits_winograd = kernel.shape[0] == 3 and stride == 1 and kernel.shape[3] >= _WINOGRAD_CHANNELS
-        if self._use_winograd and suits_winograd:
+        if self._layout == 'NHWC' and suits_winograd:
             y = self('Add', self._winograd(x, kernel), self.constant(bias))
         else:
-            y = self('Transpose', x.name, perm=_NCHW)
-            y = self('Conv', y, self.constant(kernel.transpose(3, 2, 0, 1)), self.constant(bias), strides=[stride] * 2,
+            weights = self.constant(kernel.transpose(3, 2, 0, 1))
+            y = self('Conv', self.laid_out(x, 'NCHW'), weights, self.constant(bias), strides=[stride] * 2,
                      pads=[len(kernel) // 2] * 4, kernel_shape=kernel.shape[:2])  # fmt: skip
-            y = self('Transpose', y, perm=_NHWC)
+            y = self.from_nchw(y)
         return _Map(self('Relu', y) if relu else y, _shrunk(x.size, stride))
 
     def _winograd(self, x: _Map, kernel: np.ndarray) -> str:
         """3x3 convolution of stride 1 by tiles of 4x4 pixels, which see 6x6: 36 products over channels for each."""
-        rows, columns = (-(-length // _TILE) for length in x.size)
+        rows, columns = (-(-length // TILE) for length in x.size)
         tiles, inputs, outputs = rows * columns, *kernel.shape[2:]
         # Four times the kernel's size, so the file holds the kernel, and runtimes compute this once, at loading.
         weights = self.constant(kernel.reshape(9, inputs * outputs))
-        weights = self('MatMul', self.constant(np.kron(_FROM_TAPS, _FROM_TAPS)), weights)
-        weights = self.reshape(weights, _NUMBERS**2, inputs, outputs)
+        weights = self('MatMul', self.constant(np.kron(FROM_TAPS, FROM_TAPS)), weights)
+        weights = self.reshape(weights, NUMBERS**2, inputs, outputs)
 
-        height, width = _TILE * rows + 2, _TILE * columns + 2
+        height, width = TILE * rows + 2, TILE * columns + 2
         padding = (0, 1, 1, 0, 0, height - 1 - x.size[0], width - 1 - x.size[1], 0)
         y = self('Pad', x.name, self.constant(padding, np.int64))
         y = self.reshape(y, -1, height * width, inputs)
         pixels = np.arange(height * width).reshape(height, width)
-        windows = np.lib.stride_tricks.sliding_window_view(pixels, (_NUMBERS, _NUMBERS))[::_TILE, ::_TILE]
+        windows = np.lib.stride_tricks.sliding_window_view(pixels, (NUMBERS, NUMBERS))[::TILE, ::TILE]
         y = self('Gather', y, self.constant(windows.transpose(2, 3, 0, 1).ravel(), np.int64), axis=1)
-        y = self.reshape(y, -1, _NUMBERS**2, tiles * inputs)
-        y = self('MatMul', self.constant(np.kron(_FROM_PIXELS, _FROM_PIXELS)), y)
-        y = self('MatMul', self.reshape(y, -1, _NUMBERS**2, tiles, inputs), weights)
-        y = self.reshape(y, -1, _NUMBERS**2, tiles * outputs)
-        y = self('MatMul', self.constant(np.kron(_TO_PIXELS, _TO_PIXELS)), y)
+        y = self.reshape(y, -1, NUMBERS**2, tiles * inputs)
+        y = self('MatMul', self.constant(np.kron(FROM_PIXELS, FROM_PIXELS)), y)
+        y = self('MatMul', self.reshape(y, -1, NUMBERS**2, tiles, inputs), weights)
+        y = self.reshape(y, -1, NUMBERS**2, tiles * outputs)
+        y = self('MatMul', self.constant(np.kron(TO_PIXELS, TO_PIXELS)), y)
 
         # In two steps, each of which moves whole rows of memory.
-        y = self('Transpose', self.reshape(y, -1, _TILE, _TILE, rows, columns * outputs), perm=(0, 3, 1, 2, 4))
-        y = self('Transpose', self.reshape(y, -1, _TILE * rows, _TILE, columns, outputs), perm=(0, 1, 3, 2, 4))
-        y = self.reshape(y, -1, _TILE * rows, _TILE * columns, outputs)
-        if (_TILE * rows, _TILE * columns) != tuple(x.size):
+        y = self('Transpose', self.reshape(y, -1, TILE, TILE, rows, columns * outputs), perm=(0, 3, 1, 2, 4))
+        y = self('Transpose', self.reshape(y, -1, TILE * rows, TILE, columns, outputs), perm=(0, 1, 3, 2, 4))
+        y = self.reshape(y, -1, TILE * rows, TILE * columns, outputs)
+        if (TILE * rows, TILE * columns) != tuple(x.size):
             start, stop, axes = (self.constant(values, np.int64) for values in ((0, 0), x.size, (1, 2)))
             y = self('Slice', y, start, stop, axes)
         return y
 
     def along_axes(self, x: _Map, matrix, size: tuple[int, int]) -> _Map:
         """Rows and columns through `matrix(old, new)`, [new, old], to a map of `size`."""
-        rows, columns = (self.constant(matrix(old, new)) for old, new in zip(x.size, size, strict=True))
-        y = self('MatMul', rows, self('Transpose', x.name, perm=_NCHW))  # [B, C, new rows, W]
-        y = self('MatMul', columns, self('Transpose', y, perm=(0, 2, 3, 1)))  # [B, new rows, new columns, C]
-        return _Map(y, size)
+        rows, columns = (matrix(old, new) for old, new in zip(x.size, size, strict=True))
+        y = self('MatMul', self.constant(rows), self.laid_out(x, 'NCHW'))
+        return _Map(self.from_nchw(self('MatMul', y, self.constant(columns.T))), size)
 
     def resize(self, x: _Map, size: tuple[int, int]) -> _Map:
         """Bilinear, half-pixel."""
@@ -227,8 +225,8 @@ class _Graph:
         # Rounded up, for the new size is the product rounded down.
         factors = [np.nextafter(np.float32(new / old), np.float32(np.inf)) if new % old else new / old
                    for old, new in zip(x.size, size, strict=True)]  # fmt: skip
-        y = self('Resize', x.name, '', self.constant([1, *factors, 1]), mode='linear',
-                 coordinate_transformation_mode='half_pixel')  # fmt: skip
+        scales = self.constant([1, *factors, 1] if self._layout == 'NHWC' else [1, 1, *factors])
+        y = self('Resize', x.name, '', scales, mode='linear', coordinate_transformation_mode='half_pixel')
         return _Map(y, size)
 
     def finish(self, result: str, graph_input: tuple, graph_output: tuple) -> onnx.ModelProto:
