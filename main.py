@@ -3,7 +3,7 @@
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
     python main.py --workdir=runs/cityscapes --mode=evaluate
     python main.py --workdir=runs/cityscapes --mode=benchmark --config.benchmark.dtypes="('float32','bfloat16')"
-    python main.py --workdir=runs/cityscapes --mode=export --config.export.output=atonet.pth
+    python main.py --workdir=runs/cityscapes --mode=export --config.export.format=onnx
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
 Exits with 0, with 2 where the input is at fault, 3 where training cannot go on or an export is wrong, 130 where it was

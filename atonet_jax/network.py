@@ -32,6 +32,10 @@ class TrainedNetwork(NamedTuple):
     class_table: ClassTable
     step: int | None
 
+    def in_float32(self) -> 'TrainedNetwork':
+        """The same, computing in float32."""
+        return self._replace(model=self.model.clone(dtype=jnp.float32))
+
 
 def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
     """The network of the config's section `model`."""

@@ -38,7 +38,12 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
     for taken in (path, card_path):
         if os.path.exists(taken) and not force:
             raise InputError(f'{taken}: is there already; give another --config.export.output, or --force')
+    if os.path.isdir(path) and not os.path.isfile(card_path):
+        raise InputError(f'{path}: is a folder that no export made; give another --config.export.output')
+    if os.path.commonpath((path, os.path.abspath(workdir))) == path:
+        raise InputError(f'{path}: is the workdir, or holds it; give another --config.export.output')
     network = trained_network(config, workdir, mesh)
+    card = model_card(network, config, workdir)
 
     folder, name = os.path.split(path)
     try:
@@ -49,11 +54,13 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
             difference = form.check(unchecked, network, config)
             _remove(path)
             os.replace(unchecked, path)
+            write_json(card_path, card)
         finally:
             _remove(unchecked)
+    except InputError as error:
+        raise InputError(str(error).replace(unchecked, path)) from error
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); give another config.export.output') from error
-    write_json(card_path, model_card(network, config, workdir))
     print(f'{path}: {_size(path) / 1e6:.1f} MB; {difference}')
     print(f'{card_path}: its model card')
     return path

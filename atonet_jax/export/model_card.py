@@ -49,6 +49,8 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
 
 def _scores(step: int | None, workdir: str) -> dict[str, Any] | None:
     """Of `--mode=evaluate` where it looked at this step, else of the run itself; None where nobody looked."""
+    if step is None:
+        return None
     try:
         with open(os.path.join(workdir, 'evaluation', 'scores.json')) as file:
             scores = json.load(file)

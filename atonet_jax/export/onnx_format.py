@@ -1,7 +1,6 @@
 """`onnx`: one file for ONNX Runtime, OpenVINO and others, float32."""
 
 import jax
-import jax.numpy as jnp
 import onnx
 import onnxruntime
 from ml_collections import ConfigDict
@@ -16,12 +15,12 @@ _OPTIONS = ('size', 'batch_size', 'inputs', 'outputs', 'layout', 'winograd')  # 
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    model = network.model.clone(dtype=jnp.float32)
-    params = jax.device_get(inference_params(model, network.variables))['params']
+    network = network.in_float32()
+    params = jax.device_get(inference_params(network.model, network.variables))['params']
     options = {name: config.export[name] for name in _OPTIONS}
-    onnx.save(build(model, params, **options), path)
+    onnx.save(build(network.model, params, **options), path)
 
 
 def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return compare(lambda images: session.run(None, {'images': images})[0], network, config.export)
+    return compare(lambda images: session.run(None, {'images': images})[0], network.in_float32(), config.export)

@@ -50,7 +50,7 @@ def build(
 
     Args:
         model: the network.
-        params: of `inference.Segmenter`: folded, without auxiliary heads.
+        params: of `inference.inference_params`, float32.
         size: (height, width) of the images.
         batch_size: of the images; 0: any.
         inputs: 'uint8', RGB that the graph normalises, or 'normalized', float32.

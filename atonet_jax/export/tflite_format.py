@@ -1,4 +1,4 @@
-"""`tflite`: one file for LiteRT on phones and small boards, of built-in operations alone; one image unless told."""
+"""`tflite`: a float32 file for LiteRT on small devices, of built-in operations alone; one image unless told."""
 
 import pathlib
 
@@ -16,7 +16,7 @@ ENDING = '.tflite'
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    forward = forward_function(network, config.export, enlarge_logits=True)
+    forward = forward_function(network.in_float32(), config.export, enlarge_logits=True)
     function = jax2tf.convert(forward, with_gradient=False, native_serialization_platforms=('cpu',))
     spec = tf.TensorSpec(images_shape(config.export, any_batch=1), images_dtype(config.export), name='images')
     module = tf.Module()
@@ -35,4 +35,4 @@ def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
         interpreter.invoke()
         return interpreter.get_tensor(result['index'])
 
-    return compare(run, network, config.export, batch_size=config.export.batch_size or 1)
+    return compare(run, network.in_float32(), config.export, batch_size=config.export.batch_size or 1)

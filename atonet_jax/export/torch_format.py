@@ -4,6 +4,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from atonet_jax.errors import ExportError
 from atonet_jax.network import TrainedNetwork
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
@@ -18,5 +19,6 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
 def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
     """PyTorch itself may not be there: what is compared is every number."""
     read_back = from_torch(read_state_dict(path), network.model)
-    jax.tree.map(np.testing.assert_array_equal, read_back, jax.device_get(network.variables))
+    if not jax.tree.all(jax.tree.map(np.array_equal, read_back, jax.device_get(network.variables))):
+        raise ExportError('read back, the file holds other numbers than the network; nothing was written')
     return 'read back, every number is the same'

@@ -3,6 +3,7 @@
 from ml_collections import ConfigDict
 
 from atonet_jax.checkpoint import Checkpoints
+from atonet_jax.config import default_config
 from atonet_jax.export.comparison import compare
 from atonet_jax.inference import Segmenter
 from atonet_jax.network import TrainedNetwork
@@ -15,6 +16,7 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     """Of what a workdir holds, the config, the class table and one checkpoint, without auxiliary heads."""
     config = config.copy_and_resolve_references()
     config.init_from = ''
+    config.export = default_config().export  # whose output is this very folder
     config.model.aux_levels, config.loss.aux_weights = (), ()
     config.optimizer.ema_decay = 0.0  # averaged parameters are the parameters from here on
     claim(path, config, network.class_table)
