@@ -309,7 +309,7 @@ def test_a_folder_that_no_export_made_is_never_replaced(config, finished, tmp_pa
 
 
 def test_the_workdir_is_never_replaced(config, exported, tmp_path):
-    weights = shutil.copytree(exported['weights'], tmp_path / 'weights')
+    weights = shutil.copytree(exported('weights'), tmp_path / 'weights')
     (tmp_path / 'weights.json').write_text('{}')
     config.export.format, config.export.output = 'onnx', str(weights)
     with pytest.raises(InputError, match='is the workdir, or holds it'):
