@@ -1,11 +1,14 @@
-"""docs/deployment.md: each loader gives the labels of `Segmenter`, as it stands there."""
+"""Each loader in docs/deployment.md and README.md gives the labels of `Segmenter`, as it stands there."""
 
 import re
 import shutil
 
+import jax.export
 import numpy as np
+import onnxruntime
 import PIL.Image
 import pytest
+import tensorflow as tf
 
 from atonet_jax.config import EXPORT_FORMATS
 from atonet_jax.data.synthetic import render_scene
@@ -52,6 +55,16 @@ def test_loader_gives_the_labels_of_the_run(blocks, folder, expected, monkeypatc
     assert names['labels'].dtype == np.uint8
     assert names['labels'].shape == (1, *SIZE)
     assert np.mean(names['labels'] != expected) <= 1e-3
+
+
+def test_each_line_of_the_readme_gives_the_labels_of_the_run(repository, folder, expected, monkeypatch):
+    monkeypatch.chdir(folder)
+    (block,) = re.findall(r'```python\n(.*?)```', (repository / 'README.md').read_text(), re.DOTALL)
+    names = {'Segmenter': Segmenter, 'onnxruntime': onnxruntime, 'jax': jax, 'tf': tf}
+    names['images'] = np.asarray(PIL.Image.open('street.png'))[None]
+    assert len(block.splitlines()) == 4
+    for line in block.splitlines():
+        assert np.mean(np.asarray(eval(line, names)) != expected) <= 1e-3, line
 
 
 def test_every_format_has_its_command_and_its_loader(repository):

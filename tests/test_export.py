@@ -22,6 +22,7 @@ from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluate import evaluate
 from atonet_jax.export import export
 from atonet_jax.inference import Segmenter
+from atonet_jax.torch_weights import to_torch
 from atonet_jax.workdir import load_config
 from tests import torch_reference
 
@@ -194,6 +195,7 @@ def test_lies_in_the_workdir_with_a_card_that_says_how_to_use_it(exported, run, 
     assert 0 <= card['scores']['miou'] <= 1
     assert card['source'] == run
     assert card['model']['width'] == 16
+    assert 'not of these weights' in card['license']
     assert card['versions']['flax'] == flax.__version__
 
 
@@ -295,7 +297,9 @@ def test_a_run_that_computes_in_bfloat16_is_exported_in_float32(config, finished
     config.model.dtype = 'bfloat16'
     config.export.format = format
     config.export.output = str(tmp_path / f'network{ENDINGS[format]}')
-    export(config, finished, force=False)
+    card = card_of(export(config, finished, force=False))
+    assert card['model']['dtype'] == 'float32'
+    assert card['program']['batch_size'] == (1 if format == 'tflite' else 0)
 
 
 def test_a_folder_that_no_export_made_is_never_replaced(config, finished, tmp_path):
@@ -322,3 +326,54 @@ def test_an_ending_that_the_format_does_not_have_is_named_with_the_users_path(co
     config.export.format, config.export.output = 'torch', str(tmp_path / 'atonet.bin')
     with pytest.raises(InputError, match=rf'{tmp_path}/atonet.bin: weights are written as .pth, .pt, .safetensors'):
         export(config, finished, force=False)
+
+
+def test_a_torch_file_of_other_numbers_is_refused(config, finished, tmp_path, monkeypatch):
+    def to_other(variables):
+        state_dict = to_torch(variables)
+        return state_dict | {'cls.4.bias': state_dict['cls.4.bias'] + 1}
+
+    monkeypatch.setattr('atonet_jax.export.torch_format.to_torch', to_other)
+    config.export.update(format='torch', output=str(tmp_path / 'atonet.pth'))
+    with pytest.raises(ExportError, match='other numbers than the network; nothing was written'):
+        export(config, finished, force=False)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_stays_where_its_replacement_cannot_be_moved(config, finished, tmp_path, monkeypatch):
+    path = tmp_path / 'atonet.pth'
+    older = write_older(path, is_folder=False)
+    replace = os.replace
+
+    def fail(source, target):
+        if target == str(path):
+            raise OSError(28, 'No space left on device')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', fail)
+    config.export.update(format='torch', output=str(path))
+    with pytest.raises(InputError, match='cannot be written .No space left on device'):
+        export(config, finished, force=True)
+    assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json']
+    assert older.read_text() == 'older'
+
+
+def test_a_link_to_the_workdir_is_never_replaced(config, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / 'run')
+    (tmp_path / 'link').symlink_to(workdir)
+    (tmp_path / 'link.json').write_text('{}')
+    config.export.output = str(tmp_path / 'link')
+    with pytest.raises(InputError, match='is the workdir, or holds it'):
+        export(config, str(workdir), force=True)
+    assert (workdir / 'checkpoints').exists()
+
+
+def test_scores_of_other_weights_are_not_given_to_a_file(config, exported, tmp_path):
+    (tmp_path / 'evaluation').mkdir()
+    scores = {'step': None, 'split': 'val', 'images': 1, 'options': {}, 'miou': 1, 'pixel_accuracy': 1, 'classes': {}}
+    (tmp_path / 'evaluation' / 'scores.json').write_text(json.dumps(scores))
+    config.init_from = exported('torch')
+    config.export.update(format='torch', output=str(tmp_path / 'atonet.pth'))
+    card = card_of(export(config, str(tmp_path), force=False))
+    assert card['source'] == config.init_from
+    assert card['step'] is card['scores'] is None

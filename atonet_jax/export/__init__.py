@@ -40,7 +40,7 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
             raise InputError(f'{taken}: is there already; give another --config.export.output, or --force')
     if os.path.isdir(path) and not os.path.isfile(card_path):
         raise InputError(f'{path}: is a folder that no export made; give another --config.export.output')
-    if os.path.commonpath((path, os.path.abspath(workdir))) == path:
+    if os.path.commonpath((os.path.realpath(path), os.path.realpath(workdir))) == os.path.realpath(path):
         raise InputError(f'{path}: is the workdir, or holds it; give another --config.export.output')
     network = trained_network(config, workdir, mesh)
     card = model_card(network, config, workdir)
@@ -52,7 +52,8 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
         try:
             form.write(unchecked, network, config)
             difference = form.check(unchecked, network, config)
-            _remove(path)
+            if os.path.isdir(path) or os.path.isdir(unchecked):  # files replace each other at one stroke
+                _remove(path)
             os.replace(unchecked, path)
             write_json(card_path, card)
         finally:
@@ -77,9 +78,9 @@ def _module(name: str) -> ModuleType:
 
 
 def _remove(path: str) -> None:
-    if os.path.isdir(path):
+    if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
-    elif os.path.exists(path):
+    elif os.path.lexists(path):
         os.remove(path)
 
 

@@ -20,8 +20,13 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
     options, table = config.export, network.class_table
     is_program = options.format not in ('weights', 'torch')
     params = {name: tree for name, tree in network.variables['params'].items() if not name.startswith('aux')}
+    model, program = config.model.to_dict(), options.to_dict()
+    if options.format in ('onnx', 'tflite'):
+        model['dtype'] = 'float32'  # whatever the run computes in
+    if options.format == 'tflite':
+        program['batch_size'] = options.batch_size or 1
     return {
-        'model': config.model.to_dict(),
+        'model': model,
         'parameters': sum(array.size for array in jax.tree.leaves(params)),
         'source': config.init_from if network.step is None else os.path.abspath(workdir),
         'step': network.step,
@@ -30,13 +35,14 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
             for i, (name, color) in enumerate(zip(table.class_names, table.class_colors, strict=True))
         ],
         'format': options.format,
-        'program': options.to_dict() if is_program else None,
+        'program': program if is_program else None,
         'normalization': {
             'mean_rgb': MEAN_RGB.tolist(),
             'stddev_rgb': STDDEV_RGB.tolist(),
             'of': 'pixel values 0..255: (value - mean) / stddev',
             'within_the_program': is_program and options.inputs == 'uint8',
         },
+        'license': 'Apache-2.0: of the code, not of these weights',
         'scores': _scores(network.step, workdir),
         'versions': {
             'atonet_jax': __version__,
