@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 
 from atonet_jax.augment import normalize
+from atonet_jax.data.labels import ClassTable
 from atonet_jax.devices import create_mesh, replicated, split_by_batch
 from atonet_jax.errors import InputError
 from atonet_jax.models.layers import enlarged_phases, fold_batch_norms, phase_factors, resize_bilinear, winograd_kernels
@@ -23,14 +24,14 @@ class Segmenter:
 
     Attributes:
         model: the network; its `dtype` is what is computed in.
-        class_table: `data.labels.ClassTable` of the classes, where they are known.
+        class_table: of the classes, where they are known.
     """
 
     def __init__(
         self,
         model: nn.Module,
         variables: Mapping[str, Any],
-        class_table=None,
+        class_table: ClassTable | None = None,
         shapes: Sequence[tuple[int, int, int]] = (),
     ):
         """
@@ -49,7 +50,7 @@ class Segmenter:
         self._variables = jax.device_put(params, replicated(self._mesh))
         self._programs = {}
         for shape in shapes:
-            self._compile(_labels, (*shape, 3))
+            self.compile('__call__', shape)
 
     @classmethod
     def from_workdir(cls, workdir: str, dtype: str | None = None, **options) -> 'Segmenter':
