@@ -8,12 +8,14 @@ import jax
 import numpy as np
 import pytest
 
+from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.inference import Segmenter, predict_labels
 from atonet_jax.models import create_model
 from atonet_jax.models.layers import _WINOGRAD_INPUTS, fold_batch_norms, winograd_kernels
 from atonet_jax.network import blank_variables
 from atonet_jax.torch_weights import from_torch
+from atonet_jax.workdir import claim
 from tests.test_parity import NUM_CLASSES, TINY, random_reference
 
 
@@ -95,6 +97,12 @@ def test_of_a_workdir_it_has_the_runs_weights_and_classes(finished):
 
 def test_a_workdir_without_checkpoints_is_named(tmp_path):
     with pytest.raises(InputError, match=f'{tmp_path}.*no such file'):
+        Segmenter.from_workdir(str(tmp_path))
+
+
+def test_a_workdir_whose_run_saved_nothing_yet_is_named(tiny_config, tmp_path):
+    claim(str(tmp_path), tiny_config, CITYSCAPES)
+    with pytest.raises(InputError, match=f'{tmp_path}/checkpoints: no checkpoint; train first'):
         Segmenter.from_workdir(str(tmp_path))
 
 
