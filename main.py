@@ -1,13 +1,14 @@
 """Trains, evaluates, times and exports networks for real-time semantic segmentation.
 
+    python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes --mode=check_data
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
     python main.py --workdir=runs/cityscapes --mode=evaluate
     python main.py --workdir=runs/cityscapes --mode=benchmark --config.benchmark.dtypes="('float32','bfloat16')"
     python main.py --workdir=runs/cityscapes --mode=export --config.export.format=onnx
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
-Exits with 0, with 2 where the input is at fault, 3 where training cannot go on or an export is wrong, 130 where it was
-interrupted.
+Exits with 0, with 1 where check_data finds data unfit to train on, 2 where the input is at fault, 3 where training
+cannot go on or an export is wrong, 130 where it was interrupted.
 """
 
 import logging
@@ -20,14 +21,15 @@ from absl import flags
 from atonet_jax.command_line import define_config_flag
 from atonet_jax.errors import ExportError, InputError, TrainingError
 
-MODES = ('train', 'evaluate', 'benchmark', 'export')
+MODES = ('train', 'evaluate', 'benchmark', 'export', 'check_data', 'prepare')
 
-flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.', required=True)
+flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.')
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
 flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    """Runs one mode; returns the exit code."""
     argv = define_config_flag(argv)
     try:
         rest = flags.FLAGS(argv)[1:]
@@ -47,6 +49,8 @@ def main(argv: list[str]) -> None:
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    if workdir is None and flags.FLAGS.mode != 'prepare':
+        raise InputError('give --workdir=DIR, where the run lives')
     if flags.FLAGS.mode == 'train':
         from atonet_jax.train import train
 
@@ -64,13 +68,22 @@ def main(argv: list[str]) -> None:
         from atonet_jax.export import export
 
         export(config, workdir, flags.FLAGS.force)
+    elif flags.FLAGS.mode == 'check_data':
+        from atonet_jax.check_data import check_data
+
+        return 0 if check_data(config, workdir) else 1
+    elif flags.FLAGS.mode == 'prepare':
+        from atonet_jax.data.sources import prepare_copy
+
+        print(f'written: {prepare_copy(config.data)}')
+    return 0
 
 
 if __name__ == '__main__':
     if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
         sys.exit(print(__doc__, flags.FLAGS, sep='\n'))
     try:
-        main(sys.argv)
+        sys.exit(main(sys.argv))
     except (InputError, ExportError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         sys.exit(2 if isinstance(failure, InputError) else 3)

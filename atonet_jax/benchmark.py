@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax import __version__
 from atonet_jax.config import benchmark_sizes, validate
-from atonet_jax.data.labels import CLASS_TABLES
+from atonet_jax.data.sources import class_table
 from atonet_jax.devices import create_mesh
 from atonet_jax.flops import count_conv_macs
 from atonet_jax.inference import Segmenter
@@ -243,7 +243,7 @@ def _network(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[nn.Module, d
         network = trained_network(config, workdir, mesh)
         weights = config.init_from if network.step is None else f'{workdir}, step {network.step}'
         return network.model, network.variables, weights
-    model = create_network(config, CLASS_TABLES[config.data.name].num_classes)
+    model = create_network(config, class_table(config.data).num_classes)
     return model, jax.jit(lambda: init_variables(model, config.seed))(), 'freshly drawn'
 
 

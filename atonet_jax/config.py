@@ -4,15 +4,18 @@ A file of configs/ starts from `default_config()` and changes what its run needs
 (`--config.train.batch_size=8`). A key that is not here is refused.
 """
 
+import functools
 import math
 
 from ml_collections import ConfigDict
 
-from atonet_jax.data.labels import CLASS_TABLES
+from atonet_jax.data.labels import DATA_NAMES
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES
 
 DTYPES = ('float32', 'bfloat16')
+CACHES = ('none', 'memory', 'disk')
+ON_CORRUPT = ('error', 'skip')
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 
 
@@ -36,11 +39,37 @@ def default_config() -> ConfigDict:
             'data': {
                 'name': 'cityscapes',
                 'root': 'data/cityscapes',
-                'train_split': 'train',
+                'tfds_dir': '',  # folder or bucket of a prepared TFDS copy to read instead of `root`
+                'train_split': 'train',  # or several: 'train+val'
                 'eval_split': 'val',
+                'on_corrupt': 'error',  # or skip: leave out what cannot be read, and say so
+                'cache': 'none',  # of decoded images: or memory, disk
+                'cache_dir': '',  # of disk; none: in the workdir
                 'crop_size': (1024, 1024),  # height, width
                 'scale_range': (1.0, 2.0),
                 'flip': True,
+                # Beyond the paper's recipe; 0: off.
+                'augmentation': {
+                    'class_aware_crops': 0.0,  # probability that a crop shows a class drawn evenly
+                    'rotation': 0.0,  # degrees, drawn from +- that
+                    'brightness': 0.0,  # factor from 1 +- that
+                    'contrast': 0.0,
+                    'saturation': 0.0,
+                    'hue': 0.0,  # of a full turn, from +- that
+                    'blur': 0.0,  # probability
+                    'blur_sigma': (0.1, 2.0),  # pixels
+                    'erasing': 0.0,  # probability
+                    'erasing_area': (0.02, 0.2),  # share of the crop
+                },
+                # Of 'folder' alone; '{split}' stands for a part of the split.
+                'folder': {
+                    'classes': 'classes.json',  # or .csv: name, color, value
+                    'images': 'images/{split}',
+                    'labels': 'labels/{split}',
+                    'image_suffix': '',  # what ends the names of image files before the extension
+                    'label_suffix': '',
+                    'list': '',  # text file with an image name a line, such as '{split}.txt'; none: all files
+                },
                 # Of 'synthetic' alone, which is generated into `root` where it is not there yet.
                 'synthetic': {'train_scenes': 2000, 'val_scenes': 100, 'height': 128, 'width': 256, 'seed': 0},
             },
@@ -121,29 +150,33 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         InputError: names the first key whose value cannot work, and what would.
     """
 
+    def value_of(key):
+        return functools.reduce(lambda section, name: section[name], key.split('.'), config)
+
     def check(holds, key, wanted):
         if not holds:
-            value = config
-            for part in key.split('.'):
-                value = value[part]
-            raise InputError(f'config.{key}={value!r}: must be {wanted}')
+            raise InputError(f'config.{key}={value_of(key)!r}: must be {wanted}')
 
     def one_of(key, values):
-        section, name = key.split('.')
-        check(config[section][name] in values, key, f'one of {", ".join(values)}')
+        check(value_of(key) in values, key, f'one of {", ".join(values)}')
 
     def positive(*keys):
         for key in keys:
-            section, name = key.split('.')
-            value = config[section][name]
-            check(math.isfinite(value) and value > 0, key, 'greater than 0')
+            check(math.isfinite(value_of(key)) and value_of(key) > 0, key, 'greater than 0')
+
+    def between(low, high, *keys):
+        for key in keys:
+            check(low <= value_of(key) <= high, key, f'from {low} to {high}')
+
+    def low_and_high(key, lowest, highest, what):
+        value = value_of(key)
+        check(len(value) == 2 and lowest < value[0] <= value[1] <= highest and value[1] < math.inf, key, what)
 
     def whole_numbers(values):
         return all(isinstance(value, int) and value > 0 for value in values)
 
     def size(key, optional):
-        section, name = key.split('.')
-        value = config[section][name]
+        value = value_of(key)
         valid = len(value) == 2 and whole_numbers(value)
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
@@ -152,7 +185,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
           'empty where config.init_from is given, which holds a backbone')
     one_of('model.dtype', DTYPES)
-    one_of('data.name', CLASS_TABLES)
+    one_of('data.name', DATA_NAMES)
+    one_of('data.on_corrupt', ON_CORRUPT)
+    one_of('data.cache', CACHES)
     one_of('loss.aux_target', ('downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adamw'))
     one_of('schedule.name', ('cosine', 'poly', 'constant'))
@@ -180,17 +215,17 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     )
     check(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
     check(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
-    weights, num_classes = config.loss.class_weights, CLASS_TABLES[config.data.name].num_classes
-    check(
-        len(weights) in (0, num_classes) and all(math.isfinite(w) and w >= 0 for w in weights),
-        'loss.class_weights',
-        f'() or {num_classes} numbers not below 0, one a class',
-    )
-
+    weights = config.loss.class_weights
+    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.class_weights', 'numbers not below 0, one a class')
     size('data.crop_size', optional=False)
     check(min(config.data.crop_size) >= 33, 'data.crop_size', 'at least 33 both ways')
-    scales = config.data.scale_range
-    check(len(scales) == 2 and 0 < scales[0] <= scales[1] < math.inf, 'data.scale_range', 'lowest and highest scale')
+    low_and_high('data.scale_range', 0, math.inf, 'lowest and highest scale')
+    between(0, 1, *(f'data.augmentation.{name}' for name in ('class_aware_crops', 'brightness', 'contrast')))
+    between(0, 1, *(f'data.augmentation.{name}' for name in ('saturation', 'blur', 'erasing')))
+    between(0, 0.5, 'data.augmentation.hue')
+    between(0, 180, 'data.augmentation.rotation')
+    low_and_high('data.augmentation.blur_sigma', 0, 10, 'lowest and highest, above 0 and at most 10 pixels')
+    low_and_high('data.augmentation.erasing_area', 0, 1, 'lowest and highest share, above 0 and at most 1')
     check(config.seed >= 0, 'seed', 'not below 0')
     check(0 <= config.optimizer.momentum < 1, 'optimizer.momentum', 'from 0 to below 1')
     check(0 <= config.optimizer.weight_decay < math.inf, 'optimizer.weight_decay', 'not below 0')
@@ -224,5 +259,15 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     scales = config.eval.scales
     check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
     for key in ('train.batch_size', 'eval.batch_size'):
-        section, name = key.split('.')
-        check(config[section][name] % num_devices == 0, key, f'a multiple of the {num_devices} devices')
+        check(value_of(key) % num_devices == 0, key, f'a multiple of the {num_devices} devices')
+
+
+def validate_classes(config: ConfigDict, num_classes: int) -> None:
+    """Checks the values that depend on how many classes the data has.
+
+    Raises:
+        InputError: as `validate`.
+    """
+    weights = config.loss.class_weights
+    if len(weights) not in (0, num_classes):
+        raise InputError(f'config.loss.class_weights={weights!r}: must be () or {num_classes} numbers, one a class')

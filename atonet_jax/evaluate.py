@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 
 from atonet_jax import visualize
 from atonet_jax.config import validate
-from atonet_jax.data.dataset import SegmentationDataset, verify
+from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.data.sources import load_dataset
+from atonet_jax.data.sources import load_examples
 from atonet_jax.devices import create_mesh, replicated, split_by_batch
 from atonet_jax.errors import InputError
 from atonet_jax.inference import predict_labels
@@ -37,13 +37,14 @@ class Example(NamedTuple):
 class Evaluator:
     """Scores variables of one network on one split, as the config's section `eval` says."""
 
-    def __init__(self, model: nn.Module, dataset: SegmentationDataset, options: ConfigDict, mesh: Mesh):
+    def __init__(self, model: nn.Module, examples: Examples, options: ConfigDict, mesh: Mesh):
         """The split's images are read at each `run`, one batch ahead."""
+        dataset = examples.dataset
         if dataset.label_paths is None:
             raise InputError(
                 f'config.data.eval_split={dataset.split!r}: {dataset.name} has no labels there; choose another split'
             )
-        self._dataset = dataset
+        self._examples = examples
         self._options = options
         self._mesh = mesh
         self._step = _compile_eval_step(model, dataset.class_table.num_classes, options, mesh)
@@ -52,12 +53,12 @@ class Evaluator:
         """Returns the scores, the confusion matrix [C, C] int64 and the first `eval.pictures` examples."""
         from atonet_jax.data.pipeline import eval_batches, prefetch_to_device  # imports TensorFlow
 
-        batches = eval_batches(self._dataset, batch_size=self._options.batch_size)
+        batches = eval_batches(self._examples, batch_size=self._options.batch_size)
         batches = prefetch_to_device(batches, split_by_batch(self._mesh))
-        num_classes = self._dataset.class_table.num_classes
+        num_classes = self._examples.dataset.class_table.num_classes
         confusion = np.zeros((num_classes, num_classes), np.int64)
         examples = []
-        with tqdm.tqdm(total=len(self._dataset), desc='evaluating', unit='image', disable=None, leave=False) as bar:
+        with tqdm.tqdm(total=len(self._examples), desc='evaluating', unit='image', disable=None, leave=False) as bar:
             for batch, counts, predictions in self._one_behind(variables, batches):
                 confusion += np.asarray(counts)
                 bar.update(int(np.sum(np.asarray(batch['index']) >= 0)))
@@ -89,33 +90,42 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     mesh = create_mesh()
     validate(config, mesh.size)
     network = trained_network(config, workdir, mesh)
-    dataset = load_dataset(config.data, config.data.eval_split)
+    table = network.class_table
     folder = os.path.join(workdir, 'evaluation')
     os.makedirs(folder, exist_ok=True)
-    verify(dataset, os.path.join(workdir, f'verified_{dataset.split}.json'))
+    examples = load_examples(config.data, config.data.eval_split, workdir)
+    dataset = examples.dataset
+    if dataset.class_table.class_names != table.class_names:
+        raise InputError(
+            f'config.data: {dataset.name} has other classes ({", ".join(dataset.class_table.class_names)}) than the '
+            f'network predicts ({", ".join(table.class_names)}); choose the data that it was trained for'
+        )
 
-    evaluator = Evaluator(network.model, dataset, config.eval, mesh)
+    evaluator = Evaluator(network.model, examples, config.eval, mesh)
     start = time.perf_counter()
-    scores, confusion, examples = evaluator.run(network.variables)
+    scores, confusion, shown = evaluator.run(network.variables)
     seconds = time.perf_counter() - start
+    used = len(dataset) - len(examples.skipped)
 
-    table = network.class_table
     write_json(
         os.path.join(folder, 'scores.json'),
         {
             'step': network.step,
             'split': dataset.split,
-            'images': len(dataset),
+            'images': used,
+            'skipped': [str(reason) for reason in examples.skipped.values()],
             'seconds': seconds,
             'options': config.eval.to_dict(),
             **scores.to_dict(table.class_names),
             'confusion': confusion.tolist(),
         },
     )
-    pictures = write_pictures(examples, table, folder)
+    pictures = write_pictures(shown, table, folder)
     print(scores.table(table.class_names))
     origin = config.init_from if network.step is None else f'step {network.step}'
-    print(f'{origin}; {len(dataset)} images of {dataset.name} {dataset.split} in {seconds:.1f} s with compilation')
+    print(f'{origin}; {used} images of {dataset.name} {dataset.split} in {seconds:.1f} s with compilation')
+    if examples.skipped:
+        print(f'{len(examples.skipped)} images that cannot be read were skipped')
     print(f'scores: {os.path.join(folder, "scores.json")}')
     for picture in pictures:
         print(f'picture: {picture}')

@@ -11,10 +11,11 @@ from ml_collections import ConfigDict
 
 from atonet_jax import torch_weights
 from atonet_jax.checkpoint import Checkpoints
-from atonet_jax.data.labels import CLASS_TABLES, ClassTable
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.sources import class_table
 from atonet_jax.devices import replicated
 from atonet_jax.models import abstract_variables, create_model, init_variables
-from atonet_jax.workdir import changes_since, holds_run
+from atonet_jax.workdir import changes_since, holds_run, load_class_table
 
 
 class TrainedNetwork(NamedTuple):
@@ -69,7 +70,7 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
     Raises:
         InputError: neither is there, or what is there does not fit the config.
     """
-    table = CLASS_TABLES[config.data.name]
+    table = load_class_table(workdir) if holds_run(workdir) else class_table(config.data)
     model = create_network(config, table.num_classes)
     if config.init_from and not holds_run(workdir):
         variables = jax.device_put(torch_weights.load_network(config.init_from, model), replicated(mesh))

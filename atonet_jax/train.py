@@ -14,11 +14,12 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from atonet_jax import visualize
+from atonet_jax.augment import Augmentation
 from atonet_jax.checkpoint import Checkpoints, has_checkpoint
-from atonet_jax.config import validate
-from atonet_jax.data.dataset import SegmentationDataset, verify
-from atonet_jax.data.labels import CLASS_TABLES, ClassTable
-from atonet_jax.data.sources import load_dataset
+from atonet_jax.config import validate, validate_classes
+from atonet_jax.data.examples import Examples
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.devices import create_mesh, split_by_batch
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluate import Evaluator, Example
@@ -27,7 +28,7 @@ from atonet_jax.metrics import Scores
 from atonet_jax.network import blank_variables, create_network, starting_variables
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.train_step import TrainState, compile_train_step, create_state
-from atonet_jax.workdir import MetricsLog, changes_since, claim, holds_run
+from atonet_jax.workdir import MetricsLog, changes_since, claim, holds_run, write_json
 
 _log = logging.getLogger(__name__)
 
@@ -46,14 +47,15 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     """
     mesh = create_mesh()
     validate(config, mesh.size)
-    table = CLASS_TABLES[config.data.name]
+    table = class_table(config.data)
+    validate_classes(config, table.num_classes)
     if holds_run(workdir):
         changes_since(workdir, config, table)  # refuses another network before any data is read
     model = create_network(config, table.num_classes)
     resumes = has_checkpoint(workdir)
     variables = blank_variables(model) if resumes else starting_variables(config, model)
     train_set, eval_set = (
-        _load_verified(config, split, workdir) for split in (config.data.train_split, config.data.eval_split)
+        load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
     )
     for change in claim(workdir, config, table):
         _log.info('since the run in %s began: %s', workdir, change)
@@ -87,7 +89,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         optimizer=optimizer,
         learning_rates=learning_rates,
         loss_options=_loss_options(config),
-        crop_size=tuple(config.data.crop_size),
+        augmentation=train_augmentation(config),
         seed=config.seed,
         ema_decay=config.optimizer.ema_decay,
     )
@@ -96,6 +98,8 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         return run.train(state, step_fn, evaluator, _batches(config, train_set, int(state.step), total_steps, mesh))
     finally:
         run.close()
+        for examples in (train_set, eval_set):
+            _list_skipped(examples, workdir)
 
 
 class _Run:
@@ -238,28 +242,37 @@ class _StepTime:
         return self._average
 
 
-def _load_verified(config: ConfigDict, split: str, workdir: str) -> SegmentationDataset:
-    dataset = load_dataset(config.data, split)
-    verify(dataset, os.path.join(workdir, f'verified_{split}.json'))
-    return dataset
-
-
 def _batches(
-    config: ConfigDict, dataset: SegmentationDataset, start_step: int, total_steps: int, mesh: Mesh
+    config: ConfigDict, examples: Examples, start_step: int, total_steps: int, mesh: Mesh
 ) -> Iterator[dict[str, jax.Array]]:
     from atonet_jax.data.pipeline import prefetch_to_device, train_batches  # imports TensorFlow
 
     batches = train_batches(
-        dataset,
+        examples,
         batch_size=config.train.batch_size,
-        crop_size=tuple(config.data.crop_size),
-        scale_range=tuple(config.data.scale_range),
-        flip=config.data.flip,
+        augmentation=train_augmentation(config),
         seed=config.seed,
         start_step=start_step,
         num_steps=max(0, total_steps - start_step),
     )
     return prefetch_to_device(batches, split_by_batch(mesh))
+
+
+def _list_skipped(examples: Examples, workdir: str) -> None:
+    if examples.skipped:
+        dataset = examples.dataset
+        path = os.path.join(workdir, f'skipped_{dataset.split}.json')
+        write_json(path, {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())})
+        count = len(examples.skipped)
+        _log.warning('%d of %d images of %s were skipped; %s lists them', count, len(examples), dataset.split, path)
+
+
+def train_augmentation(config: ConfigDict) -> Augmentation:
+    """What the config's section `data` makes of a training image."""
+    data = config.data
+    return Augmentation(
+        crop_size=tuple(data.crop_size), scale_range=tuple(data.scale_range), flip=data.flip, **data.augmentation
+    )
 
 
 def _create_optimizer(config: ConfigDict, num_images: int, total_steps: int):

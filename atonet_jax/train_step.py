@@ -10,9 +10,11 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from atonet_jax.augment import augment
+from atonet_jax.augment import Augmentation, augment
 from atonet_jax.devices import replicated, split_by_batch
 from atonet_jax.losses import segmentation_loss
+
+_AUGMENTATION = 1  # sets its random numbers apart from dropout's
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -86,7 +88,7 @@ def train_step(
     optimizer: optax.GradientTransformation,
     learning_rates: Mapping[str, optax.Schedule],
     loss_options: Mapping[str, Any],
-    crop_size: tuple[int, int],
+    augmentation: Augmentation,
     seed: int,
     ema_decay: float,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -99,15 +101,15 @@ def train_step(
         optimizer: of its parameters.
         learning_rates: the schedules that `optimizer` follows, by group, to report.
         loss_options: keyword arguments of `segmentation_loss`.
-        crop_size: (height, width) of the crops.
-        seed: of dropout, which depends on it and the step alone.
+        augmentation: what the crops are.
+        seed: of dropout and of augmentation on the device, which depend on it and the step alone.
         ema_decay: of `state.averaged`, reached gradually.
 
     Returns:
         The state after the step, and float32 scalars: the loss, its terms, the gradient's norm, the learning rates.
     """
-    images, labels = augment(batch, crop_size)
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    images, labels = augment(batch, augmentation, jax.random.fold_in(dropout_key, _AUGMENTATION))
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, (batch_stats, terms)), gradients = gradient_fn(
         state.variables['params'], state.variables['batch_stats'], images, labels, dropout_key, model, loss_options

@@ -1,5 +1,7 @@
 """Pictures of label maps."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
@@ -32,14 +34,26 @@ def error_map(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
 
 def comparison(image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, table: ClassTable) -> np.ndarray:
     """Image, true labels, predicted labels and errors in two rows of two, [2H + gap, 2W + gap, 3] uint8."""
-    rows = [
-        [image, overlay(image, labels, table.palette)],
-        [error_map(labels, predictions), overlay(image, predictions, table.palette)],
-    ]
-    height, width = labels.shape
-    gap = np.full((height, _GAP, 3), _WHITE, np.uint8)
-    rows = [np.concatenate([left, gap, right], axis=1) for left, right in rows]
-    return np.concatenate([rows[0], np.full((_GAP, 2 * width + _GAP, 3), _WHITE, np.uint8), rows[1]])
+    return grid(
+        [
+            image,
+            overlay(image, labels, table.palette),
+            error_map(labels, predictions),
+            overlay(image, predictions, table.palette),
+        ],
+        columns=2,
+    )
+
+
+def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
+    """Pictures of one size, [H, W, 3] uint8, in rows of `columns` with a gap between; white where the last row ends."""
+    height, width = pictures[0].shape[:2]
+    rows = -(-len(pictures) // columns)
+    canvas = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), _WHITE, np.uint8)
+    for i, picture in enumerate(pictures):
+        top, left = i // columns * (height + _GAP), i % columns * (width + _GAP)
+        canvas[top : top + height, left : left + width] = picture
+    return canvas
 
 
 def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> PIL.Image.Image:

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from atonet_jax.augment import augment, normalize
+from atonet_jax.augment import Augmentation, augment, normalize
+from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.pipeline import eval_batches, train_batches
 from atonet_jax.data.sources import load_dataset
@@ -33,7 +34,8 @@ from tests import torch_reference
 
 NUM_CLASSES = CITYSCAPES.num_classes
 RUNS = ('ours', 'PyTorch', 'PyTorch, other dropout')
-BATCH_SIZE, CROP, EPOCHS = 4, (128, 256), 10
+BATCH_SIZE, EPOCHS = 4, 10
+AUGMENTATION = Augmentation(crop_size=(128, 256))
 PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.02, 0.9, 1e-4, 0.1
 AUX_WEIGHTS = {f'aux{level}': 1.0 for level in torch_reference.AUX_LEVELS}
 
@@ -62,7 +64,7 @@ class OurTraining:
             optimizer=optimizer,
             learning_rates=learning_rates,
             loss_options={'aux_weights': AUX_WEIGHTS},
-            crop_size=CROP,
+            augmentation=AUGMENTATION,
             seed=seed,
             ema_decay=0.0,
         )
@@ -91,7 +93,7 @@ class TorchTraining:
         self._dropout = torch.Generator().manual_seed(seed).get_state()
 
     def step(self, batch: dict) -> None:
-        images, labels = (np.asarray(array) for array in _augment(batch, CROP))
+        images, labels = (np.asarray(array) for array in _augment(batch, AUGMENTATION, None))
         torch.set_rng_state(self._dropout)
         self._network.train()
         outputs = self._network(_to_nchw(images))
@@ -138,16 +140,14 @@ def run_seed(seed: int, num_steps: int, eval_every: int, data) -> dict[str, list
         'PyTorch, other dropout': TorchTraining(reference, steps_per_epoch, seed + 1000),
     }
     batches = train_batches(
-        load_dataset(data, 'train'),
+        Examples(load_dataset(data, 'train')),
         batch_size=BATCH_SIZE,
-        crop_size=CROP,
-        scale_range=(1.0, 1.0),
-        flip=True,
+        augmentation=AUGMENTATION,
         seed=seed,
         start_step=0,
         num_steps=num_steps,
     )
-    held_out = list(itertools.islice(eval_batches(load_dataset(data, 'val'), batch_size=10), 4))
+    held_out = list(itertools.islice(eval_batches(Examples(load_dataset(data, 'val')), batch_size=10), 4))
     curves = {name: [] for name in RUNS}
     for step, batch in enumerate(batches, 1):
         for name, training in trainings.items():

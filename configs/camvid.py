@@ -14,7 +14,7 @@ from atonet_jax.config import default_config
 def get_config() -> ConfigDict:
     config = default_config()
     config.data.update(
-        name='camvid', root='data/camvid', train_split='trainval', eval_split='test', crop_size=(720, 720)
+        name='camvid', root='data/camvid', train_split='train+val', eval_split='test', crop_size=(720, 720)
     )
     config.train.update(batch_size=16, epochs=400.0)
     config.eval.batch_size = 4

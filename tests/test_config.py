@@ -6,7 +6,7 @@ import runpy
 import pytest
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.config import default_config, validate
+from atonet_jax.config import default_config, validate, validate_classes
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
@@ -31,6 +31,13 @@ BAD_VALUES = [
     ('data.crop_size', (1024, 32)),
     ('data.crop_size', (1024, 0.5)),
     ('data.scale_range', (1.0,)),
+    ('data.cache', 'gpu'),
+    ('data.on_corrupt', 'ignore'),
+    ('data.augmentation.hue', 0.6),
+    ('data.augmentation.blur', -0.1),
+    ('data.augmentation.rotation', float('nan')),
+    ('data.augmentation.blur_sigma', (0.0, 1.0)),
+    ('data.augmentation.erasing_area', (0.5, 0.2)),
     ('data.scale_range', (2.0, 1.0)),
     ('data.scale_range', (0.0, 1.0)),
     ('data.scale_range', (1.0, float('inf'))),
@@ -42,7 +49,6 @@ BAD_VALUES = [
     ('loss.mining_threshold', 0.0),
     ('loss.mining_min_kept', 0.0),
     ('loss.mining_min_kept', 100000.0),
-    ('loss.class_weights', (1.0,) * 18),
     ('loss.class_weights', (-1.0,) * 19),
     ('optimizer.name', 'adam'),
     ('optimizer.learning_rate', 0.0),
@@ -106,7 +112,7 @@ def changed_config(values):
 def test_config_file_is_valid_and_its_network_can_be_created(path):
     config = runpy.run_path(str(path))['get_config']()
     validate(config, num_devices=1)
-    num_classes = CLASS_TABLES[config.data.name].num_classes
+    num_classes = CLASS_TABLES[config.data.name].num_classes if config.data.name in CLASS_TABLES else 5
     model = create_network(config, num_classes)
     variables = abstract_variables(model)
     assert variables['params']['classifier']['conv']['kernel'].shape[-1] == num_classes
@@ -122,6 +128,13 @@ def test_value_that_cannot_work_is_named(key, value):
         validate(changed_config({key: value}), num_devices=1)
     assert str(refusal.value).startswith(f'config.{key}={value!r}: must be ')
     assert '\n' not in str(refusal.value)
+
+
+def test_class_weights_that_do_not_fit_the_classes_are_named():
+    config = changed_config({'loss.class_weights': (1.0,) * 18})
+    validate_classes(config, 18)
+    with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be \(\) or 19 numbers'):
+        validate_classes(config, 19)
 
 
 def test_documented_alternatives_are_accepted():

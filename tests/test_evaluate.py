@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from atonet_jax.data.dataset import read_example
+from atonet_jax.data.decode import read_example
+from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.devices import create_mesh
@@ -23,7 +24,7 @@ def run(tiny_config):
     def evaluate(**options):
         config = tiny_config.copy_and_resolve_references()
         config.eval.update(options)
-        return Evaluator(model, dataset, config.eval, create_mesh()).run(variables)
+        return Evaluator(model, Examples(dataset), config.eval, create_mesh()).run(variables)
 
     return evaluate
 
@@ -77,4 +78,4 @@ def test_a_split_without_labels_is_refused(tiny_config, run):
     dataset = load_dataset(tiny_config.data, 'val')
     unlabelled = type(dataset)(dataset.name, 'test', dataset.class_table, dataset.image_paths, label_paths=None)
     with pytest.raises(InputError, match='has no labels'):
-        Evaluator(create_network(tiny_config, 19), unlabelled, tiny_config.eval, create_mesh())
+        Evaluator(create_network(tiny_config, 19), Examples(unlabelled), tiny_config.eval, create_mesh())

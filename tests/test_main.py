@@ -127,8 +127,8 @@ def remove_folder(root):
     ('spoil', 'text'),
     [
         (remove_folder, 'no such folder'),
-        (remove_label, 'have no label'),
-        (remove_image, 'have no image'),
+        (remove_label, 'no such file; every image needs its label'),
+        (remove_image, 'no such file; every image needs its label'),
         (resize_label, '32x64'),
         (unknown_label, 'label value 77'),
     ],

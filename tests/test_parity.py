@@ -10,7 +10,7 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
-from atonet_jax.augment import Geometry, augment
+from atonet_jax.augment import Augmentation, Geometry, augment
 from atonet_jax.devices import create_mesh
 from atonet_jax.losses import HardExampleMining, segmentation_loss
 from atonet_jax.models import create_model
@@ -226,7 +226,7 @@ def test_twenty_steps_of_the_recipe(model):
         optimizer=optimizer,
         learning_rates=learning_rates,
         loss_options=LOSS_OPTIONS,
-        crop_size=(64, 96),
+        augmentation=Augmentation((64, 96)),
         seed=0,
         ema_decay=0.0,
     )
@@ -252,7 +252,7 @@ def train_reference(reference, batches, epochs, peak):
     losses, rates = [], []
     for _ in range(epochs):
         for batch in batches:
-            images, labels = (np.asarray(array) for array in AUGMENT(batch, (64, 96)))
+            images, labels = (np.asarray(array) for array in AUGMENT(batch, Augmentation((64, 96)), None))
             loss = sum(torch_reference.loss_terms(reference(to_nchw(images)), to_int64(labels)))
             optimizer.zero_grad()
             loss.backward()
@@ -268,7 +268,7 @@ def patch_batch(seed):
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, NUM_CLASSES, (4, 4, 6)).astype(np.uint8).repeat(16, 1).repeat(16, 2)
     colours = np.stack([50 * labels, 90 * (labels % 2), 200 - 40 * labels], -1)
-    geometry = Geometry(64, 96, 64, 96, 0, 0, 0, 0, flip=0)
+    geometry = Geometry(64, 96, 64, 96, 0, 0, 0, 0, flip=0, rotation=0)
     return {
         'image': (colours + generator.integers(0, 40, colours.shape)).astype(np.uint8),
         'label': np.where(generator.random(labels.shape) < 0.25, np.uint8(255), labels),

@@ -3,17 +3,18 @@
 - 701 frames: an image folder and a label folder, whose `<frame>_L.png` (or `<frame>.png`) hold the colours of 32
   classes, or their indices 0..31 in alphabetical order.
 - The 360x480 repack: train/ and trainannot/, val/ and valannot/, test/ and testannot/, whose labels hold 0..10 for the
-  11 classes and 11 for void.
+  11 classes and 11 for void; and another with train/ and train_labels/ and so on, whose labels hold colours.
 """
 
 import logging
 import os
 
 import numpy as np
-import PIL.Image
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.decode import detect_label_values
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
+from atonet_jax.data.split_list import read_split_list
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +24,7 @@ _LABEL_FOLDERS = ('LabeledApproved_full', 'labels')
 _REPACK_VOID = 11
 _LAYOUT = (
     f'expected {" or ".join(_IMAGE_FOLDERS)} beside {" or ".join(_LABEL_FOLDERS)}, '
-    'or the repack with train, trainannot, val, valannot, test and testannot'
+    'or train, val and test beside trainannot, valannot and testannot, or beside train_labels, val_labels, test_labels'
 )
 
 
@@ -35,65 +36,72 @@ def load_camvid(root: str, split: str) -> SegmentationDataset:
 
     Args:
         root: the folder that holds one of the shapes above.
-        split: 'train', 'val', 'test' or 'trainval'.
+        split: 'train', 'val', 'test', or several joined by '+'.
 
     Raises:
-        DataError: unknown split, a missing folder, an image without label or the reverse, or a split without images.
+        DataError: unknown split, a missing folder, or a split without frames.
     """
-    if os.path.isdir(os.path.join(root, 'trainannot')):
-        _log.info('%s: CamVid repack, labels 0..%d', root, _REPACK_VOID)
-        return _load_repack(root, split)
-    return _load_frames(root, split)
+    parts = split_parts(split, _PARTS)
+    for suffix in ('annot', '_labels'):
+        if os.path.isdir(os.path.join(root, f'train{suffix}')):
+            return _load_repack(root, split, parts, suffix)
+    return _load_frames(root, split, parts)
 
 
-def _load_repack(root: str, split: str) -> SegmentationDataset:
-    images, labels = {}, {}
-    for part in split_parts(split):
-        images |= {f'{part}/{frame}': path for frame, path in _frames(os.path.join(root, part)).items()}
-        labels |= {f'{part}/{frame}': path for frame, path in _frames(os.path.join(root, f'{part}annot')).items()}
+def _load_repack(root: str, split: str, parts: tuple[str, ...], label_suffix: str) -> SegmentationDataset:
+    """A folder of images and one of labels a part."""
+    image_paths, label_paths = [], []
+    for part in parts:
+        images_folder, labels_folder = os.path.join(root, part), os.path.join(root, f'{part}{label_suffix}')
+        images, labels = _frames(images_folder), _frames(labels_folder)
+        for frame in sorted(images.keys() | labels.keys()):
+            image_paths.append(images.get(frame, os.path.join(images_folder, f'{frame}.png')))
+            label_paths.append(labels.get(frame, os.path.join(labels_folder, f'{frame}.png')))
     raw_to_train = np.full(256, UNKNOWN_LABEL, np.uint8)
     raw_to_train[:_REPACK_VOID] = np.arange(_REPACK_VOID)
     raw_to_train[[_REPACK_VOID, IGNORE_LABEL]] = IGNORE_LABEL
-    return _pair(root, split, sorted(images.keys() | labels.keys()), images, labels, 'index', raw_to_train)
+    return _dataset(root, split, image_paths, label_paths, f'indices 0..{_REPACK_VOID}', raw_to_train)
 
 
-def _load_frames(root: str, split: str) -> SegmentationDataset:
-    images = _frames(_existing_folder(root, _IMAGE_FOLDERS))
-    labels = _frames(_existing_folder(root, _LABEL_FOLDERS))
+def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationDataset:
+    """All frames in one folder, all labels in another."""
+    images_folder, labels_folder = _existing_folder(root, _IMAGE_FOLDERS), _existing_folder(root, _LABEL_FOLDERS)
+    images, labels = _frames(images_folder), _frames(labels_folder)
     if not labels:
-        raise DataError(f'{root}: the label folder holds no PNG files; {_LAYOUT}')
-    label_values = _detect_label_values(labels[min(labels)])
-    kind = 'colours' if label_values == 'color' else 'indices 0..31'
-    _log.info('%s: CamVid with %d frames, labels hold %s', root, len(images), kind)
-
-    parts = split_parts(split)
-    if any(os.path.exists(_split_file(root, part)) for part in _PARTS):
-        frames = [frame for part in parts for frame in _read_split_file(_split_file(root, part))]
+        raise DataError(f'{labels_folder}: holds no PNG files; {_LAYOUT}')
+    lists = {part: os.path.join(root, f'{part}.txt') for part in _PARTS}
+    if any(map(os.path.exists, lists.values())):
+        missing = [lists[part] for part in parts if not os.path.exists(lists[part])]
+        if missing:
+            raise DataError(f'{missing[0]}: no such file; write all of {", ".join(lists.values())}, or none of them')
+        frames = [_frame_name(name) for part in parts for name in read_split_list(lists[part])]
     else:
         frames = [frame for frame in sorted(images.keys() | labels.keys()) if _usual_part(frame, root) in parts]
-    return _pair(root, split, frames, images, labels, label_values, raw_to_train=None)
+    return _dataset(
+        root,
+        split,
+        [images.get(frame, os.path.join(images_folder, f'{frame}.png')) for frame in frames],
+        [labels.get(frame, os.path.join(labels_folder, f'{frame}_L.png')) for frame in frames],
+        'indices 0..31',
+        raw_to_train=None,
+    )
 
 
-def _pair(root, split, frames, images, labels, label_values, raw_to_train) -> SegmentationDataset:
-    """The data set of `frames`, all of which must be in `images` and in `labels` ({frame: path})."""
-    if not frames:
+def _dataset(root, split, image_paths, label_paths, indices, raw_to_train) -> SegmentationDataset:
+    """The data set of these files, whose labels hold colours or else `indices`."""
+    if not image_paths:
         raise DataError(f'{root}: no frames in CamVid split {split}; {_LAYOUT}')
-    for files, what in ((images, 'image'), (labels, 'label')):
-        missing = [frame for frame in frames if frame not in files]
-        if missing:
-            first = ', '.join(missing[:3])
-            raise DataError(
-                f'{root}: {len(missing)} of {len(frames)} frames of CamVid split {split} have no {what}, '
-                f'first {first}; add the {what} files, or remove the frames'
-            )
+    label_values = detect_label_values(label_paths, CAMVID)
+    kind = 'colours' if label_values == 'color' else indices
+    _log.info('%s: CamVid %s, %d frames, labels hold %s', root, split, len(image_paths), kind)
     return SegmentationDataset(
         name='camvid',
         split=split,
         class_table=CAMVID,
-        image_paths=tuple(images[frame] for frame in frames),
-        label_paths=tuple(labels[frame] for frame in frames),
+        image_paths=tuple(image_paths),
+        label_paths=tuple(label_paths),
         label_values=label_values,
-        raw_to_train=raw_to_train,
+        raw_to_train=raw_to_train if label_values == 'index' else None,
     )
 
 
@@ -114,33 +122,12 @@ def _frames(folder: str) -> dict[str, str]:
 
 
 def _frame_name(path: str) -> str:
-    """'0001TP_006690' of '0001TP_006690', 'train/0001TP_006690.png' or '0001TP_006690_L.png'."""
-    return os.path.splitext(os.path.basename(path))[0].removesuffix('_L')
-
-
-def _detect_label_values(path: str) -> str:
-    """'color' or 'index', from one label file: a palette of class colours counts as colours."""
-    try:
-        with PIL.Image.open(path) as image:
-            if image.mode != 'P':
-                return 'index' if image.mode == 'L' else 'color'
-            shown = {color for _, color in image.convert('RGB').getcolors(maxcolors=256)}
-    except OSError as error:
-        raise DataError(f'{path}: label cannot be decoded ({error}); replace the file') from error
-    return 'color' if shown <= {label.color for label in CAMVID.raw_labels} else 'index'
+    """'0001TP_006690' of '0001TP_006690', 'train/0001TP_006690.png', '0001TP_006690_L.png' or '..._P.png'."""
+    return os.path.splitext(os.path.basename(path))[0].removesuffix('_L').removesuffix('_P')
 
 
 def _split_file(root: str, part: str) -> str:
     return os.path.join(root, f'{part}.txt')
-
-
-def _read_split_file(path: str) -> list[str]:
-    try:
-        with open(path, encoding='utf-8-sig') as file:
-            return [_frame_name(line.split()[0]) for line in file if line.strip()]
-    except FileNotFoundError as error:
-        names = ', '.join(f'{part}.txt' for part in _PARTS)
-        raise DataError(f'{path}: no such file; write all of {names} or none, one frame name a line') from error
 
 
 def _usual_part(frame: str, root: str) -> str:

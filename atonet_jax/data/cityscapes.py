@@ -1,4 +1,4 @@
-"""Cityscapes as it unpacks: leftImg8bit/{split}/{city}/ and gtFine/{split}/{city}/."""
+"""Cityscapes as it unpacks: leftImg8bit/{split}/{city}/ beside gtFine/{split}/{city}/ and gtCoarse/{split}/{city}/."""
 
 import glob
 import os
@@ -8,9 +8,15 @@ import numpy as np
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL, UNKNOWN_LABEL
 
-_IMAGE_SUFFIX = '_leftImg8bit.png'
-_RAW_ID_SUFFIX = '_gtFine_labelIds.png'
-_TRAIN_ID_SUFFIX = '_gtFine_labelTrainIds.png'
+_IMAGES = 'leftImg8bit'
+_PARTS = {  # the folder that the files of a part lie in, and that of their labels
+    'train': ('train', 'gtFine'),
+    'val': ('val', 'gtFine'),
+    'test': ('test', 'gtFine'),
+    'train_extra': ('train_extra', 'gtCoarse'),
+    'train_coarse': ('train', 'gtCoarse'),
+    'val_coarse': ('val', 'gtCoarse'),
+}
 _LAYOUT = (
     'expected leftImg8bit/{train,val,test}/<city>/*_leftImg8bit.png and '
     'gtFine/{train,val,test}/<city>/*_gtFine_labelIds.png'
@@ -20,63 +26,64 @@ _LAYOUT = (
 def load_cityscapes(root: str, split: str) -> SegmentationDataset:
     """Pairs the images and labels of a split by name.
 
-    Takes `*_gtFine_labelIds.png`, or `*_gtFine_labelTrainIds.png` in a split that has none of the former.
+    Takes `*_labelIds.png`, or `*_labelTrainIds.png` in a split that has none of the former.
 
     Args:
-        root: the folder with `leftImg8bit` and `gtFine`.
-        split: 'train', 'val', 'test' (which may lack labels) or 'trainval'.
+        root: the folder with `leftImg8bit`, and `gtFine` or `gtCoarse`.
+        split: 'train', 'val', 'test' (which may lack labels) with fine labels; 'train_extra', 'train_coarse',
+            'val_coarse' with coarse ones; or several joined by '+'.
 
     Raises:
-        DataError: unknown split, missing folder, no images, or images and labels that have no partner.
+        DataError: unknown split, missing folder, or no images.
     """
-    images = _find(root, 'leftImg8bit', split, _IMAGE_SUFFIX)
-    if not images:
-        raise DataError(f'{root}: no images in Cityscapes split {split}; {_LAYOUT}')
+    parts = split_parts(split, tuple(_PARTS))
+    images = {part: _find(root, _IMAGES, _PARTS[part][0], f'_{_IMAGES}.png') for part in parts}
+    for part, found in images.items():
+        if not found:
+            raise DataError(f'{root}: no images in Cityscapes split {part}; {_LAYOUT}')
+    kinds = ('labelIds', 'labelTrainIds')
     if split == 'test' and not os.path.isdir(os.path.join(root, 'gtFine', 'test')):
-        labels, raw_to_train = {}, None
+        kind, labels = kinds[0], {'test': {}}
     else:
-        labels, raw_to_train = _find(root, 'gtFine', split, _RAW_ID_SUFFIX), None
-        if not labels:
-            labels, raw_to_train = _find(root, 'gtFine', split, _TRAIN_ID_SUFFIX), _train_id_identity()
+        for kind in kinds:
+            labels = {part: _find_labels(root, part, kind) for part in parts}
+            if any(labels.values()):
+                break
+        else:
+            kind = kinds[0]
 
-    names = sorted(images)
-    label_paths = None
-    if labels or split != 'test':
-        _check_paired(images, labels, root, split)
-        label_paths = tuple(labels[name] for name in names)
+    image_paths, label_paths = [], []
+    for part in parts:
+        folder, label_kind = _PARTS[part]
+        for name in sorted(images[part].keys() | labels[part].keys()):
+            # A file that is not there is named by the first who reads it.
+            image = os.path.join(root, _IMAGES, folder, f'{name}_{_IMAGES}.png')
+            label = os.path.join(root, label_kind, folder, f'{name}_{label_kind}_{kind}.png')
+            image_paths.append(images[part].get(name, image))
+            label_paths.append(labels[part].get(name, label))
+    has_labels = any(labels.values()) or split != 'test'
     return SegmentationDataset(
         name='cityscapes',
         split=split,
         class_table=CITYSCAPES,
-        image_paths=tuple(images[name] for name in names),
-        label_paths=label_paths,
-        raw_to_train=raw_to_train,
+        image_paths=tuple(image_paths),
+        label_paths=tuple(label_paths) if has_labels else None,
+        raw_to_train=None if kind == 'labelIds' else _train_id_identity(),
     )
 
 
-def _find(root: str, kind: str, split: str, suffix: str) -> dict[str, str]:
-    """{'<split>/<city>/<city>_<seq>_<frame>': path} of a split's files that end in `suffix`."""
-    paths = {}
-    for part in split_parts(split):
-        folder = os.path.join(root, kind, part)
-        if not os.path.isdir(folder):
-            raise DataError(f'{folder}: no such folder; {_LAYOUT}')
-        for path in glob.glob(os.path.join(glob.escape(folder), '*', f'*{suffix}')):
-            paths[f'{part}/{os.path.relpath(path, folder).removesuffix(suffix)}'] = path
-    return paths
+def _find_labels(root: str, part: str, kind: str) -> dict[str, str]:
+    folder, label_kind = _PARTS[part]
+    return _find(root, label_kind, folder, f'_{label_kind}_{kind}.png')
 
 
-def _check_paired(images: dict[str, str], labels: dict[str, str], root: str, split: str) -> None:
-    for missing, found, what in (
-        (images.keys() - labels.keys(), 'images', 'label (*_gtFine_labelIds.png)'),
-        (labels.keys() - images.keys(), 'labels', 'image (*_leftImg8bit.png)'),
-    ):
-        if missing:
-            first = ', '.join(sorted(missing)[:3])
-            raise DataError(
-                f'{root}: {len(missing)} {found} of Cityscapes split {split} have no {what}, first {first}; '
-                'add or remove these files'
-            )
+def _find(root: str, kind: str, part: str, suffix: str) -> dict[str, str]:
+    """{'<city>/<city>_<seq>_<frame>': path} of the files of a part that end in `suffix`."""
+    folder = os.path.join(root, kind, part)
+    if not os.path.isdir(folder):
+        raise DataError(f'{folder}: no such folder; {_LAYOUT}')
+    paths = glob.glob(os.path.join(glob.escape(folder), '*', f'*{suffix}'))
+    return {os.path.relpath(path, folder).removesuffix(suffix): path for path in paths}
 
 
 def _train_id_identity() -> np.ndarray:

@@ -181,3 +181,4 @@ CAMVID = ClassTable(
 )
 
 CLASS_TABLES = {'cityscapes': CITYSCAPES, 'camvid': CAMVID, 'synthetic': CITYSCAPES}  # by data set
+DATA_NAMES = (*CLASS_TABLES, 'folder')  # whose classes are in a file of its own

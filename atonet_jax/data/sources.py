@@ -1,25 +1,53 @@
-"""Which data set a config means."""
+"""Which data a config means."""
 
 import dataclasses
+import os
 
 from ml_collections import ConfigDict
 
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
+from atonet_jax.data.class_file import read_class_file
 from atonet_jax.data.dataset import SegmentationDataset
+from atonet_jax.data.examples import Examples
+from atonet_jax.data.folder import load_folder
+from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.synthetic import write_dataset
+from atonet_jax.data.verify import verify
+from atonet_jax.errors import InputError
+
+
+def class_table(data: ConfigDict) -> ClassTable:
+    """The classes of the data that the config's section `data` names.
+
+    Raises:
+        DataError: a class file, or the prepared copy that holds it, is missing or wrong.
+    """
+    if data.name in CLASS_TABLES:
+        return CLASS_TABLES[data.name]
+    if data.tfds_dir:
+        from atonet_jax.data.tfds_copy import read_class_table
+
+        return read_class_table(data.tfds_dir, data.name)
+    return read_class_file(os.path.join(data.root, data.folder.classes), data.name)
 
 
 def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
-    """A split of the data set that the config's section `data` names.
+    """A split of the data that the config's section `data` names: of a prepared copy where `tfds_dir` is given.
 
     'synthetic' is generated first where `data.root` does not hold it yet, and then read as Cityscapes.
 
     Raises:
         DataError: files are missing or do not fit each other, or `data.root` holds other data than asked for.
     """
+    if data.tfds_dir:
+        from atonet_jax.data.tfds_copy import load_tfds
+
+        return load_tfds(data.tfds_dir, data.name, split)
     if data.name == 'camvid':
         return load_camvid(data.root, split)
+    if data.name == 'folder':
+        return load_folder(data.root, split, class_table(data), data.folder)
     if data.name == 'synthetic':
         scenes = data.synthetic
         write_dataset(
@@ -30,3 +58,35 @@ def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
             seed=scenes.seed,
         )
     return dataclasses.replace(load_cityscapes(data.root, split), name=data.name)
+
+
+def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
+    """The examples of a split, all files checked; `workdir` remembers which ones were.
+
+    Raises:
+        InputError: as in `load_dataset`, `verify` and `Examples`.
+    """
+    dataset = verify(
+        load_dataset(data, split),
+        cache_path=os.path.join(workdir, f'verified_{split}.json'),
+        on_corrupt=data.on_corrupt,
+    )
+    cache_dir = data.cache_dir or os.path.join(workdir, 'decoded')
+    return Examples(dataset, cache=data.cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
+
+
+def prepare_copy(data: ConfigDict) -> str:
+    """`--mode=prepare`: writes the splits of a config's data as a sharded TFDS copy; returns the copy's folder.
+
+    Raises:
+        InputError: `tfds_dir` is not given or holds another copy, or some file cannot be used.
+    """
+    from atonet_jax.data.tfds_copy import prepare
+
+    if not data.tfds_dir:
+        raise InputError('config.data.tfds_dir is empty; say where the copy shall be')
+    source = data.copy_and_resolve_references()
+    source.tfds_dir = ''
+    parts = dict.fromkeys(part for split in (data.train_split, data.eval_split) for part in split.split('+'))
+    datasets = {part: verify(load_dataset(source, part)) for part in parts}
+    return prepare(datasets, data.tfds_dir)

@@ -1,12 +1,16 @@
 """CamVid's three shapes are told apart and give the same train ids; the usual split has the usual sizes."""
 
+import logging
+
 import numpy as np
 import PIL.Image
 import pytest
 
 from atonet_jax.data.camvid import load_camvid
-from atonet_jax.data.dataset import DataError, read_example, verify
+from atonet_jax.data.dataset import DataError
+from atonet_jax.data.decode import read_example
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL
+from atonet_jax.data.verify import verify
 
 SIZE = (4, 8)
 RAW_IDS = np.arange(32, dtype=np.uint8).reshape(SIZE)
@@ -72,7 +76,7 @@ def test_repack(tmp_path):
     label = PIL.Image.fromarray(train_ids)
     for part in ('train', 'val', 'test'):
         write_frames(tmp_path, [f'{part}_{i}' for i in range(2)], label, (part, f'{part}annot'))
-    dataset = load_camvid(str(tmp_path), 'trainval')
+    dataset = load_camvid(str(tmp_path), 'train+val')
     verify(dataset)
     assert frame_names(dataset) == ['train_0', 'train_1', 'val_0', 'val_1']
     expected = np.where(train_ids == 11, IGNORE_LABEL, train_ids)
@@ -83,11 +87,26 @@ def test_repack(tmp_path):
         verify(dataset)
 
 
+def test_repack_of_colours(tmp_path):
+    for part in ('train', 'val', 'test'):
+        write_frames(tmp_path, [f'{part}_{i}' for i in range(2)], color_label(), (part, f'{part}_labels'), '_L')
+    dataset = load_camvid(str(tmp_path), 'val')
+    verify(dataset)
+    np.testing.assert_array_equal(read_example(dataset, 1)[1], CAMVID.raw_to_train[RAW_IDS])
+
+
+def test_what_was_found_is_said(tmp_path, caplog):
+    write_frames(tmp_path, FRAMES, color_label())
+    with caplog.at_level(logging.INFO):
+        load_camvid(str(tmp_path), 'train')
+    assert 'CamVid train, 3 frames, labels hold colours' in caplog.text
+
+
 def test_usual_split_has_the_published_sizes(tmp_path):
     write_frames(tmp_path, usual_frames(), index_label())
-    splits = {split: frame_names(load_camvid(str(tmp_path), split)) for split in ('train', 'val', 'test', 'trainval')}
+    splits = {split: frame_names(load_camvid(str(tmp_path), split)) for split in ('train', 'val', 'test', 'train+val')}
     assert {split: len(names) for split, names in splits.items()} == {
-        'train': 367, 'val': 101, 'test': 233, 'trainval': 468,
+        'train': 367, 'val': 101, 'test': 233, 'train+val': 468,
     }  # fmt: skip
     assert {'0001TP_008520', '0006R0_f00930', '0016E5_07920', '0016E5_08190'} <= set(splits['train'])
     assert {'0016E5_07959', '0016E5_08159'} <= set(splits['val'])
@@ -99,7 +118,7 @@ def test_split_files_come_before_the_usual_split(tmp_path):
     (tmp_path / 'train.txt').write_bytes(b'\xef\xbb\xbfSeq05VD_f00000\r\n0016E5_00390.png\r\n\r\n')
     (tmp_path / 'val.txt').write_text('/CamVid/val/0001TP_006690.png /CamVid/valannot/0001TP_006690.png\n')
     assert frame_names(load_camvid(str(tmp_path), 'train')) == ['Seq05VD_f00000', '0016E5_00390']
-    assert frame_names(load_camvid(str(tmp_path), 'trainval'))[2:] == ['0001TP_006690']
+    assert frame_names(load_camvid(str(tmp_path), 'train+val'))[2:] == ['0001TP_006690']
     with pytest.raises(DataError, match='test.txt: no such file; write all of'):
         load_camvid(str(tmp_path), 'test')
 
@@ -119,7 +138,7 @@ def test_frame_of_unknown_sequence_asks_for_split_files(tmp_path):
 
 def test_unknown_split_lists_the_known(tmp_path):
     write_frames(tmp_path, FRAMES, index_label())
-    assert 'known are train, val, test, trainval' in load_error(tmp_path, 'training')
+    assert 'known are train, val, test, and several' in load_error(tmp_path, 'training')
 
 
 def test_missing_folders_are_told_with_the_layout(tmp_path):
@@ -129,11 +148,12 @@ def test_missing_folders_are_told_with_the_layout(tmp_path):
     assert 'has neither of the folders LabeledApproved_full, labels' in load_error(tmp_path)
 
 
-@pytest.mark.parametrize(('folder', 'what'), [('images', 'image'), ('labels', 'label')])
-def test_frame_without_partner_is_named(tmp_path, folder, what):
+@pytest.mark.parametrize('folder', ['images', 'labels'])
+def test_frame_without_partner_is_named(tmp_path, folder):
     write_frames(tmp_path, FRAMES, index_label())
     (tmp_path / folder / '0006R0_f00930.png').unlink()
-    assert f'1 of 3 frames of CamVid split train have no {what}, first 0006R0_f00930' in load_error(tmp_path)
+    with pytest.raises(DataError, match=rf'{folder}/0006R0_f00930(_L)?.png: no such file; every image needs its label'):
+        verify(load_camvid(str(tmp_path), 'train'))
 
 
 def test_empty_split_is_told(tmp_path):

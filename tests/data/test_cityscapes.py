@@ -1,15 +1,14 @@
 """Cityscapes folders become pairs, labels become train ids, and whatever is wrong with the files is named."""
 
-import json
-import os
-
 import numpy as np
 import PIL.Image
 import pytest
 
 from atonet_jax.data.cityscapes import load_cityscapes
-from atonet_jax.data.dataset import DataError, SegmentationDataset, read_example, verify
-from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL
+from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.decode import read_example
+from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.data.verify import verify
 
 SIZE = (6, 8)
 FRAMES = ['aachen/aachen_000000_000019', 'aachen/aachen_000001_000019', 'bochum/bochum_000000_000313']
@@ -47,8 +46,8 @@ def test_pairs_are_in_sorted_order(root):
     verify(dataset)
 
 
-def test_trainval_is_train_then_val(root):
-    parts = [load_cityscapes(str(root), split) for split in ('train', 'val', 'trainval')]
+def test_joined_parts_follow_each_other(root):
+    parts = [load_cityscapes(str(root), split) for split in ('train', 'val', 'train+val')]
     assert parts[2].image_paths == parts[0].image_paths + parts[1].image_paths
     assert parts[2].label_paths == parts[0].label_paths + parts[1].label_paths
 
@@ -105,7 +104,21 @@ def load_error(root, split):
 
 
 def test_unknown_split_lists_the_known(root):
-    assert load_error(root, 'training') == "unknown split 'training'; known are train, val, test, trainval"
+    known = 'train, val, test, train_extra, train_coarse, val_coarse'
+    assert load_error(root, 'training') == f"unknown split 'training'; known are {known}, and several joined by '+'"
+    assert "split 'val+val' names a part twice" in load_error(root, 'val+val')
+
+
+def test_coarse_labels(root):
+    for part, folder in (('train_extra', 'train_extra'), ('train_coarse', 'train')):
+        for frame in FRAMES:
+            write_png(image_path(root, folder, frame), np.zeros((*SIZE, 3)))
+            write_png(root / 'gtCoarse' / folder / f'{frame}_gtCoarse_labelIds.png', np.full(SIZE, 8))
+        dataset = load_cityscapes(str(root), part)
+        verify(dataset)
+        assert len(dataset) == 3 and (read_example(dataset, 2)[1] == 1).all()
+    mixed = load_cityscapes(str(root), 'train+train_extra')
+    assert [read_example(mixed, i)[1][0, 0] for i in (0, 5)] == [0, 1]
 
 
 @pytest.mark.parametrize('kind', ['leftImg8bit', 'gtFine'])
@@ -122,105 +135,28 @@ def test_empty_split_is_told(root):
     assert 'no images in Cityscapes split val' in load_error(root, 'val')
 
 
-def test_image_without_label_is_named(root):
-    label_path(root, 'train', FRAMES[1]).unlink()
-    message = load_error(root, 'train')
-    assert '1 images of Cityscapes split train have no label' in message and FRAMES[1] in message
-
-
-def test_label_without_image_is_named(root):
-    image_path(root, 'train', FRAMES[2]).unlink()
-    message = load_error(root, 'train')
-    assert '1 labels of Cityscapes split train have no image' in message and FRAMES[2] in message
-
-
-def verify_error(root, split='train', cache_path=None):
-    with pytest.raises(DataError) as raised:
-        verify(load_cityscapes(str(root), split), cache_path)
-    assert '\n' not in str(raised.value)
-    return str(raised.value)
-
-
-def test_unknown_label_value_is_named_with_its_count_and_the_known(root):
-    labels = np.full(SIZE, 7)
-    labels[0, :5], labels[1, :2] = 77, 100
-    write_png(label_path(root, 'train', FRAMES[1]), labels)
-    message = verify_error(root)
-    assert str(label_path(root, 'train', FRAMES[1])) in message
-    assert 'label value 77 (5 pixels) and 1 other unknown values, but known are 0..33, 255' in message
-
-
-def test_sizes_that_differ_are_named(root):
-    write_png(label_path(root, 'train', FRAMES[0]), np.full((3, 4), 7))
-    message = verify_error(root)
-    assert 'label is 3x4 (height x width) but its image' in message and '6x8' in message
-    with pytest.raises(DataError, match='label is 3x4'):
-        read_example(load_cityscapes(str(root), 'train'), 0)
-
-
 @pytest.mark.parametrize('path', [image_path, label_path])
-def test_undecodable_file_is_named(root, path):
-    path(root, 'train', FRAMES[0]).write_bytes(b'not a png')
-    assert str(path(root, 'train', FRAMES[0])) in verify_error(root)
+def test_file_without_partner_is_named(root, path):
+    path(root, 'train', FRAMES[1]).unlink()
+    dataset = load_cityscapes(str(root), 'train')
+    assert len(dataset) == 3
+    missing = path(root, 'train', FRAMES[1])
+    with pytest.raises(DataError, match=f'^{missing}: no such file; every image needs its label'):
+        verify(dataset)
 
 
-def test_image_of_more_than_8_bits_is_refused(root):
-    array = np.zeros(SIZE, np.uint16)
-    PIL.Image.fromarray(array).save(image_path(root, 'train', FRAMES[0]))
-    assert 'convert it to an 8-bit RGB PNG or JPEG' in verify_error(root)
+def test_links_spaces_and_other_alphabets_in_paths(root, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp('Straßen bilder 街') / 'city scapes'
+    root.rename(elsewhere)
+    link = elsewhere.parent / 'link'
+    link.symlink_to(elsewhere)
+    frame = label_path(elsewhere, 'train', FRAMES[0])
+    frame.rename(elsewhere / 'moved.png')
+    frame.symlink_to(elsewhere / 'moved.png')
+    dataset = load_cityscapes(str(link), 'train')
+    verify(dataset)
+    assert (read_example(dataset, 0)[1] == 0).all()
 
-
-def test_color_label_in_place_of_an_index_label_is_refused(root):
-    write_png(label_path(root, 'train', FRAMES[0]), np.zeros((*SIZE, 3)))
-    assert 'label is of mode RGB but should be one 8-bit channel of class ids' in verify_error(root)
-
-
-def test_split_whose_labels_are_all_ignored_is_refused(root):
-    for frame in FRAMES:
-        write_png(label_path(root, 'val', frame), np.zeros(SIZE))
-    assert 'all pixels of all 3 label files are ignored' in verify_error(root, 'val')
-
-
-def test_three_problems_are_told_and_the_others_counted(tmp_path):
-    for i in range(5):
-        write_png(image_path(tmp_path, 'train', f'city/city_{i}'), np.zeros((*SIZE, 3)))
-        write_png(label_path(tmp_path, 'train', f'city/city_{i}'), np.full(SIZE, 77))
-    message = verify_error(tmp_path)
-    assert message.count('label value 77') == 3 and message.endswith('; and 2 more such problems')
-
-
-def test_verified_files_are_not_read_again_until_they_change(root, tmp_path, monkeypatch):
-    dataset, cache = load_cityscapes(str(root), 'train'), str(tmp_path / 'workdir' / 'verified.json')
-    verify(dataset, cache)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(PIL.Image, 'open', lambda path: pytest.fail(f'read {path} again'))
-        verify(dataset, cache)
-
-    write_png(label_path(root, 'train', FRAMES[1]), np.full(SIZE, 77))
-    assert 'label value 77' in verify_error(root, cache_path=cache)
-
-
-def test_cache_does_not_hide_another_meaning_of_the_labels(root, tmp_path):
-    dataset, cache = load_cityscapes(str(root), 'train'), str(tmp_path / 'verified.json')
-    verify(dataset, cache)
-    stricter = SegmentationDataset(
-        'cityscapes', 'train', CITYSCAPES, dataset.image_paths, dataset.label_paths,
-        raw_to_train=np.where(np.arange(256) == 7, 254, 0).astype(np.uint8),
-    )  # fmt: skip
-    with pytest.raises(DataError, match='label value 7'):
-        verify(stricter, cache)
-
-
-def test_failed_verification_is_not_remembered(root, tmp_path):
-    cache = str(tmp_path / 'verified.json')
-    label_path(root, 'train', FRAMES[0]).write_bytes(b'')
-    verify_error(root, cache_path=cache)
-    assert not os.path.exists(cache)
-
-
-def test_damaged_cache_is_replaced(root, tmp_path):
-    cache = tmp_path / 'verified.json'
-    cache.write_text('{"half a fi')
-    verify(load_cityscapes(str(root), 'train'), str(cache))
-    assert len(json.loads(cache.read_text())) == 3
+    (elsewhere / 'moved.png').unlink()
+    with pytest.raises(DataError, match='labelIds.png: no such file'):
+        verify(load_cityscapes(str(link), 'train'))

@@ -1,5 +1,6 @@
 """Batches: order, augmentation and shards are a pure function of seed and step, and files decode as they should."""
 
+import dataclasses
 import itertools
 
 import jax
@@ -7,10 +8,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from atonet_jax.augment import Geometry
+from atonet_jax.augment import Augmentation, Geometry, augment
 from atonet_jax.data import pipeline
-from atonet_jax.data.dataset import DataError, SegmentationDataset, read_example
+from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.decode import read_example
+from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
+from atonet_jax.data.verify import verify
 
 IMAGE_SIZE = (12, 20)
 CROP_SIZE = (8, 8)
@@ -35,11 +39,16 @@ def dataset(tmp_path_factory):
     return write_dataset(tmp_path_factory.mktemp('data'), [IMAGE_SIZE] * 7)
 
 
-def train_batches(dataset, **options):
-    defaults = dict(
-        batch_size=4, crop_size=CROP_SIZE, scale_range=(1.0, 2.0), flip=True, seed=3, start_step=0, num_steps=6
-    )
-    return list(pipeline.train_batches(dataset, **(defaults | options)))
+def train_batches(dataset, examples=None, **options):
+    defaults = dict(batch_size=4, seed=3, start_step=0, num_steps=6) | dict(crop_size=CROP_SIZE, scale_range=(1.0, 2.0))
+    options = defaults | options
+    fields = {field.name for field in dataclasses.fields(Augmentation)} & options.keys()
+    augmentation = Augmentation(**{name: options.pop(name) for name in fields})
+    return list(pipeline.train_batches(examples or Examples(dataset), augmentation=augmentation, **options))
+
+
+def eval_batches(dataset, examples=None, **options):
+    return list(pipeline.eval_batches(examples or Examples(dataset), **options))
 
 
 def assert_batches_equal(actual, expected):
@@ -109,45 +118,10 @@ def test_windows_are_cut_from_the_decoded_example_with_zeros_beyond(dataset):
                 assert not window[height:].any() and not window[:, width:].any()
 
 
-def test_augmentation_follows_the_recipe():
-    """Scales and offsets are uniform, flips are even, and successive samples are independent of each other."""
-    image_size, crop_size = (1024, 2048), (1024, 1024)
-    drawn = [pipeline.draw_geometry(0, g, image_size, crop_size, (1.0, 2.0), flip=True) for g in range(4000)]
-    geometry = Geometry(*np.array(drawn).T)
-    scale = geometry.scaled_height / 1024
-
-    def assert_uniform(values, low, high):
-        # Kolmogorov-Smirnov distance; above 0.03 by chance once in 700 times, and the draw is fixed.
-        sample = (np.sort(values) - low) / (high - low)
-        assert np.abs(sample - np.arange(len(sample)) / len(sample)).max() < 0.03
-
-    assert_uniform(scale, 1, 2)
-    np.testing.assert_allclose(geometry.scaled_width / 2048, scale, atol=1e-3)
-    assert_uniform((geometry.crop_top + 0.5) / (geometry.scaled_height - 1024 + 1), 0, 1)
-    assert_uniform((geometry.crop_left + 0.5) / (geometry.scaled_width - 1024 + 1), 0, 1)
-    assert (geometry.crop_top >= 0).all() and (geometry.crop_top <= geometry.scaled_height - 1024).all()
-    assert abs(geometry.flip.mean() - 0.5) < 0.03
-    independent = np.corrcoef([scale[:-1], scale[1:], geometry.flip[1:], geometry.crop_top[1:] / scale[1:]])
-    assert np.abs(independent[0, 1:3]).max() < 0.05
-
-
-def test_image_smaller_than_the_crop_lies_anywhere_in_it():
-    drawn = [pipeline.draw_geometry(0, g, (5, 5), (8, 8), (1.0, 1.0), flip=False) for g in range(200)]
-    assert {g.crop_top for g in drawn} == {g.crop_left for g in drawn} == {-3, -2, -1, 0}
-    assert {(g.window_top, g.window_left, g.flip) for g in drawn} == {(0, 0, 0)}
-
-
-def test_switching_flips_off_changes_nothing_else():
-    options = (IMAGE_SIZE, CROP_SIZE, (1.0, 2.0))
-    for g in range(20):
-        flipping = pipeline.draw_geometry(0, g, *options, flip=True)
-        assert pipeline.draw_geometry(0, g, *options, flip=False) == flipping._replace(flip=0)
-
-
 @pytest.mark.parametrize('num_shards', [1, 2])
 def test_eval_gives_each_example_once_in_order_with_padding(dataset, num_shards):
     shards = [
-        list(pipeline.eval_batches(dataset, batch_size=4, shard_index=s, num_shards=num_shards))
+        eval_batches(dataset, batch_size=4, shard_index=s, num_shards=num_shards)
         for s in range(num_shards)
     ]
     batches = [jax.tree.map(lambda *parts: np.concatenate(parts), *batch) for batch in zip(*shards, strict=True)]
@@ -169,32 +143,17 @@ def test_eval_of_images_that_differ_in_size(tmp_path):
         (2, [[[0], [2], [3], [4]], [[1], [-1], [-1], [-1]]]),
     ):
         for s in range(num_shards):
-            batches = list(pipeline.eval_batches(dataset, batch_size=2, shard_index=s, num_shards=num_shards))
+            batches = eval_batches(dataset, batch_size=2, shard_index=s, num_shards=num_shards)
             assert [batch['index'].tolist() for batch in batches] == expected[s]
             assert [batch['image'].shape[1:3] for batch in batches] == [(4, 6), (4, 6), (5, 6), (4, 6)]
 
 
 def test_split_without_labels_evaluates_as_ignored_and_does_not_train(dataset):
     blind = SegmentationDataset('tiny', 'test', CITYSCAPES, dataset.image_paths, None)
-    batch = next(pipeline.eval_batches(blind, batch_size=4))
+    batch = eval_batches(blind, batch_size=4)[0]
     assert batch['image'].any() and (batch['label'] == IGNORE_LABEL).all()
     with pytest.raises(DataError, match='tiny test: has no labels'):
         train_batches(blind)
-
-
-@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'LA', 'P'])
-def test_every_accepted_image_mode_decodes_alike_in_both_readers(tmp_path, mode):
-    dataset = write_dataset(tmp_path, [IMAGE_SIZE])
-    PIL.Image.open(dataset.image_paths[0]).convert(mode).save(dataset.image_paths[0])
-    batch = next(pipeline.eval_batches(dataset, batch_size=1))
-    np.testing.assert_array_equal(batch['image'][0], read_example(dataset, 0)[0])
-
-
-def test_jpeg_decodes_alike_in_both_readers(tmp_path):
-    dataset = write_dataset(tmp_path, [IMAGE_SIZE])
-    PIL.Image.open(dataset.image_paths[0]).save(dataset.image_paths[0], format='JPEG')
-    batch = next(pipeline.eval_batches(dataset, batch_size=1))
-    np.testing.assert_array_equal(batch['image'][0], read_example(dataset, 0)[0])
 
 
 def test_color_labels_reach_training_as_train_ids(tmp_path):
@@ -226,8 +185,76 @@ def test_damaged_file_is_named(tmp_path, reader, damage, kind):
     path = (dataset.image_paths if kind == 'image' else dataset.label_paths)[1]
     damage(path)
     with pytest.raises(DataError, match=f'{kind}1.png') as raised:
-        train_batches(dataset) if reader == 'train' else list(pipeline.eval_batches(dataset, batch_size=2))
+        train_batches(dataset) if reader == 'train' else eval_batches(dataset, batch_size=2)
     assert '\n' not in str(raised.value)
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """Seven examples, the third of which has a truncated image, and the same without damage."""
+    datasets = []
+    for name in ('sound', 'damaged'):
+        (tmp_path / name).mkdir()
+        datasets.append(write_dataset(tmp_path / name, [IMAGE_SIZE] * 7))
+    truncate(datasets[1].image_paths[2])
+    return datasets
+
+
+def test_skipping_changes_no_other_sample(damaged, caplog):
+    whole = train_batches(damaged[0], num_steps=7)
+    examples = Examples(damaged[1], on_corrupt='skip')
+    batches = train_batches(damaged[1], examples, num_steps=7)
+    skipped = np.array(image_numbers(whole)).reshape(7, 4) == 2
+    assert skipped.sum() == 4
+    for batch, expected, blank in zip(batches, whole, skipped):
+        for name in batch:
+            np.testing.assert_array_equal(batch[name][~blank], expected[name][~blank])
+        assert (batch['label'][blank] == IGNORE_LABEL).all()
+        images, labels = jax.jit(augment, static_argnums=1)(batch, Augmentation(CROP_SIZE, (1.0, 2.0)), None)
+        assert not np.asarray(images)[blank].any() and (np.asarray(labels)[blank] == IGNORE_LABEL).all()
+    assert list(examples.skipped) == [2]
+    assert caplog.text.count('image2.png') == 1  # told once, however often it is met
+
+
+def test_skipping_leaves_an_example_out_of_the_evaluation(damaged):
+    examples = Examples(damaged[1], on_corrupt='skip')
+    batches = eval_batches(damaged[1], examples, batch_size=4)
+    assert [batch['index'].tolist() for batch in batches] == [[0, 1, -1, 3], [4, 5, 6, -1]]
+    assert (batches[0]['label'][2] == IGNORE_LABEL).all() and list(examples.skipped) == [2]
+
+    # One that the check found before leaves no gap.
+    examples = Examples(verify(damaged[1], on_corrupt='skip'), on_corrupt='skip')
+    batches = eval_batches(damaged[1], examples, batch_size=4)
+    assert [batch['index'].tolist() for batch in batches] == [[0, 1, 3, 4], [5, 6, -1, -1]]
+
+
+def test_start_at_a_late_step_reads_no_more_than_at_an_early_one(dataset):
+    def reads(start_step):
+        examples, seen = Examples(dataset), []
+        read = examples.read
+        examples.read = lambda i: seen.append(i) or read(i)
+        train_batches(dataset, examples, start_step=start_step, num_steps=3)
+        return len(seen)
+
+    assert reads(10_000) == reads(10) == 12
+
+
+@pytest.mark.parametrize('cache', ['memory', 'disk'])
+def test_cached_batches_equal_those_read_anew(dataset, tmp_path, cache):
+    examples = Examples(verify(dataset), cache=cache, cache_dir=str(tmp_path))
+    expected = train_batches(dataset)
+    for _ in range(2):
+        assert_batches_equal(train_batches(dataset, examples), expected)
+
+
+def test_class_aware_crops_reach_the_batches(tmp_path):
+    dataset = write_dataset(tmp_path, [IMAGE_SIZE])
+    labels = np.full(IMAGE_SIZE, 7, np.uint8)
+    labels[0, 0] = 33
+    PIL.Image.fromarray(labels).save(dataset.label_paths[0])
+    batches = train_batches(dataset, num_steps=20, class_aware_crops=1.0, scale_range=(1.0, 1.0))
+    shown = np.concatenate([(batch['label'] == 18).any((1, 2)) for batch in batches])
+    assert 0.35 < shown.mean() < 0.75  # half of the crops by choice, few by chance
 
 
 def test_prefetch_keeps_order_and_runs_ahead(dataset):

@@ -1,0 +1,137 @@
+"""The classes of a user's own data, from a small JSON or CSV file.
+
+    name,color,value,ignore              [{"name": "road", "color": "#804080", "value": 7},
+    road,#804080,7,                       {"name": "car", "color": [0, 0, 142], "value": 26},
+    car,0 0 142,26,                       {"name": "van", "color": "#00008e", "value": 27, "class": "car"},
+    ego vehicle,,1,true                   {"name": "ego vehicle", "value": 1, "ignore": true}]
+
+A row is a value of the label files. Train ids follow the order of the rows; a row with `class` counts as the class of
+that name, one with `ignore` not at all. A row without `value` takes its number, counted from 0; one without `color` is
+given one. 255 is always ignored.
+"""
+
+import colorsys
+import csv
+import json
+import pathlib
+import re
+
+from atonet_jax.data.dataset import DataError
+from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable, RawLabel
+
+_KEYS = ('name', 'color', 'value', 'class', 'ignore')
+_TRUE, _FALSE = ('true', '1', 'yes'), ('false', '0', 'no', '')
+
+
+def read_class_file(path: str, name: str) -> ClassTable:
+    """The class table in a `.json` or `.csv` file.
+
+    Args:
+        path: of the file.
+        name: of the table.
+
+    Raises:
+        DataError: the file is missing or no such file; the message names the row, counted from 1.
+    """
+    try:
+        text = pathlib.Path(path).read_text(encoding='utf-8-sig')
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else 'not UTF-8'
+        raise DataError(f'{path}: class file cannot be read ({reason}); config.data.folder.classes names it') from error
+    rows = _json_rows(path, text) if path.lower().endswith('.json') else _csv_rows(path, text)
+    if not rows:
+        raise DataError(f'{path}: holds no classes; write a row a class with name, color and value')
+
+    def fault(number, message):
+        return DataError(f'{path}: row {number + 1}: {message}')
+
+    names, merged, entries, row_of_value = [], {}, [], {}
+    for number, row in enumerate(rows):
+        unknown = set(row) - set(_KEYS)
+        if unknown:
+            raise fault(number, f'{sorted(unknown)[0]!r} is unknown; there is {", ".join(_KEYS)}')
+        row = {key: value for key, value in row.items() if value not in (None, '')}
+        if not isinstance(row.get('name'), str):
+            raise fault(number, 'has no name')
+        try:
+            value = int(row.get('value', number))
+            ignore = _flag(row.get('ignore', ''))
+            color = _color(row['color']) if 'color' in row else None
+        except ValueError as error:
+            raise fault(number, f'{error}') from error
+        if not 0 <= value <= 255:
+            raise fault(number, f'value {value} of {row["name"]!r} is not of 0..255')
+        if value in row_of_value:
+            other = rows[row_of_value[value]]['name']
+            raise fault(number, f'{row["name"]!r} and {other!r} both have the value {value}; give each its own')
+        row_of_value[value] = number
+        if value == IGNORE_LABEL and not ignore:
+            raise fault(number, f'value {IGNORE_LABEL} of {row["name"]!r} is always ignored; choose another')
+        class_name = None if ignore else row.get('class', row['name'])
+        if class_name == row['name']:
+            if class_name in names:
+                raise fault(number, f'{class_name!r} is there twice; give a second value of it "class": "{class_name}"')
+            names.append(class_name)
+        merged.setdefault(class_name, number)
+        entries.append((row['name'], value, color, class_name))
+
+    merged.pop(None, None)
+    for class_name, number in merged.items():
+        if class_name not in names:
+            raise fault(number, f'class {class_name!r} is no row of its own; add one, or correct the name')
+    if not 1 <= len(names) < UNKNOWN_LABEL:
+        raise DataError(f'{path}: has {len(names)} classes that count; 1 to {UNKNOWN_LABEL - 1} can be')
+    spares = iter(_spare_colors(len(entries)))
+    entries = [(row, value, color or next(spares), class_name) for row, value, color, class_name in entries]
+    class_colors = {row: color for row, _, color, class_name in entries if class_name == row}
+    return ClassTable(
+        name=name,
+        class_names=tuple(names),
+        class_colors=tuple(class_colors[class_name] for class_name in names),
+        raw_labels=tuple(
+            RawLabel(row, value, color, IGNORE_LABEL if class_name is None else names.index(class_name))
+            for row, value, color, class_name in entries
+        ),
+    )
+
+
+def _json_rows(path: str, text: str) -> list[dict]:
+    try:
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f'{path}: not JSON (line {error.lineno}: {error.msg}); correct it') from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f'{path}: must be a list of objects such as {{"name": "road", "color": "#804080", "value": 7}}')
+    return rows
+
+
+def _csv_rows(path: str, text: str) -> list[dict]:
+    rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True, restkey='more columns than the first line'))
+    if rows and 'name' not in rows[0]:
+        raise DataError(f'{path}: its first line must name the columns: name,color,value')
+    return [{key: value.strip() if isinstance(value, str) else value for key, value in row.items()} for row in rows]
+
+
+def _flag(value: str | bool) -> bool:
+    text = str(value).lower()
+    if text not in _TRUE + _FALSE:
+        raise ValueError(f'ignore is {value!r}; write true or false')
+    return text in _TRUE
+
+
+def _color(value: str | list) -> tuple[int, int, int]:
+    if isinstance(value, str) and re.fullmatch('#[0-9a-fA-F]{6}', value):
+        return tuple(bytes.fromhex(value[1:]))
+    numbers = re.findall(r'-?\d+', value) if isinstance(value, str) else value
+    try:
+        red, green, blue = map(int, numbers)
+        return tuple(bytes((red, green, blue)))
+    except (TypeError, ValueError):
+        raise ValueError(f'color is {value!r}; write #rrggbb, or three numbers of 0..255') from None
+
+
+def _spare_colors(count: int) -> list[tuple[int, int, int]]:
+    """Distinct colours, hues a golden ratio of the circle apart."""
+    golden = 0.618034
+    shades = (colorsys.hsv_to_rgb(i * golden % 1, 0.5 + 0.4 * (i % 2), 0.95 - 0.15 * (i % 3)) for i in range(count))
+    return [tuple(round(255 * channel) for channel in shade) for shade in shades]

@@ -1,0 +1,201 @@
+"""Encoded files to arrays: images as RGB bytes, labels as train ids."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import PIL.Image
+
+from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable
+
+_IMAGE_FORMATS = ('PNG', 'JPEG')
+_IMAGE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P')  # 8 bits a channel, and RGB by dropping alpha or repeating grey
+_PNG_END = b'IEND\xaeB`\x82'
+_UNDECODABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)  # what Pillow raises of bad files
+
+
+def read_example(dataset: SegmentationDataset, i: int) -> tuple[np.ndarray, np.ndarray]:
+    """Example `i` as (image [H, W, 3] uint8 RGB, labels [H, W] uint8 train ids).
+
+    Raises:
+        DataError: a file is missing, unreadable or of a wrong kind, or the two do not fit each other.
+    """
+    image = read_image(dataset, i)
+    return image, read_labels(dataset, i, image.shape[:2])
+
+
+def read_image(dataset: SegmentationDataset, i: int) -> np.ndarray:
+    """Image of example `i`: [H, W, 3] uint8 RGB. Alpha is dropped, grey repeated, a palette looked up.
+
+    Raises:
+        DataError: the file is missing, unreadable, or not an 8-bit PNG or JPEG.
+    """
+    path = dataset.image_paths[i]
+    with _open_image(dataset, path) as image:
+        try:
+            return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+        except _UNDECODABLE as error:
+            raise _cannot_decode(path, error) from error
+
+
+def read_image_size(dataset: SegmentationDataset, i: int) -> tuple[int, int]:
+    """Height and width of image `i`, from its header where nobody knows them yet.
+
+    Raises:
+        DataError: the file is missing, or not an 8-bit PNG or JPEG.
+    """
+    if dataset.sizes is not None and dataset.sizes[i] is not None:
+        return dataset.sizes[i]
+    with _open_image(dataset, dataset.image_paths[i]) as image:
+        return image.height, image.width
+
+
+def check_image_end(dataset: SegmentationDataset, i: int) -> None:
+    """Decodes image `i` where it is a PNG that does not end as PNGs do: most truncated files show so at little cost.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    with dataset.storage.open(dataset.image_paths[i]) as file:
+        is_png = file.read(4) == b'\x89PNG'
+        file.seek(0, 2)
+        file.seek(max(0, file.tell() - len(_PNG_END)))
+        ends_well = file.read() == _PNG_END
+    if is_png and not ends_well:
+        read_image(dataset, i)
+
+
+def read_labels(dataset: SegmentationDataset, i: int, image_size: tuple[int, int]) -> np.ndarray:
+    """Labels of example `i`, whose image is `image_size` = (height, width): [H, W] uint8 train ids.
+
+    A split without labels gives `IGNORE_LABEL` everywhere.
+
+    Raises:
+        DataError: the file is missing or unreadable, has another size, or holds values that the class table lacks.
+    """
+    if dataset.label_paths is None:
+        return np.full(image_size, IGNORE_LABEL, np.uint8)
+    values = read_label_values(dataset, i)
+    check_label_size(dataset, i, values.shape, image_size)
+    labels = _look_up(dataset.train_ids, values)
+    unknown = labels == UNKNOWN_LABEL
+    if unknown.any():
+        raise unknown_values(dataset, i, *np.unique(values[unknown], return_counts=True))
+    return labels
+
+
+def read_label_values(dataset: SegmentationDataset, i: int) -> np.ndarray:
+    """[H, W] integer values of label file `i`, as `SegmentationDataset.train_ids` is indexed by them.
+
+    Raises:
+        DataError: the file is missing, unreadable or of a wrong kind.
+    """
+    path = dataset.label_paths[i]
+    with dataset.storage.open(path) as file, _decoding(path), PIL.Image.open(file) as image:
+        if dataset.label_values == 'color' and image.mode in ('RGB', 'RGBA', 'P'):
+            rgb = np.asarray(image.convert('RGB')).astype(np.int32)
+            return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+        if dataset.label_values == 'index' and image.mode in ('L', 'P'):
+            return np.asarray(image)
+        mode = image.mode
+    if dataset.label_values == 'color':
+        wanted = 'an RGB or palette image of class colours'
+    else:
+        wanted = 'one 8-bit channel of class ids'
+    raise DataError(f'{path}: label is of mode {mode} but should be {wanted}; convert it', 'wrong kind of label file')
+
+
+def _look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """`table[values]` of uint8 in half the time where the values are bytes."""
+    if values.dtype == np.uint8:
+        return np.frombuffer(values.tobytes().translate(table.tobytes()), np.uint8).reshape(values.shape)
+    return table[values]
+
+
+def detect_label_values(paths: Iterable[str], table: ClassTable) -> str:
+    """Whether label files hold 'index' or 'color', from the first one that is there.
+
+    A palette whose colours are all classes' counts as colours: their indices mean nothing then.
+
+    Raises:
+        DataError: it cannot be decoded.
+    """
+    for path in paths:
+        if os.path.exists(path):
+            with open(path, 'rb') as file, _decoding(path), PIL.Image.open(file) as image:
+                if image.mode != 'P':
+                    return 'color' if image.mode in ('RGB', 'RGBA') else 'index'
+                shown = {color for _, color in image.convert('RGB').getcolors(maxcolors=256)}
+                return 'color' if shown <= {label.color for label in table.raw_labels} else 'index'
+    return 'index'
+
+
+def check_label_size(
+    dataset: SegmentationDataset, i: int, label_size: tuple[int, ...], image_size: tuple[int, int]
+) -> None:
+    """Raises DataError where the label of example `i` is not of its image's (height, width)."""
+    if tuple(label_size) != tuple(image_size):
+        raise DataError(
+            f'{dataset.label_paths[i]}: label is {_size_text(label_size)} but its image {dataset.image_paths[i]} is '
+            f'{_size_text(image_size)}; they must be equal',
+            'label and image differ in size',
+        )
+
+
+def unknown_values(dataset: SegmentationDataset, i: int, values: np.ndarray, counts: np.ndarray) -> DataError:
+    """Says which of `values` of label `i`, none of which has a train id, occurs most, and which ones are known."""
+    worst = counts.argmax()
+    if dataset.label_values == 'color':
+        red, green, blue = int(values[worst]).to_bytes(3, 'big')
+        value = f'colour ({red}, {green}, {blue})'
+        known = f'the {len(dataset.class_table.raw_labels)} colours of the {dataset.class_table.name} class table'
+    else:
+        value = f'label value {values[worst]}'
+        known = _ranges_text(np.flatnonzero(dataset.train_ids != UNKNOWN_LABEL))
+    others = f' and {len(values) - 1} other unknown values' if len(values) > 1 else ''
+    return DataError(
+        f'{dataset.label_paths[i]}: {value} ({counts[worst]} pixels){others}, but known are {known}',
+        'unknown label value',
+    )
+
+
+@contextmanager
+def _open_image(dataset: SegmentationDataset, path: str) -> Iterator[PIL.Image.Image]:
+    """The image file, its header read; nothing is decoded yet."""
+    with dataset.storage.open(path) as file:
+        with _decoding(path):
+            image = PIL.Image.open(file)
+        if image.format not in _IMAGE_FORMATS or image.mode not in _IMAGE_MODES:
+            raise DataError(
+                f'{path}: image is {image.format} of mode {image.mode}; convert it to an 8-bit RGB PNG or JPEG',
+                'wrong kind of image file',
+            )
+        yield image
+
+
+@contextmanager
+def _decoding(path: str) -> Iterator[None]:
+    try:
+        yield
+    except _UNDECODABLE as error:
+        raise _cannot_decode(path, error) from error
+
+
+def _cannot_decode(path: str, error: Exception) -> DataError:
+    if isinstance(error, PIL.UnidentifiedImageError):  # whose text is the name of an object
+        reason = 'not an image'
+    else:
+        reason = str(error).splitlines()[0]
+    return DataError(f'{path}: cannot be decoded ({reason}); replace the file', 'file cannot be decoded')
+
+
+def _ranges_text(values: np.ndarray) -> str:
+    """Sorted integers as text, such as '0..18, 255'."""
+    runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
+    return ', '.join(f'{run[0]}..{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs)
+
+
+def _size_text(shape: tuple[int, ...]) -> str:
+    return f'{shape[0]}x{shape[1]} (height x width)'

@@ -1,0 +1,164 @@
+"""Decoded examples of a split: read anew each time, or kept in memory or on disk; bad ones reported or skipped."""
+
+import hashlib
+import logging
+import os
+import shutil
+import threading
+
+import numpy as np
+import psutil
+
+from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.decode import read_example
+from atonet_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
+
+Decoded = tuple[np.ndarray, np.ndarray]
+
+
+class Examples:
+    """What the pipeline reads. Safe to use from many threads.
+
+    Attributes:
+        dataset: the split.
+        skipped: why each example is left out that was met so far and could not be used, by index.
+    """
+
+    def __init__(
+        self, dataset: SegmentationDataset, *, cache: str = 'none', cache_dir: str = '', on_corrupt: str = 'error'
+    ):
+        """
+        Args:
+            dataset: from `verify`, where `cache` is not 'none': its size must be known.
+            cache: 'none', 'memory' or 'disk'. An example takes 4 bytes a pixel, in memory that in each process.
+            cache_dir: folder for 'disk', which runs and processes can share.
+            on_corrupt: 'error' or 'skip', what `check` does about an example that cannot be used.
+
+        Raises:
+            InputError: memory or disk does not hold the cache.
+        """
+        self.dataset = dataset
+        self.skipped: dict[int, DataError] = dict(dataset.unusable)
+        self._on_corrupt = on_corrupt
+        self._faults: dict[int, DataError] = dict(dataset.unusable)
+        self._cache = None
+        if cache == 'memory':
+            self._cache = _MemoryCache(dataset)
+        elif cache == 'disk':
+            self._cache = _DiskCache(dataset, cache_dir)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, i: int) -> Decoded | None:
+        """Image [H, W, 3] uint8 RGB and labels [H, W] uint8 train ids of example `i`; not to be written to.
+
+        None where they cannot be used: `check` then says why, in the thread that iterates.
+        """
+        if i in self._faults:
+            return None
+        try:
+            cached = self._cache and self._cache.read(i)
+            if not cached:
+                cached = read_example(self.dataset, i)
+                if self._cache:
+                    self._cache.write(i, cached)
+        except DataError as error:
+            self._faults[i] = error
+            return None
+        return cached
+
+    def check(self, i: int) -> None:
+        """Of an example that `read` gave None for: raises its DataError, or counts it as skipped and says so once."""
+        if self._on_corrupt == 'error':
+            raise self._faults[i]
+        if i not in self.skipped:
+            self.skipped[i] = self._faults[i]
+            _log.warning('skipped: %s', self._faults[i])
+
+
+def decoded_bytes(dataset: SegmentationDataset) -> int:
+    """Bytes that all decoded examples of a verified split take."""
+    return sum(4 * size[0] * size[1] for size in dataset.sizes if size is not None)
+
+
+class _MemoryCache:
+    def __init__(self, dataset: SegmentationDataset):
+        needed, free = decoded_bytes(dataset), psutil.virtual_memory().available
+        _announce(dataset, 'memory', needed, f'{_gigabytes(free)} are free')
+        if needed > free:
+            raise InputError(
+                f'config.data.cache=memory: {dataset.name} {dataset.split} takes {_gigabytes(needed)} decoded, but '
+                f'{_gigabytes(free)} of memory are free; choose disk or none'
+            )
+        self._decoded: dict[int, Decoded] = {}
+
+    def read(self, i: int) -> Decoded | None:
+        return self._decoded.get(i)
+
+    def write(self, i: int, example: Decoded) -> None:
+        self._decoded[i] = example
+
+
+class _DiskCache:
+    """A file an example, named by what its source files are, so that one that has changed is not found."""
+
+    def __init__(self, dataset: SegmentationDataset, folder: str):
+        self._dataset = dataset
+        self._folder = folder
+        self._full = False
+        try:
+            os.makedirs(folder, exist_ok=True)
+            free = shutil.disk_usage(folder).free
+        except OSError as error:
+            raise InputError(
+                f'config.data.cache_dir={folder}: cannot be used ({error.strerror}); choose another'
+            ) from error
+        self._paths = {
+            i: os.path.join(folder, hashlib.sha256(dataset.fingerprint(i).encode()).hexdigest()[:32])
+            for i in range(len(dataset))
+            if i not in dataset.unusable
+        }
+        there = sum(map(os.path.exists, self._paths.values()))
+        needed = decoded_bytes(dataset)
+        missing = needed * (len(self._paths) - there) // max(1, len(self._paths))
+        _announce(dataset, folder, needed, f'{there} of {len(self._paths)} are there, {_gigabytes(free)} are free')
+        if missing > free:
+            raise InputError(
+                f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(missing)} more in {folder}, '
+                f'but {_gigabytes(free)} are free; give another config.data.cache_dir or choose none'
+            )
+
+    def read(self, i: int) -> Decoded | None:
+        height, width = self._dataset.sizes[i]
+        try:
+            pixels = np.memmap(self._paths[i], np.uint8, 'r', shape=(4, height, width))
+        except (FileNotFoundError, ValueError):  # ValueError: of another length
+            return None
+        return pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3), pixels[3]
+
+    def write(self, i: int, example: Decoded) -> None:
+        if self._full:
+            return
+        path = self._paths[i]
+        temporary = f'{path}.{os.getpid()}.{threading.get_ident()}'
+        try:
+            with open(temporary, 'wb') as file:
+                for array in example:
+                    file.write(np.ascontiguousarray(array))
+            os.replace(temporary, path)
+        except OSError as error:
+            self._full = True
+            _log.warning('%s: the cache grows no further (%s); training goes on without', self._folder, error.strerror)
+            if os.path.exists(temporary):
+                os.remove(temporary)
+
+
+def _announce(dataset: SegmentationDataset, place: str, needed: int, state: str) -> None:
+    _log.info('%s %s: decoded %s in %s; %s', dataset.name, dataset.split, _gigabytes(needed), place, state)
+
+
+def _gigabytes(count: int) -> str:
+    return f'{count / 1e9:.2f} GB'

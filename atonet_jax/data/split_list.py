@@ -1,0 +1,29 @@
+"""Text files that list the images of a split."""
+
+import os
+import re
+
+from atonet_jax.data.dataset import DataError
+
+
+def read_split_list(path: str) -> list[str]:
+    """The image names in a list, one a line, with '/' between folders.
+
+    A line may go on after the name's extension, with its label file as in SegNet's lists. Line endings of Windows and
+    names with spaces are fine.
+
+    Raises:
+        DataError: the file is missing or no text.
+    """
+    try:
+        with open(path, encoding='utf-8-sig') as file:
+            lines = [line.strip().replace('\\', '/') for line in file]
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read ({error.strerror}); write one image name a line') from error
+    except UnicodeDecodeError as error:
+        raise DataError(f'{path}: not UTF-8 text; save it as UTF-8') from error
+    names = [re.sub(r'(?i)(\.(png|jpe?g))\s.*', r'\1', line) for line in lines if line]
+    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
+    if repeated:
+        raise DataError(f'{path}: {min(repeated)} is there more than once; list each image once')
+    return [os.path.normpath(name) for name in names]

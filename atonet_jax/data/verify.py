@@ -1,0 +1,132 @@
+"""The check of every file before a run: what takes seconds to find should not wait for an hour of training."""
+
+import concurrent.futures
+import dataclasses
+import json
+import logging
+import os
+from typing import NamedTuple
+
+import numpy as np
+import tqdm
+
+from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.decode import check_image_end, read_image_size, read_labels
+from atonet_jax.data.labels import IGNORE_LABEL
+
+_log = logging.getLogger(__name__)
+
+_MAX_REPORTED = 3
+_FEW_LABELLED = 0.5  # share of labelled pixels below which something is likely wrong
+
+
+class _Good(NamedTuple):
+    """What is remembered of an example without fault."""
+
+    height: int
+    width: int
+    labelled: int
+    fingerprint: str
+
+
+def verify(
+    dataset: SegmentationDataset, *, cache_path: str | None = None, on_corrupt: str = 'error'
+) -> SegmentationDataset:
+    """Checks every image's header and end, and decodes every label.
+
+    Args:
+        dataset: the split to check.
+        cache_path: JSON file that remembers which unchanged files were found good, so that they are not read again.
+        on_corrupt: 'error', or 'skip' to log and mark unusable examples instead of refusing the split.
+
+    Returns:
+        The data set with `sizes` known, and with `unusable` where `on_corrupt` is 'skip'.
+
+    Raises:
+        DataError: some example is unusable, or all are, or a labelled split has no labelled pixel (save 'test', which
+            some data sets publish with blank labels). One line names the first few problems and counts the others.
+    """
+    known_good = _read_cache(cache_path)
+
+    def check(i: int) -> _Good | DataError:
+        image_path = dataset.image_paths[i]
+        try:
+            fingerprint = dataset.fingerprint(i)
+            known = known_good.get(image_path)
+            if known is not None and known.fingerprint == fingerprint:
+                return known
+            size = read_image_size(dataset, i)
+            check_image_end(dataset, i)
+            labelled = np.count_nonzero(read_labels(dataset, i, size) != IGNORE_LABEL)
+            return _Good(*size, int(labelled), fingerprint)
+        except DataError as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        checks = pool.map(check, range(len(dataset)))
+        description = f'checking {dataset.name} {dataset.split}'
+        # disable=None: no bar where stderr is not a terminal; delay: none where all is cached.
+        results = list(tqdm.tqdm(checks, description, total=len(dataset), disable=None, delay=1, leave=False))
+
+    unusable = {i: result for i, result in enumerate(results) if isinstance(result, DataError)}
+    if unusable and (on_corrupt == 'error' or len(unusable) == len(dataset)):
+        raise DataError(_summary(list(unusable.values()), dataset))
+    for error in unusable.values():
+        _log.warning('skipped: %s', error)
+    good = {path: result for path, result in zip(dataset.image_paths, results) if isinstance(result, _Good)}
+    _check_labelled(dataset, good.values())
+    _write_cache(cache_path, known_good | good)
+    sizes = tuple((result.height, result.width) if isinstance(result, _Good) else None for result in results)
+    return dataclasses.replace(dataset, sizes=sizes, unusable=unusable)
+
+
+def _check_labelled(dataset: SegmentationDataset, good) -> None:
+    if dataset.label_paths is None or dataset.split == 'test':
+        return
+    share = sum(one.labelled for one in good) / sum(one.height * one.width for one in good)
+    if share == 0:
+        raise DataError(
+            f'{dataset.name} {dataset.split}: all pixels of all {len(good)} label files are ignored, '
+            f'for example {dataset.label_paths[0]}; check that these are the label files'
+        )
+    if share < _FEW_LABELLED:
+        _log.warning(
+            '%s %s: only %.0f%% of the pixels have a class, the others are ignored; --mode=check_data says more',
+            dataset.name,
+            dataset.split,
+            100 * share,
+        )
+
+
+def _summary(problems: list[DataError], dataset: SegmentationDataset) -> str:
+    """One line on all problems: the first few, and how many there are."""
+    text = '; '.join(str(problem) for problem in problems[:_MAX_REPORTED])
+    others = len(problems) - _MAX_REPORTED
+    if others > 0:
+        text += (
+            f'; and {others} more such problems in the {len(dataset)} examples of {dataset.name} {dataset.split}: '
+            '--mode=check_data lists them all'
+        )
+    return text
+
+
+def _read_cache(cache_path: str | None) -> dict[str, _Good]:
+    """By image path; empty where there is no usable cache."""
+    if cache_path is None:
+        return {}
+    try:
+        with open(cache_path) as file:
+            return {path: _Good(*values) for path, values in json.load(file).items()}
+    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+        return {}
+
+
+def _write_cache(cache_path: str | None, known_good: dict[str, _Good]) -> None:
+    if cache_path is None:
+        return
+    os.makedirs(os.path.dirname(os.path.abspath(cache_path)), exist_ok=True)
+    # A reader, or a second process that verifies too, never sees half a file.
+    temporary = f'{cache_path}.{os.getpid()}'
+    with open(temporary, 'w') as file:
+        json.dump(known_good, file)
+    os.replace(temporary, cache_path)

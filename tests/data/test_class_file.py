@@ -1,0 +1,94 @@
+"""Class files of both kinds give one table, and what is wrong with one is said with its row."""
+
+import json
+
+import pytest
+
+from atonet_jax.data.class_file import read_class_file
+from atonet_jax.data.dataset import DataError
+from atonet_jax.data.labels import IGNORE_LABEL, RawLabel
+
+CSV = 'name,color,value,class,ignore\nroad,#804080,7,,\ncar,0 0 142,26,,\nvan,#00008e,27,car,\nego vehicle,,1,,true\n'
+ROWS = [
+    {'name': 'road', 'color': '#804080', 'value': 7},
+    {'name': 'car', 'color': [0, 0, 142], 'value': 26},
+    {'name': 'van', 'color': '#00008e', 'value': 27, 'class': 'car'},
+    {'name': 'ego vehicle', 'value': 1, 'ignore': True},
+]
+
+
+def read(tmp_path, content, name='classes.csv'):
+    path = tmp_path / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return read_class_file(str(path), 'mine')
+
+
+@pytest.mark.parametrize(
+    ('content', 'name'),
+    [
+        (CSV, 'classes.csv'),
+        ('\ufeff' + CSV.replace('\n', '\r\n'), 'Klassen größe.CSV'),
+        (json.dumps(ROWS), 'classes.json'),
+    ],
+)
+def test_both_kinds_of_file_give_the_same_classes(tmp_path, content, name):
+    table = read(tmp_path, content, name)
+    assert table.class_names == ('road', 'car') and table.class_colors == ((128, 64, 128), (0, 0, 142))
+    assert table.raw_labels[:3] == (
+        RawLabel('road', 7, (128, 64, 128), 0),
+        RawLabel('car', 26, (0, 0, 142), 1),
+        RawLabel('van', 27, (0, 0, 142), 1),
+    )
+    assert table.raw_labels[3][:2] == ('ego vehicle', 1) and table.raw_labels[3].train_id == IGNORE_LABEL
+
+
+def test_values_and_colors_may_be_left_out(tmp_path):
+    table = read(tmp_path, 'name\nwater\nland\nsky\n')
+    assert [label.raw_id for label in table.raw_labels] == [0, 1, 2]
+    assert len(set(table.class_colors)) == 3
+
+
+@pytest.mark.parametrize(
+    ('content', 'fault'),
+    [
+        ('name,value\nroad,7\ncar,7\n', "row 2: 'car' and 'road' both have the value 7; give each its own"),
+        ('name,value\nroad,256\n', "row 1: value 256 of 'road' is not of 0..255"),
+        ('name,value\nroad,seven\n', 'row 1: invalid literal'),
+        ('name,value\nroad,255\n', "row 1: value 255 of 'road' is always ignored"),
+        ('name,value\nroad,1\nroad,2\n', "row 2: 'road' is there twice; give a second value"),
+        ('name,value\n,1\n', 'row 1: has no name'),
+        ('name,colour\nroad,#000000\n', "row 1: 'colour' is unknown; there is name, color, value, class, ignore"),
+        ('name,color\nroad,#12\n', "row 1: color is '#12'; write #rrggbb"),
+        ('name,color\nroad,1 2 300\n', "row 1: color is '1 2 300'; write #rrggbb"),
+        ('name,class\nroad,street\n', "row 1: class 'street' is no row of its own"),
+        ('name,ignore\nroad,perhaps\n', "row 1: ignore is 'perhaps'; write true or false"),
+        ('name,ignore\nroad,true\n', 'has 0 classes that count'),
+        ('road,1\ncar,2\n', 'its first line must name the columns'),
+        ('name,value\nroad,1,2\n', 'row 1: .* is unknown'),
+        ('', 'holds no classes'),
+        (b'name\n\xff\xfe\n', r'class file cannot be read \(not UTF-8\)'),
+    ],
+)
+def test_fault_is_named_with_its_row(tmp_path, content, fault):
+    with pytest.raises(DataError, match=f'^{tmp_path}/classes.csv: {fault}') as raised:
+        read(tmp_path, content)
+    assert '\n' not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ('content', 'fault'),
+    [
+        ('[{"name": "road",}]', r'not JSON \(line 1'),
+        ('{"road": 7}', 'must be a list of objects'),
+        ('[{"name": 7}]', 'row 1: has no name'),
+        ('[{"name": "a", "value": 3}, {"name": "b", "value": 3}]', "row 2: 'b' and 'a' both have the value 3"),
+    ],
+)
+def test_fault_of_a_json_file_is_named(tmp_path, content, fault):
+    with pytest.raises(DataError, match=f'^{tmp_path}/classes.json: {fault}'):
+        read(tmp_path, content, 'classes.json')
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(DataError, match=r'classes.csv: class file cannot be read \(No such file or directory\)'):
+        read_class_file(str(tmp_path / 'classes.csv'), 'mine')

@@ -1,0 +1,128 @@
+"""Caches give what decoding gives, say their size first, and a bad example is an error or a counted gap."""
+
+import collections
+import logging
+import os
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from atonet_jax.data import examples as module
+from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.decode import read_example
+from atonet_jax.data.examples import Examples, decoded_bytes
+from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.data.verify import verify
+from atonet_jax.errors import InputError
+
+SIZES = [(5, 7), (4, 6), (5, 7)]
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    rng = np.random.default_rng(0)
+    paths = []
+    for i, size in enumerate(SIZES):
+        paths.append((str(tmp_path / f'image{i}.png'), str(tmp_path / f'label{i}.png')))
+        PIL.Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(paths[-1][0])
+        PIL.Image.fromarray(rng.integers(0, 34, size, dtype=np.uint8)).save(paths[-1][1])
+    return verify(SegmentationDataset('tiny', 'train', CITYSCAPES, *zip(*paths)))
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Which examples were decoded."""
+    seen = []
+    monkeypatch.setattr(module, 'read_example', lambda dataset, i: seen.append(i) or read_example(dataset, i))
+    return seen
+
+
+def assert_reads_all(examples, dataset):
+    for i in range(len(dataset)):
+        for array, expected in zip(examples.read(i), read_example(dataset, i), strict=True):
+            assert array.dtype == np.uint8
+            np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize('cache', ['none', 'memory', 'disk'])
+def test_each_example_is_decoded_once_where_there_is_a_cache(dataset, decoded, tmp_path, cache):
+    examples = Examples(dataset, cache=cache, cache_dir=str(tmp_path / 'cache'))
+    for _ in range(2):
+        assert_reads_all(examples, dataset)
+    assert decoded == [0, 1, 2] * (2 if cache == 'none' else 1)
+
+
+def test_a_cache_on_disk_serves_another_run_until_the_files_change(dataset, decoded, tmp_path):
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+    assert decoded == [0, 1, 2]
+
+    PIL.Image.new('RGB', SIZES[1][::-1], (1, 2, 3)).save(dataset.image_paths[1])
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+    assert decoded == [0, 1, 2, 1]
+
+
+def test_a_half_written_file_in_the_cache_is_not_used(dataset, tmp_path):
+    folder = tmp_path / 'cache'
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(folder)), dataset)
+    for path in folder.iterdir():
+        path.write_bytes(path.read_bytes()[:-1])
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(folder)), dataset)
+
+
+@pytest.mark.parametrize('cache', ['memory', 'disk'])
+def test_size_is_said_up_front(dataset, tmp_path, caplog, cache):
+    assert decoded_bytes(dataset) == 4 * sum(height * width for height, width in SIZES)
+    with caplog.at_level(logging.INFO):
+        Examples(dataset, cache=cache, cache_dir=str(tmp_path / 'cache'))
+    assert 'tiny train: decoded 0.00 GB in' in caplog.text and 'free' in caplog.text
+
+
+def test_cache_that_does_not_fit_is_refused(dataset, tmp_path, monkeypatch):
+    Free = collections.namedtuple('Free', ['available', 'free'])
+    monkeypatch.setattr(module.psutil, 'virtual_memory', lambda: Free(300, 300))
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: Free(300, 300))
+    with pytest.raises(InputError, match='config.data.cache=memory: tiny train takes 0.00 GB decoded.*choose disk'):
+        Examples(dataset, cache='memory')
+    with pytest.raises(InputError, match='config.data.cache=disk: tiny train takes 0.00 GB more in .*choose none'):
+        Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache'))
+
+
+def test_what_the_disk_holds_already_needs_no_room(dataset, tmp_path, monkeypatch):
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: shutil._ntuple_diskusage(0, 0, 0))
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+
+
+def test_folder_that_cannot_be_made_is_refused(dataset, tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(InputError, match=r'config.data.cache_dir=.*cannot be used \(Not a directory\)'):
+        Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'file' / 'cache'))
+
+
+def test_a_disk_that_fills_up_ends_the_cache_and_not_the_run(dataset, tmp_path, monkeypatch, caplog):
+    examples = Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache'))
+
+    def full(*_):
+        raise OSError(28, 'No space left on device')
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.os, 'replace', full)
+        assert_reads_all(examples, dataset)
+    assert caplog.text.count('the cache grows no further (No space left on device)') == 1
+    assert os.listdir(tmp_path / 'cache') == []
+
+
+def test_a_bad_example_is_an_error_or_a_counted_gap(dataset, caplog):
+    with open(dataset.image_paths[1], 'r+b') as file:
+        file.truncate(60)
+    strict, lenient = Examples(dataset), Examples(dataset, on_corrupt='skip')
+    assert strict.read(1) is None and lenient.read(1) is None
+    with pytest.raises(DataError, match='image1.png: cannot be decoded'):
+        strict.check(1)
+    for _ in range(2):
+        lenient.check(1)
+    assert list(lenient.skipped) == [1]
+    assert caplog.text.count('skipped: ') == 1 and 'image1.png' in caplog.text

@@ -1,0 +1,127 @@
+"""Anyone's folders become pairs by name, with their own classes."""
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from atonet_jax.config import default_config
+from atonet_jax.data.dataset import DataError
+from atonet_jax.data.decode import read_example
+from atonet_jax.data.sources import class_table, load_dataset
+from atonet_jax.data.verify import verify
+
+SIZE = (4, 6)
+CLASSES = 'name,color,value\nroad,#804080,3\ncar,#00008e,9\n'
+
+
+def write(root, path, array):
+    path = root / path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.asarray(array, np.uint8)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two examples in train, in folders of their own, and one in val; images are PNG and JPEG."""
+    root = tmp_path / 'meine Bilder 写真'
+    for name in ('train/a/first', 'train/b c/second'):
+        write(root, f'images/{name}.jpg' if 'first' in name else f'images/{name}.PNG', np.zeros((*SIZE, 3)))
+        write(root, f'labels/{name}.png', np.full(SIZE, 9))
+    write(root, 'images/val/third.png', np.zeros((*SIZE, 3)))
+    write(root, 'labels/val/third.png', np.full(SIZE, 3))
+    (root / 'classes.csv').write_text(CLASSES)
+    return root
+
+
+def load(root, split='train', **options):
+    data = default_config().data
+    data.update(name='folder', root=str(root))
+    data.folder.update({'classes': 'classes.csv'} | options)
+    return load_dataset(data, split)
+
+
+def load_error(root, split='train', **options):
+    with pytest.raises(DataError) as raised:
+        verify(load(root, split, **options))
+    assert '\n' not in str(raised.value)
+    return str(raised.value)
+
+
+def test_pairs_by_path_below_the_folders(root):
+    dataset = verify(load(root))
+    names = [path.removeprefix(f'{root}/images/train/') for path in dataset.image_paths]
+    assert names == ['a/first.jpg', 'b c/second.PNG']
+    assert dataset.class_table.class_names == ('road', 'car')
+    assert (read_example(dataset, 1)[1] == 1).all()
+    assert [read_example(load(root, 'train+val'), i)[1][0, 0] for i in range(3)] == [1, 1, 0]
+
+
+def test_suffixes_are_no_part_of_the_name(root):
+    write(root, 'flat/one_rgb.png', np.zeros((*SIZE, 3)))
+    write(root, 'flat/one_mask.png', np.full(SIZE, 3))
+    options = dict(images='flat', labels='flat', image_suffix='_rgb', label_suffix='_mask')
+    dataset = verify(load(root, **options))
+    assert len(dataset) == 1 and dataset.label_paths[0].endswith('flat/one_mask.png')
+
+
+def test_a_list_chooses_and_orders(root):
+    (root / 'my list.txt').write_bytes(b'\xef\xbb\xbfb c\\second.PNG\r\na/first.jpg\r\n\r\n')
+    dataset = verify(load(root, list='my list.txt'))
+    assert [path.rsplit('/')[-1] for path in dataset.image_paths] == ['second.PNG', 'first.jpg']
+
+    (root / 'my list.txt').write_text('a/first\nc/none\n')
+    assert 'c/none.png: no such file' in load_error(root, list='my list.txt')
+    (root / 'my list.txt').write_text('\n')
+    assert 'my list.txt: names no images' in load_error(root, list='my list.txt')
+    (root / 'my list.txt').write_text('a/first\na/first\n')
+    assert 'a/first is there more than once' in load_error(root, list='my list.txt')
+    assert 'train.txt: cannot be read (No such file or directory)' in load_error(root, list='{split}.txt')
+
+
+def test_colour_labels(root):
+    for name, color in (('a/first', (128, 64, 128)), ('b c/second', (0, 0, 142))):
+        write(root, f'labels/train/{name}.png', np.full((*SIZE, 3), color))
+    dataset = verify(load(root))
+    assert [read_example(dataset, i)[1][0, 0] for i in range(2)] == [0, 1]
+
+    write(root, 'labels/train/a/first.png', np.full((*SIZE, 3), (1, 2, 3)))
+    assert 'a/first.png: colour (1, 2, 3) (24 pixels), but known are the 2 colours of the folder' in load_error(root)
+
+
+def test_colour_of_two_classes_is_refused_where_labels_are_colours(root):
+    (root / 'classes.csv').write_text('name,color\nroad,#804080\nlane,#804080\n')
+    load(root)
+    for name in ('a/first', 'b c/second'):
+        write(root, f'labels/train/{name}.png', np.full((*SIZE, 3), (128, 64, 128)))
+    assert "'road' and 'lane' both have the colour (128, 64, 128)" in load_error(root)
+
+
+def test_what_is_missing_is_named(root):
+    assert 'images/test: no such folder; config.data.folder.images says where' in load_error(root, 'test')
+    (root / 'labels/train/a/first.png').unlink()
+    assert 'labels/train/a/first.png: no such file; every image needs its label' in load_error(root)
+    (root / 'images/val/third.png').unlink()
+    assert 'images/val: holds no images' in load_error(root, 'val')
+
+
+def test_two_files_of_one_name_are_refused(root):
+    write(root, 'images/train/a/first.png', np.zeros((*SIZE, 3)))
+    assert 'has the same name as' in load_error(root)
+
+
+def test_links_are_followed_once(root):
+    (root / 'images/train/a/back').symlink_to(root / 'images/train')
+    (root / 'images/elsewhere').mkdir()
+    write(root, 'images/elsewhere/fourth.png', np.zeros((*SIZE, 3)))
+    write(root, 'labels/train/linked/fourth.png', np.full(SIZE, 3))
+    (root / 'images/train/linked').symlink_to(root / 'images/elsewhere')
+    assert len(verify(load(root))) == 3
+
+
+def test_class_table_is_that_of_the_file(root):
+    data = default_config().data
+    data.update(name='folder', root=str(root))
+    with pytest.raises(DataError, match='classes.json: class file cannot be read'):
+        class_table(data)
+    data.folder.classes = 'classes.csv'
+    assert class_table(data).num_classes == 2

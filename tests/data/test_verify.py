@@ -1,0 +1,180 @@
+"""Every file is looked at once before a run, and whatever is wrong is named in one line."""
+
+import json
+import logging
+import os
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from atonet_jax.data.cityscapes import load_cityscapes
+from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.decode import read_example
+from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.data.verify import verify
+
+SIZE = (6, 8)
+FRAMES = ['aachen/aachen_000000_000019', 'aachen/aachen_000001_000019', 'bochum/bochum_000000_000313']
+
+
+def write_png(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(np.asarray(array, np.uint8)).save(path)
+
+
+def image_path(root, split, frame):
+    return root / 'leftImg8bit' / split / f'{frame}_leftImg8bit.png'
+
+
+def label_path(root, split, frame, kind='labelIds'):
+    return root / 'gtFine' / split / f'{frame}_gtFine_{kind}.png'
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Three frames in each of train and val, all of road (raw id 7), and three in test without labels."""
+    for split in ('train', 'val', 'test'):
+        for frame in FRAMES:
+            write_png(image_path(tmp_path, split, frame), np.zeros((*SIZE, 3)))
+            if split != 'test':
+                write_png(label_path(tmp_path, split, frame), np.full(SIZE, 7))
+    return tmp_path
+
+
+def verify_error(root, split='train', cache_path=None):
+    with pytest.raises(DataError) as raised:
+        verify(load_cityscapes(str(root), split), cache_path=cache_path)
+    assert '\n' not in str(raised.value)
+    return str(raised.value)
+
+
+def test_unknown_label_value_is_named_with_its_count_and_the_known(root):
+    labels = np.full(SIZE, 7)
+    labels[0, :5], labels[1, :2] = 77, 100
+    write_png(label_path(root, 'train', FRAMES[1]), labels)
+    message = verify_error(root)
+    assert str(label_path(root, 'train', FRAMES[1])) in message
+    assert 'label value 77 (5 pixels) and 1 other unknown values, but known are 0..33, 255' in message
+
+
+def test_sizes_that_differ_are_named(root):
+    write_png(label_path(root, 'train', FRAMES[0]), np.full((3, 4), 7))
+    message = verify_error(root)
+    assert 'label is 3x4 (height x width) but its image' in message and '6x8' in message
+    with pytest.raises(DataError, match='label is 3x4'):
+        read_example(load_cityscapes(str(root), 'train'), 0)
+
+
+@pytest.mark.parametrize('path', [image_path, label_path])
+def test_undecodable_file_is_named(root, path):
+    path(root, 'train', FRAMES[0]).write_bytes(b'not a png')
+    assert str(path(root, 'train', FRAMES[0])) in verify_error(root)
+
+
+def test_image_of_more_than_8_bits_is_refused(root):
+    array = np.zeros(SIZE, np.uint16)
+    PIL.Image.fromarray(array).save(image_path(root, 'train', FRAMES[0]))
+    assert 'convert it to an 8-bit RGB PNG or JPEG' in verify_error(root)
+
+
+def test_color_label_in_place_of_an_index_label_is_refused(root):
+    write_png(label_path(root, 'train', FRAMES[0]), np.zeros((*SIZE, 3)))
+    assert 'label is of mode RGB but should be one 8-bit channel of class ids' in verify_error(root)
+
+
+def test_split_whose_labels_are_all_ignored_is_refused(root):
+    for frame in FRAMES:
+        write_png(label_path(root, 'val', frame), np.zeros(SIZE))
+    assert 'all pixels of all 3 label files are ignored' in verify_error(root, 'val')
+
+
+def test_three_problems_are_told_and_the_others_counted(tmp_path):
+    for i in range(5):
+        write_png(image_path(tmp_path, 'train', f'city/city_{i}'), np.zeros((*SIZE, 3)))
+        write_png(label_path(tmp_path, 'train', f'city/city_{i}'), np.full(SIZE, 77))
+    message = verify_error(tmp_path)
+    assert message.count('label value 77') == 3 and message.endswith(
+        '; and 2 more such problems in the 5 examples of cityscapes train: --mode=check_data lists them all'
+    )
+
+
+def test_verified_files_are_not_read_again_until_they_change(root, tmp_path, monkeypatch):
+    dataset, cache = load_cityscapes(str(root), 'train'), str(tmp_path / 'workdir' / 'verified.json')
+    verify(dataset, cache_path=cache)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PIL.Image, 'open', lambda path: pytest.fail(f'read {path} again'))
+        verify(dataset, cache_path=cache)
+
+    write_png(label_path(root, 'train', FRAMES[1]), np.full(SIZE, 77))
+    assert 'label value 77' in verify_error(root, cache_path=cache)
+
+
+def test_cache_does_not_hide_another_meaning_of_the_labels(root, tmp_path):
+    dataset, cache = load_cityscapes(str(root), 'train'), str(tmp_path / 'verified.json')
+    verify(dataset, cache_path=cache)
+    stricter = SegmentationDataset(
+        'cityscapes', 'train', CITYSCAPES, dataset.image_paths, dataset.label_paths,
+        raw_to_train=np.where(np.arange(256) == 7, 254, 0).astype(np.uint8),
+    )  # fmt: skip
+    with pytest.raises(DataError, match='label value 7'):
+        verify(stricter, cache_path=cache)
+
+
+def test_failed_verification_is_not_remembered(root, tmp_path):
+    cache = str(tmp_path / 'verified.json')
+    label_path(root, 'train', FRAMES[0]).write_bytes(b'')
+    verify_error(root, cache_path=cache)
+    assert not os.path.exists(cache)
+
+
+def test_damaged_cache_is_replaced(root, tmp_path):
+    cache = tmp_path / 'verified.json'
+    cache.write_text('{"half a fi')
+    verify(load_cityscapes(str(root), 'train'), cache_path=str(cache))
+    assert len(json.loads(cache.read_text())) == 3
+
+
+def truncate(path, length):
+    with open(path, 'rb+') as file:
+        file.truncate(length)
+
+
+@pytest.mark.parametrize('length', [0, 40, -30])
+@pytest.mark.parametrize('path', [image_path, label_path])
+def test_truncated_file_is_found_before_training(root, path, length):
+    path = path(root, 'train', FRAMES[1])
+    write_png(path, np.random.default_rng(0).integers(7, 34, (*SIZE, 3)[: 3 if 'leftImg8bit' in str(path) else 2]))
+    truncate(path, length if length >= 0 else os.path.getsize(path) + length)
+    message = verify_error(root)
+    assert message.startswith(f'{path}: cannot be decoded (') and message.endswith('; replace the file')
+
+
+def test_png_with_something_after_its_end_is_fine(root):
+    with open(image_path(root, 'train', FRAMES[0]), 'ab') as file:
+        file.write(b'a trailer')
+    verify(load_cityscapes(str(root), 'train'))
+
+
+def test_skipping_marks_and_tells_what_it_leaves_out(root, caplog):
+    truncate(label_path(root, 'train', FRAMES[1]), 30)
+    with caplog.at_level(logging.WARNING):
+        dataset = verify(load_cityscapes(str(root), 'train'), on_corrupt='skip')
+    assert dataset.sizes == (SIZE, None, SIZE) and list(dataset.unusable) == [1]
+    assert f'skipped: {label_path(root, "train", FRAMES[1])}' in caplog.text
+
+    for frame in FRAMES:
+        truncate(label_path(root, 'train', frame), 30)
+    with pytest.raises(DataError, match='cannot be decoded'):
+        verify(load_cityscapes(str(root), 'train'), on_corrupt='skip')
+
+
+def test_mostly_ignored_labels_are_warned_of(root, caplog):
+    for frame in FRAMES:
+        labels = np.zeros(SIZE)
+        labels[0] = 7
+        write_png(label_path(root, 'train', frame), labels)
+    with caplog.at_level(logging.WARNING):
+        verify(load_cityscapes(str(root), 'train'))
+    assert 'cityscapes train: only 17% of the pixels have a class' in caplog.text
