@@ -8,7 +8,8 @@
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
 Exits with 0, with 1 where check_data finds data unfit to train on, 2 where the input is at fault, 3 where training
-cannot go on or an export is wrong, 130 where it was interrupted.
+cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended training after a step that is saved.
+Several processes as one run: docs/scaling.md.
 """
 
 import logging
@@ -19,12 +20,17 @@ import jax
 from absl import flags
 
 from atonet_jax.command_line import define_config_flag
+from atonet_jax.distributed import initialize, is_main_process
 from atonet_jax.errors import ExportError, InputError, TrainingError
+from atonet_jax.stopping import Stopped
 
 MODES = ('train', 'evaluate', 'benchmark', 'export', 'check_data', 'prepare')
 
 flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.')
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
+flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; not needed under srun, mpirun, on a TPU.')
+flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
+flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
 flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
 
 
@@ -48,6 +54,8 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
+    if flags.FLAGS.mode in ('train', 'evaluate'):
+        initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if workdir is None and flags.FLAGS.mode != 'prepare':
         raise InputError('give --workdir=DIR, where the run lives')
@@ -55,6 +63,8 @@ def main(argv: list[str]) -> int:
         from atonet_jax.train import train
 
         scores = train(config, workdir)
+        if not is_main_process():
+            return 0
         print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
     elif flags.FLAGS.mode == 'evaluate':
         from atonet_jax.evaluate import evaluate
@@ -87,6 +97,9 @@ if __name__ == '__main__':
     except (InputError, ExportError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         sys.exit(2 if isinstance(failure, InputError) else 3)
+    except Stopped as stopped:
+        print(f'{stopped}; the same command goes on from there', file=sys.stderr)
+        sys.exit(128 + stopped.signal)
     except KeyboardInterrupt:
         print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
         sys.exit(130)

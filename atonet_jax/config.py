@@ -98,11 +98,15 @@ def default_config() -> ConfigDict:
             },
             'train': {
                 'batch_size': 4,  # over all devices
+                'accumulation': 1,  # parts that a batch is taken in, one after the other, to save memory
                 'epochs': 200.0,
                 'log_every_steps': 10,
                 'checkpoint_every_steps': 500,
                 'eval_every_epochs': 5.0,
                 'keep_checkpoints': 3,  # the latest ones; the best one is kept beside them
+            },
+            'debug': {
+                'nans': False,  # looks at every step, and says in which layer a loss that is no number began
             },
             'eval': {
                 'batch_size': 1,  # over all devices
@@ -201,6 +205,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     positive('model.up_kernel_size', 'model.width', 'model.backbone_width')
     positive('optimizer.learning_rate', 'optimizer.backbone_factor')
     positive('train.batch_size', 'train.epochs', 'train.log_every_steps', 'train.checkpoint_every_steps')
+    check(isinstance(config.train.accumulation, int) and config.train.accumulation > 0, 'train.accumulation',
+          'a whole number greater than 0')
     positive('train.eval_every_epochs', 'train.keep_checkpoints', 'eval.batch_size')
 
     bins, levels = config.model.spp_bins, config.model.aux_levels
@@ -260,6 +266,12 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
     for key in ('train.batch_size', 'eval.batch_size'):
         check(value_of(key) % num_devices == 0, key, f'a multiple of the {num_devices} devices')
+    parts = config.train.accumulation
+    check(
+        config.train.batch_size % (num_devices * parts) == 0,
+        'train.batch_size',
+        f'a multiple of {num_devices} devices times config.train.accumulation={parts}',
+    )
 
 
 def validate_classes(config: ConfigDict, num_classes: int) -> None:

@@ -18,6 +18,7 @@ from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import load_examples
 from atonet_jax.devices import create_mesh, replicated, split_by_batch
+from atonet_jax.distributed import is_main_process, main_process_first
 from atonet_jax.errors import InputError
 from atonet_jax.inference import predict_labels
 from atonet_jax.metrics import Scores, confusion_matrix
@@ -50,18 +51,27 @@ class Evaluator:
         self._step = _compile_eval_step(model, dataset.class_table.num_classes, options, mesh)
 
     def run(self, variables: dict) -> tuple[Scores, np.ndarray, list[Example]]:
-        """Returns the scores, the confusion matrix [C, C] int64 and the first `eval.pictures` examples."""
+        """Returns the scores, the confusion matrix [C, C] int64 and the first `eval.pictures` examples.
+
+        Among several processes the first two are those of the whole split; the examples are of this process's part.
+        """
         from atonet_jax.data.pipeline import eval_batches, prefetch_to_device  # imports TensorFlow
 
-        batches = eval_batches(self._examples, batch_size=self._options.batch_size)
+        batches = eval_batches(
+            self._examples,
+            batch_size=self._options.batch_size,
+            shard_index=jax.process_index(),
+            num_shards=jax.process_count(),
+        )
         batches = prefetch_to_device(batches, split_by_batch(self._mesh))
         num_classes = self._examples.dataset.class_table.num_classes
         confusion = np.zeros((num_classes, num_classes), np.int64)
         examples = []
-        with tqdm.tqdm(total=len(self._examples), desc='evaluating', unit='image', disable=None, leave=False) as bar:
+        quiet = None if is_main_process() else True  # None: where stderr is no terminal
+        with tqdm.tqdm(total=len(self._examples), desc='evaluating', unit='image', disable=quiet, leave=False) as bar:
             for batch, counts, predictions in self._one_behind(variables, batches):
                 confusion += np.asarray(counts)
-                bar.update(int(np.sum(np.asarray(batch['index']) >= 0)))
+                bar.update(jax.process_count() * int(np.sum(_of_this_process(batch['index']) >= 0)))
                 if len(examples) < self._options.pictures:
                     examples += _examples(batch, predictions)
         return Scores.from_confusion(confusion), confusion, examples[: self._options.pictures]
@@ -93,7 +103,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     table = network.class_table
     folder = os.path.join(workdir, 'evaluation')
     os.makedirs(folder, exist_ok=True)
-    examples = load_examples(config.data, config.data.eval_split, workdir)
+    with main_process_first('data'):
+        examples = load_examples(config.data, config.data.eval_split, workdir)
     dataset = examples.dataset
     if dataset.class_table.class_names != table.class_names:
         raise InputError(
@@ -106,6 +117,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     scores, confusion, shown = evaluator.run(network.variables)
     seconds = time.perf_counter() - start
     used = len(dataset) - len(examples.skipped)
+    if not is_main_process():
+        return scores
 
     write_json(
         os.path.join(folder, 'scores.json'),
@@ -174,5 +187,11 @@ def _center_crop(batch: dict, size: tuple[int, int]) -> dict:
 
 
 def _examples(batch: dict, predictions: jax.Array) -> list[Example]:
-    arrays = (np.asarray(array) for array in (batch['index'], batch['image'], batch['label'], predictions))
+    arrays = map(_of_this_process, (batch['index'], batch['image'], batch['label'], predictions))
     return [Example(int(index), *rest) for index, *rest in zip(*arrays, strict=True) if index >= 0]
+
+
+def _of_this_process(array: jax.Array) -> np.ndarray:
+    """The rows of an array, split by batch, that lie on this process's devices."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -34,6 +34,7 @@ def segmentation_loss(
     aux_target: str = 'downsampled_labels',
     mining: HardExampleMining | None = None,
     class_weights: Sequence[float] | None = None,
+    total_weights: Mapping[str, jax.Array] | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The paper's sum_loss: main_loss + sum of w_i * loss_i.
 
@@ -45,23 +46,40 @@ def segmentation_loss(
             nearest neighbour; 'upsampled_features', Table 4's dagger row, takes the outputs to the labels' size.
         mining: averages over hard pixels alone, in every term.
         class_weights: [C], weighs each pixel by its class in every term's average; 1 each if None.
+        total_weights: what the sum of each term's weighted losses is divided by, where this is a part of a batch: of
+            `label_weights` over the whole batch. None: the weights of the pixels here. Not with `mining`.
 
     Returns:
         The loss, and its terms unweighted: {'main_loss': ..., 'aux3_loss': ...}; float32 scalars, 0 where no pixel is
         labelled.
     """
 
-    def average(logits, labels):
-        return _average(*_pixel_losses(logits, labels), mining, class_weights)
-
-    terms = {'main_loss': average(outputs['logits'], labels)}
+    terms = {}
+    for name, logits, target in _terms(outputs, labels, aux_weights, aux_target):
+        total = None if total_weights is None else total_weights[name]
+        terms[name] = _average(*_pixel_losses(logits, target), mining, class_weights, total)
     loss = terms['main_loss']
     for name, weight in aux_weights.items():
-        logits = outputs['aux'][name]
-        target = downsample_labels(labels, logits.shape[1:3]) if aux_target == 'downsampled_labels' else labels
-        terms[f'{name}_loss'] = average(logits, target)
         loss += weight * terms[f'{name}_loss']
     return loss, terms
+
+
+def label_weights(
+    outputs: Mapping,
+    labels: jax.Array,
+    *,
+    aux_weights: Mapping[str, float],
+    aux_target: str = 'downsampled_labels',
+    class_weights: Sequence[float] | None = None,
+) -> dict[str, jax.Array]:
+    """The sum of the pixels' weights in each term of `segmentation_loss`, by the term's name: float32 scalars.
+
+    Of `outputs` only the shapes matter, without the first axis.
+    """
+    return {
+        name: jnp.sum(_pixel_weights(target, class_weights))
+        for name, _, target in _terms(outputs, labels, aux_weights, aux_target)
+    }
 
 
 def downsample_labels(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -100,17 +118,40 @@ def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     return jnp.stack(phase_losses), jnp.stack(phase_labels)
 
 
+def _terms(outputs, labels, aux_weights, aux_target):
+    """(name, logits, labels as they are compared with) of each term."""
+    yield 'main_loss', outputs['logits'], labels
+    for name in aux_weights:
+        logits = outputs['aux'][name]
+        target = downsample_labels(labels, logits.shape[1:3]) if aux_target == 'downsampled_labels' else labels
+        yield f'{name}_loss', logits, target
+
+
 def _average(
-    losses: jax.Array, labels: jax.Array, mining: HardExampleMining | None, class_weights: Sequence[float] | None
+    losses: jax.Array,
+    labels: jax.Array,
+    mining: HardExampleMining | None,
+    class_weights: Sequence[float] | None,
+    total: jax.Array | None,
 ) -> jax.Array:
-    """Weighted mean of `losses` over the labelled pixels, the hard ones alone with `mining`; 0 if there are none."""
-    weights = (labels != IGNORE_LABEL).astype(jnp.float32)
+    """Weighted sum of `losses` over the labelled pixels, the hard ones alone with `mining`, by `total` or their mean.
+
+    0 if there are no such pixels.
+    """
+    weights = _pixel_weights(labels, class_weights)
     if mining is not None:
         weights *= losses >= _mining_bound(losses, mining)
+    if total is None:
+        total = jnp.sum(weights)
+    return jnp.sum(weights * losses) / jnp.where(total > 0, total, 1.0)
+
+
+def _pixel_weights(labels: jax.Array, class_weights: Sequence[float] | None) -> jax.Array:
+    """float32 of the labels' shape: 0 where the label is ignored."""
+    weights = (labels != IGNORE_LABEL).astype(jnp.float32)
     if class_weights is not None:
         weights *= jnp.asarray(class_weights, jnp.float32).at[labels].get(mode='clip')
-    total = jnp.sum(weights)
-    return jnp.sum(weights * losses) / jnp.where(total > 0, total, 1.0)
+    return weights
 
 
 def _mining_bound(losses: jax.Array, mining: HardExampleMining) -> jax.Array:

@@ -4,46 +4,46 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import partial
 
 import jax
-import numpy as np
-import tqdm
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
-from atonet_jax import visualize
 from atonet_jax.augment import Augmentation
 from atonet_jax.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.config import validate, validate_classes
 from atonet_jax.data.examples import Examples
-from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.devices import create_mesh, split_by_batch
+from atonet_jax.distributed import is_main_process, main_process_first
 from atonet_jax.errors import TrainingError
-from atonet_jax.evaluate import Evaluator, Example
+from atonet_jax.evaluate import Evaluator
 from atonet_jax.losses import HardExampleMining
 from atonet_jax.metrics import Scores
 from atonet_jax.network import blank_variables, create_network, starting_variables
+from atonet_jax.nonfinite import first_nonfinite
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
+from atonet_jax.recorder import Recorder
+from atonet_jax.stopping import Stopped, StopSignals
 from atonet_jax.train_step import TrainState, compile_train_step, create_state
-from atonet_jax.workdir import MetricsLog, changes_since, claim, holds_run, write_json
+from atonet_jax.workdir import changes_since, claim, holds_run, lock, write_json
 
 _log = logging.getLogger(__name__)
-
-_PICTURES = 4  # validation examples that TensorBoard shows
-_SECONDS_BETWEEN_LINES = 60
 
 
 def train(config: ConfigDict, workdir: str) -> Scores:
     """Trains from scratch, or on from the latest checkpoint in `workdir`; returns the scores of the final state.
 
-    A run that was stopped and started again ends with the parameters of one that was not.
+    A run that was stopped and started again ends with the parameters of one that was not. Among several processes all
+    call this alike; the first one writes.
 
     Raises:
-        InputError: a setting, a data file or the workdir does not allow the run.
-        TrainingError: the loss or its gradient is no finite number any more.
+        InputError: a setting, a data file or the workdir does not allow the run, or another run is in the workdir.
+        TrainingError: the loss or its gradient is no finite number any more; or a checkpoint cannot be saved.
+        Stopped: SIGTERM or SIGINT ended the run in good order.
     """
     mesh = create_mesh()
     validate(config, mesh.size)
@@ -54,13 +54,22 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     model = create_network(config, table.num_classes)
     resumes = has_checkpoint(workdir)
     variables = blank_variables(model) if resumes else starting_variables(config, model)
-    train_set, eval_set = (
-        load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
-    )
-    for change in claim(workdir, config, table):
-        _log.info('since the run in %s began: %s', workdir, change)
+    with lock(workdir) if is_main_process() else nullcontext():
+        return _train(config, workdir, mesh, table, model, variables, resumes)
 
-    total_steps = max(1, round(config.train.epochs * len(train_set) / config.train.batch_size))
+
+def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
+    """`train` in a workdir that is ours."""
+    with main_process_first('data'):
+        train_set, eval_set = (
+            load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
+        )
+    with main_process_first('claim'):
+        for change in claim(workdir, config, table):
+            _log.info('since the run in %s began: %s', workdir, change)
+
+    batch_size = config.train.batch_size
+    total_steps = max(1, round(config.train.epochs * len(train_set) / batch_size))
     learning_rates, optimizer = _create_optimizer(config, len(train_set), total_steps)
     averaging = config.optimizer.ema_decay > 0
     state = create_state(variables, optimizer, averaging=averaging, mesh=mesh)
@@ -71,7 +80,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         len(train_set),
         len(eval_set),
         total_steps,
-        config.train.batch_size,
+        batch_size,
         mesh.size,
         jax.default_backend(),
     )
@@ -79,167 +88,121 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     numbers = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0}
     if resumes:
-        state, numbers = checkpoints.restore(state, checkpoints.latest_step())
+        state, numbers = checkpoints.restore_latest(state)
         _log.info('resumed from step %d of %s', int(state.step), workdir)
-    run = _Run(config, workdir, table, checkpoints, numbers, int(state.step), total_steps, len(train_set))
-
+    recorder = Recorder(workdir, config.train, table, int(state.step), len(train_set))
+    step_options = {
+        'model': model,
+        'loss_options': _loss_options(config),
+        'augmentation': train_augmentation(config),
+        'seed': config.seed,
+    }
     step_fn = compile_train_step(
         mesh,
-        model=model,
         optimizer=optimizer,
         learning_rates=learning_rates,
-        loss_options=_loss_options(config),
-        augmentation=train_augmentation(config),
-        seed=config.seed,
         ema_decay=config.optimizer.ema_decay,
+        accumulation=config.train.accumulation,
+        donate=not config.debug.nans,
+        **step_options,
     )
-    evaluator = Evaluator(model, eval_set, config.eval, mesh)
     try:
-        return run.train(state, step_fn, evaluator, _batches(config, train_set, int(state.step), total_steps, mesh))
+        return _Run(config, workdir, checkpoints, recorder, numbers).train(
+            state,
+            total_steps,
+            max(1, round(config.train.eval_every_epochs * len(train_set) / batch_size)),
+            step_fn,
+            Evaluator(model, eval_set, config.eval, mesh),
+            _batches(config, train_set, int(state.step), total_steps, mesh),
+            partial(first_nonfinite, **step_options) if config.debug.nans else None,
+        )
     finally:
-        run.close()
+        recorder.close()
         for examples in (train_set, eval_set):
             _list_skipped(examples, workdir)
+        checkpoints.close()
 
 
 class _Run:
-    """The loop, and what it writes."""
+    """The loop over steps."""
 
-    def __init__(
-        self,
-        config: ConfigDict,
-        workdir: str,
-        table: ClassTable,
-        checkpoints: Checkpoints,
-        numbers: dict[str, float],
-        start_step: int,
-        total_steps: int,
-        num_images: int,
-    ):
+    def __init__(self, config: ConfigDict, workdir: str, checkpoints: Checkpoints, recorder: Recorder, numbers: dict):
+        """numbers: 'best_miou', 'best_step' and 'seconds' of training so far, as they are saved with the state."""
         self._config = config
-        self._table = table
-        self._checkpoints = checkpoints
-        self._numbers = numbers
-        self._start_step = start_step
-        self._total_steps = total_steps
-        self._num_images = num_images
         self._workdir = workdir
-        self._metrics = MetricsLog(workdir, start_step)
-        self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
-        self._step_time = _StepTime()
-        self._shown = time.perf_counter()
-        self._last_good_step = start_step
+        self._checkpoints = checkpoints
+        self._recorder = recorder
+        self._numbers = numbers
 
     def train(
-        self, state: TrainState, step_fn, evaluator: Evaluator, batches: Iterator[dict[str, jax.Array]]
+        self,
+        state: TrainState,
+        total_steps: int,
+        eval_steps: int,
+        step_fn: Callable,
+        evaluator: Evaluator,
+        batches: Iterator[dict[str, jax.Array]],
+        explain: Callable[[TrainState, dict[str, jax.Array]], str] | None,
     ) -> Scores:
-        """Steps from `start_step` to `total_steps`, evaluating and saving on the way."""
-        train, scores = self._config.train, None
-        eval_steps = max(1, round(train.eval_every_epochs * self._num_images / train.batch_size))
-        # Looks at a step's figures once the next step is on its way, so that the device never waits for it.
-        waiting = None
-        started, counted_from = time.perf_counter(), self._numbers['seconds']
-        bar = tqdm.tqdm(total=self._total_steps, initial=self._start_step, desc='training', unit='step', disable=None)
-        with bar:
-            for step, batch in enumerate(batches, self._start_step + 1):
-                state, metrics = step_fn(state, batch)
-                if waiting is not None:
-                    self._look_at(*waiting, bar)
-                waiting = step, metrics
+        """Steps from `state.step` to `total_steps`, evaluating every `eval_steps` and saving on the way.
 
-                is_last = step == self._total_steps
-                evaluates = is_last or step % eval_steps == 0
-                if evaluates or step % train.checkpoint_every_steps == 0:
-                    self._look_at(*waiting, bar)
-                    waiting = None
+        The figures of steps are looked at a few at a time, so that the device never waits for the host; a loss that is
+        no number stays one, and is found at the next look, which comes before anything is saved.
+
+        Raises:
+            Stopped: a signal said so; the last step is saved.
+            TrainingError: the loss or its gradient is no finite number any more; or nothing can be saved.
+        """
+        train, scores = self._config.train, None
+        first_step = self._last_good_step = int(state.step) + 1
+        self._last_good_step -= 1
+        pending = []
+        started, counted_from = time.perf_counter(), self._numbers['seconds']
+        with self._recorder.progress(int(state.step), total_steps) as progress, StopSignals() as signals:
+            for step, batch in enumerate(batches, first_step):
+                before, (state, metrics) = state, step_fn(state, batch)
+                pending.append((step, metrics))
+                stop = signals.received(step)
+                evaluates = step == total_steps or step % eval_steps == 0
+                saves = evaluates or step % train.checkpoint_every_steps == 0 or stop is not None
+                if saves or explain or step == first_step or step % train.log_every_steps == 0:
+                    self._check(pending, explain and (lambda: explain(before, batch)))
+                    progress.look(pending)
+                    pending = []
+                if saves:
                     self._numbers['seconds'] = counted_from + time.perf_counter() - started
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
                     self._checkpoints.save(state, dict(self._numbers), scores and scores.miou)
                     self._last_good_step = step
-                    self._step_time.restart()
+                    progress.restart()
+                    if stop is None and step < total_steps:
+                        stop = signals.received(step)  # which came while it evaluated
+                if stop is not None and step < total_steps:
+                    self._checkpoints.wait()
+                    raise Stopped(stop, step)
         if scores is None:  # resumed where nothing was left to do
             scores, _, _ = evaluator.run(state.averaged or state.variables)
         return scores
 
-    def close(self) -> None:
-        self._checkpoints.close()
-        self._metrics.close()
-        self._board.close()
-
-    def _look_at(self, step: int, metrics: dict[str, jax.Array], bar: tqdm.tqdm) -> None:
-        """Stops at a loss that is no number; shows and writes the figures of every so many steps."""
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        for name in ('loss', 'gradient_norm'):
-            if not math.isfinite(values[name]):
+    def _check(self, pending: list[tuple[int, dict[str, jax.Array]]], explain: Callable[[], str] | None) -> None:
+        """Stops at the first loss that is no number."""
+        for step, metrics in jax.device_get(pending):
+            for name in ('loss', 'gradient_norm'):
+                if math.isfinite(metrics[name]):
+                    continue
+                where = explain() if explain else '--config.debug.nans=true says in which layer'
                 raise TrainingError(
-                    f'step {step}: {name} is {values[name]}; the checkpoint of step {self._last_good_step} in '
-                    f'{self._workdir} is kept; start again with a lower config.optimizer.learning_rate or more '
+                    f'step {step}: {name} is {metrics[name]}; {where}; the checkpoint of step {self._last_good_step} '
+                    f'in {self._workdir} is kept; start again with a lower config.optimizer.learning_rate or more '
                     'config.schedule.warmup_epochs'
                 )
-        images_per_second = self._config.train.batch_size / self._step_time.lap()
-        self._show_progress(bar, step, f'loss {values["loss"]:.3f}, {images_per_second:.1f} images/s')
-        if step % self._config.train.log_every_steps == 0 or step == self._total_steps:
-            values['epoch'] = step * self._config.train.batch_size / self._num_images
-            values['images_per_second'] = images_per_second
-            self._write(step, {f'train/{name}': value for name, value in values.items()})
-
-    def _show_progress(self, bar: tqdm.tqdm, step: int, figures: str) -> None:
-        """On a terminal the bar; elsewhere a line now and then."""
-        bar.set_postfix_str(figures, refresh=False)
-        bar.update()
-        now = time.perf_counter()
-        if bar.disable and now - self._shown > _SECONDS_BETWEEN_LINES:
-            self._shown = now
-            _log.info('step %d of %d: %s', step, self._total_steps, figures)
 
     def _evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> Scores:
         scores, _, examples = evaluator.run(state.averaged or state.variables)
         if scores.miou > self._numbers['best_miou']:
             self._numbers |= {'best_miou': scores.miou, 'best_step': step}
-        values = {name: value for name, value in scores._asdict().items() if np.ndim(value) == 0}
-        values |= {f'iou/{name}': iou for name, iou in zip(self._table.class_names, scores.class_iou, strict=True)}
-        values |= {'best_miou': self._numbers['best_miou'], 'train_seconds': self._numbers['seconds']}
-        self._write(step, {f'eval/{name}': float(value) for name, value in values.items() if not np.isnan(value)})
-        self._draw(step, examples[:_PICTURES])
-        tqdm.tqdm.write(
-            f'step {step}: mIoU {100 * scores.miou:.2f}%, pixel accuracy {100 * scores.pixel_accuracy:.2f}% '
-            f'(best mIoU {100 * self._numbers["best_miou"]:.2f}% at step {self._numbers["best_step"]})'
-        )
+        self._recorder.evaluation(step, scores, self._numbers, examples)
         return scores
-
-    def _write(self, step: int, values: dict[str, float]) -> None:
-        self._metrics.write(step, values)
-        for name, value in values.items():
-            self._board.add_scalar(name, value, step)
-
-    def _draw(self, step: int, examples: list[Example]) -> None:
-        for i, example in enumerate(examples):
-            picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
-            self._board.add_image(f'example/{i}', picture, step, dataformats='HWC')
-
-
-class _StepTime:
-    """Seconds a step, averaged over the last dozens; evaluations and saving left out."""
-
-    _WEIGHT = 0.05
-
-    def __init__(self):
-        self._average = None
-        self.restart()
-
-    def restart(self) -> None:
-        self._started = time.perf_counter()
-
-    def lap(self) -> float:
-        now = time.perf_counter()
-        seconds, self._started = now - self._started, now
-        if self._average is None:
-            self._average = math.inf  # the first step compiles
-        elif self._average == math.inf:
-            self._average = seconds
-        else:
-            self._average += self._WEIGHT * (seconds - self._average)
-        return self._average
 
 
 def _batches(
@@ -254,12 +217,14 @@ def _batches(
         seed=config.seed,
         start_step=start_step,
         num_steps=max(0, total_steps - start_step),
+        shard_index=jax.process_index(),
+        num_shards=jax.process_count(),
     )
     return prefetch_to_device(batches, split_by_batch(mesh))
 
 
 def _list_skipped(examples: Examples, workdir: str) -> None:
-    if examples.skipped:
+    if examples.skipped and is_main_process():
         dataset = examples.dataset
         path = os.path.join(workdir, f'skipped_{dataset.split}.json')
         write_json(path, {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())})

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from atonet_jax.augment import Augmentation, augment
 from atonet_jax.devices import replicated, split_by_batch
-from atonet_jax.losses import segmentation_loss
+from atonet_jax.losses import label_weights, segmentation_loss
 
 _AUGMENTATION = 1  # sets its random numbers apart from dropout's
 
@@ -80,6 +80,79 @@ def loss_fn(
     return loss, (updates['batch_stats'], terms)
 
 
+def step_inputs(
+    state: TrainState, batch: Mapping[str, jax.Array], augmentation: Augmentation, seed: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Images, labels and dropout's key of the step after `state`, as `loss_fn` takes them."""
+    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
+    images, labels = augment(batch, augmentation, jax.random.fold_in(dropout_key, _AUGMENTATION))
+    return images, labels, dropout_key
+
+
+def gradient_of(
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    labels: jax.Array,
+    dropout_key: jax.Array,
+    model: nn.Module,
+    loss_options: Mapping[str, Any],
+) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    """Loss, its terms, the new batch statistics, and the gradient of the parameters; arguments as in `loss_fn`."""
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, (batch_stats, terms)), gradients = gradient_fn(
+        variables['params'], variables['batch_stats'], images, labels, dropout_key, model, loss_options
+    )
+    return loss, terms, batch_stats, gradients
+
+
+def accumulated_gradient(
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    labels: jax.Array,
+    dropout_key: jax.Array,
+    model: nn.Module,
+    loss_options: Mapping[str, Any],
+    parts: int,
+) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+    """`gradient_of` a batch that is taken in `parts` parts one after the other, in the memory of one.
+
+    Loss and gradient are the averages over the labelled pixels of the whole batch, as without parts; with hard example
+    mining, which chooses in each part, they are the means of the parts'. Batch normalisation sees a part at a time: it
+    normalises by the part's statistics, and its running statistics take `parts` small steps instead of one.
+    """
+    share = 1 / parts
+    if loss_options.get('mining') is None:
+        share = 1.0
+        options = {name: value for name, value in loss_options.items() if name != 'mining'}
+        rngs = {'dropout': dropout_key}
+        outputs, _ = jax.eval_shape(
+            lambda: model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
+        )
+        loss_options = options | {'total_weights': label_weights(outputs, labels, **options)}
+    # Every parts-th example, so that each device holds its share of every part.
+    images, labels = (array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1) for array in (images, labels))
+
+    def take(carry, part):
+        batch_stats, sums = carry
+        images, labels, i = part
+        loss, terms, batch_stats, gradients = gradient_of(
+            {'params': variables['params'], 'batch_stats': batch_stats},
+            images,
+            labels,
+            jax.random.fold_in(dropout_key, i),
+            model,
+            loss_options,
+        )
+        return (batch_stats, jax.tree.map(jnp.add, sums, (loss, terms, gradients))), None
+
+    shapes = jax.eval_shape(lambda: gradient_of(variables, images[0], labels[0], dropout_key, model, loss_options))
+    loss, terms, _, gradients = jax.tree.map(jnp.zeros_like, shapes)
+    carry = variables['batch_stats'], (loss, terms, gradients)
+    (batch_stats, sums), _ = jax.lax.scan(take, carry, (images, labels, jnp.arange(parts)))
+    loss, terms, gradients = jax.tree.map(lambda array: share * array, sums)
+    return loss, terms, batch_stats, gradients
+
+
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
@@ -91,6 +164,7 @@ def train_step(
     augmentation: Augmentation,
     seed: int,
     ema_decay: float,
+    accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augments a batch and follows its gradient once.
 
@@ -104,15 +178,15 @@ def train_step(
         augmentation: what the crops are.
         seed: of dropout and of augmentation on the device, which depend on it and the step alone.
         ema_decay: of `state.averaged`, reached gradually.
+        accumulation: how many parts the batch is taken in (`accumulated_gradient`).
 
     Returns:
         The state after the step, and float32 scalars: the loss, its terms, the gradient's norm, the learning rates.
     """
-    dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-    images, labels = augment(batch, augmentation, jax.random.fold_in(dropout_key, _AUGMENTATION))
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (batch_stats, terms)), gradients = gradient_fn(
-        state.variables['params'], state.variables['batch_stats'], images, labels, dropout_key, model, loss_options
+    images, labels, dropout_key = step_inputs(state, batch, augmentation, seed)
+    arguments = state.variables, images, labels, dropout_key, model, loss_options
+    loss, terms, batch_stats, gradients = (
+        gradient_of(*arguments) if accumulation == 1 else accumulated_gradient(*arguments, accumulation)
     )
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables['params'])
     variables = {'params': optax.apply_updates(state.variables['params'], updates), 'batch_stats': batch_stats}
@@ -127,15 +201,18 @@ def train_step(
     return TrainState(state.step + 1, variables, opt_state, averaged), metrics
 
 
-def compile_train_step(mesh: Mesh, **options) -> Callable:
-    """`train_step` with its keyword arguments bound, jitted: state donated and replicated, batch split over devices."""
+def compile_train_step(mesh: Mesh, *, donate: bool = True, **options) -> Callable:
+    """`train_step` with its keyword arguments bound, jitted: state replicated, batch split over the devices.
+
+    The state given is used up, unless `donate` is False: then both states take memory at once.
+    """
 
     def step(state, batch):
         return train_step(state, batch, **options)
 
     return jax.jit(
         step,
-        donate_argnums=0,
+        donate_argnums=0 if donate else (),
         in_shardings=(replicated(mesh), split_by_batch(mesh)),
         out_shardings=(replicated(mesh), replicated(mesh)),
     )

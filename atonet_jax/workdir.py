@@ -4,15 +4,21 @@
     class_table.json    the classes that it predicts
     metrics.jsonl       a line of figures every few steps, and one an evaluation
     checkpoints/        the training state (checkpoint.py)
+    unusable/           checkpoints that could not be read, kept for you to look at
+    lock                held by the process that trains here
     tensorboard/        the figures again, and pictures
     evaluation/         scores and pictures of `--mode=evaluate`
     benchmark/          figures of `--mode=benchmark`
     export/             files of `--mode=export`
 """
 
+import fcntl
 import json
 import os
 import pathlib
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from ml_collections import ConfigDict
 
@@ -23,6 +29,7 @@ from atonet_jax.errors import InputError
 CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
 METRICS_FILE = 'metrics.jsonl'
+LOCK_FILE = 'lock'
 _FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ')  # these change no parameter's shape
 _STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # what a training state holds depends on them
 
@@ -54,6 +61,34 @@ def load_class_table(workdir: str) -> ClassTable:
         return ClassTable.from_dict(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
+
+
+@contextmanager
+def lock(workdir: str) -> Iterator[None]:
+    """Keeps every other run out of `workdir`, which is made where missing. Ends with the process, however that ends.
+
+    Raises:
+        InputError: another process trains there, or nothing can be written there.
+    """
+    path = os.path.join(workdir, LOCK_FILE)
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        file = open(path, 'a+')
+    except OSError as error:
+        raise InputError(f'{workdir}: cannot be written ({error.strerror}); choose another --workdir') from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise InputError(
+                f'{workdir}: {file.read().strip() or "another process"} trains there; wait for it, end it, or give '
+                'another --workdir'
+            ) from error
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}')
+        file.flush()
+        yield
 
 
 def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
@@ -101,11 +136,7 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
 
 def write_json(path: str, values: dict) -> None:
     """Writes a JSON file whole or not at all."""
-    temporary = f'{path}.{os.getpid()}'
-    with open(temporary, 'w') as file:
-        json.dump(values, file, indent=1)
-        file.write('\n')
-    os.replace(temporary, path)
+    _write_whole(path, json.dumps(values, indent=1) + '\n')
 
 
 class MetricsLog:
@@ -115,8 +146,7 @@ class MetricsLog:
         """Keeps the lines up to `resumed_step` alone."""
         self._path = os.path.join(workdir, METRICS_FILE)
         kept = [line for line in read_metrics(workdir) if line['step'] <= resumed_step]
-        with open(self._path, 'w') as file:
-            file.writelines(json.dumps(line) + '\n' for line in kept)
+        _write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
         self._file = open(self._path, 'a', buffering=1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -139,6 +169,13 @@ def read_metrics(workdir: str) -> list[dict]:
     except FileNotFoundError:
         pass
     return lines
+
+
+def _write_whole(path: str, text: str) -> None:
+    temporary = f'{path}.{os.getpid()}'
+    with open(temporary, 'w') as file:
+        file.write(text)
+    os.replace(temporary, path)
 
 
 def _differences(earlier: ConfigDict, config: ConfigDict, prefix: str = 'config'):

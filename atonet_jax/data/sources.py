@@ -81,7 +81,7 @@ def prepare_copy(data: ConfigDict) -> str:
     Raises:
         InputError: `tfds_dir` is not given or holds another copy, or some file cannot be used.
     """
-    from atonet_jax.data.tfds_copy import prepare
+    from atonet_jax.data.tfds_builders import prepare
 
     if not data.tfds_dir:
         raise InputError('config.data.tfds_dir is empty; say where the copy shall be')

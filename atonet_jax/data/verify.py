@@ -5,6 +5,7 @@ import dataclasses
 import json
 import logging
 import os
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
@@ -124,9 +125,9 @@ def _read_cache(cache_path: str | None) -> dict[str, _Good]:
 def _write_cache(cache_path: str | None, known_good: dict[str, _Good]) -> None:
     if cache_path is None:
         return
-    os.makedirs(os.path.dirname(os.path.abspath(cache_path)), exist_ok=True)
-    # A reader, or a second process that verifies too, never sees half a file.
-    temporary = f'{cache_path}.{os.getpid()}'
-    with open(temporary, 'w') as file:
+    folder = os.path.dirname(os.path.abspath(cache_path))
+    os.makedirs(folder, exist_ok=True)
+    # A reader, or a process of the same run on another machine, never sees half a file.
+    with tempfile.NamedTemporaryFile('w', dir=folder, prefix=os.path.basename(cache_path), delete=False) as file:
         json.dump(known_good, file)
-    os.replace(temporary, cache_path)
+    os.replace(file.name, cache_path)

@@ -16,13 +16,14 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.utils import shard_utils
 
-from atonet_jax.data import tfds_copy
+from atonet_jax.data import tfds_builders, tfds_copy, tfds_records
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.dataset import DataError, LocalFiles, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, ClassTable, RawLabel
-from atonet_jax.data.tfds_copy import load_tfds, prepare, read_class_table
+from atonet_jax.data.tfds_builders import prepare
+from atonet_jax.data.tfds_copy import load_tfds, read_class_table
 from atonet_jax.data.verify import verify
 
 SIZE = (6, 10)
@@ -70,7 +71,7 @@ def tfds_dir(root, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(shard_utils.ShardConfig, 'min_shard_size', 1)
         patch.setattr(shuffle, 'MAX_MEM_BUFFER_SIZE', 1)
-        patch.setattr(tfds_copy, '_RUNS', 3)
+        patch.setattr(tfds_builders, '_RUNS', 3)
         prepare(cityscapes_splits(root), str(folder))
     return folder
 
@@ -281,8 +282,8 @@ def test_examples_are_read_from_many_threads(root, tfds_dir):
 
 def test_a_record_is_read_once_for_image_and_label_whatever_other_threads_read(tfds_dir, monkeypatch):
     copy = load_tfds(str(tfds_dir), 'cityscapes', 'train')
-    read, reads = tfds_copy._TFRecordShard.read, []
-    monkeypatch.setattr(tfds_copy._TFRecordShard, 'read', lambda self, i: reads.append(i) or read(self, i))
+    read, reads = tfds_records._TFRecordShard.read, []
+    monkeypatch.setattr(tfds_records._TFRecordShard, 'read', lambda self, i: reads.append(i) or read(self, i))
     with concurrent.futures.ThreadPoolExecutor(1) as one, concurrent.futures.ThreadPoolExecutor(1) as other:
         for paths in (copy.image_paths, copy.label_paths):
             for i, thread in enumerate((one, other)):

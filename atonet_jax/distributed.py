@@ -1,0 +1,63 @@
+"""Several processes as one program: how they find each other, and who writes."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+from jax.experimental import multihost_utils
+
+from atonet_jax.errors import InputError
+
+# What launchers tell each process of how many there are: srun, mpirun, and a TPU pod's list of hosts. (A batch script
+# of SLURM that starts Python itself is one process, whatever it has reserved.)
+_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+_HOSTS = 'TPU_WORKER_HOSTNAMES'
+
+
+def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
+    """Joins the processes of a run; does nothing where there is one. Before anything else asks for devices.
+
+    Args:
+        coordinator: 'host:port' of process 0, the same in all. None: as SLURM, Open MPI or a TPU pod say, where they
+            started more than one process.
+        num_processes: how many there are.
+        process_id: this one's number, from 0.
+
+    Raises:
+        InputError: only some of the three are given, or the others cannot be reached.
+    """
+    given = [value is not None for value in (coordinator, num_processes, process_id)]
+    if any(given) and not all(given):
+        raise InputError('--coordinator, --num_processes and --process_id go together; give all three or none')
+    if all(given) and not 0 <= process_id < num_processes:
+        raise InputError(f'--process_id={process_id}: must be from 0 to {num_processes - 1}, one for each process')
+    if not any(given) and not _launched_as_several():
+        return
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f'the processes of the run do not find each other ({reason}); see docs/scaling.md') from error
+
+
+def is_main_process() -> bool:
+    """Whether this process writes what is written once: logs, metrics, pictures."""
+    return jax.process_index() == 0
+
+
+@contextmanager
+def main_process_first(name: str) -> Iterator[None]:
+    """Lets the main process do something before the others do, who then find files that it made."""
+    if not is_main_process():
+        multihost_utils.sync_global_devices(name)
+    try:
+        yield
+    finally:  # what fails here fails in the others too
+        if is_main_process():
+            multihost_utils.sync_global_devices(name)
+
+
+def _launched_as_several() -> bool:
+    counts = (int(os.environ.get(name, 1)) for name in _COUNTS)
+    return any(count > 1 for count in counts) or ',' in os.environ.get(_HOSTS, '')

@@ -1,0 +1,141 @@
+"""What a training run shows and writes down: progress, metrics.jsonl, TensorBoard. Only the main process does."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+import tqdm
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from atonet_jax import visualize
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.distributed import is_main_process
+from atonet_jax.evaluate import Example
+from atonet_jax.metrics import Scores
+from atonet_jax.workdir import MetricsLog
+
+_log = logging.getLogger(__name__)
+
+_PICTURES = 4  # validation examples that TensorBoard shows
+_SECONDS_BETWEEN_LINES = 60
+
+
+class Recorder:
+    """Writes into a workdir; in other processes than the main one, nowhere."""
+
+    def __init__(self, workdir: str, options: ConfigDict, table: ClassTable, start_step: int, num_images: int):
+        """
+        Args:
+            workdir: of the run.
+            options: the config's section `train`.
+            table: the classes.
+            start_step: what later steps have written is forgotten: they are taken anew.
+            num_images: that an epoch has.
+        """
+        self.options = options
+        self.num_images = num_images
+        self._table = table
+        self._writes = is_main_process()
+        if self._writes:
+            self._metrics = MetricsLog(workdir, start_step)
+            self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
+
+    @contextmanager
+    def progress(self, start_step: int, total_steps: int) -> Iterator['Progress']:
+        bar = tqdm.tqdm(
+            total=total_steps, initial=start_step, desc='training', unit='step', disable=None if self._writes else True
+        )
+        with bar:
+            yield Progress(self, bar, total_steps)
+
+    def evaluation(self, step: int, scores: Scores, numbers: dict[str, float], examples: list[Example]) -> None:
+        """The scores after a step, and pictures of the first examples."""
+        values = {name: value for name, value in scores._asdict().items() if np.ndim(value) == 0}
+        values |= {f'iou/{name}': iou for name, iou in zip(self._table.class_names, scores.class_iou, strict=True)}
+        values |= {'best_miou': numbers['best_miou'], 'train_seconds': numbers['seconds']}
+        self.write(step, {f'eval/{name}': float(value) for name, value in values.items() if not np.isnan(value)})
+        if not self._writes:
+            return
+        for i, example in enumerate(examples[:_PICTURES]):
+            picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
+            self._board.add_image(f'example/{i}', picture, step, dataformats='HWC')
+        tqdm.tqdm.write(
+            f'step {step}: mIoU {100 * scores.miou:.2f}%, pixel accuracy {100 * scores.pixel_accuracy:.2f}% '
+            f'(best mIoU {100 * numbers["best_miou"]:.2f}% at step {numbers["best_step"]})'
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        if self._writes:
+            self._metrics.write(step, values)
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self._writes:
+            self._metrics.close()
+            self._board.close()
+
+
+class Progress:
+    """A bar on a terminal, elsewhere a line now and then; and the figures of every so many steps."""
+
+    def __init__(self, recorder: Recorder, bar: tqdm.tqdm, total_steps: int):
+        self._recorder = recorder
+        self._bar = bar
+        self._total_steps = total_steps
+        self._step_time = _StepTime()
+        self._shown = time.perf_counter()
+
+    def look(self, pending: list[tuple[int, dict[str, jax.Array]]]) -> None:
+        """Shows and writes the figures of the steps since the last look."""
+        options, pending = self._recorder.options, jax.device_get(pending)
+        images_per_second = options.batch_size / self._step_time.lap(len(pending))
+        for step, metrics in pending:
+            if step % options.log_every_steps == 0 or step == self._total_steps:
+                values = {f'train/{name}': float(value) for name, value in metrics.items()}
+                values['train/epoch'] = step * options.batch_size / self._recorder.num_images
+                values['train/images_per_second'] = images_per_second
+                self._recorder.write(step, values)
+        step, metrics = pending[-1]
+        figures = f'loss {metrics["loss"]:.3f}, {images_per_second:.1f} images/s'
+        self._bar.set_postfix_str(figures, refresh=False)
+        self._bar.update(len(pending))
+        now = time.perf_counter()
+        if self._bar.disable and now - self._shown > _SECONDS_BETWEEN_LINES:
+            self._shown = now
+            _log.info('step %d of %d: %s', step, self._total_steps, figures)
+
+    def restart(self) -> None:
+        """Leaves out of the speed what passed since the last look."""
+        self._step_time.restart()
+
+
+class _StepTime:
+    """Seconds a step, averaged over the last dozens; evaluations and saving left out."""
+
+    _WEIGHT = 0.05
+
+    def __init__(self):
+        self._average = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._started = time.perf_counter()
+
+    def lap(self, steps: int) -> float:
+        """After so many steps more."""
+        now = time.perf_counter()
+        seconds, self._started = (now - self._started) / steps, now
+        if self._average is None:
+            self._average = math.inf  # the first step compiles
+        elif self._average == math.inf:
+            self._average = seconds
+        else:
+            self._average += (1 - (1 - self._WEIGHT) ** steps) * (seconds - self._average)
+        return self._average

@@ -1,0 +1,59 @@
+"""An orderly end on SIGTERM, which schedulers send before they take a machine away, and on SIGINT."""
+
+import os
+import signal
+import types
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Stopped(Exception):
+    """The run was told to end, and has saved what it had.
+
+    Attributes:
+        signal: which one told it.
+        step: the last one taken, which is saved.
+    """
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f'stopped by {signal.Signals(signal_number).name} after step {step}, which is saved')
+        self.signal = signal_number
+        self.step = step
+
+
+class StopSignals:
+    """Within its context the first SIGTERM or SIGINT is remembered; a second one ends the process at once.
+
+    Among several processes JAX's own service hears SIGTERM, and has all of them agree on the step after which to end.
+    """
+
+    def __init__(self):
+        self._received = None
+        self._handlers = {}
+
+    def __enter__(self) -> 'StopSignals':
+        alone = jax.process_count() == 1
+        for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
+            self._handlers[number] = signal.signal(number, self._remember)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def received(self, step: int) -> int | None:
+        """The signal that tells the run to end after `step`, or None. To be asked after every step."""
+        if jax.process_count() == 1:
+            return self._received
+        if multihost_utils.reached_preemption_sync_point(step):
+            return self._received or signal.SIGTERM
+        return None
+
+    def _remember(self, number: int, frame: types.FrameType | None) -> None:
+        if self._received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        self._received = number
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
