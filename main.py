@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atonet_jax/compiled'))
     logging.basicConfig(format='%(message)s')
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # it repeats each failed write of a checkpoint
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of each checkpoint that has no metrics yet
     # Before any import of TensorFlow, which computes nothing here: it would speak of it on the screen.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')

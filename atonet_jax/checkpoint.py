@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -198,12 +199,12 @@ def _warn_of_half_written(folder: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """The cause that the system gave, where there is one, or the first line."""
-    cause = error
-    while cause is not None and not isinstance(cause, OSError):
-        cause = cause.__cause__ or cause.__context__
-    text = cause.strerror if cause is not None and cause.strerror else str(error)
-    return text.strip().partition('\n')[0][:200] or type(error).__name__
+    """What the system said, such as 'No space left on device', where it did; or the error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    told = re.search(r'([^:]+) \[os_error_code=', text)  # TensorStore's way to pass it on
+    return told[1].strip() if told else text.partition('\n')[0][:200] or type(error).__name__
 
 
 def _folder(workdir: str) -> str:

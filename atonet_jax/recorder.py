@@ -16,6 +16,7 @@ from tensorboardX import SummaryWriter
 from atonet_jax import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.distributed import is_main_process
+from atonet_jax.errors import TrainingError
 from atonet_jax.evaluate import Example
 from atonet_jax.metrics import Scores
 from atonet_jax.workdir import MetricsLog
@@ -41,6 +42,7 @@ class Recorder:
         self.options = options
         self.num_images = num_images
         self._table = table
+        self._workdir = workdir
         self._writes = is_main_process()
         if self._writes:
             self._metrics = MetricsLog(workdir, start_step)
@@ -71,15 +73,31 @@ class Recorder:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        if self._writes:
+        """Figures by name.
+
+        Raises:
+            TrainingError: the disk does not take them.
+        """
+        if not self._writes:
+            return
+        try:
             self._metrics.write(step, values)
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
+        except OSError as error:
+            raise TrainingError(
+                f'{self._workdir}: the figures of step {step} cannot be written ({error.strerror}); the checkpoints '
+                'are whole; free space or mend the disk, then give the same command again'
+            ) from error
 
     def close(self) -> None:
-        if self._writes:
-            self._metrics.close()
-            self._board.close()
+        if not self._writes:
+            return
+        for file in (self._metrics, self._board):
+            try:
+                file.close()
+            except OSError as error:  # where something worse is under way, that is what counts
+                _log.warning('%s: the last figures cannot be written (%s)', self._workdir, error.strerror)
 
 
 class Progress:

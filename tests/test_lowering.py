@@ -1,0 +1,267 @@
+"""Training, evaluation and `Segmenter` lower for TPUs and NVIDIA GPUs, to programs that are meant for them.
+
+`jax.export` makes such programs on any machine. Nothing is compiled or run.
+"""
+
+import math
+import re
+from collections import Counter
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from atonet_jax import inference
+from atonet_jax.augment import Augmentation, Geometry
+from atonet_jax.config import default_config
+from atonet_jax.devices import create_mesh
+from atonet_jax.evaluate import _compile_eval_step
+from atonet_jax.losses import HardExampleMining
+from atonet_jax.models import abstract_variables, layers
+from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
+from atonet_jax.train_step import TrainState, compile_train_step
+
+ACCELERATORS = ('tpu', 'cuda')
+AUX_WEIGHTS = {'aux3': 1.0, 'aux4': 1.0, 'aux5': 1.0}
+MINING = {
+    'aux_weights': AUX_WEIGHTS,
+    'aux_target': 'upsampled_features',
+    'mining': HardExampleMining(),
+    'class_weights': (1.0, 1.0, 2.0, 1.0, 1.0),
+}
+EVERY_AUGMENTATION = Augmentation(
+    (64, 64), rotation=10.0, brightness=0.1, contrast=0.1, saturation=0.1, hue=0.1, blur=0.5, erasing=0.5
+)
+IMAGES = jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.uint8)
+LABELS = jax.ShapeDtypeStruct((1, 64, 96), jnp.uint8)
+
+
+class Program(NamedTuple):
+    """A program for one platform.
+
+    Attributes:
+        what: it does, on which platform, to name it where a test fails.
+        exported: what `jax.export` gives.
+        text: its StableHLO.
+        functions: names of the Python functions that its operations come from.
+    """
+
+    what: str
+    exported: jax.export.Exported
+    text: str
+    functions: frozenset[str]
+
+    def operand_types(self, operation: str) -> Counter:
+        """How often an operation of two operands takes which: {('bf16', 'bf16'): 1, ...}."""
+        tensor = r'tensor<(?:\d+x)*(\w+)>'
+        return Counter(re.findall(rf'stablehlo\.{operation}\b.* : \({tensor}, {tensor}\) -> ', self.text))
+
+    @property
+    def trains(self) -> bool:
+        return self.what.startswith('train')
+
+
+def export(jitted, *args, platforms=ACCELERATORS):
+    """{platform: exported program}; traced once."""
+    return {platform: jax.export.export(jitted, platforms=[platform])(*args) for platform in platforms}
+
+
+@pytest.fixture(scope='module')
+def cpu_branches():
+    """Names of the functions that are given for CPUs alone while this module's programs are traced.
+
+    Beside them, the tiny network's deepest convolutions get channels enough for Winograd.
+    """
+    names = set()
+    platform_dependent = jax.lax.platform_dependent
+
+    def record(*args, **branches):
+        names.update(branch.__qualname__ for platform, branch in branches.items() if platform == 'cpu')
+        return platform_dependent(*args, **branches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax.lax, 'platform_dependent', record)
+        patch.setattr(layers, '_WINOGRAD_INPUTS', 64)
+        yield names
+
+
+@pytest.fixture(scope='module')
+def programs(tiny_model, tiny_variables, cpu_branches):
+    """{(what, dtype): {platform: Program}}, the CPU's too where it takes other code."""
+    everywhere = (*ACCELERATORS, 'cpu')
+    half = tiny_model.clone(dtype=jnp.bfloat16)
+    exported = {
+        ('train', 'float32'): export_training(tiny_model, {'aux_weights': AUX_WEIGHTS}, 1, everywhere),
+        ('train with mining', 'bfloat16'): export_training(half, MINING, num_devices=4),
+        ('train with mining and remat', 'bfloat16'): export_training(half.clone(remat=True), MINING, num_devices=4),
+        ('evaluate', 'float32'): export_evaluation(tiny_model, everywhere),
+        ('evaluate', 'bfloat16'): export_evaluation(half),
+        ('evaluate views', 'float32'): export_evaluation(tiny_model, scales=(0.75,), flip=True, window=(48, 64)),
+        ('labels', 'bfloat16'): export_segmenter(half, tiny_variables, 'tpu')(IMAGES),
+    }
+    segment = export_segmenter(tiny_model, tiny_variables, 'tpu')
+    exported['with confidence', 'float32'] = segment.with_confidence(IMAGES)
+    exported['logits', 'float32'] = segment.logits(IMAGES)
+    on_cpu = export_segmenter(tiny_model, tiny_variables, 'cpu')
+    exported['labels', 'float32'] = segment(IMAGES) | on_cpu(IMAGES)
+
+    def program(what, exported):
+        text = exported.mlir_module()
+        return Program(what, exported, text, frozenset(re.findall(r'loc\("([^"()]*)"\(', text)))
+
+    return {
+        (what, dtype): {name: program(f'{what} in {dtype} on {name}', made) for name, made in by_platform.items()}
+        for (what, dtype), by_platform in exported.items()
+    }
+
+
+@pytest.fixture(scope='module')
+def accelerator_programs(programs):
+    return [by_platform[platform] for by_platform in programs.values() for platform in ACCELERATORS]
+
+
+def abstract_mesh(num_devices):
+    """`create_mesh()` where there are so many devices."""
+    return AbstractMesh((num_devices,), ('data',), axis_types=(AxisType.Auto,))
+
+
+def export_training(model, loss_options, num_devices, platforms=ACCELERATORS):
+    learning_rates = {
+        group: learning_rate_schedule(peak=0.1, name='cosine', total_steps=10) for group in ('backbone', 'rest')
+    }
+    optimizer = create_optimizer('sgd', learning_rates, momentum=0.9, weight_decays={'backbone': 1e-5, 'rest': 1e-4})
+    variables = abstract_variables(model)
+    state = TrainState(
+        step=jax.ShapeDtypeStruct((), jnp.int32),
+        variables=variables,
+        opt_state=jax.eval_shape(optimizer.init, variables['params']),
+        averaged=variables,
+    )
+    batch = {
+        'image': jax.ShapeDtypeStruct((4, 96, 96, 3), jnp.uint8),
+        'label': jax.ShapeDtypeStruct((4, 96, 96), jnp.uint8),
+        'geometry': jax.ShapeDtypeStruct((4, len(Geometry._fields)), jnp.int32),
+    }
+    step = compile_train_step(
+        abstract_mesh(num_devices),
+        model=model,
+        optimizer=optimizer,
+        learning_rates=learning_rates,
+        loss_options=loss_options,
+        augmentation=EVERY_AUGMENTATION,
+        seed=0,
+        ema_decay=0.9,
+    )
+    return export(step, state, batch, platforms=platforms)
+
+
+def export_evaluation(model, platforms=ACCELERATORS, **options):
+    evaluation = default_config().eval
+    evaluation.update(options)
+    step = _compile_eval_step(model, model.num_classes, evaluation, create_mesh())
+    return export(step, abstract_variables(model), IMAGES, LABELS, platforms=platforms)
+
+
+def export_segmenter(model, variables, backend):
+    """A `Segmenter` as on a machine of that backend, except that its methods give {platform: exported program}."""
+    platforms = ('cpu',) if backend == 'cpu' else ACCELERATORS
+
+    class Jitted:
+        def __init__(self, function, **options):
+            self._jitted = jax.jit(function, **options)
+
+        def __call__(self, *args):
+            return self._jitted(*args)
+
+        def lower(self, *args):
+            exported = export(self._jitted, *args, platforms=platforms)
+            return SimpleNamespace(compile=lambda: lambda *_: exported)
+
+    class ExportingSegmenter(inference.Segmenter):
+        def _compile(self, *args):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(inference, 'jax', SimpleNamespace(**vars(jax) | {'jit': Jitted}))
+                return super()._compile(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jax, 'default_backend', lambda: backend)
+        return ExportingSegmenter(model, variables)
+
+
+def test_nothing_in_them_needs_the_host_or_a_library_of_one_platform(accelerator_programs):
+    """Host callbacks are custom calls; so are the functions of LAPACK and other libraries."""
+    for program in accelerator_programs:
+        assert 'custom_call' not in program.text, program.what
+        assert not program.exported.ordered_effects and not program.exported.unordered_effects, program.what
+
+
+def test_all_shapes_are_static_and_nothing_is_in_float64(accelerator_programs):
+    for program in accelerator_programs:
+        assert not re.search(r'tensor<[^>]*\?|xf64>|tensor<f64>', program.text), program.what
+
+
+def test_branches_for_cpus_stay_on_cpus(programs, accelerator_programs, cpu_branches):
+    on_cpu = [by_platform['cpu'].functions for by_platform in programs.values() if 'cpu' in by_platform]
+    assert cpu_branches and cpu_branches <= frozenset().union(*on_cpu)
+    for program in accelerator_programs:
+        assert not program.functions & cpu_branches, program.what
+
+
+def test_winograd_stays_on_cpus(programs, accelerator_programs):
+    assert 'convolve' in programs['labels', 'float32']['cpu'].functions
+    for program in accelerator_programs:
+        assert 'convolve' not in program.functions, program.what
+
+
+def test_the_gradient_of_max_pooling_is_one_scatter(accelerator_programs):
+    for program in accelerator_programs:
+        assert program.text.count('"stablehlo.select_and_scatter"') == program.trains, program.what
+
+
+def test_only_confidence_loops_over_the_classes(accelerator_programs):
+    for program in accelerator_programs:
+        assert ('stablehlo.while' in program.text) == ('confidence' in program.what), program.what
+
+
+def test_convolutions_and_resizing_compute_in_bfloat16(programs):
+    """All but the classifiers: one, and in training four, each with the gradients of its inputs and its kernel."""
+    for (_, dtype), by_platform in programs.items():
+        for program in by_platform.values():
+            convolutions = program.operand_types('convolution')
+            if dtype == 'bfloat16':
+                assert convolutions.pop(('f32', 'f32')) == (12 if program.trains else 1), program.what
+                assert set(convolutions) == set(program.operand_types('dot_general')) == {('bf16', 'bf16')}
+            else:
+                assert set(convolutions) == {('f32', 'f32')}, program.what
+
+
+def test_a_training_step_takes_over_the_memory_of_its_state(accelerator_programs):
+    for program in accelerator_programs:
+        if program.trains:
+            (state, _), _ = jax.tree.unflatten(program.exported.in_tree, program.exported.in_avals)
+            assert program.text.count('tf.aliasing_output') == len(jax.tree.leaves(state)), program.what
+
+
+def test_a_batch_is_split_over_four_devices_and_the_state_is_on_each(programs):
+    for program in programs['train with mining', 'bfloat16'].values():
+        exported = program.exported
+        assert exported.nr_devices == 4
+        shardings = exported.in_shardings_jax(abstract_mesh(4))
+        parts = [
+            math.prod(aval.shape) // math.prod(sharding.shard_shape(aval.shape))
+            for aval, sharding in zip(exported.in_avals, shardings, strict=True)
+        ]
+        (state, batch), _ = jax.tree.unflatten(exported.in_tree, parts)
+        assert set(jax.tree.leaves(state)) == {1} and set(jax.tree.leaves(batch)) == {4}
+
+
+def test_remat_computes_convolutions_again_behind_barriers(programs):
+    for platform in ACCELERATORS:
+        plain = programs['train with mining', 'bfloat16'][platform]
+        recomputed = programs['train with mining and remat', 'bfloat16'][platform]
+        assert 'optimization_barrier' not in plain.text and 'optimization_barrier' in recomputed.text
+        more = recomputed.operand_types('convolution') - plain.operand_types('convolution')
+        assert more == {('bf16', 'bf16'): 1 + 19 + 5 + 2}  # of stem, layers, up1 .. up5, final and seg
