@@ -142,6 +142,30 @@ def test_bad_data_is_named_before_training(command, scenes, tmp_path, spoil, tex
     assert not (tmp_path / 'workdir' / 'checkpoints').exists()
 
 
+def test_a_copy_is_prepared_and_unfit_data_ends_with_code_1(command, repository, scenes, tmp_path):
+    root = tmp_path / 'cityscapes'
+    shutil.copytree(scenes, root)
+    settings = ['--config=configs/tiny.py', '--config.data.name=cityscapes', f'--config.data.root={root}']
+    prepare = [sys.executable, 'main.py', *settings, '--mode=prepare', f'--config.data.tfds_dir={tmp_path / "tfds"}']
+    process = subprocess.run(prepare, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout == f'written: {tmp_path}/tfds/atonet_cityscapes/1.0.0\n'
+
+    remove_label(root)
+    process = command(*settings, '--mode=check_data')
+    assert process.returncode == 1, process.stderr
+    assert process.stdout.splitlines()[-1] == 'NOT fit to train on: train: missing file'
+    process = command(*settings, '--mode=check_data', f'--config.data.tfds_dir={tmp_path / "tfds"}')
+    assert process.returncode == 0, process.stdout
+    assert process.stdout.splitlines()[-1] == 'fit to train on'
+
+
+def test_a_mode_without_a_workdir_is_refused(repository):
+    arguments = [sys.executable, 'main.py', '--config=configs/tiny.py']
+    process = subprocess.run(arguments, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert_one_clear_line(process, 'give --workdir=DIR')
+
+
 def test_a_run_of_other_classes_is_refused_and_left_as_it_is(command, scenes, tmp_path):
     workdir = tmp_path / 'workdir'
     settings = ['--config=configs/tiny.py', f'--config.data.root={scenes}', '--config.data.name=cityscapes']

@@ -16,11 +16,13 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.utils import shard_utils
 
+from atonet_jax.augment import Augmentation
 from atonet_jax.data import tfds_builders, tfds_copy, tfds_records
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.dataset import DataError, LocalFiles, SegmentationDataset
 from atonet_jax.data.decode import read_example
+from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, ClassTable, RawLabel
 from atonet_jax.data.tfds_builders import prepare
 from atonet_jax.data.tfds_copy import load_tfds, read_class_table
@@ -454,3 +456,13 @@ def test_unusable_examples_are_left_out(root, tmp_path):
     expected = encoded(source)
     assert encoded(load_tfds(str(tmp_path), 'cityscapes', 'val')) == [expected[0], expected[2]]
     prepare({'val': source}, str(tmp_path))
+
+
+def test_training_batches_from_a_copy_are_those_from_the_folder(root, tfds_dir):
+    from atonet_jax.data.pipeline import train_batches
+
+    datasets = load_cityscapes(str(root), 'train'), load_tfds(str(tfds_dir), 'cityscapes', 'train')
+    options = dict(batch_size=4, augmentation=Augmentation((8, 8), (0.8, 1.5)), seed=0, start_step=1, num_steps=3)
+    for batch, expected in zip(*(train_batches(Examples(dataset), **options) for dataset in datasets), strict=True):
+        for name in expected:
+            np.testing.assert_array_equal(batch[name], expected[name])

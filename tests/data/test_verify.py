@@ -13,32 +13,12 @@ from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.verify import verify
-
-SIZE = (6, 8)
-FRAMES = ['aachen/aachen_000000_000019', 'aachen/aachen_000001_000019', 'bochum/bochum_000000_000313']
-
-
-def write_png(path, array):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.Image.fromarray(np.asarray(array, np.uint8)).save(path)
-
-
-def image_path(root, split, frame):
-    return root / 'leftImg8bit' / split / f'{frame}_leftImg8bit.png'
-
-
-def label_path(root, split, frame, kind='labelIds'):
-    return root / 'gtFine' / split / f'{frame}_gtFine_{kind}.png'
+from tests.data.cityscapes_folder import FRAMES, SIZE, image_path, label_path, write_folder, write_png
 
 
 @pytest.fixture
 def root(tmp_path):
-    """Three frames in each of train and val, all of road (raw id 7), and three in test without labels."""
-    for split in ('train', 'val', 'test'):
-        for frame in FRAMES:
-            write_png(image_path(tmp_path, split, frame), np.zeros((*SIZE, 3)))
-            if split != 'test':
-                write_png(label_path(tmp_path, split, frame), np.full(SIZE, 7))
+    write_folder(tmp_path)
     return tmp_path
 
 
