@@ -35,6 +35,7 @@ def default_config() -> ConfigDict:
                 'backbone_width': 64,
                 'pretrained_backbone': '',  # file of torchvision's ResNet-18 to start from
                 'dtype': 'float32',  # compute type: float32 or bfloat16
+                'remat': False,  # computes activations again for the gradient, to save memory
             },
             'data': {
                 'name': 'cityscapes',

@@ -30,7 +30,8 @@ CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
 METRICS_FILE = 'metrics.jsonl'
 LOCK_FILE = 'lock'
-_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ')  # these change no parameter's shape
+# These change no parameter's shape.
+_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.remat ', 'config.model.pretrained_backbone ')
 _STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # what a training state holds depends on them
 
 

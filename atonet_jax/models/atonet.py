@@ -38,6 +38,8 @@ class ATONet(nn.Module):
         backbone_width: channels of the stem and of layer1; layer2 .. layer4 have 2, 4 and 8 times as many.
         dropout_rate: share of the feature maps before the classifier that training zeroes.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.
+        remat: in training, computes most activations again for the gradient instead of keeping them: a quarter of the
+            memory between the two passes, some more time (benchmarks/training_memory.py). XLA undoes it on CPUs.
     """
 
     num_classes: int
@@ -48,6 +50,7 @@ class ATONet(nn.Module):
     backbone_width: int = 64
     dropout_rate: float = 0.1
     dtype: jnp.dtype = jnp.float32
+    remat: bool = False
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict:
@@ -59,29 +62,37 @@ class ATONet(nn.Module):
         """
         conv_norm = partial(ConvNorm, dtype=self.dtype)
 
-        x = images.astype(self.dtype)
-        x = conv_norm(self.backbone_width, 7, stride=2, kernel_init=kaiming_fan_out_init, name='stem')(x, train)
-        x = max_pool(x, train)
+        def stem(_, images, train):
+            x = images.astype(self.dtype)
+            x = conv_norm(self.backbone_width, 7, stride=2, kernel_init=kaiming_fan_out_init, name='stem')(x, train)
+            return max_pool(x, train)
 
+        def aggregate(_, levels, train):
+            size = levels[0].shape[1:3]
+            summed = {}  # by size: maps of one size are added before the resizing that they share
+            for level, features in zip(LEVELS, levels, strict=True):
+                up = conv_norm(self.width, self.up_kernel_size, relu=False, name=f'up{level}')(features, train)
+                summed[up.shape] = summed.get(up.shape, 0.0) + up
+            return nn.relu(sum(resize_bilinear(up, size) for up in summed.values()))
+
+        def classify(_, x, train):
+            x = conv_norm(self.width, 3, name='final')(x, train)
+            x = conv_norm(self.width, 3, name='seg')(x, train)
+            x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
+            return Classifier(self.num_classes, name='classifier')(x)
+
+        if self.remat and train:  # SPP and auxiliary heads are too small to matter
+            stem, aggregate, classify = (nn.remat(part, static_argnums=(2,)) for part in (stem, aggregate, classify))
+
+        x = stem(self, images, train)
         levels = []
         for i, num_blocks in enumerate(BLOCKS):
             stage = Stage(self.backbone_width * 2**i, num_blocks, stride=1 if i == 0 else 2, dtype=self.dtype,
-                          name=f'layer{i + 1}')  # fmt: skip
+                          remat=self.remat, name=f'layer{i + 1}')  # fmt: skip
             x = stage(x, train)
             levels.append(x)
         levels.append(SPP(self.width, self.spp_bins, self.dtype, name='spp')(x, train))
-
-        size = levels[0].shape[1:3]
-        summed = {}  # by size: maps of one size are added before the resizing that they share
-        for level, features in zip(LEVELS, levels, strict=True):
-            up = conv_norm(self.width, self.up_kernel_size, relu=False, name=f'up{level}')(features, train)
-            summed[up.shape] = summed.get(up.shape, 0.0) + up
-
-        x = nn.relu(sum(resize_bilinear(up, size) for up in summed.values()))
-        x = conv_norm(self.width, 3, name='final')(x, train)
-        x = conv_norm(self.width, 3, name='seg')(x, train)
-        x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
-        outputs = {'logits': Classifier(self.num_classes, name='classifier')(x)}
+        outputs = {'logits': classify(self, aggregate(self, levels, train), train)}
 
         if train:
             outputs['aux'] = {

@@ -30,16 +30,18 @@ class BasicBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """Basic blocks in a row; the first takes the stride."""
+    """Basic blocks in a row; the first takes the stride. With `remat`, training keeps nothing of a block's inside."""
 
     features: int
     num_blocks: int
     stride: int
     dtype: jnp.dtype
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        block_class = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat and train else BasicBlock
         for block in range(self.num_blocks):
             stride = self.stride if block == 0 else 1
-            x = BasicBlock(self.features, stride, self.dtype, name=f'block{block}')(x, train)
+            x = block_class(self.features, stride, self.dtype, name=f'block{block}')(x, train)
         return x
