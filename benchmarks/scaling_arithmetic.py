@@ -31,8 +31,9 @@ def main() -> None:
     sgd, adamw, averaged = (4 * (copies * parameters + statistics) / 1e6 for copies in (2, 3, 1))
     print(f'checkpoint: {sgd:.0f} MB with SGD, {adamw:.0f} MB with AdamW, {averaged:.0f} MB more with an average')
     print(f'a crop as it goes to the device: {window[0]}x{window[1]} pixels, {crop / 1e6:.2f} MB')
-    print(f'\n| devices | batch | gradients sent by each, MB a step | statistics, MB | to each at '
-          f'{IMAGES_PER_SECOND} images/s, MB/s | PNGs read by all, GB/s | decoded cache read by all, GB/s |')  # fmt: skip
+    print(f'\nwhere each device trains {IMAGES_PER_SECOND} images/s:')
+    print('| devices | batch | gradients sent by each, MB a step | statistics, MB | bytes to each device, MB/s '
+          '| PNGs read by all, GB/s | decoded cache read by all, GB/s |')  # fmt: skip
     print('|---|---|---|---|---|---|---|')
     for count in (8, 64, 512):
         ring = 2 * (count - 1) / count
