@@ -43,6 +43,7 @@ def assert_ends_as_undisturbed(config, workdir, finished):
 def test_a_signal_ends_the_run_after_a_step_that_is_saved(finished, tiny_config, tmp_path, monkeypatch, number):
     config = tiny_config.copy_and_resolve_references()
     config.train.checkpoint_every_steps = 100
+    handler = signal.getsignal(number)
     write = MetricsLog.write
 
     def write_and_signal(self, step, values):
@@ -53,7 +54,7 @@ def test_a_signal_ends_the_run_after_a_step_that_is_saved(finished, tiny_config,
     with monkeypatch.context() as patched, pytest.raises(Stopped, match=f'by {number.name} after step 2, which is sa'):
         patched.setattr(MetricsLog, 'write', write_and_signal)
         train(config, str(tmp_path))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(number) is handler
     assert Checkpoints(str(tmp_path)).latest_step() == 2
     train(config, str(tmp_path))
     assert_ends_as_undisturbed(tiny_config, str(tmp_path), finished)

@@ -19,6 +19,17 @@ def abstract_images(height, width):
     return jax.ShapeDtypeStruct((1, height, width, 3), jnp.float32)
 
 
+def apply_in_training(model, params, batch_stats, images):
+    """Outputs and updated collections of a training pass."""
+    return model.apply(
+        {'params': params, 'batch_stats': batch_stats},
+        images,
+        train=True,
+        mutable=['batch_stats'],
+        rngs={'dropout': jax.random.key(1)},
+    )
+
+
 def count_parameters(**options):
     params = abstract_variables(create_model('atonet', 19, **options))['params']
     return sum(array.size for array in jax.tree.leaves(params))
@@ -168,13 +179,7 @@ def test_remat_gives_the_same_outputs_gradients_and_running_statistics(tiny_mode
 
     def step(model):
         def loss_fn(params):
-            outputs, updates = model.apply(
-                {'params': params, 'batch_stats': tiny_variables['batch_stats']},
-                images,
-                train=True,
-                mutable=['batch_stats'],
-                rngs={'dropout': jax.random.key(1)},
-            )
+            outputs, updates = apply_in_training(model, params, tiny_variables['batch_stats'], images)
             return jnp.mean(weights * outputs['logits']), (outputs['logits'], updates['batch_stats'])
 
         # On CPUs XLA would find the recomputed values equal to the first ones, and compute them once.
@@ -199,19 +204,12 @@ def test_remat_gives_the_same_outputs_gradients_and_running_statistics(tiny_mode
 def test_remat_keeps_less_than_an_eighth_of_the_activations_for_the_gradient():
     def kept_bytes(model):
         def backward(variables, images):
-            def logits(params):
-                outputs, _ = model.apply(
-                    {'params': params, 'batch_stats': variables['batch_stats']},
-                    images,
-                    train=True,
-                    mutable=['batch_stats'],
-                    rngs={'dropout': jax.random.key(0)},
-                )
-                return outputs
+            def outputs(params):
+                return apply_in_training(model, params, variables['batch_stats'], images)[0]
 
-            return jax.vjp(logits, variables['params'])[1]
+            return jax.vjp(outputs, variables['params'])[1]
 
-        variables, images = abstract_variables(model), jax.ShapeDtypeStruct((4, 256, 512, 3), jnp.float32)
+        variables, images = abstract_variables(model), abstract_images(512, 1024)
         arrays = jax.tree.leaves(jax.eval_shape(backward, variables, images))
         parameters = {array.shape for array in jax.tree.leaves(variables['params'])}
         return sum(array.size * array.dtype.itemsize for array in arrays if array.shape not in parameters)
