@@ -1,0 +1,280 @@
+"""Training speed: our step beside the PyTorch reference's (tests/torch_reference.py), on one machine in one run.
+
+    python -m benchmarks.training             # on CPU 4 crops of 256x512, float32; on a GPU 16 of 1024x1024, bfloat16
+    python -m benchmarks.training --devices   # what splitting a batch over simulated CPU devices costs
+
+The paper's recipe and the full-size network, the same weights, crops and labels: forward, the main loss at full
+resolution and the auxiliary ones, gradients, SGD with two groups. Ours starts from windows of bytes and makes the crops
+itself, as in training; PyTorch gets them made. Both have their data on the device. PyTorch runs eager, and on CUDA also
+compiled; there it is channels_last, and bfloat16 is autocast. A round lets each take its turn of so many steps, so that
+disturbances hit all alike: medians, and medians of the rounds' ratios. The share of the matrix rate is what a step's
+convolutions would take at the speed of one large matrix product, measured in the same run, over what the step takes.
+Needs requirements-test.txt.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # before JAX is imported: PyTorch needs memory too
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import jaxlib  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from atonet_jax.augment import Augmentation, augment  # noqa: E402
+from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL  # noqa: E402
+from atonet_jax.data.sampling import draw_geometry, window_size  # noqa: E402
+from atonet_jax.devices import create_mesh, split_by_batch  # noqa: E402
+from atonet_jax.flops import count_conv_macs  # noqa: E402
+from atonet_jax.models import create_model, init_variables  # noqa: E402
+from atonet_jax.optimizer import create_optimizer, learning_rate_schedule  # noqa: E402
+from atonet_jax.torch_weights import from_torch  # noqa: E402
+from atonet_jax.train_step import compile_train_step, create_state  # noqa: E402
+from benchmarks.compare_inference import time_interleaved  # noqa: E402
+from tests import torch_reference  # noqa: E402
+
+NUM_CLASSES = CITYSCAPES.num_classes
+PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.01, 0.9, 1e-4, 0.1
+AUX_WEIGHTS = {f'aux{level}': 1.0 for level in torch_reference.AUX_LEVELS}
+DEVICE_COUNTS = (1, 2, 4, 8)
+TINY = {'width': 16, 'backbone_width': 8}  # for the simulated devices: what splitting costs, not what computing does
+TINY_SIZE, TINY_BATCH_SIZE, TINY_STEPS = (64, 128), 8, 10
+
+
+def noise_batch(augmentation: Augmentation, batch_size: int) -> dict[str, np.ndarray]:
+    """As `data.pipeline.train_batches` gives it: windows of noise, their labels in patches, a tenth of them ignored."""
+    rng = np.random.default_rng(0)
+    height, width = augmentation.crop_size
+    window = window_size(augmentation)
+    patches = rng.integers(0, NUM_CLASSES, (batch_size, -(-window[0] // 16), -(-window[1] // 16)), np.uint8)
+    patches[rng.random(patches.shape) < 0.1] = IGNORE_LABEL
+    labels = patches.repeat(16, 1).repeat(16, 2)[:, : window[0], : window[1]]
+    geometry = [draw_geometry(0, g, (height, 2 * width), augmentation) for g in range(batch_size)]
+    return {
+        'image': rng.integers(0, 256, (batch_size, *window, 3), np.uint8),
+        'label': labels,
+        'geometry': np.array(geometry, np.int32),
+    }
+
+
+class OurTraining:
+    """The step that `--mode=train` takes, over all devices."""
+
+    def __init__(self, model, variables, augmentation: Augmentation, batch: dict[str, np.ndarray]):
+        mesh = create_mesh()
+        learning_rates = {
+            group: learning_rate_schedule(peak=factor * PEAK, name='cosine', total_steps=100_000)
+            for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
+        }
+        decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
+        optimizer = create_optimizer('sgd', learning_rates, momentum=MOMENTUM, weight_decays=decays)
+        self._step = compile_train_step(
+            mesh,
+            model=model,
+            optimizer=optimizer,
+            learning_rates=learning_rates,
+            loss_options={'aux_weights': AUX_WEIGHTS},
+            augmentation=augmentation,
+            seed=0,
+            ema_decay=0.0,
+        )
+        self._state = create_state(variables, optimizer, averaging=False, mesh=mesh)
+        self._batch = jax.device_put(batch, split_by_batch(mesh))
+
+    def run(self, steps: int) -> float:
+        """Returns the last step's loss."""
+        for _ in range(steps):
+            self._state, metrics = self._step(self._state, self._batch)
+        jax.block_until_ready(self._state)
+        return float(metrics['loss'])
+
+
+class TorchTraining:
+    """What a PyTorch training script does from crops on the device."""
+
+    def __init__(self, state_dict, images: np.ndarray, labels: np.ndarray, *, device: str, dtype: str, compiled: bool):
+        """images: [B, H, W, 3] float32, normalised; labels: [B, H, W] uint8."""
+        memory_format = torch.channels_last if device == 'cuda' else torch.contiguous_format
+        self._network = torch_reference.ATONet(NUM_CLASSES)
+        self._network.load_state_dict(state_dict)
+        self._network.to(device, memory_format=memory_format).train()
+        self._images = torch.tensor(np.moveaxis(images, -1, 1)).to(device).contiguous(memory_format=memory_format)
+        self._labels = torch.tensor(labels.astype(np.int64)).to(device)
+        self._optimizer = torch_reference.recipe_optimizer(
+            self._network, PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR
+        )
+        self._autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
+        self._loss = torch.compile(self._eager_loss) if compiled else self._eager_loss
+
+    def run(self, steps: int) -> float:
+        """Returns the last step's loss."""
+        for _ in range(steps):
+            with self._autocast:
+                loss = self._loss(self._images, self._labels)
+            self._optimizer.zero_grad()
+            loss.backward()
+            self._optimizer.step()
+        if loss.is_cuda:
+            torch.cuda.synchronize()
+        return loss.item()
+
+    def _eager_loss(self, images, labels):
+        return sum(torch_reference.loss_terms(self._network(images), labels))
+
+
+def matrix_rate(dtype: str, length: int, products: int) -> float:
+    """FLOP/s of the fastest of five runs of square matrix products."""
+    matrix = jax.random.normal(jax.random.key(0), (length, length), jnp.dtype(dtype)) * length**-0.5
+    multiply = jax.jit(jnp.matmul)
+    times = []
+    for _ in range(6):  # the first compiles
+        start, x = time.perf_counter(), matrix
+        for _ in range(products):
+            x = multiply(matrix, x)
+        jax.block_until_ready(x)
+        times.append(time.perf_counter() - start)
+    return products * 2 * length**3 / min(times)
+
+
+def compare(size: tuple[int, int], batch_size: int, dtype: str, rounds: int, warmup: int, steps: int) -> None:
+    """Prints a table; `steps` are those of a turn."""
+    on_gpu = jax.default_backend() == 'gpu'
+    device = 'cuda' if on_gpu else 'cpu'
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision('high')  # XLA takes TF32 too
+    torch.set_num_threads(os.cpu_count())
+    torch.manual_seed(0)
+    state_dict = torch_reference.ATONet(NUM_CLASSES).state_dict()
+    model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
+    augmentation = Augmentation(crop_size=size, scale_range=(1.0, 2.0))
+    batch = noise_batch(augmentation, batch_size)
+    crops = [np.asarray(array) for array in jax.jit(augment, static_argnums=1)(batch, augmentation)]
+
+    trainings = {'PyTorch eager': TorchTraining(state_dict, *crops, device=device, dtype=dtype, compiled=False)}
+    if on_gpu:
+        trainings['PyTorch torch.compile'] = TorchTraining(
+            state_dict, *crops, device=device, dtype=dtype, compiled=True
+        )
+    trainings['ours, JAX'] = OurTraining(model, from_torch(state_dict, model), augmentation, batch)
+    losses = {name: training.run(1) for name, training in trainings.items()}
+    times = time_interleaved(
+        {name: lambda training=training: training.run(steps) for name, training in trainings.items()}, rounds, warmup
+    )
+    rate = matrix_rate(dtype, 8192, 20) if on_gpu else matrix_rate(dtype, 2048, 2)
+
+    images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
+    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    macs = count_conv_macs(lambda variables, images: _forward(model, variables, images), variables, images)
+    flops = 3 * 2 * macs  # the gradients of a convolution's input and of its kernel each take what it takes
+    print(f'{size[0]}x{size[1]} crops, batch {batch_size}, {dtype}; {rounds} rounds of {steps} step(s) a turn')
+    print(f'convolutions of a step: {flops / 1e12:.3f} TFLOP; {dtype} matrix products: {rate / 1e12:.2f} TFLOP/s')
+    print('| system | ms/step: median | p5 | p95 | images/s | times as fast as PyTorch eager '
+          '| share of the matrix rate % | first loss |')  # fmt: skip
+    print('|---|---|---|---|---|---|---|---|')
+    for name, seconds in times.items():
+        low, median, high = np.percentile(seconds / steps, [5, 50, 95])
+        speed = np.median(times['PyTorch eager'] / seconds)
+        print(f'| {name} | {1e3 * median:.1f} | {1e3 * low:.1f} | {1e3 * high:.1f} | {batch_size / median:.2f} '
+              f'| {speed:.3f} | {100 * flops / rate / median:.1f} | {losses[name]:.4f} |')  # fmt: skip
+
+
+def _forward(model, variables, images):
+    return model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
+
+
+def compare_device_counts(rounds: int) -> None:
+    """Prints what a step of a small network takes when the same batch is split over more devices of the same cores."""
+    workers = {}
+    times = {count: [] for count in DEVICE_COUNTS}
+    try:
+        for count in DEVICE_COUNTS:
+            flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
+            workers[count] = subprocess.Popen(
+                [sys.executable, '-m', 'benchmarks.training', '--worker'],
+                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            workers[count].stdout.readline()  # it has compiled
+        for _ in range(rounds):
+            for count, worker in workers.items():
+                print(file=worker.stdin, flush=True)
+                times[count].append(float(worker.stdout.readline()))
+    finally:
+        for worker in workers.values():
+            worker.stdin.close()
+            worker.wait()
+    print(f'{TINY_SIZE[0]}x{TINY_SIZE[1]} crops, batch {TINY_BATCH_SIZE}, a network of {TINY}, float32; '
+          f'{rounds} rounds of {TINY_STEPS} steps a turn, a process each')  # fmt: skip
+    print('| simulated CPU devices | ms/step: median | beyond one device, ms |')
+    print('|---|---|---|')
+    for count, milliseconds in times.items():
+        extra = statistics.median(more - one for more, one in zip(milliseconds, times[1], strict=True))
+        print(f'| {count} | {statistics.median(milliseconds):.1f} | {extra:.1f} |')
+
+
+def work() -> None:
+    """One of `compare_device_counts`'s processes: for each line that it reads, a turn; writes ms a step."""
+    augmentation = Augmentation(crop_size=TINY_SIZE, scale_range=(1.0, 2.0))
+    model = create_model('atonet', NUM_CLASSES, **TINY)
+    variables = jax.jit(lambda: init_variables(model, 0))()
+    training = OurTraining(model, variables, augmentation, noise_batch(augmentation, TINY_BATCH_SIZE))
+    training.run(TINY_STEPS)
+    print('ready', flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        training.run(TINY_STEPS)
+        print(1e3 * (time.perf_counter() - start) / TINY_STEPS, flush=True)
+
+
+def describe_machine() -> str:
+    """Devices and versions that the figures depend on."""
+    device = jax.devices()[0]
+    versions = {'JAX': jax.__version__, 'jaxlib': jaxlib.__version__, 'PyTorch': torch.__version__,
+                'Python': platform.python_version()}  # fmt: skip
+    name = device.device_kind if device.platform != 'cpu' else f'{_processor()}, {os.cpu_count()} cores'
+    return f'{name}; ' + ', '.join(f'{system} {version}' for system, version in versions.items())
+
+
+def _processor() -> str:
+    try:
+        with open('/proc/cpuinfo') as file:
+            return next(line.partition(':')[2].strip() for line in file if line.startswith('model name'))
+    except (OSError, StopIteration):  # not Linux on x86
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    on_cpu = jax.default_backend() == 'cpu'
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--size', type=int, nargs=2, default=(256, 512) if on_cpu else (1024, 1024),
+                        help='height and width of the crops')  # fmt: skip
+    parser.add_argument('--batch-size', type=int, default=4 if on_cpu else 16)
+    parser.add_argument('--dtype', default='float32' if on_cpu else 'bfloat16', choices=('float32', 'bfloat16'))
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--warmup', type=int, default=2, help='rounds before those that count')
+    parser.add_argument('--steps', type=int, default=1 if on_cpu else 10, help='of a turn')
+    parser.add_argument('--devices', action='store_true', help='instead: 1 to 8 simulated CPU devices')
+    parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.worker:
+        work()
+        return
+    print(describe_machine())
+    if arguments.devices:
+        compare_device_counts(arguments.rounds)
+    else:
+        compare(tuple(arguments.size), arguments.batch_size, arguments.dtype, arguments.rounds, arguments.warmup,
+                arguments.steps)  # fmt: skip
+
+
+if __name__ == '__main__':
+    main()
