@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import tqdm
 from ml_collections import ConfigDict
-from tensorboardX import SummaryWriter
 
 from atonet_jax import visualize
 from atonet_jax.data.labels import ClassTable
@@ -19,6 +18,7 @@ from atonet_jax.distributed import is_main_process
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluate import Example
 from atonet_jax.metrics import Scores
+from atonet_jax.tensorboard import EventFile
 from atonet_jax.workdir import MetricsLog
 
 _log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class Recorder:
         self._writes = is_main_process()
         if self._writes:
             self._metrics = MetricsLog(workdir, start_step)
-            self._board = SummaryWriter(os.path.join(workdir, 'tensorboard'), purge_step=start_step + 1)
+            self._board = EventFile(os.path.join(workdir, 'tensorboard'), start_step + 1)
 
     @contextmanager
     def progress(self, start_step: int, total_steps: int) -> Iterator['Progress']:
@@ -64,9 +64,11 @@ class Recorder:
         self.write(step, {f'eval/{name}': float(value) for name, value in values.items() if not np.isnan(value)})
         if not self._writes:
             return
-        for i, example in enumerate(examples[:_PICTURES]):
-            picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
-            self._board.add_image(f'example/{i}', picture, step, dataformats='HWC')
+        with self._writing(step):
+            for i, example in enumerate(examples[:_PICTURES]):
+                picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
+                self._board.image(f'example/{i}', picture, step)
+            self._board.flush()
         tqdm.tqdm.write(
             f'step {step}: mIoU {100 * scores.miou:.2f}%, pixel accuracy {100 * scores.pixel_accuracy:.2f}% '
             f'(best mIoU {100 * numbers["best_miou"]:.2f}% at step {numbers["best_step"]})'
@@ -80,10 +82,15 @@ class Recorder:
         """
         if not self._writes:
             return
-        try:
+        with self._writing(step):
             self._metrics.write(step, values)
             for name, value in values.items():
-                self._board.add_scalar(name, value, step)
+                self._board.scalar(name, value, step)
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise TrainingError(
                 f'{self._workdir}: the figures of step {step} cannot be written ({error.strerror}); the checkpoints '
