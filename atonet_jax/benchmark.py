@@ -22,6 +22,7 @@ from atonet_jax import __version__
 from atonet_jax.config import benchmark_sizes, validate
 from atonet_jax.data.sources import class_table
 from atonet_jax.devices import create_mesh
+from atonet_jax.environment import cpu_name
 from atonet_jax.flops import count_conv_macs
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import init_variables
@@ -219,7 +220,7 @@ def environment() -> dict[str, Any]:
         'platform': device.platform,
         'device_kind': device.device_kind,
         'devices': jax.device_count(),
-        'cpu': _cpu_name(),
+        'cpu': cpu_name(),
         'cpu_cores': os.cpu_count(),
         'system': platform.platform(),
         'versions': {
@@ -260,16 +261,6 @@ def _needs(program: jax.stages.Compiled) -> dict[str, float | None]:
         and memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes,
         'xla_flops': (program.cost_analysis() or {}).get('flops'),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        for line in pathlib.Path('/proc/cpuinfo').read_text().splitlines():
-            if line.startswith('model name'):
-                return line.partition(':')[2].strip()
-    except OSError:  # not Linux
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _heading(figures: dict[str, Any]) -> str:

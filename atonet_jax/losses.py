@@ -103,19 +103,25 @@ def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     """Cross-entropy of every labelled pixel, the logits enlarged to the labels' size, and the labels in its order.
 
     Where the enlargement goes by phases they never become one full-resolution array: each is a strided slice of the
-    labels' pixels, and the losses come out in that order.
+    labels' pixels, and the losses come out in that order. A row phase is taken after the other, and again for the
+    gradient, so that only one of them lives at a time.
     """
     factors = phase_factors(logits.shape[1:3], labels.shape[1:])
-    if factors is None:
+    if factors in (None, (1, 1)):
         return cross_entropy(resize_bilinear(logits, labels.shape[1:]), labels), labels
 
     row_factor, column_factor = factors
-    phase_losses, phase_labels = [], []
-    for i, rows in enumerate(enlarged_phases(logits, row_factor, axis=1)):
-        for j, phase in enumerate(enlarged_phases(rows, column_factor, axis=2)):
-            phase_labels.append(labels[:, i::row_factor, j::column_factor])
-            phase_losses.append(cross_entropy(phase, phase_labels[-1]))
-    return jnp.stack(phase_losses), jnp.stack(phase_labels)
+    batch, height, width = logits.shape[:3]
+    labels = labels.reshape(batch, height, row_factor, width, column_factor).transpose(2, 4, 0, 1, 3)
+
+    @jax.checkpoint
+    def of_row_phase(rows_and_labels):
+        rows, labels = rows_and_labels
+        phases = enlarged_phases(rows, column_factor, axis=2)
+        return jnp.stack([cross_entropy(phase, part) for phase, part in zip(phases, labels, strict=True)])
+
+    rows = jnp.stack(enlarged_phases(logits, row_factor, axis=1))
+    return jax.lax.map(of_row_phase, (rows, labels)), labels
 
 
 def _terms(outputs, labels, aux_weights, aux_target):

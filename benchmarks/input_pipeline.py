@@ -34,6 +34,7 @@ from atonet_jax.data.pipeline import train_batches  # noqa: E402
 from atonet_jax.data.sampling import example_of_sample  # noqa: E402
 from atonet_jax.data.synthetic import write_dataset  # noqa: E402
 from atonet_jax.data.verify import verify  # noqa: E402
+from atonet_jax.environment import cpu_name  # noqa: E402
 
 SIZE, CROP, SCALES = (1024, 2048), (1024, 1024), (1.0, 2.0)
 BATCH_SIZE = 4
@@ -120,7 +121,7 @@ def main() -> None:
         write_dataset(root, splits={'train': arguments.scenes}, height=SIZE[0], width=SIZE[1], seed=0)
         dataset = verify(load_cityscapes(str(root), 'train'))
         size = statistics.mean(os.path.getsize(path) for path in dataset.image_paths)
-        print(f'{len(dataset)} PNGs of {SIZE[0]}x{SIZE[1]}, {size / 1e6:.1f} MB on average; one core of {processor()}')
+        print(f'{len(dataset)} PNGs of {SIZE[0]}x{SIZE[1]}, {size / 1e6:.1f} MB on average; one core of {cpu_name()}')
         cold = Examples(dataset)
         cache_dir = os.path.join(folder, 'decoded')
         caches = {name: Examples(dataset, cache=name, cache_dir=cache_dir) for name in ('memory', 'disk')}
@@ -152,11 +153,6 @@ def main() -> None:
         print(f'\nfrom start to the first batch: {text}')
         early, late = memory_over(cold, arguments.memory_steps)
         print(f'resident memory over {arguments.memory_steps} batches, cold: {early:.0f} MB early, {late:.0f} MB late')
-
-
-def processor() -> str:
-    with open('/proc/cpuinfo') as file:
-        return next(line.partition(':')[2].strip() for line in file if line.startswith('model name'))
 
 
 def timed_decode(dataset: SegmentationDataset, i: int) -> float:

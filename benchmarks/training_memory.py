@@ -11,8 +11,6 @@ bfloat16 takes float32's memory there, and more, for its convolutions take float
 """
 
 import argparse
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +24,7 @@ import optax
 from atonet_jax.augment import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.devices import create_mesh
+from atonet_jax.environment import device_names, versions
 from atonet_jax.losses import segmentation_loss
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.optimizer import GROUPS, create_optimizer, learning_rate_schedule
@@ -175,18 +174,6 @@ def compare_losses(crop, batch_size, rounds) -> None:
         print(f'| {name} | {megabytes(program)[1]:.0f} | {times[name]:.1f} |')
 
 
-def device_name() -> str:
-    device = jax.devices()[0]
-    if device.platform != 'cpu':
-        return device.device_kind
-    try:
-        with open('/proc/cpuinfo') as file:
-            name = next(line.partition(':')[2].strip() for line in file if line.startswith('model name'))
-    except (OSError, StopIteration):  # not Linux on x86
-        name = platform.processor() or platform.machine()
-    return f'{name}, {os.cpu_count()} cores'
-
-
 def size(text: str) -> tuple[int, int]:
     height, width = text.split('x')
     return int(height), int(width)
@@ -200,7 +187,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=9, help='of the timings')
     arguments = parser.parse_args()
     crops, batch_sizes = arguments.crops, arguments.batch_sizes
-    print(f'{device_name()}; JAX {jax.__version__}')
+    print(f'{device_names()}; {versions("jax")}')
     compare_steps(crops, batch_sizes, arguments.dtypes)
     time_steps(crops[0], batch_sizes[-1], arguments.dtypes[0], arguments.rounds)
     compare_losses(crops[-1], batch_sizes[-1], arguments.rounds)

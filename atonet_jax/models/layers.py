@@ -5,7 +5,6 @@ matrix; bilinear enlargement by an integer factor needs no matrix: every output 
 of two neighbours.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from atonet_jax.models import winograd
+from atonet_jax.models import cpu_gradients, winograd
 
 BN_MOMENTUM = 0.9  # torch's 0.1, which weighs the new value, not the old one
 BN_EPSILON = 1e-5
@@ -92,12 +91,12 @@ class ConvNorm(nn.Module):
             use_bias=is_folded,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
+            conv_general_dilated=cpu_gradients.convolve if train else None,
             name='conv',
         )(x)
         if not is_folded:
             x = BatchNorm(self.dtype, name='bn')(x, train)
         return nn.relu(x) if self.relu else x
-
 
     def _goes_by_winograd(self, x: jax.Array) -> bool:
         """Where it suits the convolution, and 'winograd' is given or asked for (`winograd_kernels`)."""
@@ -162,25 +161,7 @@ class Classifier(nn.Module):
 
 def max_pool(x: jax.Array, train: bool) -> jax.Array:
     """Max-pooling 3x3, stride 2, padding 1: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
-    if train:
-        return jax.lax.platform_dependent(x, cpu=_max_pool_by_slices, default=_max_pool_by_window)
-    return _max_pool_by_window(x)
-
-
-def _max_pool_by_window(x: jax.Array) -> jax.Array:
-    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-
-
-def _max_pool_by_slices(x: jax.Array) -> jax.Array:
-    """The same values as nine strided slices, slower by themselves: on CPU their gradient takes a 15th of the time."""
-    height, width = -(-x.shape[1] // 2), -(-x.shape[2] // 2)
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-    slices = [
-        padded[:, top : top + 2 * height - 1 : 2, left : left + 2 * width - 1 : 2]
-        for top in range(3)
-        for left in range(3)
-    ]
-    return functools.reduce(jnp.maximum, slices)
+    return cpu_gradients.max_pool(x) if train else cpu_gradients.max_pool_by_window(x)
 
 
 def adaptive_avg_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -197,7 +178,7 @@ def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""
-    for axis in (1, 2):
+    for axis in (2, 1):  # rows last: whole ones are moved where most is
         old, new = x.shape[axis], size[axis - 1]
         if new == old:
             continue

@@ -12,11 +12,8 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 from atonet_jax.models.layers import (
     BatchNorm,
     ConvNorm,
-    _max_pool_by_slices,
-    _max_pool_by_window,
     adaptive_avg_pool,
     enlarged_phases,
-    max_pool,
     resize_align_corners,
     resize_bilinear,
 )
@@ -75,28 +72,6 @@ def test_interleaved_phases_are_the_enlargement(factor, axis):
 )
 def test_adaptive_avg_pool_is_torchs(old, new):
     assert_as_torch(adaptive_avg_pool, adaptive_avg_pool2d, old, new)
-
-
-@pytest.mark.parametrize('size', [(6, 8), (7, 5), (1, 2)])
-def test_max_pool_is_one_function_on_every_platform(size):
-    """CPU takes slices, accelerators a window: equal in value and gradient where no two inputs are."""
-    count = 2 * size[0] * size[1] * 3
-    x = np.random.default_rng(0).permutation(count).astype(np.float32).reshape(2, *size, 3) - count
-    cotangent_shape = (2, -(-size[0] // 2), -(-size[1] // 2), 3)
-    cotangent = np.random.default_rng(1).normal(size=cotangent_shape).astype(np.float32)
-
-    def value_and_gradient(pool):
-        def fn(x):
-            pooled, gradient = jax.vjp(pool, x)
-            return pooled, *gradient(cotangent)
-
-        return jax.jit(fn)(x)
-
-    expected, expected_gradient = value_and_gradient(_max_pool_by_window)
-    for pool in (_max_pool_by_slices, partial(max_pool, train=True), partial(max_pool, train=False)):
-        pooled, gradient = value_and_gradient(pool)
-        np.testing.assert_array_equal(pooled, expected)
-        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
 
 
 def test_strided_convolution_pads_both_sides_alike():

@@ -1,0 +1,144 @@
+"""Convolution and max-pooling whose gradients XLA computes in less time on CPUs.
+
+On CPUs alone (`jax.lax.platform_dependent`); other devices run the plain programs. Values are the same everywhere, and
+gradients but for the order of sums.
+"""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+_STRIPS = 4
+_LARGE_MAP = 4096  # pixels of the input from which on strips are faster
+
+
+def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
+    """`jax.lax.conv_general_dilated` of [B, H, W, C] with [k, k, C, O], as `flax.linen.Conv` calls it."""
+    convolution = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, **options)
+    return _convolve(x, kernel, convolution, tuple(strides), tuple(map(tuple, padding)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x, kernel, convolution, strides, padding):
+    return convolution(x, kernel, padding=padding)
+
+
+def _convolve_forward(x, kernel, convolution, strides, padding):
+    return convolution(x, kernel, padding=padding), (x, kernel)
+
+
+def _convolve_backward(convolution, strides, padding, saved, cotangent):
+    x, kernel = saved
+    (x_gradient,) = jax.linear_transpose(lambda x: convolution(x, kernel, padding=padding), x)(cotangent)
+
+    def plain(x, cotangent):
+        return jax.linear_transpose(lambda kernel: convolution(x, kernel, padding=padding), kernel)(cotangent)[0]
+
+    def on_cpu(x, cotangent):
+        x = _after(x, cotangent)
+        if kernel.shape[0] == 1:
+            part = x[:, :: strides[0], :: strides[1]]  # a stride slows the gradient of such a convolution
+            pixels = functools.partial(convolution, window_strides=(1, 1), padding=padding)
+            return jax.linear_transpose(lambda kernel: pixels(part, kernel), kernel)(cotangent)[0]
+        if x.shape[1] * x.shape[2] <= _LARGE_MAP:
+            return plain(x, cotangent)
+        return sum(
+            jax.linear_transpose(lambda kernel: convolution(rows, kernel, padding=(pads, padding[1])), kernel)(part)[0]
+            for rows, pads, part in _strips(x, cotangent, kernel.shape[0], strides[0], padding[0])
+        )
+
+    return x_gradient, jax.lax.platform_dependent(x, cotangent, cpu=on_cpu, default=plain)
+
+
+_convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _strips(x, cotangent, kernel_size, stride, padding):
+    """Strips of output rows: the input rows that they see, their padding above and below, their cotangent.
+
+    A weight gradient takes its arguments transposed; strips of them stay in the cache on the way.
+    """
+    height, outputs = x.shape[1], cotangent.shape[1]
+    count = min(_STRIPS, outputs)
+    for top, bottom in itertools.pairwise(outputs * i // count for i in range(count + 1)):
+        first = stride * top - padding[0]
+        last = stride * (bottom - 1) - padding[0] + kernel_size
+        rows = x[:, max(first, 0) : min(last, height)]
+        yield rows, (max(-first, 0), max(last - height, 0)), cotangent[:, top:bottom]
+
+
+def _after(x: jax.Array, other: jax.Array) -> jax.Array:
+    """`x`, once `other` is known: XLA else prepares x for a gradient early, and it lies in memory until then."""
+    return x + 0 * jnp.isfinite(other.ravel()[0]).astype(x.dtype)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Max-pooling 3x3, stride 2, padding 1: [B, H, W, C] -> [B, ceil(H / 2), ceil(W / 2), C]."""
+    return jax.lax.platform_dependent(x, cpu=max_pool_by_slices, default=max_pool_by_window)
+
+
+def max_pool_by_window(x: jax.Array) -> jax.Array:
+    """The plain program."""
+    return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+
+@jax.custom_vjp
+def max_pool_by_slices(x: jax.Array) -> jax.Array:
+    """Slower by itself; its gradient takes a small part of the time on CPUs."""
+    return _first_largest(x)[0]
+
+
+def _first_largest(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The largest value of each window, NaN where there is one, and which of the nine it is, uint8."""
+    height, width = _halves(x.shape)
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
+    largest = places = None
+    for place, (top, left) in enumerate(np.ndindex(3, 3)):
+        values = padded[:, top : top + 2 * height - 1 : 2, left : left + 2 * width - 1 : 2]
+        if place == 0:
+            largest, places = values, jnp.zeros(values.shape, jnp.uint8)
+            continue
+        larger = (values > largest) | jnp.isnan(values)
+        largest, places = jnp.where(larger, values, largest), jnp.where(larger, jnp.uint8(place), places)
+    return largest, places
+
+
+def _max_pool_forward(x):
+    largest, places = _first_largest(x)
+    return largest, (places, x.shape)
+
+
+def _max_pool_backward(saved, cotangent):
+    """A pixel of even row and column is in one window, others in two or four."""
+    places, shape = saved
+    height, width = _halves(shape)
+    by_place = np.empty((3, 3), object)
+    for place, index in enumerate(np.ndindex(3, 3)):
+        by_place[index] = jnp.where(places == place, cotangent, 0)
+
+    def both(one, next_one, axis):
+        """Sums what a pixel takes as the last of a window and as the first of the next."""
+        length = next_one.shape[axis]
+        following = jax.lax.slice_in_dim(next_one, 1, length, axis=axis)
+        return one + jnp.concatenate([following, jnp.zeros_like(jax.lax.slice_in_dim(next_one, 0, 1, axis=axis))], axis)
+
+    even = [by_place[1, 1], both(by_place[1, 2], by_place[1, 0], 2)]
+    odd = [
+        both(by_place[2, 1], by_place[0, 1], 1),
+        both(both(by_place[2, 2], by_place[0, 2], 1), both(by_place[2, 0], by_place[0, 0], 1), 2),
+    ]
+    batch, channels = shape[0], shape[3]
+    rows = [jnp.stack(columns, 3).reshape(batch, height, 2 * width, channels) for columns in (even, odd)]
+    gradient = jnp.stack(rows, 2).reshape(batch, 2 * height, 2 * width, channels)
+    return (gradient[:, : shape[1], : shape[2]],)
+
+
+max_pool_by_slices.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def _halves(shape: tuple[int, ...]) -> tuple[int, int]:
+    return -(-shape[1] // 2), -(-shape[2] // 2)

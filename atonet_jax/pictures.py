@@ -1,0 +1,51 @@
+"""Any picture that people have, as RGB bytes. Stricter for training: data/decode.py."""
+
+import warnings
+from typing import BinaryIO
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+
+from atonet_jax.errors import InputError
+
+MOST_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # where Pillow refuses, whatever limit is given
+_SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
+_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises of bad files
+
+# Our own limit, which is checked before anything is decoded, says it in one line.
+warnings.simplefilter('ignore', PIL.Image.DecompressionBombWarning)
+
+
+def read_picture(file: str | BinaryIO, name: str, max_pixels: int) -> np.ndarray:
+    """[H, W, 3] uint8 RGB, upright as EXIF says; of an animation the first frame.
+
+    Grey is repeated, alpha dropped, a palette looked up, CMYK converted, 16 bits a channel become 8.
+
+    Args:
+        file: a path, or bytes to read.
+        name: what errors call it.
+        max_pixels: a picture with more is refused before it is decoded.
+
+    Raises:
+        InputError: it cannot be decoded, or has too many pixels.
+    """
+    try:
+        with PIL.Image.open(file) as image:
+            if image.width * image.height > max_pixels:
+                raise InputError(
+                    f'{name}: {image.width}x{image.height} are more than {max_pixels / 1e6:g} million pixels; make it '
+                    'smaller, or raise the limit max_pixels'
+                )
+            image = PIL.ImageOps.exif_transpose(image)
+            if image.mode in _SIXTEEN_BITS:
+                return np.repeat((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
+            return np.asarray(image.convert('RGB'))
+    except FileNotFoundError as error:
+        raise InputError(f'{name}: no such file') from error
+    except PIL.UnidentifiedImageError as error:
+        raise InputError(f'{name}: no image that can be read; give PNG, JPEG or another usual format') from error
+    except PIL.Image.DecompressionBombError as error:
+        raise InputError(f'{name}: more than {MOST_PIXELS / 1e6:.0f} million pixels; make it smaller') from error
+    except _UNDECODABLE as error:
+        raise InputError(f'{name}: cannot be decoded ({str(error) or type(error).__name__}); replace it') from error

@@ -1,0 +1,89 @@
+"""What CPUs take for convolution and max-pooling is what accelerators take, in value and gradient."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from atonet_jax.models.cpu_gradients import convolve, max_pool, max_pool_by_slices, max_pool_by_window
+
+DIMENSIONS = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
+
+
+def value_and_gradients(fn, *args):
+    """Value, and gradients for a cotangent of noise, in one program."""
+    cotangent = np.random.default_rng(1).normal(size=jax.eval_shape(fn, *args).shape).astype(np.float32)
+
+    def both(*args):
+        value, gradient = jax.vjp(fn, *args)
+        return value, *gradient(cotangent.astype(value.dtype))
+
+    return jax.jit(both)(*args)
+
+
+@pytest.mark.parametrize(
+    ('size', 'kernel_size', 'stride'),
+    [
+        ((66, 65), 3, 1),  # in strips, of which no height is another's
+        ((67, 70), 3, 2),
+        ((130, 37), 7, 2),
+        ((3, 1400), 7, 2),  # fewer rows of outputs than strips
+        ((12, 10), 3, 1),  # as a whole
+        ((9, 8), 1, 2),
+        ((8, 8), 1, 1),
+    ],
+)
+def test_a_convolutions_gradients_are_the_plain_ones(size, kernel_size, stride):
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, *size, 3)).astype(np.float32)
+    kernel = rng.normal(size=(kernel_size, kernel_size, 3, 4)).astype(np.float32)
+    pads = 2 * ((kernel_size // 2, kernel_size // 2),)
+    plain = partial(jax.lax.conv_general_dilated, window_strides=(stride, stride), padding=pads, **DIMENSIONS)
+    ours = partial(convolve, strides=(stride, stride), padding=pads, **DIMENSIONS)
+    for actual, expected in zip(value_and_gradients(ours, x, kernel), value_and_gradients(plain, x, kernel)):
+        np.testing.assert_allclose(actual, expected, atol=2e-6 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+def test_accelerators_get_the_plain_program(platform):
+    """Three convolutions: forward, and a gradient each of image and kernel."""
+    x, kernel = jnp.ones((2, 128, 64, 3)), jnp.ones((3, 3, 3, 4))
+
+    def loss(x, kernel):
+        return jnp.sum(jnp.square(convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), **DIMENSIONS)))
+
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel)
+    program = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert program.count('stablehlo.convolution') == 3
+    assert 'is_finite' not in program
+    assert traced.lower(lowering_platforms=('cpu',)).as_text().count('stablehlo.convolution') == 6
+
+
+@pytest.mark.parametrize('size', [(6, 8), (7, 5), (1, 2)])
+@pytest.mark.parametrize('ties', [False, True])
+def test_max_pool_is_one_function_on_every_platform(size, ties):
+    """CPU takes slices, accelerators a window, torch its own; among equal inputs the first one takes the gradient."""
+    rng, shape = np.random.default_rng(0), (2, *size, 3)
+    x = rng.integers(-3, 0, shape) if ties else rng.permutation(np.prod(shape)).reshape(shape) - np.prod(shape)
+    x = x.astype(np.float32)
+    expected = value_and_gradients(max_pool_by_window, x)
+    for pool in (max_pool_by_slices, max_pool):
+        pooled, gradient = value_and_gradients(pool, x)
+        np.testing.assert_array_equal(pooled, expected[0])
+        np.testing.assert_allclose(gradient, expected[1], atol=1e-6)
+
+    theirs = torch.tensor(np.moveaxis(x, -1, 1), requires_grad=True)
+    pooled = torch.nn.functional.max_pool2d(theirs, 3, 2, 1)
+    cotangent = np.random.default_rng(1).normal(size=expected[0].shape).astype(np.float32)
+    pooled.backward(torch.tensor(np.moveaxis(cotangent, -1, 1)))
+    np.testing.assert_allclose(np.moveaxis(theirs.grad.numpy(), 1, -1), expected[1], atol=1e-6)
+
+
+def test_max_pool_keeps_what_is_no_number():
+    x = np.ones((1, 8, 8, 1), np.float32)
+    x[0, 3, 3] = np.nan
+    np.testing.assert_array_equal(jax.jit(max_pool_by_slices)(x), max_pool_by_window(x))
+    assert np.isnan(max_pool_by_slices(x)).sum() == 4
