@@ -6,38 +6,38 @@
 The paper's recipe and the full-size network, the same weights, crops and labels: forward, the main loss at full
 resolution and the auxiliary ones, gradients, SGD with two groups. Ours starts from windows of bytes and makes the crops
 itself, as in training; PyTorch gets them made. Both have their data on the device. PyTorch runs eager, and on CUDA also
-compiled; there it is channels_last, and bfloat16 is autocast. A round lets each take its turn of so many steps, so that
-disturbances hit all alike: medians, and medians of the rounds' ratios. The share of the matrix rate is what a step's
-convolutions would take at the speed of one large matrix product, measured in the same run, over what the step takes.
-Needs requirements-test.txt.
+compiled; there it is channels_last, and bfloat16 is autocast. Each has a process, set up as it is used. A round lets
+each take its turn of so many steps, so that disturbances hit all alike: medians, and medians of the rounds' ratios. The
+share of the matrix rate is what a step's convolutions would take at the speed of one large matrix product, measured in
+the same run, over what the step takes. Needs requirements-test.txt.
 """
 
 import argparse
+import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # before JAX is imported: PyTorch needs memory too
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-import jaxlib  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from atonet_jax.augment import Augmentation, augment  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL  # noqa: E402
 from atonet_jax.data.sampling import draw_geometry, window_size  # noqa: E402
-from atonet_jax.devices import create_mesh, split_by_batch  # noqa: E402
+from atonet_jax.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
+from atonet_jax.environment import device_names, versions  # noqa: E402
 from atonet_jax.flops import count_conv_macs  # noqa: E402
 from atonet_jax.models import create_model, init_variables  # noqa: E402
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402
 from atonet_jax.train_step import compile_train_step, create_state  # noqa: E402
-from benchmarks.compare_inference import time_interleaved  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -46,6 +46,7 @@ AUX_WEIGHTS = {f'aux{level}': 1.0 for level in torch_reference.AUX_LEVELS}
 DEVICE_COUNTS = (1, 2, 4, 8)
 TINY = {'width': 16, 'backbone_width': 8}  # for the simulated devices: what splitting costs, not what computing does
 TINY_SIZE, TINY_BATCH_SIZE, TINY_STEPS = (64, 128), 8, 10
+PAUSE = 0.2  # seconds, in which threads that spin while they wait for work fall asleep
 
 
 def noise_batch(augmentation: Augmentation, batch_size: int) -> dict[str, np.ndarray]:
@@ -107,9 +108,7 @@ class TorchTraining:
         self._network.to(device, memory_format=memory_format).train()
         self._images = torch.tensor(np.moveaxis(images, -1, 1)).to(device).contiguous(memory_format=memory_format)
         self._labels = torch.tensor(labels.astype(np.int64)).to(device)
-        self._optimizer = torch_reference.recipe_optimizer(
-            self._network, PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR
-        )
+        self._optimizer = torch_reference.recipe_optimizer(self._network, PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR)
         self._autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == 'bfloat16')
         self._loss = torch.compile(self._eager_loss) if compiled else self._eager_loss
 
@@ -143,37 +142,87 @@ def matrix_rate(dtype: str, length: int, products: int) -> float:
     return products * 2 * length**3 / min(times)
 
 
-def compare(size: tuple[int, int], batch_size: int, dtype: str, rounds: int, warmup: int, steps: int) -> None:
-    """Prints a table; `steps` are those of a turn."""
-    on_gpu = jax.default_backend() == 'gpu'
-    device = 'cuda' if on_gpu else 'cpu'
+class Worker:
+    """A system in a process of its own, as it is used; it takes a turn when told to."""
+
+    def __init__(self, arguments: list[str], xla_flags: str = ''):
+        env = {**os.environ, 'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} {xla_flags}'.strip()}
+        command = [sys.executable, '-m', 'benchmarks.training', *arguments]
+        self._process = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        first = self._process.stdout.readline()
+        if not first:
+            raise SystemExit(f'{arguments[1]}: could not take a step; its error is above')
+        self.ready = json.loads(first)
+
+    def turn(self) -> float:
+        """Seconds."""
+        print(file=self._process.stdin, flush=True)
+        return float(self._process.stdout.readline())
+
+    def end(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """What a worker does: says what its first step gave, then takes a turn for each line that it reads."""
+    if arguments.worker == 'devices':
+        augmentation = Augmentation(crop_size=TINY_SIZE, scale_range=(1.0, 2.0))
+        model = create_model('atonet', NUM_CLASSES, **TINY)
+        variables = jax.jit(lambda: init_variables(model, 0))()
+        training = OurTraining(model, variables, augmentation, noise_batch(augmentation, TINY_BATCH_SIZE))
+    else:
+        training = full_size_training(arguments)
+    print(json.dumps({'loss': training.run(1)}), flush=True)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        training.run(arguments.steps)
+        print(time.perf_counter() - start, flush=True)
+
+
+def full_size_training(arguments: argparse.Namespace) -> OurTraining | TorchTraining:
+    """Of the system `arguments.worker`; all have the same weights, crops and labels."""
+    torch.manual_seed(0)
+    state_dict = torch_reference.ATONet(NUM_CLASSES).state_dict()
+    augmentation = Augmentation(crop_size=tuple(arguments.size), scale_range=(1.0, 2.0))
+    batch = noise_batch(augmentation, arguments.batch_size)
+    if arguments.worker == 'jax':
+        model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(arguments.dtype))
+        return OurTraining(model, from_torch(state_dict, model), augmentation, batch)
     torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision('high')  # XLA takes TF32 too
     torch.set_num_threads(os.cpu_count())
-    torch.manual_seed(0)
-    state_dict = torch_reference.ATONet(NUM_CLASSES).state_dict()
-    model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
-    augmentation = Augmentation(crop_size=size, scale_range=(1.0, 2.0))
-    batch = noise_batch(augmentation, batch_size)
     crops = [np.asarray(array) for array in jax.jit(augment, static_argnums=1)(batch, augmentation)]
+    device = 'cuda' if jax.default_backend() == 'gpu' else 'cpu'
+    compiled = arguments.worker == 'torch.compile'
+    return TorchTraining(state_dict, *crops, device=device, dtype=arguments.dtype, compiled=compiled)
 
-    trainings = {'PyTorch eager': TorchTraining(state_dict, *crops, device=device, dtype=dtype, compiled=False)}
-    if on_gpu:
-        trainings['PyTorch torch.compile'] = TorchTraining(
-            state_dict, *crops, device=device, dtype=dtype, compiled=True
-        )
-    trainings['ours, JAX'] = OurTraining(model, from_torch(state_dict, model), augmentation, batch)
-    losses = {name: training.run(1) for name, training in trainings.items()}
-    times = time_interleaved(
-        {name: lambda training=training: training.run(steps) for name, training in trainings.items()}, rounds, warmup
-    )
+
+def compare(arguments: argparse.Namespace) -> None:
+    """Prints a table of the systems."""
+    on_gpu = jax.default_backend() == 'gpu'
+    size, batch_size, dtype, steps = arguments.size, arguments.batch_size, arguments.dtype, arguments.steps
+    systems = {'PyTorch eager': 'torch'} | ({'PyTorch torch.compile': 'torch.compile'} if on_gpu else {})
+    systems['ours, JAX'] = 'jax'
+    shape = ['--size', *map(str, size), '--batch-size', str(batch_size), '--dtype', dtype, '--steps', str(steps)]
+    workers = {name: Worker(['--worker', worker, *shape]) for name, worker in systems.items()}
+    turns = {name: worker.turn for name, worker in workers.items()}
+    for _ in range(arguments.warmup):
+        take_turns(turns)
+    rounds = [take_turns(turns) for _ in range(arguments.rounds)]
+    for worker in workers.values():
+        worker.end()
+    times = {name: np.array([seconds[name] for seconds in rounds]) for name in systems}
     rate = matrix_rate(dtype, 8192, 20) if on_gpu else matrix_rate(dtype, 2048, 2)
 
+    model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
     images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
     variables = jax.eval_shape(lambda: init_variables(model, 0))
     macs = count_conv_macs(lambda variables, images: _forward(model, variables, images), variables, images)
     flops = 3 * 2 * macs  # the gradients of a convolution's input and of its kernel each take what it takes
-    print(f'{size[0]}x{size[1]} crops, batch {batch_size}, {dtype}; {rounds} rounds of {steps} step(s) a turn')
+    print(
+        f'{size[0]}x{size[1]} crops, batch {batch_size}, {dtype}; {arguments.rounds} rounds of {steps} step(s) a turn'
+    )
     print(f'convolutions of a step: {flops / 1e12:.3f} TFLOP; {dtype} matrix products: {rate / 1e12:.2f} TFLOP/s')
     print('| system | ms/step: median | p5 | p95 | images/s | times as fast as PyTorch eager '
           '| share of the matrix rate % | first loss |')  # fmt: skip
@@ -182,7 +231,16 @@ def compare(size: tuple[int, int], batch_size: int, dtype: str, rounds: int, war
         low, median, high = np.percentile(seconds / steps, [5, 50, 95])
         speed = np.median(times['PyTorch eager'] / seconds)
         print(f'| {name} | {1e3 * median:.1f} | {1e3 * low:.1f} | {1e3 * high:.1f} | {batch_size / median:.2f} '
-              f'| {speed:.3f} | {100 * flops / rate / median:.1f} | {losses[name]:.4f} |')  # fmt: skip
+              f'| {speed:.3f} | {100 * flops / rate / median:.1f} | {workers[name].ready["loss"]:.4f} |')  # fmt: skip
+
+
+def take_turns(turns: dict[str, Callable[[], float]]) -> dict[str, float]:
+    """Seconds of each, one after the other."""
+    seconds = {}
+    for name, turn in turns.items():
+        time.sleep(PAUSE)
+        seconds[name] = turn()
+    return seconds
 
 
 def _forward(model, variables, images):
@@ -191,89 +249,52 @@ def _forward(model, variables, images):
 
 def compare_device_counts(rounds: int) -> None:
     """Prints what a step of a small network takes when the same batch is split over more devices of the same cores."""
-    workers = {}
-    times = {count: [] for count in DEVICE_COUNTS}
-    try:
-        for count in DEVICE_COUNTS:
-            flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={count}'
-            workers[count] = subprocess.Popen(
-                [sys.executable, '-m', 'benchmarks.training', '--worker'],
-                env={**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            workers[count].stdout.readline()  # it has compiled
-        for _ in range(rounds):
-            for count, worker in workers.items():
-                print(file=worker.stdin, flush=True)
-                times[count].append(float(worker.stdout.readline()))
-    finally:
-        for worker in workers.values():
-            worker.stdin.close()
-            worker.wait()
+    options = ['--worker', 'devices', '--steps', str(TINY_STEPS)]
+    workers = {count: Worker(options, f'--xla_force_host_platform_device_count={count}') for count in DEVICE_COUNTS}
+    turns = {count: worker.turn for count, worker in workers.items()}
+    take_turns(turns)
+    milliseconds = [
+        {count: 1e3 * seconds / TINY_STEPS for count, seconds in take_turns(turns).items()} for _ in range(rounds)
+    ]
+    for worker in workers.values():
+        worker.end()
     print(f'{TINY_SIZE[0]}x{TINY_SIZE[1]} crops, batch {TINY_BATCH_SIZE}, a network of {TINY}, float32; '
-          f'{rounds} rounds of {TINY_STEPS} steps a turn, a process each')  # fmt: skip
+          f'{rounds} rounds of {TINY_STEPS} steps a turn')  # fmt: skip
     print('| simulated CPU devices | ms/step: median | beyond one device, ms |')
     print('|---|---|---|')
-    for count, milliseconds in times.items():
-        extra = statistics.median(more - one for more, one in zip(milliseconds, times[1], strict=True))
-        print(f'| {count} | {statistics.median(milliseconds):.1f} | {extra:.1f} |')
-
-
-def work() -> None:
-    """One of `compare_device_counts`'s processes: for each line that it reads, a turn; writes ms a step."""
-    augmentation = Augmentation(crop_size=TINY_SIZE, scale_range=(1.0, 2.0))
-    model = create_model('atonet', NUM_CLASSES, **TINY)
-    variables = jax.jit(lambda: init_variables(model, 0))()
-    training = OurTraining(model, variables, augmentation, noise_batch(augmentation, TINY_BATCH_SIZE))
-    training.run(TINY_STEPS)
-    print('ready', flush=True)
-    for _ in sys.stdin:
-        start = time.perf_counter()
-        training.run(TINY_STEPS)
-        print(1e3 * (time.perf_counter() - start) / TINY_STEPS, flush=True)
-
-
-def describe_machine() -> str:
-    """Devices and versions that the figures depend on."""
-    device = jax.devices()[0]
-    versions = {'JAX': jax.__version__, 'jaxlib': jaxlib.__version__, 'PyTorch': torch.__version__,
-                'Python': platform.python_version()}  # fmt: skip
-    name = device.device_kind if device.platform != 'cpu' else f'{_processor()}, {os.cpu_count()} cores'
-    return f'{name}; ' + ', '.join(f'{system} {version}' for system, version in versions.items())
-
-
-def _processor() -> str:
-    try:
-        with open('/proc/cpuinfo') as file:
-            return next(line.partition(':')[2].strip() for line in file if line.startswith('model name'))
-    except (OSError, StopIteration):  # not Linux on x86
-        return platform.processor() or platform.machine()
+    for count in DEVICE_COUNTS:
+        extra = statistics.median(of_round[count] - of_round[1] for of_round in milliseconds)
+        print(f'| {count} | {statistics.median(of_round[count] for of_round in milliseconds):.1f} | {extra:.1f} |')
 
 
 def main() -> None:
-    on_cpu = jax.default_backend() == 'cpu'
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, nargs=2, default=(256, 512) if on_cpu else (1024, 1024),
-                        help='height and width of the crops')  # fmt: skip
-    parser.add_argument('--batch-size', type=int, default=4 if on_cpu else 16)
-    parser.add_argument('--dtype', default='float32' if on_cpu else 'bfloat16', choices=('float32', 'bfloat16'))
+    parser.add_argument('--size', type=int, nargs=2, help='height and width of the crops')
+    parser.add_argument('--batch-size', type=int)
+    parser.add_argument('--dtype', choices=('float32', 'bfloat16'))
     parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--warmup', type=int, default=2, help='rounds before those that count')
-    parser.add_argument('--steps', type=int, default=1 if on_cpu else 10, help='of a turn')
+    parser.add_argument('--warmup', type=int, default=4, help='rounds before those that count')
+    parser.add_argument('--steps', type=int, help='of a turn')
     parser.add_argument('--devices', action='store_true', help='instead: 1 to 8 simulated CPU devices')
-    parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
+    parser.add_argument('--worker', choices=('jax', 'torch', 'torch.compile', 'devices'), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.worker == 'jax':
+        keep_freed_memory()  # as `--mode=train` does, before anything else
     if arguments.worker:
-        work()
+        work(arguments)
         return
-    print(describe_machine())
+    print(f'{device_names()}; {versions("jax", "jaxlib", "torch")}')
     if arguments.devices:
         compare_device_counts(arguments.rounds)
-    else:
-        compare(tuple(arguments.size), arguments.batch_size, arguments.dtype, arguments.rounds, arguments.warmup,
-                arguments.steps)  # fmt: skip
+        return
+    on_cpu = jax.default_backend() == 'cpu'
+    defaults = {'size': (256, 512), 'batch_size': 4, 'dtype': 'float32', 'steps': 1} if on_cpu else {
+        'size': (1024, 1024), 'batch_size': 16, 'dtype': 'bfloat16', 'steps': 10
+    }  # fmt: skip
+    for name, value in defaults.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+    compare(arguments)
 
 
 if __name__ == '__main__':
