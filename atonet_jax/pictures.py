@@ -1,6 +1,7 @@
 """Any picture that people have, as RGB bytes. Stricter for training: data/decode.py."""
 
 import warnings
+from collections.abc import Sequence
 from typing import BinaryIO
 
 import numpy as np
@@ -11,13 +12,17 @@ from atonet_jax.errors import InputError
 
 MOST_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # where Pillow refuses, whatever limit is given
 _SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
-_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError)  # what Pillow raises of bad files
+_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)  # what Pillow raises of bad files
 
 # Our own limit, which is checked before anything is decoded, says it in one line.
 warnings.simplefilter('ignore', PIL.Image.DecompressionBombWarning)
 
 
-def read_picture(file: str | BinaryIO, name: str, max_pixels: int) -> np.ndarray:
+class TooManyPixels(InputError):
+    """A picture that is larger than the limit."""
+
+
+def read_picture(file: str | BinaryIO, name: str, max_pixels: int, formats: Sequence[str] | None = None) -> np.ndarray:
     """[H, W, 3] uint8 RGB, upright as EXIF says; of an animation the first frame.
 
     Grey is repeated, alpha dropped, a palette looked up, CMYK converted, 16 bits a channel become 8.
@@ -26,14 +31,16 @@ def read_picture(file: str | BinaryIO, name: str, max_pixels: int) -> np.ndarray
         file: a path, or bytes to read.
         name: what errors call it.
         max_pixels: a picture with more is refused before it is decoded.
+        formats: Pillow's names of those that are tried; None: all.
 
     Raises:
-        InputError: it cannot be decoded, or has too many pixels.
+        TooManyPixels: it has more than `max_pixels`.
+        InputError: it cannot be decoded.
     """
     try:
-        with PIL.Image.open(file) as image:
+        with PIL.Image.open(file, formats=formats) as image:
             if image.width * image.height > max_pixels:
-                raise InputError(
+                raise TooManyPixels(
                     f'{name}: {image.width}x{image.height} are more than {max_pixels / 1e6:g} million pixels; make it '
                     'smaller, or raise the limit max_pixels'
                 )
@@ -46,6 +53,6 @@ def read_picture(file: str | BinaryIO, name: str, max_pixels: int) -> np.ndarray
     except PIL.UnidentifiedImageError as error:
         raise InputError(f'{name}: no image that can be read; give PNG, JPEG or another usual format') from error
     except PIL.Image.DecompressionBombError as error:
-        raise InputError(f'{name}: more than {MOST_PIXELS / 1e6:.0f} million pixels; make it smaller') from error
+        raise TooManyPixels(f'{name}: more than {MOST_PIXELS / 1e6:.0f} million pixels; make it smaller') from error
     except _UNDECODABLE as error:
         raise InputError(f'{name}: cannot be decoded ({str(error) or type(error).__name__}); replace it') from error

@@ -1,0 +1,204 @@
+"""`--mode=predict`: label maps and pictures of images, folders and videos; files for the Cityscapes test server."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from functools import partial
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from atonet_jax.config import validate
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.devices import create_mesh
+from atonet_jax.errors import InputError
+from atonet_jax.inference import Segmenter, predict_labels
+from atonet_jax.network import TrainedNetwork, trained_network
+from atonet_jax.pictures import read_picture
+from atonet_jax.predict import submission
+from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
+from atonet_jax.predict.inputs import Source, find_sources
+from atonet_jax.predict.outputs import draw, make_folder, write_label_png, write_png
+from atonet_jax.progress import Progress
+from atonet_jax.stopping import StopSignals
+
+
+def predict(config: ConfigDict, workdir: str) -> bool:
+    """Labels what `config.predict.input` names, and says where the results are.
+
+    A file that cannot be read stops no other; it is named at the end.
+
+    Returns:
+        Whether all was done.
+
+    Raises:
+        InputError: no run, no input, or nowhere to write.
+    """
+    validate(config, jax.device_count())
+    options = config.predict
+    is_submission = options.format == 'cityscapes_submission'
+    folder = options.output or os.path.join(workdir, 'predictions')
+    given = options.input
+    if is_submission and not given:
+        given = os.path.join(config.data.root, 'leftImg8bit', 'test')
+    sources = find_sources(given, folder)
+    network = trained_network(config, workdir, create_mesh())
+    if is_submission:
+        submission.check_sources(sources, network.class_table)
+    make_folder(folder)
+
+    job = _Job(options, labeler(config, network), network.class_table, folder)
+    job.run(sources)
+    job.report()
+    if is_submission and not job.failures:
+        return _finish_submission(sources, folder)
+    return not job.failures
+
+
+def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
+    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with the scales, flip and window of `config.eval`."""
+    options = config.eval
+    if tuple(options.scales) == (1.0,) and not options.flip and not options.window:
+        return Segmenter(network.model, network.variables, network.class_table)
+    fn = partial(
+        predict_labels,
+        network.model,
+        scales=options.scales,
+        flip=options.flip,
+        window=options.window or None,
+        window_stride=options.window_stride or None,
+    )
+    return partial(jax.jit(fn), network.variables)
+
+
+class _Job:
+    """Everything of one call, with what came of it."""
+
+    def __init__(self, options: ConfigDict, label: Callable, table: ClassTable, folder: str):
+        self._options = options
+        self._label = label
+        self._table = table
+        self._folder = folder
+        self._images = 0
+        self._seconds = 0.0
+        self._stopped = False
+        self.failures = []
+
+    def run(self, sources: list[Source]) -> None:
+        videos = [source for source in sources if source.is_video]
+        pictures = [source for source in sources if not source.is_video]
+        start = time.perf_counter()
+        with StopSignals() as signals:
+            self._pictures(pictures, signals)
+            for source in videos:
+                if not signals.received(0):
+                    self._video(source, signals)
+            self._stopped = signals.received(0) is not None
+        self._seconds = time.perf_counter() - start
+
+    def report(self) -> None:
+        rate = self._images / max(self._seconds, 1e-9)
+        print(f'{self._images} images in {self._seconds:.1f} s, {rate:.1f} images/s with compilation: {self._folder}')
+        if self._stopped:
+            self.failures.append('stopped before all was done; the same command begins anew')
+        for failure in self.failures:
+            print(f'not done: {failure}')
+
+    def _pictures(self, sources: list[Source], signals: StopSignals) -> None:
+        if not sources:
+            return
+
+        def read(source):
+            return read_picture(source.path, source.path, self._options.max_pixels)
+
+        def failed(source, error):
+            self.failures.append(str(error))
+            progress.update()
+
+        wanted = _until_stopped(sources, signals)
+        with (
+            Progress('predicting', len(sources), 'image') as progress,
+            ThreadPoolExecutor() as readers,
+            Background() as writers,
+        ):
+            images = errors_apart(in_order_ahead(read, wanted, readers), failed)
+            for source, image, labels in predicted(images, self._label, self._options.batch_size):
+                writers.submit(self._write, source, image, labels)
+                self._images += 1
+                progress.update()
+
+    def _write(self, source: Source, image: np.ndarray, labels: np.ndarray) -> None:
+        if self._options.format == 'cityscapes_submission':
+            write_label_png(labels, submission.label_path(self._folder, source), self._table, 'raw')
+            return
+        name = os.path.join(self._folder, source.name)
+        for kind in self._options.pictures:
+            path = f'{name}_{kind}.png'
+            if kind == 'labels':
+                write_label_png(labels, path, self._table, self._options.ids)
+            else:
+                write_png(draw(kind, image, labels, self._table, np.unique(labels)), path)
+
+    def _video(self, source: Source, signals: StopSignals) -> None:
+        from atonet_jax.predict.video import Video, VideoFile  # takes a moment to import
+
+        name = os.path.join(self._folder, source.name)
+        everything = range(self._table.num_classes)  # a legend that stays as it is
+        try:
+            video = Video(source.path, self._options.max_pixels)
+        except InputError as error:
+            self.failures.append(str(error))
+            return
+        most = self._options.max_frames
+        expected = min(filter(None, (most, video.frame_count)), default=None)
+        count = 0
+        with ExitStack() as stack:
+            stack.enter_context(video)
+            progress = stack.enter_context(Progress(f'predicting {source.name}', expected, 'frame'))
+            files = {
+                kind: stack.enter_context(VideoFile(f'{name}_{kind}.mp4', video.rate))
+                for kind in self._options.pictures
+                if kind != 'labels'
+            }
+            writer = stack.enter_context(Background(1))  # frames stay in order
+
+            def write(number, frame, labels):
+                if 'labels' in self._options.pictures:
+                    path = os.path.join(name, f'{number:06d}_labels.png')
+                    write_label_png(labels, path, self._table, self._options.ids)
+                for kind, file in files.items():
+                    file.write(draw(kind, frame, labels, self._table, everything))
+
+            frames = enumerate(_until_stopped(video, signals, most))
+            for number, frame, labels in predicted(frames, self._label, self._options.batch_size):
+                writer.submit(write, number, frame, labels)
+                count += 1
+                progress.update()
+        self._images += count
+        if count == 0:
+            self.failures.append(f'{source.path}: no frame came')
+        elif expected is not None and count < expected and not signals.received(0):
+            self.failures.append(f'{source.path}: ends after {count} of {expected} frames; those are done')
+
+
+def _until_stopped(things, signals: StopSignals, most: int = 0) -> Iterator:
+    """Up to `most` of them (0: all), none after a signal."""
+    for i, thing in enumerate(things):
+        if signals.received(0) or (most and i == most):
+            return
+        yield thing
+
+
+def _finish_submission(sources: list[Source], folder: str) -> bool:
+    paths = [submission.label_path(folder, source) for source in sources]
+    problems = submission.problems(paths)
+    if problems:
+        print(f'no zip: the test server would not take it: {"; ".join(problems[:5])}')
+        return False
+    path = os.path.join(folder, 'submission.zip')
+    submission.write_zip(paths, path)
+    print(f'checked: {len(paths)} files of {submission.SIZE[0]}x{submission.SIZE[1]} raw ids; to submit: {path}')
+    return True

@@ -1,0 +1,110 @@
+"""Decoding, the devices and drawing at the same time: pictures of one size go through the network together."""
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+
+from atonet_jax.errors import InputError
+
+
+def in_order_ahead(function: Callable, things: Iterable[Any], pool: ThreadPoolExecutor) -> Iterator[tuple[Any, Future]]:
+    """(thing, future of function(thing)), a few of them computed ahead."""
+    waiting = collections.deque()
+    for thing in things:
+        waiting.append((thing, pool.submit(function, thing)))
+        if len(waiting) > _workers() + 1:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def predicted(
+    images: Iterable[tuple[Any, np.ndarray]], label: Callable[[np.ndarray], jax.Array], batch_size: int
+) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
+    """(key, image, labels) of each (key, image): [H, W, 3] uint8 -> [H, W] uint8 train ids.
+
+    The results of a batch come while the devices work on the next one, and those of one size in their order. A batch
+    that is not full is filled up with its last image, so that one program does for a size.
+
+    Args:
+        images: with what they are known by.
+        label: [B, H, W, 3] -> [B, H, W] on the devices.
+        batch_size: B.
+    """
+    under_way = None
+    for batch in _batches(images, batch_size):
+        pixels = [image for _, image in batch]
+        filled = np.stack(pixels + (batch_size - len(pixels)) * pixels[-1:])
+        labels = label(filled)
+        if under_way is not None:
+            yield from _results(*under_way)
+        under_way = batch, labels
+    if under_way is not None:
+        yield from _results(*under_way)
+
+
+def _results(batch, labels):
+    for (key, image), of_one in zip(batch, np.asarray(labels)):
+        yield key, image, of_one
+
+
+def _batches(images, batch_size) -> Iterator[list[tuple[Any, np.ndarray]]]:
+    """Of one size each. Where many sizes wait, the oldest goes on alone."""
+    waiting = {}
+    for key, image in images:
+        batch = waiting.setdefault(image.shape, [])
+        batch.append((key, image))
+        if len(batch) == batch_size:
+            yield waiting.pop(image.shape)
+        elif sum(map(len, waiting.values())) > 4 * batch_size:
+            yield waiting.pop(next(iter(waiting)))
+    yield from waiting.values()
+
+
+class Background:
+    """Runs functions in threads, only a few at a time: `submit` waits where more would be. A context.
+
+    On leaving it all are done; with one worker, in their order.
+    """
+
+    def __init__(self, workers: int | None = None):
+        self._pool = ThreadPoolExecutor(workers or _workers())
+        self._running = collections.deque()
+
+    def __enter__(self) -> 'Background':
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self._pool.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            for future in self._running:
+                future.result()
+
+    def submit(self, function: Callable, *args) -> None:
+        """Raises:
+        InputError: an earlier one raised it.
+        """
+        self._running.append(self._pool.submit(function, *args))
+        while len(self._running) > 2 * _workers():
+            self._running.popleft().result()
+
+
+def _workers() -> int:
+    return min(8, os.cpu_count() or 1)
+
+
+def errors_apart(
+    ahead: Iterable[tuple[Any, Future]], failed: Callable[[Any, InputError], None]
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """The results that are there; of others `failed` is told."""
+    for thing, future in ahead:
+        try:
+            image = future.result()
+        except InputError as error:
+            failed(thing, error)
+        else:
+            yield thing, image

@@ -1,0 +1,106 @@
+"""What `--mode=predict` looks at: pictures, a folder of them, a pattern, a video, a camera."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import PIL.Image
+
+from atonet_jax.errors import InputError
+
+VIDEO_SUFFIXES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
+
+
+class Source(NamedTuple):
+    """One input.
+
+    Attributes:
+        path: of the file; of a camera its number.
+        name: of what is written for it, without an ending: the path within the input folder.
+    """
+
+    path: str | int
+    name: str
+
+    @property
+    def is_video(self) -> bool:
+        return isinstance(self.path, int) or self.path.lower().endswith(VIDEO_SUFFIXES)
+
+
+def find_sources(given: str, output: str) -> list[Source]:
+    """The pictures and videos that `given` means, by name.
+
+    Args:
+        given: a file, a folder (with all below it), a pattern with * ? [ or **, or 'camera:0'.
+        output: the folder that is written to; what lies there is no input.
+
+    Raises:
+        InputError: there is nothing, or what is written would replace an input.
+    """
+    if not given:
+        raise InputError('config.predict.input: empty; give a picture, a folder, a pattern, a video or camera:0')
+    if given.startswith('camera:'):
+        number = given.removeprefix('camera:')
+        if not number.isdecimal():
+            raise InputError(f'config.predict.input={given}: a camera is given by its number, as in camera:0')
+        return [Source(int(number), f'camera{number}')]
+    if os.path.isdir(given):
+        base, paths = given, _files_below(given, output)
+    elif os.path.exists(given):
+        base, paths = os.path.dirname(given), [given]
+        if not given.lower().endswith(_suffixes()):
+            raise InputError(
+                f'config.predict.input={given}: not a kind of picture or video that is known by its ending'
+            )
+    elif glob.has_magic(given):
+        base = _fixed_part(given)
+        paths = [path for path in glob.glob(given, recursive=True) if os.path.isfile(path)]
+        paths = _without(output, paths)
+    else:
+        raise InputError(f'config.predict.input={given}: no such file or folder')
+    paths = sorted(path for path in paths if path.lower().endswith(_suffixes()))
+    if not paths:
+        raise InputError(f'config.predict.input={given}: holds no pictures or videos (.png, .jpg, .mp4 and the like)')
+    return _named(paths, base)
+
+
+def _suffixes() -> tuple[str, ...]:
+    PIL.Image.init()
+    return (*VIDEO_SUFFIXES, *(suffix for suffix, kind in PIL.Image.EXTENSION.items() if kind in PIL.Image.OPEN))
+
+
+def _files_below(folder: str, output: str) -> list[str]:
+    """All files but hidden ones and those in `output`."""
+    if os.path.realpath(folder) == os.path.realpath(output):
+        raise InputError(
+            f'config.predict.output={output}: is the input folder itself; give another one, such as {output}_labels'
+        )
+    paths = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith('.')]
+        paths += [os.path.join(parent, name) for name in names if not name.startswith('.')]
+    return _without(output, paths)
+
+
+def _without(output: str, paths: list[str]) -> list[str]:
+    output = pathlib.Path(os.path.realpath(output))
+    return [path for path in paths if output not in pathlib.Path(os.path.realpath(path)).parents]
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folders before the first one with a wildcard."""
+    parts = pathlib.PurePath(pattern).parts
+    count = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return os.path.join('', *parts[:count])
+
+
+def _named(paths: Iterable[str], base: str) -> list[Source]:
+    """Names are without the ending, but where two would be alike."""
+    names = [os.path.relpath(path, base or '.') for path in paths]
+    stems = [os.path.splitext(name)[0] for name in names]
+    return [
+        Source(path, stem if stems.count(stem) == 1 else name)
+        for path, name, stem in zip(paths, names, stems, strict=True)
+    ]

@@ -1,0 +1,65 @@
+"""What `--mode=predict` writes of a label map."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import PIL.Image
+
+from atonet_jax import visualize
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.errors import InputError
+
+
+def draw(kind: str, image: np.ndarray, labels: np.ndarray, table: ClassTable, legend: Sequence[int]) -> np.ndarray:
+    """A picture of a prediction to look at, [H', W', 3] uint8.
+
+    Args:
+        kind: 'color', the class colours; 'overlay', over the image, with a legend; 'side_by_side', image and overlay.
+        image: [H, W, 3] uint8.
+        labels: [H, W] uint8 train ids.
+        table: the classes.
+        legend: train ids that are named.
+    """
+    if kind == 'color':
+        return table.palette[labels]
+    overlay = visualize.overlay(image, labels, table.palette)
+    if kind == 'side_by_side':
+        overlay = visualize.grid([image, overlay], columns=2)
+    return np.asarray(visualize.with_legend(overlay, table, legend))
+
+
+def write_label_png(labels: np.ndarray, path: str, table: ClassTable, ids: str) -> None:
+    """Labels [H, W] uint8 train ids, as a grey PNG of these or of raw ids (`ids`: 'train', 'raw')."""
+    write_png(table.train_to_raw[labels] if ids == 'raw' else labels, path)
+
+
+def write_png(pixels: np.ndarray, path: str) -> None:
+    """[H, W] or [H, W, 3] uint8, whole or not at all, into folders that are made.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        temporary = f'{path}.{os.getpid()}'
+        PIL.Image.fromarray(pixels).save(temporary, 'PNG', compress_level=4)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def make_folder(path: str) -> None:
+    """Raises:
+    InputError: nothing can be written there.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise InputError(f'{path}: cannot be written (Permission denied); choose another --config.predict.output')
+
+
+def cannot_write(path: str, error: OSError) -> InputError:
+    return InputError(f'{path}: cannot be written ({error.strerror or error}); choose another --config.predict.output')

@@ -1,0 +1,97 @@
+"""Frames of video files and cameras, by OpenCV."""
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+
+# Before OpenCV is imported: it and FFmpeg would speak of bad files on the screen.
+os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
+os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
+
+import cv2  # noqa: E402
+
+from atonet_jax.errors import InputError  # noqa: E402
+from atonet_jax.predict.outputs import cannot_write  # noqa: E402
+
+_USUAL_RATE = 25.0  # frames a second, where a camera or file does not say
+
+
+class Video:
+    """A video file or a camera, opened. A context.
+
+    Attributes:
+        rate: frames a second.
+        frame_count: that the file says it has; None of a camera.
+    """
+
+    def __init__(self, path: str | int, max_pixels: int):
+        """
+        Args:
+            path: of a file, or the number of a camera.
+            max_pixels: of a frame.
+
+        Raises:
+            InputError: it cannot be opened, or its frames are too large.
+        """
+        self._name = f'camera {path}' if isinstance(path, int) else path
+        self._capture = cv2.VideoCapture(path)
+        if not self._capture.isOpened():
+            what = 'there is none, or another program has it' if isinstance(path, int) else 'no video that can be read'
+            raise InputError(f'{self._name}: {what}')
+        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or _USUAL_RATE
+        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        self.frame_count = count if count > 0 and not isinstance(path, int) else None
+        width, height = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > max_pixels:
+            self._capture.release()
+            raise InputError(
+                f'{self._name}: frames of {width}x{height} are more than {max_pixels / 1e6:g} million pixels; raise '
+                '--config.predict.max_pixels'
+            )
+
+    def __enter__(self) -> 'Video':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._capture.release()
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """[H, W, 3] uint8 RGB, as long as there are some."""
+        while True:
+            there, frame = self._capture.read()
+            if not there:
+                return
+            yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+
+class VideoFile:
+    """An MP4 (MPEG-4 part 2, which every player on a desktop knows) that is written. A context."""
+
+    def __init__(self, path: str, rate: float):
+        self._path, self._rate, self._writer = path, rate, None
+
+    def __enter__(self) -> 'VideoFile':
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._writer is not None:
+            self._writer.release()
+
+    def write(self, frame: np.ndarray) -> None:
+        """[H, W, 3] uint8 RGB, all of one size; an odd side loses a row or column of pixels.
+
+        Raises:
+            InputError: it cannot be written.
+        """
+        frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
+        if self._writer is None:
+            try:
+                os.makedirs(os.path.dirname(self._path) or '.', exist_ok=True)
+            except OSError as error:
+                raise cannot_write(self._path, error) from error
+            codec = cv2.VideoWriter_fourcc(*'mp4v')
+            self._writer = cv2.VideoWriter(self._path, codec, self._rate, frame.shape[1::-1])
+            if not self._writer.isOpened():
+                raise InputError(f'{self._path}: cannot be written; choose another --config.predict.output')
+        self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

@@ -1,0 +1,99 @@
+"""What counts as input, how it is named, and what is refused before anything is computed."""
+
+import re
+
+import PIL.Image
+import pytest
+
+from atonet_jax.errors import InputError
+from atonet_jax.predict.inputs import Source, find_sources
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder with folders, a video, files that are no input, and two pictures of one name."""
+    folder = tmp_path / 'photos'
+    for name in (
+        'a.png',
+        'b.jpg',
+        'b.png',
+        'trip/Straße 1.JPG',
+        'trip/film.mp4',
+        'notes.txt',
+        '.hidden/x.png',
+        '.y.png',
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    return folder
+
+
+def names(sources):
+    return [source.name for source in sources]
+
+
+def test_a_folder_is_all_below_it_and_keeps_its_tree(photos, tmp_path):
+    sources = find_sources(str(photos), str(tmp_path / 'out'))
+    assert names(sources) == ['a', 'b.jpg', 'b.png', 'trip/Straße 1', 'trip/film']
+    assert [source.is_video for source in sources] == [False, False, False, False, True]
+    assert sources[0].path == str(photos / 'a.png')
+
+
+@pytest.mark.parametrize(
+    ('pattern', 'expected'),
+    [('*.png', ['a', 'b']), ('**/*.JPG', ['trip/Straße 1']), ('t*/*', ['trip/Straße 1', 'trip/film'])],
+)
+def test_a_pattern_is_named_from_its_fixed_part_on(photos, tmp_path, pattern, expected):
+    assert names(find_sources(str(photos / pattern), str(tmp_path / 'out'))) == expected
+
+
+def test_one_file(photos, tmp_path, monkeypatch):
+    assert names(find_sources(str(photos / 'trip/film.mp4'), str(tmp_path))) == ['film']
+    monkeypatch.chdir(photos)
+    assert find_sources('a.png', 'out') == [Source('a.png', 'a')]
+
+
+def test_a_name_with_wildcards_of_a_file_that_is_there_is_that_file(tmp_path):
+    (tmp_path / 'what[1]?.png').touch()
+    assert names(find_sources(str(tmp_path / 'what[1]?.png'), str(tmp_path / 'out'))) == ['what[1]?']
+
+
+def test_a_camera_is_its_number():
+    assert find_sources('camera:2', 'out') == [Source(2, 'camera2')]
+    assert Source(2, 'camera2').is_video
+
+
+def test_what_lies_in_the_output_folder_is_no_input(photos):
+    """Else a second call would label the pictures of the first."""
+    output = photos / 'trip'
+    assert names(find_sources(str(photos), str(output))) == ['a', 'b.jpg', 'b.png']
+    assert names(find_sources(str(photos / '**/*.JPG'), str(photos / 'out'))) == ['trip/Straße 1']
+    link = photos.parent / 'link'
+    link.symlink_to(photos)
+    assert names(find_sources(str(link), str(output))) == ['a', 'b.jpg', 'b.png']
+
+
+@pytest.mark.parametrize(
+    ('given', 'message'),
+    [
+        ('', 'config.predict.input: empty; give a picture, a folder'),
+        ('photos', 'config.predict.output=photos: is the input folder itself'),
+        ('empty', 'config.predict.input=empty: holds no pictures or videos'),
+        ('photos/*.tiff', 'config.predict.input=photos/*.tiff: holds no pictures or videos'),
+        ('photos/missing.png', 'config.predict.input=photos/missing.png: no such file or folder'),
+        ('photos/notes.txt', 'config.predict.input=photos/notes.txt: not a kind of picture or video'),
+        ('camera:front', 'config.predict.input=camera:front: a camera is given by its number'),
+    ],
+)
+def test_what_cannot_be_input_is_said_in_a_line(photos, tmp_path, monkeypatch, given, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(InputError, match=re.escape(message)) as failure:
+        find_sources(given, 'photos')
+    assert '\n' not in str(failure.value)
+
+
+def test_every_kind_of_picture_that_pillow_reads_is_one(tmp_path):
+    for suffix in ('png', 'jpg', 'webp', 'tif', 'bmp', 'gif', 'ppm'):
+        PIL.Image.new('RGB', (8, 8)).save(tmp_path / f'{suffix}.{suffix}')
+    assert len(find_sources(str(tmp_path), 'out')) == 7

@@ -1,0 +1,232 @@
+"""`--mode=predict` from files to files."""
+
+import os
+import re
+import shutil
+import subprocess
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import args as official_options
+from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import getPrediction
+
+from atonet_jax import visualize
+from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.devices import create_mesh
+from atonet_jax.errors import InputError
+from atonet_jax.inference import Segmenter, predict_labels
+from atonet_jax.network import trained_network
+from atonet_jax.predict import predict, submission
+from atonet_jax.workdir import load_class_table
+from tests.commands import main_command
+
+SIZE = (64, 128)
+
+
+def picture(seed, size=SIZE):
+    """[H, W, 3] uint8 in patches of colour."""
+    patches = np.random.default_rng(seed).integers(0, 256, (size[0] // 16, size[1] // 16, 3), np.uint8)
+    return patches.repeat(16, 0).repeat(16, 1)
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.fromarray(pixels).save(path)
+
+
+def load(path):
+    return np.asarray(PIL.Image.open(path))
+
+
+def files_below(folder):
+    return sorted(
+        os.path.relpath(os.path.join(parent, name), folder) for parent, _, names in os.walk(folder) for name in names
+    )
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    """Of a call that reads `photos` and writes `out`."""
+    config = tiny_config.copy_and_resolve_references()
+    config.predict.update(input=str(tmp_path / 'photos'), output=str(tmp_path / 'out'))
+    return config
+
+
+@pytest.fixture(scope='module')
+def segment(finished):
+    return Segmenter.from_workdir(finished)
+
+
+def test_a_folder_with_a_bad_file_gives_all_the_others(config, finished, segment, tmp_path, capsys):
+    """Of several sizes, in batches that are not all full."""
+    config.predict.batch_size = 2
+    pixels = {name: picture(i) for i, name in enumerate(('a', 'trip/b', 'trip/c'))} | {'d': picture(9, (48, 64))}
+    for name, of_one in pixels.items():
+        save(tmp_path / 'photos' / f'{name}.png', of_one)
+    (tmp_path / 'photos' / 'bad.png').write_bytes(b'nothing')
+    assert predict(config, finished) is False
+    kinds = config.predict.pictures
+    assert files_below(tmp_path / 'out') == sorted(f'{name}_{kind}.png' for name in pixels for kind in kinds)
+    table = load_class_table(finished)
+    for name, image in pixels.items():
+        labels = np.asarray(segment(image[None]))[0]
+        np.testing.assert_array_equal(load(tmp_path / 'out' / f'{name}_labels.png'), labels)
+        np.testing.assert_array_equal(load(tmp_path / 'out' / f'{name}_color.png'), table.palette[labels])
+        overlay = load(tmp_path / 'out' / f'{name}_overlay.png')
+        factor = overlay.shape[1] // image.shape[1]
+        expected = visualize.overlay(image, labels, table.palette).repeat(factor, 0).repeat(factor, 1)
+        np.testing.assert_array_equal(overlay[: len(expected)], expected)
+        assert len(overlay) > len(expected), 'a legend is below'
+    output = capsys.readouterr().out
+    assert '4 images in ' in output
+    assert f'not done: {tmp_path}/photos/bad.png: no image that can be read' in output
+
+
+def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp_path):
+    config.predict.update(ids='raw', pictures=('labels',))
+    config.eval.flip = True
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    assert predict(config, finished) is True
+    network = trained_network(config, finished, create_mesh())
+    labels = np.asarray(predict_labels(network.model, network.variables, picture(0)[None], flip=True))[0]
+    expected = network.class_table.train_to_raw[labels]
+    written = load(tmp_path / 'out' / 'a_labels.png')
+    assert np.mean(written == expected) > 0.999  # ties, where compiled otherwise
+    assert set(np.unique(written)) <= set(network.class_table.train_to_raw[:19])
+
+
+@pytest.fixture
+def film(tmp_path):
+    """A video of 5 frames of a colour each."""
+    import cv2
+
+    path = str(tmp_path / 'photos' / 'film.mp4')
+    os.makedirs(os.path.dirname(path))
+    writer = cv2.VideoWriter(path, cv2.VideoWriter_fourcc(*'mp4v'), 10, SIZE[::-1])
+    for i in range(5):
+        writer.write(np.full((*SIZE, 3), 50 * i, np.uint8))
+    writer.release()
+    return path
+
+
+def frames_of(path):
+    import cv2
+
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (frame := capture.read())[0]:
+        frames.append(frame[1])
+    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    return frames
+
+
+def test_a_video_becomes_videos_and_a_label_file_a_frame(config, finished, segment, film, tmp_path):
+    config.predict.update(batch_size=2, pictures=('labels', 'overlay'))
+    assert predict(config, finished) is True
+    labels = [f'film/{i:06d}_labels.png' for i in range(5)]
+    assert files_below(tmp_path / 'out') == sorted([*labels, 'film_overlay.mp4'])
+    grey = np.full((1, *SIZE, 3), 100, np.uint8)
+    same = np.mean(load(tmp_path / 'out' / labels[2]) == np.asarray(segment(grey))[0])
+    assert same > 0.9  # the file's compression changes colours a little
+    assert len(frames_of(tmp_path / 'out' / 'film_overlay.mp4')) == 5
+
+
+def test_a_video_is_followed_up_to_a_number_of_frames(config, finished, film, tmp_path):
+    config.predict.update(max_frames=2, pictures=('color',))
+    assert predict(config, finished) is True
+    assert len(frames_of(tmp_path / 'out' / 'film_color.mp4')) == 2
+
+
+def test_a_video_that_ends_early_gives_what_it_has_and_says_so(config, finished, film, tmp_path, monkeypatch, capsys):
+    from atonet_jax.predict import video
+
+    frames = video.Video.__iter__
+    monkeypatch.setattr(video.Video, '__iter__', lambda self: (frame for frame, _ in zip(frames(self), range(3))))
+    assert predict(config, finished) is False
+    assert f'not done: {film}: ends after 3 of 5 frames; those are done' in capsys.readouterr().out
+    assert len(frames_of(tmp_path / 'out' / 'film_overlay.mp4')) == 3
+
+
+def test_a_broken_video_and_a_missing_camera_stop_nothing_else(config, finished, tmp_path, capsys):
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    (tmp_path / 'photos' / 'film.mp4').write_bytes(b'nothing')
+    assert predict(config, finished) is False
+    assert 'film.mp4: no video that can be read' in capsys.readouterr().out
+    assert (tmp_path / 'out' / 'a_labels.png').exists()
+    config.predict.input = 'camera:77'
+    assert predict(config, finished) is False
+    assert 'camera 77: there is none, or another program has it' in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_written_is_refused(config, finished, tmp_path):
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    (tmp_path / 'file').touch()
+    config.predict.output = str(tmp_path / 'file' / 'out')
+    with pytest.raises(InputError, match=r'out: cannot be written \(Not a directory\); choose another'):
+        predict(config, finished)
+
+
+def test_a_full_disk_ends_it_with_a_line(config, finished, tmp_path, monkeypatch):
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    full = OSError(28, 'No space left on device')
+    monkeypatch.setattr(PIL.Image.Image, 'save', lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(InputError, match=r'a_labels.png: cannot be written \(No space left on device\)'):
+        predict(config, finished)
+
+
+def city(config, tmp_path, count):
+    config.predict.format = 'cityscapes_submission'
+    names = [f'berlin_{i:06d}_000019' for i in range(count)]
+    for i, name in enumerate(names):
+        save(tmp_path / 'photos' / 'berlin' / f'{name}_leftImg8bit.png', picture(i))
+    return names
+
+
+def test_a_submission_is_what_the_official_script_finds(config, finished, segment, tmp_path, monkeypatch, capsys):
+    names = city(config, tmp_path, 3)
+    monkeypatch.setattr(submission, 'TEST_IMAGES', 3)
+    monkeypatch.setattr(submission, 'SIZE', SIZE)
+    assert predict(config, finished) is True
+    path = tmp_path / 'out' / 'submission.zip'
+    assert f'to submit: {path}' in capsys.readouterr().out
+    with zipfile.ZipFile(path) as file:
+        file.extractall(tmp_path / 'server')
+    assert files_below(tmp_path / 'server') == [f'{name}_labelIds.png' for name in names]
+    monkeypatch.setattr(official_options, 'predictionPath', str(tmp_path / 'server'))
+    monkeypatch.setattr(official_options, 'predictionWalk', None)
+    for i, name in enumerate(names):
+        found = getPrediction(official_options, f'{name}_gtFine_labelIds.png')
+        labels = np.asarray(segment(picture(i)[None]))[0]
+        np.testing.assert_array_equal(load(found), CITYSCAPES.train_to_raw[labels])
+
+
+def test_no_zip_is_written_that_the_server_would_not_take(config, finished, tmp_path, capsys):
+    city(config, tmp_path, 2)
+    assert predict(config, finished) is False
+    output = capsys.readouterr().out
+    assert 'no zip: the test server would not take it: 2 label files where the test split has 1525 images' in output
+    assert 'where (1024, 2048) uint8 is asked' in output
+    assert not (tmp_path / 'out' / 'submission.zip').exists()
+
+
+def test_a_submission_of_other_pictures_or_classes_is_refused(config, finished, tmp_path, monkeypatch):
+    city(config, tmp_path, 1)
+    save(tmp_path / 'photos' / 'dog.png', picture(0))
+    with pytest.raises(InputError, match=re.escape('dog.png: no Cityscapes image')):
+        predict(config, finished)
+    other = CITYSCAPES.__class__('camvid', ('sky',), ((0, 0, 0),), ())
+    with pytest.raises(InputError, match='the classes of camvid, not those of Cityscapes'):
+        submission.check_sources([], other)
+
+
+def test_the_command_says_by_its_exit_code_that_something_is_undone(finished, repository, tmp_path, tiny_config):
+    workdir = str(tmp_path / 'run')
+    shutil.copytree(finished, workdir)
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    (tmp_path / 'photos' / 'b.png').touch()
+    command = main_command(tiny_config, workdir, '--mode=predict', f'--config.predict.input={tmp_path / "photos"}')
+    process = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert process.returncode == 1, process.stderr
+    assert 'tensorflow' not in process.stderr.lower()
+    assert files_below(f'{workdir}/predictions') == sorted(f'a_{kind}.png' for kind in tiny_config.predict.pictures)
