@@ -27,6 +27,7 @@ from atonet_jax.flops import count_conv_macs
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import init_variables
 from atonet_jax.network import create_network, trained_network
+from atonet_jax.progress import watched
 from atonet_jax.workdir import holds_run, write_json
 
 PUBLISHED_BOUNDARY = 'full-resolution logits'
@@ -160,7 +161,7 @@ def time_in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, limit: fl
     """
     seconds = {name: [] for name in calls}
     end = time.perf_counter() + limit
-    for _ in range(rounds):
+    for _ in watched(range(rounds), 'timing', rounds, 'round'):
         for name, call in calls.items():
             start = time.perf_counter()
             call()

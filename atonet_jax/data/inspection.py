@@ -6,11 +6,11 @@ import hashlib
 from collections import Counter
 
 import numpy as np
-import tqdm
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import check_label_size, read_image, read_label_values, unknown_values
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
+from atonet_jax.progress import watched
 
 _MOST_IGNORED = 0.5  # share of unlabelled pixels beyond which training would ignore most of what it sees
 
@@ -77,8 +77,7 @@ def inspect_split(dataset: SegmentationDataset, on_corrupt: str = 'error') -> Sp
     """Decodes every image and label of a split; with `on_corrupt` 'skip' an unusable example is a warning."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         inspections = pool.map(lambda i: _inspect(dataset, i), range(len(dataset)))
-        description = f'reading {dataset.name} {dataset.split}'
-        inspections = list(tqdm.tqdm(inspections, description, total=len(dataset), disable=None, leave=False))
+        inspections = list(watched(inspections, f'reading {dataset.name} {dataset.split}', len(dataset), 'example'))
 
     num_classes = dataset.class_table.num_classes
     values, failures = Counter(), {}

@@ -18,13 +18,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import PIL.Image
 import tensorflow_datasets as tfds
-import tqdm
 from etils import epath
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_label_values
 from atonet_jax.data.tfds_copy import INFO, METADATA, read_metadata
 from atonet_jax.data.tfds_records import foreign_errors
+from atonet_jax.progress import watched
 
 _log = logging.getLogger(__name__)
 
@@ -218,9 +218,8 @@ def _check_holds(directory: epath.Path, datasets: Mapping[str, SegmentationDatas
         if kept['splits'][part]['raw_to_train'] != wanted['splits'][part]['raw_to_train']:
             raise _other_data(directory, f"other label values in split '{part}'")
         digest = hashlib.sha256()
-        description = f'comparing {dataset.name} {part}'
-        examples = tqdm.tqdm(_encoded_examples(dataset), description, len(dataset), disable=None, delay=1, leave=False)
-        for _, *example in examples:
+        examples = _encoded_examples(dataset)
+        for _, *example in watched(examples, f'comparing {dataset.name} {part}', len(dataset), 'example'):
             _add(digest, *example)
         if kept['splits'][part]['sha256'] != digest.hexdigest():
             raise _other_data(directory, f"other examples in split '{part}'")

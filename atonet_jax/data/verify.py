@@ -9,11 +9,11 @@ import tempfile
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import check_image_end, read_image_size, read_labels
 from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.progress import watched
 
 _log = logging.getLogger(__name__)
 
@@ -65,9 +65,7 @@ def verify(
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
         checks = pool.map(check, range(len(dataset)))
-        description = f'checking {dataset.name} {dataset.split}'
-        # disable=None: no bar where stderr is not a terminal; delay: none where all is cached.
-        results = list(tqdm.tqdm(checks, description, total=len(dataset), disable=None, delay=1, leave=False))
+        results = list(watched(checks, f'checking {dataset.name} {dataset.split}', len(dataset), 'example'))
 
     unusable = {i: result for i, result in enumerate(results) if isinstance(result, DataError)}
     if unusable and (on_corrupt == 'error' or len(unusable) == len(dataset)):

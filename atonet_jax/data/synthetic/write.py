@@ -8,11 +8,11 @@ import os
 import pathlib
 from collections.abc import Mapping
 
-import tqdm
 from PIL import Image
 
 from atonet_jax.data.synthetic.scene import check_scene, render_scene
 from atonet_jax.errors import InputError
+from atonet_jax.progress import watched
 
 PARAMETERS_FILE = 'synthetic.json'
 CITY = 'synthetown'
@@ -64,7 +64,7 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
     spawn = multiprocessing.get_context('spawn')
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn) as pool:
         written = pool.map(_write_scene, jobs, chunksize=8)
-        for _ in tqdm.tqdm(written, desc=f'scenes to {root}', total=len(jobs), unit='scene', disable=None):
+        for _ in watched(written, f'scenes to {root}', len(jobs), 'scene'):
             pass
     os.replace(started, complete)
 

@@ -1,0 +1,42 @@
+"""Quiet where stderr is no terminal, but for a line a minute."""
+
+import logging
+
+from atonet_jax import progress
+from atonet_jax.progress import Progress, watched
+
+
+def test_elsewhere_than_on_a_terminal_a_line_a_minute_says_rate_and_what_is_left(monkeypatch, caplog, capfd):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    with caplog.at_level(logging.INFO), Progress('evaluating', 3600, 'image', done=100) as bar:
+        for i in range(15):
+            now[0] = 10.0 * i
+            bar.update(10, 'loss 0.5')
+    assert caplog.messages == [
+        'evaluating: image 180 of 3600, 1.14 a second, 50 min left, loss 0.5',
+        'evaluating: image 250 of 3600, 1.07 a second, 52 min left, loss 0.5',
+    ]
+    assert capfd.readouterr().err == ''
+
+
+def test_what_is_quick_or_quiet_shows_nothing(monkeypatch, caplog, capfd):
+    with caplog.at_level(logging.INFO):
+        assert list(watched('abc', 'reading', 3, 'letter')) == ['a', 'b', 'c']
+        now = iter(range(0, 10_000, 100))
+        monkeypatch.setattr(progress.time, 'monotonic', lambda: next(now))
+        with Progress('training', None, 'step', quiet=True) as bar:
+            bar.update()
+    assert not caplog.messages
+    assert capfd.readouterr().err == ''
+
+
+def test_hours_and_unknown_totals(monkeypatch, caplog):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, 'monotonic', lambda: now[0])
+    with caplog.at_level(logging.INFO):
+        known, unknown = Progress('training', 8000, 'step'), Progress('reading', None, 'x')
+        now[0] = 100.0
+        known.update(100)
+        unknown.update(100)
+    assert caplog.messages == ['training: step 100 of 8000, 1 a second, 2 h 12 min left', 'reading: x 100, 1 a second']
