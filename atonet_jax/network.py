@@ -14,7 +14,7 @@ from atonet_jax.checkpoint import Checkpoints
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import class_table
 from atonet_jax.devices import replicated
-from atonet_jax.models import abstract_variables, create_model, init_variables
+from atonet_jax.models import abstract_variables, create_model, init_variables, option_names
 from atonet_jax.workdir import changes_since, holds_run, load_class_table
 
 
@@ -39,10 +39,10 @@ class TrainedNetwork(NamedTuple):
 
 
 def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The network of the config's section `model`."""
+    """The network of the config's section `model`; of its options, those that the network has."""
     options = dict(config.model) | {'dtype': jnp.dtype(config.model.dtype)}
-    del options['pretrained_backbone']
-    return create_model(options.pop('name'), num_classes, **options)
+    options = {key: value for key, value in options.items() if key in option_names(config.model.name)}
+    return create_model(config.model.name, num_classes, **options)
 
 
 def starting_variables(config: ConfigDict, model: nn.Module) -> dict[str, Any]:

@@ -20,12 +20,16 @@ def create_model(name: str, num_classes: int, **options) -> nn.Module:
     """
     if name not in _MODELS:
         raise ValueError(f'model.name={name!r} is no network here; known: {", ".join(MODEL_NAMES)}')
-    model_class = _MODELS[name]
-    known = set(model_class.__dataclass_fields__) - {'parent', 'name', 'num_classes'}
+    known = option_names(name)
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f'model {name!r} has no option {", ".join(unknown)}; known: {", ".join(sorted(known))}')
-    return model_class(num_classes=num_classes, **options)
+    return _MODELS[name](num_classes=num_classes, **options)
+
+
+def option_names(name: str) -> set[str]:
+    """What `create_model` takes as options of the network `name`."""
+    return set(_MODELS[name].__dataclass_fields__) - {'parent', 'name', 'num_classes'}
 
 
 def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
