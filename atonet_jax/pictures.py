@@ -48,6 +48,8 @@ def read_picture(file: str | BinaryIO, name: str, max_pixels: int, formats: Sequ
             if image.mode in _SIXTEEN_BITS:
                 return np.repeat((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
             return np.asarray(image.convert('RGB'))
+    except TooManyPixels:  # a ValueError, as some of _UNDECODABLE
+        raise
     except FileNotFoundError as error:
         raise InputError(f'{name}: no such file') from error
     except PIL.UnidentifiedImageError as error:

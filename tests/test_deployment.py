@@ -29,7 +29,7 @@ def blocks(repository):
 def folder(tiny_config, finished, tmp_path_factory):
     """Where the document's paths lead: a run with all exports, and an image of their size."""
     folder = tmp_path_factory.mktemp('deployment')
-    workdir = shutil.copytree(finished, folder / 'runs' / 'cityscapes')
+    workdir = shutil.copytree(finished, folder / 'runs' / 'demo')
     for format in EXPORT_FORMATS:
         config = tiny_config.copy_and_resolve_references()
         config.export.update(format=format, size=SIZE)
