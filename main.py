@@ -3,12 +3,16 @@
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes --mode=check_data
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
     python main.py --workdir=runs/cityscapes --mode=evaluate
+    python main.py --mode=compare runs/a runs/b
+    python main.py --workdir=runs/cityscapes --mode=predict --config.predict.input=photos
     python main.py --workdir=runs/cityscapes --mode=benchmark --config.benchmark.dtypes="('float32','bfloat16')"
     python main.py --workdir=runs/cityscapes --mode=export --config.export.format=onnx
+    python main.py --workdir=runs/cityscapes --mode=serve
 
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
-Exits with 0, with 1 where check_data finds data unfit to train on, 2 where the input is at fault, 3 where training
-cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended training after a step that is saved.
+Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
+is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended training
+after a step that is saved.
 Several processes as one run: docs/scaling.md.
 """
 
@@ -20,11 +24,12 @@ import jax
 from absl import flags
 
 from atonet_jax.command_line import define_config_flag
+from atonet_jax.devices import keep_freed_memory
 from atonet_jax.distributed import initialize, is_main_process
 from atonet_jax.errors import ExportError, InputError, TrainingError
 from atonet_jax.stopping import Stopped
 
-MODES = ('train', 'evaluate', 'benchmark', 'export', 'check_data', 'prepare')
+MODES = ('train', 'evaluate', 'compare', 'benchmark', 'export', 'predict', 'check_data', 'prepare', 'serve')
 
 flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.')
 flags.DEFINE_enum('mode', 'train', MODES, 'What to do.')
@@ -37,11 +42,12 @@ flags.DEFINE_bool('force', False, 'Lets export replace a file that is there alre
 def main(argv: list[str]) -> int:
     """Runs one mode; returns the exit code."""
     argv = define_config_flag(argv)
+    flags.FLAGS.set_gnu_getopt()  # flags may follow the runs that compare takes
     try:
         rest = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise InputError(f'{str(error).splitlines()[0]}; see python main.py --help') from error
-    if rest:
+    if rest and flags.FLAGS.mode != 'compare':
         raise InputError(f'{rest[0]!r} is no flag; settings are given as --config.key=value')
 
     # A benchmark times how long compiling takes.
@@ -55,6 +61,13 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
+    if flags.FLAGS.mode == 'compare':
+        from atonet_jax.report.compare import compare
+
+        compare(rest, flags.FLAGS.workdir or '.')
+        return 0
+    if flags.FLAGS.mode == 'train':
+        keep_freed_memory()
     if flags.FLAGS.mode in ('train', 'evaluate'):
         initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
@@ -67,10 +80,15 @@ def main(argv: list[str]) -> int:
         if not is_main_process():
             return 0
         print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
+        print(f'report: {os.path.join(workdir, "report.html")}')
     elif flags.FLAGS.mode == 'evaluate':
         from atonet_jax.evaluate import evaluate
 
         evaluate(config, workdir)
+    elif flags.FLAGS.mode == 'predict':
+        from atonet_jax.predict import predict
+
+        return 0 if predict(config, workdir) else 1
     elif flags.FLAGS.mode == 'benchmark':
         from atonet_jax.benchmark import benchmark
 
@@ -87,6 +105,10 @@ def main(argv: list[str]) -> int:
         from atonet_jax.data.sources import prepare_copy
 
         print(f'written: {prepare_copy(config.data)}')
+    elif flags.FLAGS.mode == 'serve':
+        from atonet_jax.serve import serve
+
+        serve(config, workdir)
     return 0
 
 

@@ -6,16 +6,20 @@ A file of configs/ starts from `default_config()` and changes what its run needs
 
 import functools
 import math
+from typing import Any
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.data.labels import DATA_NAMES
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES
+from atonet_jax.pictures import MOST_PIXELS
 
 DTYPES = ('float32', 'bfloat16')
 CACHES = ('none', 'memory', 'disk')
 ON_CORRUPT = ('error', 'skip')
+PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 
 
@@ -119,6 +123,17 @@ def default_config() -> ConfigDict:
                 'flip': False,  # averages with the mirrored image
                 'pictures': 8,  # examples drawn with their prediction
             },
+            # As `eval` says which checkpoint, scales, flip and window.
+            'predict': {
+                'input': '',  # a picture, a folder, a pattern such as 'photos/**/*.jpg', a video, or camera:0
+                'output': '',  # folder; none: predictions/ of the workdir
+                'format': 'pictures',  # or cityscapes_submission: what the test server takes
+                'pictures': ('labels', 'color', 'overlay', 'side_by_side'),  # kinds that are written
+                'ids': 'train',  # in label files; or raw
+                'batch_size': 1,  # pictures of one size that go through the network together
+                'max_pixels': 64_000_000,  # of a picture
+                'max_frames': 0,  # of a video or camera; 0: all, or until Ctrl-C
+            },
             'benchmark': {
                 'sizes': (1024, 2048),  # height, width of the images; or several: ((1024, 2048), (720, 960))
                 'batch_sizes': (1,),
@@ -138,8 +153,21 @@ def default_config() -> ConfigDict:
                 'layout': 'NHWC',  # of images and logits; or NCHW
                 'winograd': True,  # in onnx: faster in ONNX Runtime, slower in OpenVINO
             },
+            'serve': {
+                'host': '127.0.0.1',  # this machine alone; 0.0.0.0: whoever reaches it over the network
+                'port': 8000,  # 0: any that is free
+                'max_megabytes': 20.0,  # of a request
+                'max_pixels': 40_000_000,  # of a picture
+                'long_side': 1024,  # pixels to which pictures are reduced for the network
+                'waiting': 8,  # requests; what comes then is told to try again
+            },
         }
     )
+
+
+def flat_settings(config: ConfigDict) -> dict[str, Any]:
+    """Every setting by its whole key, such as 'train.batch_size', in the config's order."""
+    return flatten_dict(config.to_dict(), sep='.')
 
 
 def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
@@ -198,6 +226,10 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     one_of('schedule.name', ('cosine', 'poly', 'constant'))
     one_of('schedule.per', ('epoch', 'step'))
     one_of('eval.checkpoint', ('best', 'latest'))
+    one_of('predict.format', ('pictures', 'cityscapes_submission'))
+    one_of('predict.ids', ('train', 'raw'))
+    kinds = config.predict.pictures
+    check(kinds and set(kinds) <= set(PREDICTION_PICTURES), 'predict.pictures', f'of {", ".join(PREDICTION_PICTURES)}')
     one_of('export.format', EXPORT_FORMATS)
     one_of('export.inputs', ('uint8', 'normalized'))
     one_of('export.outputs', ('labels', 'logits'))
@@ -208,7 +240,9 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     positive('train.batch_size', 'train.epochs', 'train.log_every_steps', 'train.checkpoint_every_steps')
     check(isinstance(config.train.accumulation, int) and config.train.accumulation > 0, 'train.accumulation',
           'a whole number greater than 0')
-    positive('train.eval_every_epochs', 'train.keep_checkpoints', 'eval.batch_size')
+    positive('train.eval_every_epochs', 'train.keep_checkpoints', 'eval.batch_size', 'predict.batch_size')
+    between(1, MOST_PIXELS, 'predict.max_pixels')
+    check(config.predict.max_frames >= 0, 'predict.max_frames', 'not below 0')
 
     bins, levels = config.model.spp_bins, config.model.aux_levels
     check(all(isinstance(b, int) and b > 0 for b in bins), 'model.spp_bins', 'whole numbers greater than 0')
@@ -263,6 +297,12 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     check(dtypes and set(dtypes) <= set(DTYPES), 'benchmark.dtypes', f'of {", ".join(DTYPES)}')
     positive('benchmark.rounds', 'benchmark.seconds')
     check(config.benchmark.warmup >= 0, 'benchmark.warmup', 'not below 0')
+    check(config.serve.host, 'serve.host', 'an address or a name of this machine, such as 127.0.0.1')
+    between(0, 65535, 'serve.port')
+    positive('serve.max_megabytes')
+    between(1, MOST_PIXELS, 'serve.max_pixels')
+    check(config.serve.long_side > 0 and config.serve.long_side % 64 == 0, 'serve.long_side', 'a multiple of 64')
+    check(config.serve.waiting >= 0, 'serve.waiting', 'not below 0')
     scales = config.eval.scales
     check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
     for key in ('train.batch_size', 'eval.batch_size'):
