@@ -6,6 +6,7 @@ import runpy
 
 from ml_collections import ConfigDict, config_flags
 
+from atonet_jax.config import flat_settings
 from atonet_jax.errors import InputError
 from atonet_jax.workdir import load_config
 
@@ -13,7 +14,8 @@ from atonet_jax.workdir import load_config
 def define_config_flag(argv: list[str]) -> list[str]:
     """Defines the flag `config`, whose keys `--config.key=value` overrides, before absl parses the command line.
 
-    The config is that of the file in `--config`, or else that which the run in `--workdir` was started with.
+    The config is that of the file in `--config`, or else that which the run in `--workdir` was started with. With
+    `--mode=compare`, whose runs have each their own, nothing is defined.
 
     Returns:
         argv without `--config`.
@@ -24,7 +26,10 @@ def define_config_flag(argv: list[str]) -> list[str]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--config')
     parser.add_argument('--workdir')
+    parser.add_argument('--mode')
     known, rest = parser.parse_known_args(argv)
+    if known.mode == 'compare':
+        return argv
     if known.config is not None:
         config = _run_config_file(known.config)
     elif known.workdir is not None:
@@ -35,7 +40,8 @@ def define_config_flag(argv: list[str]) -> list[str]:
         if argument.startswith('--config.'):
             _check_key(config, argument.removeprefix('--config.').partition('=')[0])
     config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
-    return rest if known.workdir is None else [*rest, f'--workdir={known.workdir}']
+    kept = {'workdir': known.workdir, 'mode': known.mode}
+    return [*rest, *(f'--{name}={value}' for name, value in kept.items() if value is not None)]
 
 
 def _run_config_file(path: str) -> ConfigDict:
@@ -48,15 +54,7 @@ def _run_config_file(path: str) -> ConfigDict:
 
 
 def _check_key(config: ConfigDict, key: str) -> None:
-    keys = list(_flat_keys(config))
+    keys = list(flat_settings(config))
     if key not in keys:
         alike = difflib.get_close_matches(key, keys, n=3) or keys
         raise InputError(f'--config.{key}: there is no such setting; there is {", ".join(alike)}')
-
-
-def _flat_keys(config: ConfigDict, prefix: str = ''):
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            yield from _flat_keys(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}'

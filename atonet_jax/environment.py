@@ -1,5 +1,6 @@
 """Where a result was obtained: processor, devices, versions, revision of the code."""
 
+import datetime
 import importlib.metadata
 import os
 import pathlib
@@ -7,6 +8,8 @@ import platform
 import subprocess
 
 import jax
+
+from atonet_jax import __version__
 
 
 def cpu_name() -> str:
@@ -46,3 +49,18 @@ def git_revision() -> str | None:
         return git('rev-parse', '--short=12', 'HEAD') + ('+changes' if changes else '')
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def now() -> str:
+    """'2026-01-31 12:00:00 UTC'."""
+    return datetime.datetime.now(datetime.UTC).strftime('%Y-%m-%d %H:%M:%S UTC')
+
+
+def describe() -> dict[str, str | None]:
+    """All of it, JSON-ready, and when: {'time', 'revision', 'devices', 'versions'}."""
+    return {
+        'time': now(),
+        'revision': git_revision(),
+        'devices': device_names(),
+        'versions': f'atonet_jax {__version__}, {versions("jax", "flax", "numpy")}',
+    }

@@ -23,6 +23,27 @@ def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int
     return jnp.bincount(cells.ravel(), length=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
 
 
+def confusion_matrices(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
+    """`confusion_matrix` of each image: [B, ...] uint8 train ids twice -> [B, num_classes, num_classes] int32."""
+    return jax.vmap(lambda *pair: confusion_matrix(*pair, num_classes))(labels, predictions)
+
+
+def image_scores(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """mIoU and pixel accuracy of each image by itself, as `Scores` defines them; NaN where no pixel has a label.
+
+    Args:
+        confusions: [B, C, C] integer counts by [image, true class, predicted class].
+
+    Returns:
+        [B] float64 twice.
+    """
+    hits = confusions.diagonal(axis1=1, axis2=2).astype(np.float64)
+    union = confusions.sum(1) + confusions.sum(2) - hits
+    with np.errstate(invalid='ignore'):
+        miou = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0).sum(1) / np.count_nonzero(union, axis=1)
+        return miou, hits.sum(1) / confusions.sum((1, 2))
+
+
 class Scores(NamedTuple):
     """What a confusion matrix says, all in 0 .. 1; NaN where a class does not occur.
 

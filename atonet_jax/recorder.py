@@ -1,4 +1,4 @@
-"""What a training run shows and writes down: progress, metrics.jsonl, TensorBoard. Only the main process does."""
+"""What the main process of a training run shows and writes: progress, metrics.jsonl, TensorBoard, a report."""
 
 import logging
 import math
@@ -12,14 +12,14 @@ import numpy as np
 import tqdm
 from ml_collections import ConfigDict
 
-from atonet_jax import visualize
+from atonet_jax import environment, visualize
+from atonet_jax.config import flat_settings
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.distributed import is_main_process
 from atonet_jax.errors import TrainingError
-from atonet_jax.evaluate import Example
-from atonet_jax.metrics import Scores
+from atonet_jax.evaluate import Evaluation
 from atonet_jax.tensorboard import EventFile
-from atonet_jax.workdir import MetricsLog
+from atonet_jax.workdir import REPORT_FILE, MetricsLog, record_start
 
 _log = logging.getLogger(__name__)
 
@@ -30,23 +30,27 @@ _SECONDS_BETWEEN_LINES = 60
 class Recorder:
     """Writes into a workdir; in other processes than the main one, nowhere."""
 
-    def __init__(self, workdir: str, options: ConfigDict, table: ClassTable, start_step: int, num_images: int):
+    def __init__(self, workdir: str, config: ConfigDict, table: ClassTable, start_step: int, num_images: int):
         """
         Args:
             workdir: of the run.
-            options: the config's section `train`.
+            config: of the run.
             table: the classes.
             start_step: what later steps have written is forgotten: they are taken anew.
             num_images: that an epoch has.
         """
-        self.options = options
+        self.options = config.train
         self.num_images = num_images
+        self._config = config
         self._table = table
         self._workdir = workdir
         self._writes = is_main_process()
         if self._writes:
+            self._environment = environment.describe()
+            record_start(workdir, start_step, self._environment)
             self._metrics = MetricsLog(workdir, start_step)
             self._board = EventFile(os.path.join(workdir, 'tensorboard'), start_step + 1)
+            self._board.text('config', _code_block(config), start_step)
 
     @contextmanager
     def progress(self, start_step: int, total_steps: int) -> Iterator['Progress']:
@@ -56,23 +60,54 @@ class Recorder:
         with bar:
             yield Progress(self, bar, total_steps)
 
-    def evaluation(self, step: int, scores: Scores, numbers: dict[str, float], examples: list[Example]) -> None:
-        """The scores after a step, and pictures of the first examples."""
+    def evaluation(self, step: int, evaluation: Evaluation, numbers: dict[str, float]) -> None:
+        """The scores after a step, pictures, and the report.
+
+        Raises:
+            TrainingError: the disk does not take them.
+        """
+        scores = evaluation.scores
         values = {name: value for name, value in scores._asdict().items() if np.ndim(value) == 0}
         values |= {f'iou/{name}': iou for name, iou in zip(self._table.class_names, scores.class_iou, strict=True)}
         values |= {'best_miou': numbers['best_miou'], 'train_seconds': numbers['seconds']}
         self.write(step, {f'eval/{name}': float(value) for name, value in values.items() if not np.isnan(value)})
         if not self._writes:
             return
+        from atonet_jax.report.charts import confusion_picture  # imports matplotlib
+
         with self._writing(step):
-            for i, example in enumerate(examples[:_PICTURES]):
+            for i, example in enumerate(evaluation.examples[:_PICTURES]):
                 picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
                 self._board.image(f'example/{i}', picture, step)
+            self._board.image('confusion', confusion_picture(evaluation.confusion, self._table.class_names), step)
             self._board.flush()
+        self.report(step, evaluation)
         tqdm.tqdm.write(
             f'step {step}: mIoU {100 * scores.miou:.2f}%, pixel accuracy {100 * scores.pixel_accuracy:.2f}% '
             f'(best mIoU {100 * numbers["best_miou"]:.2f}% at step {numbers["best_step"]})'
         )
+
+    def report(self, step: int, evaluation: Evaluation) -> None:
+        """Writes report.html over that of the evaluation before.
+
+        Raises:
+            TrainingError: the disk does not take it.
+        """
+        if not self._writes:
+            return
+        from atonet_jax.report import write_report  # imports matplotlib
+
+        with self._writing(step):
+            write_report(
+                os.path.join(self._workdir, REPORT_FILE),
+                evaluation,
+                self._config,
+                self._table,
+                workdir=self._workdir,
+                weights=f'step {step}',
+                mode='train',
+                environment=self._environment | {'time': environment.now()},
+            )
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Figures by name.
@@ -105,6 +140,11 @@ class Recorder:
                 file.close()
             except OSError as error:  # where something worse is under way, that is what counts
                 _log.warning('%s: the last figures cannot be written (%s)', self._workdir, error.strerror)
+
+
+def _code_block(config: ConfigDict) -> str:
+    """Markdown: a line a setting."""
+    return '\n'.join(f'    {key} = {value!r}' for key, value in flat_settings(config).items())
 
 
 class Progress:

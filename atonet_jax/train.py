@@ -90,7 +90,7 @@ def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
     if resumes:
         state, numbers = checkpoints.restore_latest(state)
         _log.info('resumed from step %d of %s', int(state.step), workdir)
-    recorder = Recorder(workdir, config.train, table, int(state.step), len(train_set))
+    recorder = Recorder(workdir, config, table, int(state.step), len(train_set))
     step_options = {
         'model': model,
         'loss_options': _loss_options(config),
@@ -181,7 +181,9 @@ class _Run:
                     self._checkpoints.wait()
                     raise Stopped(stop, step)
         if scores is None:  # resumed where nothing was left to do
-            scores, _, _ = evaluator.run(state.averaged or state.variables)
+            evaluation = evaluator.run(state.averaged or state.variables)
+            self._recorder.report(first_step - 1, evaluation)
+            scores = evaluation.scores
         return scores
 
     def _check(self, pending: list[tuple[int, dict[str, jax.Array]]], explain: Callable[[], str] | None) -> None:
@@ -198,10 +200,11 @@ class _Run:
                 )
 
     def _evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> Scores:
-        scores, _, examples = evaluator.run(state.averaged or state.variables)
+        evaluation = evaluator.run(state.averaged or state.variables)
+        scores = evaluation.scores
         if scores.miou > self._numbers['best_miou']:
             self._numbers |= {'best_miou': scores.miou, 'best_step': step}
-        self._recorder.evaluation(step, scores, self._numbers, examples)
+        self._recorder.evaluation(step, evaluation, self._numbers)
         return scores
 
 

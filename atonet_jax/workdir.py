@@ -2,12 +2,14 @@
 
     config.json         every setting of the run
     class_table.json    the classes that it predicts
+    environment.json    when, on what and with which code training was started, each time
     metrics.jsonl       a line of figures every few steps, and one an evaluation
     checkpoints/        the training state (checkpoint.py)
     unusable/           checkpoints that could not be read, kept for you to look at
     lock                held by the process that trains here
     tensorboard/        the figures again, and pictures
-    evaluation/         scores and pictures of `--mode=evaluate`
+    report.html         what the last evaluation during training found, and the run so far
+    evaluation/         scores, pictures and report of `--mode=evaluate`
     benchmark/          figures of `--mode=benchmark`
     export/             files of `--mode=export`
 """
@@ -28,7 +30,9 @@ from atonet_jax.errors import InputError
 
 CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
+ENVIRONMENT_FILE = 'environment.json'
 METRICS_FILE = 'metrics.jsonl'
+REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
 # These change no parameter's shape.
 _FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.remat ', 'config.model.pretrained_backbone ')
@@ -135,9 +139,31 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
     return changes
 
 
+def write_text(path: str, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    temporary = f'{path}.{os.getpid()}'
+    with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:  # paths may be of any bytes
+        file.write(text)
+    os.replace(temporary, path)
+
+
 def write_json(path: str, values: dict) -> None:
     """Writes a JSON file whole or not at all."""
-    _write_whole(path, json.dumps(values, indent=1) + '\n')
+    write_text(path, json.dumps(values, indent=1) + '\n')
+
+
+def record_start(workdir: str, step: int, environment: dict) -> None:
+    """Adds a start of training to `environment.json`: after which step, and `environment.describe()`."""
+    starts = [*read_starts(workdir), {'step': step} | environment]
+    write_json(os.path.join(workdir, ENVIRONMENT_FILE), {'starts': starts})
+
+
+def read_starts(workdir: str) -> list[dict]:
+    """What `record_start` recorded, the first start first; none where there is no file."""
+    try:
+        return json.loads(pathlib.Path(workdir, ENVIRONMENT_FILE).read_text())['starts']
+    except FileNotFoundError:
+        return []
 
 
 class MetricsLog:
@@ -147,7 +173,7 @@ class MetricsLog:
         """Keeps the lines up to `resumed_step` alone."""
         self._path = os.path.join(workdir, METRICS_FILE)
         kept = [line for line in read_metrics(workdir) if line['step'] <= resumed_step]
-        _write_whole(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
+        write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
         self._file = open(self._path, 'a', buffering=1)
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -170,13 +196,6 @@ def read_metrics(workdir: str) -> list[dict]:
     except FileNotFoundError:
         pass
     return lines
-
-
-def _write_whole(path: str, text: str) -> None:
-    temporary = f'{path}.{os.getpid()}'
-    with open(temporary, 'w') as file:
-        file.write(text)
-    os.replace(temporary, path)
 
 
 def _differences(earlier: ConfigDict, config: ConfigDict, prefix: str = 'config'):

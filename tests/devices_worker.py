@@ -64,7 +64,7 @@ def run(scenes, variables, learning_rate, num_steps, seed=0, accumulation=1, **_
     options = default_config().eval
     options.batch_size = BATCH_SIZE
     # Of the starting variables: a rounding error in trained ones may turn a pixel.
-    confusion = Evaluator(model, Examples(load_cityscapes(scenes, 'val')), options, mesh).run(variables)[1]
+    confusion = Evaluator(model, Examples(load_cityscapes(scenes, 'val')), options, mesh).run(variables).confusion
     return np.array(losses), jax.tree.map(np.asarray, state.variables), confusion
 
 

@@ -10,6 +10,7 @@ from atonet_jax.data.sources import load_dataset
 from atonet_jax.devices import create_mesh
 from atonet_jax.errors import InputError
 from atonet_jax.evaluate import Evaluator
+from atonet_jax.metrics import Scores
 from atonet_jax.models import init_variables
 from atonet_jax.network import create_network
 
@@ -37,28 +38,56 @@ def labels(tiny_config):
 
 def test_a_partial_last_batch_counts_exactly_once(run, labels):
     assert len(labels) % 2 == 1
-    _, one_by_one, _ = run(batch_size=1)
-    _, in_twos, _ = run(batch_size=2)
+    one_by_one, in_twos = (run(batch_size=n).confusion for n in (1, 2))
     np.testing.assert_array_equal(in_twos, one_by_one)
     assert in_twos.sum() == np.count_nonzero(labels != IGNORE_LABEL)
     assert in_twos.dtype == np.int64
 
 
 def test_the_confusion_matrix_agrees_with_the_returned_predictions(run):
-    _, confusion, examples = run(pictures=5)
-    assert [example.index for example in examples] == list(range(5))
-    counted = np.zeros_like(confusion)
-    for example in examples:
+    evaluation = run(pictures=5)
+    assert [example.index for example in evaluation.examples] == list(range(5))
+    counted = np.zeros_like(evaluation.confusion)
+    for example in evaluation.examples:
         labelled = example.labels != IGNORE_LABEL
         np.add.at(counted, (example.labels[labelled], example.predictions[labelled]), 1)
-    np.testing.assert_array_equal(counted, confusion)
+    np.testing.assert_array_equal(counted, evaluation.confusion)
+
+
+def test_every_image_has_its_own_scores_and_padding_has_none(run):
+    evaluation = run(pictures=5, batch_size=2)
+    assert [score.index for score in evaluation.per_image] == list(range(5))
+    for score, example in zip(evaluation.per_image, evaluation.examples):
+        confusion = np.zeros_like(evaluation.confusion)
+        labelled = example.labels != IGNORE_LABEL
+        np.add.at(confusion, (example.labels[labelled], example.predictions[labelled]), 1)
+        alone = Scores.from_confusion(confusion)
+        assert (score.miou, score.pixel_accuracy) == pytest.approx((alone.miou, alone.pixel_accuracy))
+        assert score.path.endswith('.png')
+
+
+@pytest.mark.parametrize(('pictures', 'num_best', 'num_worst'), [(0, 0, 0), (1, 1, 1), (2, 1, 1), (3, 2, 2), (8, 3, 2)])
+def test_the_best_and_the_worst_images_are_kept_and_no_others(run, pictures, num_best, num_worst):
+    evaluation = run(pictures=pictures)
+    ranked = sorted(evaluation.per_image, key=lambda score: -score.miou)
+    assert [example.index for example in evaluation.best] == [score.index for score in ranked[:num_best]]
+    worst = [score.index for score in ranked[::-1][:num_worst]]
+    assert [example.index for example in evaluation.worst] == worst
+    assert len(evaluation.examples) == min(5, pictures)
+
+
+def test_a_kept_example_is_the_image_that_has_its_score(run, labels):
+    evaluation = run(pictures=2)
+    for example in (*evaluation.best, *evaluation.worst):
+        np.testing.assert_array_equal(example.labels, labels[example.index])
+        assert example.image.base is None, 'it does not keep its batch in memory'
 
 
 def test_a_centre_crop_scores_the_centre_alone(run, labels):
-    _, confusion, examples = run(center_crop=(40, 64))
+    evaluation = run(center_crop=(40, 64))
     centre = labels[:, 12:52, 32:96]
-    assert confusion.sum() == np.count_nonzero(centre != IGNORE_LABEL)
-    np.testing.assert_array_equal(examples[0].labels, centre[0])
+    assert evaluation.confusion.sum() == np.count_nonzero(centre != IGNORE_LABEL)
+    np.testing.assert_array_equal(evaluation.examples[0].labels, centre[0])
 
 
 def test_a_centre_crop_larger_than_the_images_is_refused(run):
@@ -70,8 +99,7 @@ def test_a_centre_crop_larger_than_the_images_is_refused(run):
     'options', [{'window': (64, 64)}, {'scales': (0.75, 1.0), 'flip': True}], ids=['sliding', 'multi-scale and flip']
 )
 def test_other_ways_to_look_count_every_pixel_once(run, labels, options):
-    _, confusion, _ = run(**options)
-    assert confusion.sum() == np.count_nonzero(labels != IGNORE_LABEL)
+    assert run(**options).confusion.sum() == np.count_nonzero(labels != IGNORE_LABEL)
 
 
 def test_a_split_without_labels_is_refused(tiny_config, run):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.metrics import Scores, confusion_matrix
+from atonet_jax.metrics import Scores, confusion_matrices, confusion_matrix, image_scores
 
 NAMES = ('road', 'car', 'train')
 # 'train' does not occur; 4 of the pixels of 'road' and 'car' are confused.
@@ -69,3 +69,22 @@ def test_matrix_without_pixels_scores_nothing():
     assert np.isnan(scores.miou) and np.isnan(scores.pixel_accuracy)
     assert 'nan' not in scores.table(NAMES)
     json.dumps(scores.to_dict(NAMES), allow_nan=False)
+
+
+def test_each_image_is_scored_as_a_split_of_its_own():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 5, (3, 6, 7), dtype=np.uint8)
+    labels[rng.random(labels.shape) < 0.3] = IGNORE_LABEL
+    labels[0][labels[0] == 4] = 3  # an image without class 4
+    predictions = np.where(rng.random(labels.shape) < 0.6, labels % 5, 0).astype(np.uint8)
+    confusions = np.asarray(confusion_matrices(labels, predictions, 5))
+    np.testing.assert_array_equal(confusions.sum(0), confusion_matrix(labels, predictions, 5))
+    miou, accuracy = image_scores(confusions)
+    for i, confusion in enumerate(confusions):
+        scores = Scores.from_confusion(confusion)
+        assert miou[i] == pytest.approx(scores.miou) and accuracy[i] == pytest.approx(scores.pixel_accuracy)
+
+
+def test_an_image_without_labels_has_no_score():
+    miou, accuracy = image_scores(np.zeros((1, 5, 5), np.int32))
+    assert np.isnan(miou).all() and np.isnan(accuracy).all()

@@ -1,0 +1,132 @@
+"""What matplotlib draws: curves as SVG for reports, confusion matrices as pictures."""
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup, escape
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator
+
+# Readable on white and on near black.
+_COLORS = ('#2f7fe0', '#e07612', '#1f9d63', '#c4439b', '#8a70d6', '#9c8a12', '#d24f4f', '#2aa3b5')
+_INK = '#010203'  # stands for the colour of the page's text, which only the page knows
+_SIZE = (4.2, 2.4)  # inches: text keeps its size on a phone, and three stand side by side on a desk
+_MARGINS = {'left': 0.12, 'right': 0.98, 'bottom': 0.18, 'top': 0.94}  # fixed: to find the best takes half the time
+_POINTS = 300  # of a curve at most
+_STYLE = {
+    'svg.fonttype': 'none',
+    'font.size': 9,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    **dict.fromkeys(('text.color', 'axes.labelcolor', 'axes.edgecolor', 'xtick.color', 'ytick.color'), _INK),
+    'grid.color': _INK,
+    'grid.alpha': 0.15,
+}
+
+
+class Curve(NamedTuple):
+    """Finite values by training step."""
+
+    name: str
+    steps: Sequence[int]
+    values: Sequence[float]
+
+
+def curve(metrics: list[dict], key: str, name: str, factor: float = 1) -> Curve:
+    """The values of `key` in the lines of `metrics.jsonl`, times `factor`; without those that are no finite number."""
+    points = [(line['step'], factor * line[key]) for line in metrics if math.isfinite(line.get(key, math.nan))]
+    return Curve(name, *zip(*points)) if points else Curve(name, (), ())
+
+
+def chart(name: str, title: str, curves: Sequence[Curve], log: bool = False) -> dict:
+    """What base.html's macro `chart` shows: {'title', 'svg', 'legend': [(name, colour)]}; arguments of `curves_svg`."""
+    legend = [(curve.name, color_of(i)) for i, curve in enumerate(curves)] if len(curves) > 1 else []
+    return {'title': title, 'svg': curves_svg(name, title, curves, log), 'legend': legend}
+
+
+def curves_svg(name: str, title: str, curves: Sequence[Curve], log: bool = False) -> Markup:
+    """An <svg> element of curves over one another, of which long ones are averaged; '' where all are empty.
+
+    Args:
+        name: begins every id in it, so that one page can hold several.
+        title: what is drawn, with its unit; for those who cannot see it.
+        curves: drawn the i-th in `color_of(i)`, for the legend beside it.
+        log: draws the values on a logarithmic axis, those that are positive.
+    """
+    if not any(curve.steps for curve in curves):
+        return Markup('')
+    with matplotlib.rc_context(_STYLE | {'svg.hashsalt': name}):
+        figure = Figure(figsize=_SIZE)
+        figure.subplots_adjust(**_MARGINS)
+        axes = figure.subplots()
+        for i, curve in enumerate(curves):
+            steps, values = _averaged(curve)
+            dots = 'o' if len(steps) < 10 else None
+            axes.plot(steps, values, color=color_of(i), linewidth=1.6, marker=dots, markersize=3.5)
+        if log:
+            axes.set_yscale('log', nonpositive='mask')
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter('{x:g}')
+            axes.yaxis.set_minor_formatter('')
+        axes.grid(True)
+        axes.set_xlabel('step')
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        file = io.StringIO()
+        figure.savefig(file, format='svg', transparent=True, metadata={'Date': None})
+    svg = file.getvalue()
+    svg = re.sub(r'<metadata>.*?</metadata>', '', svg[svg.index('<svg') :], flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{name}-', svg)
+    svg = re.sub(r' (width|height)="[\d.]+pt"', '', svg, count=2)
+    svg = svg.replace(_INK, 'currentColor').replace('<svg ', f'<svg role="img" aria-label="{escape(title)}" ', 1)
+    return Markup(svg)
+
+
+def color_of(i: int) -> str:
+    """Of the i-th curve of a chart."""
+    return _COLORS[i % len(_COLORS)]
+
+
+def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
+    """[C, C] counts by [true class, predicted class] -> [H, W, 3] uint8: each row's shares, in % where they show."""
+    size = max(3, 0.36 * len(class_names))
+    margin = 0.5 + 0.09 * max(map(len, class_names))  # for the names, in inches
+    figure = Figure(figsize=(size + margin + 0.1, size + margin + 0.1), dpi=80)
+    near, far = margin / (size + margin + 0.1), (size + margin) / (size + margin + 0.1)
+    figure.subplots_adjust(left=near, right=far, bottom=near, top=far)
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    shares = row_shares(confusion)
+    axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
+    axes.set_xticks(range(len(class_names)), class_names, rotation=90)
+    axes.set_yticks(range(len(class_names)), class_names)
+    axes.set_xlabel('predicted')
+    axes.set_ylabel('true')
+    for (row, column), share in np.ndenumerate(shares):
+        if share >= 0.05:
+            axes.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=8,
+                      color='white' if share > 0.6 else 'black')  # fmt: skip
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def row_shares(confusion: np.ndarray) -> np.ndarray:
+    """[C, C] counts -> [C, C] float64, each row divided by its sum; NaN in rows of classes that no label shows."""
+    totals = confusion.sum(1, keepdims=True)
+    return np.divide(confusion, totals, out=np.full(confusion.shape, np.nan), where=totals > 0)
+
+
+def _averaged(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, at most `_POINTS`, each the mean of as many neighbours."""
+    parts = min(len(curve.steps), _POINTS)
+    if not parts:
+        return np.array([]), np.array([])
+    return tuple(
+        np.array([part.mean() for part in np.array_split(np.asarray(axis, float), parts)])
+        for axis in (curve.steps, curve.values)
+    )
