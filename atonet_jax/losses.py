@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models.layers import enlarged_phases, phase_factors, resize_bilinear
+from atonet_jax.models.layers import phase_factors, phase_weights, resize_bilinear, with_neighbours
 
 
 class HardExampleMining(NamedTuple):
@@ -103,8 +103,8 @@ def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     """Cross-entropy of every labelled pixel, the logits enlarged to the labels' size, and the labels in its order.
 
     Where the enlargement goes by phases they never become one full-resolution array: each is a strided slice of the
-    labels' pixels, and the losses come out in that order. A row phase is taken after the other, and again for the
-    gradient, so that only one of them lives at a time.
+    labels' pixels, and the losses come out in that order. One phase is taken after the other, and again for the
+    gradient, so that only one lives at a time.
     """
     factors = phase_factors(logits.shape[1:3], labels.shape[1:])
     if factors in (None, (1, 1)):
@@ -113,15 +113,24 @@ def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     row_factor, column_factor = factors
     batch, height, width = logits.shape[:3]
     labels = labels.reshape(batch, height, row_factor, width, column_factor).transpose(2, 4, 0, 1, 3)
+    above_and_below = with_neighbours(logits, axis=1)
+
+    def blend(weights, pixels):
+        return sum(weight * part for weight, part in zip(weights, pixels, strict=True))
 
     @jax.checkpoint
-    def of_row_phase(rows_and_labels):
-        rows, labels = rows_and_labels
-        phases = enlarged_phases(rows, column_factor, axis=2)
-        return jnp.stack([cross_entropy(phase, part) for phase, part in zip(phases, labels, strict=True)])
+    def of_row_phase(weights_and_labels):
+        weights, labels = weights_and_labels
+        left_and_right = with_neighbours(blend(weights, above_and_below), axis=2)
 
-    rows = jnp.stack(enlarged_phases(logits, row_factor, axis=1))
-    return jax.lax.map(of_row_phase, (rows, labels)), labels
+        @jax.checkpoint
+        def of_phase(weights_and_labels):
+            weights, labels = weights_and_labels
+            return cross_entropy(blend(weights, left_and_right), labels)
+
+        return jax.lax.map(of_phase, (phase_weights(column_factor), labels))
+
+    return jax.lax.map(of_row_phase, (phase_weights(row_factor), labels)), labels
 
 
 def _terms(outputs, labels, aux_weights, aux_target):

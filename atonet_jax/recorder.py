@@ -9,7 +9,6 @@ from contextlib import contextmanager
 
 import jax
 import numpy as np
-import tqdm
 from ml_collections import ConfigDict
 
 from atonet_jax import environment, visualize
@@ -18,13 +17,13 @@ from atonet_jax.data.labels import ClassTable
 from atonet_jax.distributed import is_main_process
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluate import Evaluation
+from atonet_jax.progress import Progress, say
 from atonet_jax.tensorboard import EventFile
 from atonet_jax.workdir import REPORT_FILE, MetricsLog, record_start
 
 _log = logging.getLogger(__name__)
 
 _PICTURES = 4  # validation examples that TensorBoard shows
-_SECONDS_BETWEEN_LINES = 60
 
 
 class Recorder:
@@ -53,12 +52,9 @@ class Recorder:
             self._board.text('config', _code_block(config), start_step)
 
     @contextmanager
-    def progress(self, start_step: int, total_steps: int) -> Iterator['Progress']:
-        bar = tqdm.tqdm(
-            total=total_steps, initial=start_step, desc='training', unit='step', disable=None if self._writes else True
-        )
-        with bar:
-            yield Progress(self, bar, total_steps)
+    def progress(self, start_step: int, total_steps: int) -> Iterator['StepFigures']:
+        with Progress('training', total_steps, 'step', done=start_step, quiet=not self._writes) as bar:
+            yield StepFigures(self, bar, total_steps)
 
     def evaluation(self, step: int, evaluation: Evaluation, numbers: dict[str, float]) -> None:
         """The scores after a step, pictures, and the report.
@@ -82,7 +78,7 @@ class Recorder:
             self._board.image('confusion', confusion_picture(evaluation.confusion, self._table.class_names), step)
             self._board.flush()
         self.report(step, evaluation)
-        tqdm.tqdm.write(
+        say(
             f'step {step}: mIoU {100 * scores.miou:.2f}%, pixel accuracy {100 * scores.pixel_accuracy:.2f}% '
             f'(best mIoU {100 * numbers["best_miou"]:.2f}% at step {numbers["best_step"]})'
         )
@@ -147,15 +143,14 @@ def _code_block(config: ConfigDict) -> str:
     return '\n'.join(f'    {key} = {value!r}' for key, value in flat_settings(config).items())
 
 
-class Progress:
-    """A bar on a terminal, elsewhere a line now and then; and the figures of every so many steps."""
+class StepFigures:
+    """Shows how far training is, and writes the figures of every so many steps."""
 
-    def __init__(self, recorder: Recorder, bar: tqdm.tqdm, total_steps: int):
+    def __init__(self, recorder: Recorder, bar: Progress, total_steps: int):
         self._recorder = recorder
         self._bar = bar
         self._total_steps = total_steps
         self._step_time = _StepTime()
-        self._shown = time.perf_counter()
 
     def look(self, pending: list[tuple[int, dict[str, jax.Array]]]) -> None:
         """Shows and writes the figures of the steps since the last look."""
@@ -167,14 +162,8 @@ class Progress:
                 values['train/epoch'] = step * options.batch_size / self._recorder.num_images
                 values['train/images_per_second'] = images_per_second
                 self._recorder.write(step, values)
-        step, metrics = pending[-1]
-        figures = f'loss {metrics["loss"]:.3f}, {images_per_second:.1f} images/s'
-        self._bar.set_postfix_str(figures, refresh=False)
-        self._bar.update(len(pending))
-        now = time.perf_counter()
-        if self._bar.disable and now - self._shown > _SECONDS_BETWEEN_LINES:
-            self._shown = now
-            _log.info('step %d of %d: %s', step, self._total_steps, figures)
+        _, metrics = pending[-1]
+        self._bar.update(len(pending), f'loss {metrics["loss"]:.3f}, {images_per_second:.1f} images/s')
 
     def restart(self) -> None:
         """Leaves out of the speed what passed since the last look."""

@@ -27,7 +27,7 @@ class MyNet(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> dict:
         x = ConvNorm(self.width, 3, stride=2, dtype=self.dtype)(images.astype(self.dtype), train)
         x = ConvNorm(self.width, 3, stride=2, dtype=self.dtype)(x, train)
-        outputs = {'logits': Classifier(self.num_classes)(x)}
+        outputs = {'logits': Classifier(self.num_classes)(x, train)}
         return outputs | {'aux': {}} if train else outputs
 
 

@@ -79,6 +79,13 @@ def test_the_confusion_picture_is_darkest_where_the_pixels_are():
     assert np.corrcoef(rows, columns)[0, 1] > 0.8
 
 
+@pytest.mark.filterwarnings('error')
+def test_any_names_and_any_number_of_classes_make_a_confusion_picture():
+    names = ('$\\frac{$', '道路', 'car')
+    assert confusion_picture(np.eye(3, dtype=int), names).shape[2] == 3
+    assert max(confusion_picture(np.eye(200, dtype=int), [f'class {i}' for i in range(200)]).shape) < 1600
+
+
 @pytest.fixture
 def full_disk():
     """Lets no file grow beyond a size, once it is called with that."""

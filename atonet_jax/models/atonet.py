@@ -79,7 +79,7 @@ class ATONet(nn.Module):
             x = conv_norm(self.width, 3, name='final')(x, train)
             x = conv_norm(self.width, 3, name='seg')(x, train)
             x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
-            return Classifier(self.num_classes, name='classifier')(x)
+            return Classifier(self.num_classes, name='classifier')(x, train)
 
         if self.remat and train:  # SPP and auxiliary heads are too small to matter
             stem, aggregate, classify = (nn.remat(part, static_argnums=(2,)) for part in (stem, aggregate, classify))
@@ -141,4 +141,4 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, num_classes] float32."""
         x = ConvNorm(self.width, 3, dtype=self.dtype, name='conv')(x, train)
-        return Classifier(self.num_classes, name='classifier')(x)
+        return Classifier(self.num_classes, name='classifier')(x, train)

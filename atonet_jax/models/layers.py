@@ -142,7 +142,7 @@ class Classifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, num_classes] float32."""
         bound = x.shape[-1] ** -0.5
 
@@ -152,9 +152,11 @@ class Classifier(nn.Module):
         return nn.Conv(
             self.num_classes,
             (1, 1),
+            padding=0,
             kernel_init=torch_default_init,
             bias_init=torch_default_bias_init,
             dtype=jnp.float32,
+            conv_general_dilated=cpu_gradients.convolve if train else None,
             name='conv',
         )(x)
 
@@ -195,15 +197,25 @@ def enlarged_phases(x: jax.Array, factor: int, axis: int) -> list[jax.Array]:
 
     Element p holds output pixels p, p + factor, p + 2 * factor, ... along `axis`, in the shape of `x`.
     """
+    pixels = with_neighbours(x, axis)
+    return [
+        sum(weight * part for weight, part in zip(weights, pixels, strict=True) if weight)
+        for weights in phase_weights(factor).tolist()
+    ]
+
+
+def with_neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The pixels before those of `x` along `axis`, these, and those after them; the outermost stand for their own."""
     length = x.shape[axis]
     before = jnp.concatenate([_slice(x, 0, 1, axis), _slice(x, 0, length - 1, axis)], axis)
     after = jnp.concatenate([_slice(x, 1, length, axis), _slice(x, length - 1, length, axis)], axis)
-    phases = []
-    for phase in range(factor):
-        offset = (phase + 0.5) / factor - 0.5
-        neighbour = before if offset < 0 else after
-        phases.append(x if offset == 0 else (1 - abs(offset)) * x + abs(offset) * neighbour)
-    return phases
+    return before, x, after
+
+
+def phase_weights(factor: int) -> np.ndarray:
+    """[factor, 3] float32: what each phase of an enlargement by `factor` takes of `with_neighbours`."""
+    offsets = (np.arange(factor) + 0.5) / factor - 0.5
+    return np.stack([np.maximum(-offsets, 0), 1 - np.abs(offsets), np.maximum(offsets, 0)], 1).astype(np.float32)
 
 
 def phase_factors(old: tuple[int, int], new: tuple[int, int]) -> tuple[int, int] | None:

@@ -96,7 +96,7 @@ def write_report(
 
 
 def _training_charts(metrics: list[dict]) -> list[dict]:
-    """`page.chart` of all for which the lines of `metrics.jsonl` hold figures."""
+    """`charts.chart` of each kind for which the lines of `metrics.jsonl` hold figures."""
     steps = [line for line in metrics if 'train/loss' in line]
     timed = [line for line in steps if line.get('train/images_per_second')]  # 0 while the first steps compile
     names = list(dict.fromkeys(name for line in steps for name in line))

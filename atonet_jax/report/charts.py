@@ -3,6 +3,7 @@
 import io
 import math
 import re
+import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ _COLORS = ('#2f7fe0', '#e07612', '#1f9d63', '#c4439b', '#8a70d6', '#9c8a12', '#d
 _INK = '#010203'  # stands for the colour of the page's text, which only the page knows
 _SIZE = (4.2, 2.4)  # inches: text keeps its size on a phone, and three stand side by side on a desk
 _MARGINS = {'left': 0.12, 'right': 0.98, 'bottom': 0.18, 'top': 0.94}  # fixed: to find the best takes half the time
+_LARGEST = 16  # inches that a confusion matrix of very many classes takes
 _POINTS = 300  # of a curve at most
 _STYLE = {
     'svg.fonttype': 'none',
@@ -45,7 +47,7 @@ def curve(metrics: list[dict], key: str, name: str, factor: float = 1) -> Curve:
 
 
 def chart(name: str, title: str, curves: Sequence[Curve], log: bool = False) -> dict:
-    """What base.html's macro `chart` shows: {'title', 'svg', 'legend': [(name, colour)]}; arguments of `curves_svg`."""
+    """For `charts_of` of macros.html: {'title', 'svg', 'legend': [(name, colour)]}. Arguments as of `curves_svg`."""
     legend = [(curve.name, color_of(i)) for i, curve in enumerate(curves)] if len(curves) > 1 else []
     return {'title': title, 'svg': curves_svg(name, title, curves, log), 'legend': legend}
 
@@ -94,24 +96,30 @@ def color_of(i: int) -> str:
 
 def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
     """[C, C] counts by [true class, predicted class] -> [H, W, 3] uint8: each row's shares, in % where they show."""
-    size = max(3, 0.36 * len(class_names))
-    margin = 0.5 + 0.09 * max(map(len, class_names))  # for the names, in inches
-    figure = Figure(figsize=(size + margin + 0.1, size + margin + 0.1), dpi=80)
-    near, far = margin / (size + margin + 0.1), (size + margin) / (size + margin + 0.1)
-    figure.subplots_adjust(left=near, right=far, bottom=near, top=far)
+    count = len(class_names)
+    size = min(max(3, 0.36 * count), _LARGEST)
+    margin = 0.5 + 0.09 * max(map(len, class_names))  # for the names
+    whole = size + margin + 0.1
+    figure = Figure(figsize=(whole, whole), dpi=80)
+    figure.subplots_adjust(
+        left=margin / whole, right=(size + margin) / whole, bottom=margin / whole, top=(size + margin) / whole
+    )
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
     shares = row_shares(confusion)
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-    axes.set_xticks(range(len(class_names)), class_names, rotation=90)
-    axes.set_yticks(range(len(class_names)), class_names)
+    names = {'labels': class_names, 'parse_math': False, 'fontsize': min(10, 55 * size / count)}
+    axes.set_xticks(range(count), rotation=90, **names)
+    axes.set_yticks(range(count), **names)
     axes.set_xlabel('predicted')
     axes.set_ylabel('true')
     for (row, column), share in np.ndenumerate(shares):
-        if share >= 0.05:
+        if share >= 0.05 and count <= 60:
             axes.text(column, row, f'{100 * share:.0f}', ha='center', va='center', fontsize=8,
                       color='white' if share > 0.6 else 'black')  # fmt: skip
-    canvas.draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # of names in scripts that the font lacks
+        canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 

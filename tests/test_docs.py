@@ -1,0 +1,161 @@
+"""Every command in README.md and docs/ runs as it stands there, or says what it needs.
+
+`runs/demo` is here a run of configs/tiny.py, and what begins a run takes its small network and scenes.
+"""
+
+import contextlib
+import importlib
+import os
+import re
+import shlex
+import shutil
+
+import numpy as np
+import PIL.Image
+import pytest
+from absl import flags
+
+import main as command_line
+
+_MARK = re.compile(r'# needs (Cityscapes|CamVid|a GPU|a TPU|a camera|several machines)$')
+_COMMAND = re.compile(r'(python|make|pip|srun|mpirun|gcloud|CUDA_VISIBLE_DEVICES|\.venv)\b')
+_TINY = (
+    '--config.model.width=16',
+    '--config.model.backbone_width=8',
+    '--config.data.crop_size=(64,64)',
+    '--config.train.epochs=0.5',
+    '--config.optimizer.learning_rate=0.01',
+    '--config.schedule.warmup_epochs=0.0',
+)
+_SIZE = 64, 128
+
+
+def commands_of(text):
+    """Of blocks that have no language, continued lines joined; and of inline code."""
+    commands, prose, language = [], '', None
+    for line in re.sub(r'\n +(?=--)', ' ', text).splitlines():
+        if line.startswith('```'):
+            language = line[3:] if language is None else None
+        elif language is None:
+            prose += f'{line} '
+        elif language == '':
+            commands.append(line)
+    commands += re.findall(r'`([^`]+)`', prose)
+    return [re.sub(r'\s+', ' ', command) for command in commands if _COMMAND.match(command) and ' ' in command]
+
+
+def all_commands():
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    files = ['README.md', *(f'docs/{name}' for name in sorted(os.listdir(f'{folder}/docs')) if name.endswith('.md'))]
+    for name in files:
+        with open(os.path.join(folder, name)) as file:
+            for command in commands_of(file.read()):
+                yield pytest.param(command, id=f'{name}: {command}')
+
+
+@pytest.fixture(scope='module')
+def world(repository, finished, tiny_config, tmp_path_factory):
+    """A folder where the documents' paths lead to something."""
+    folder = tmp_path_factory.mktemp('world')
+    for run in ('demo', 'other'):
+        shutil.copytree(finished, folder / 'runs' / run)
+    (folder / 'configs').symlink_to(repository / 'configs')
+    (folder / 'Makefile').symlink_to(repository / 'Makefile')
+    (folder / 'tests').symlink_to(repository / 'tests')
+    image = np.random.default_rng(0).integers(0, 256, (*_SIZE, 3), np.uint8)
+    for path in (
+        'photos/a.jpg',
+        'photos/trip/b.jpg',
+        *(f'data/images/{part}/{i}.png' for part in ('train', 'val') for i in range(4)),
+    ):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(image).save(folder / path)
+    for part in ('train', 'val'):
+        for i in range(4):
+            (folder / f'data/labels/{part}').mkdir(parents=True, exist_ok=True)
+            labels = (image[..., 0] % 3).astype(np.uint8)
+            PIL.Image.fromarray(labels).save(folder / f'data/labels/{part}/{i}.png')
+    (folder / 'data/classes.csv').write_text('name,color,value\nroad,#804080,0\ncar,0 0 142,1\nsky,#4682b4,2\n')
+    import cv2
+
+    film = cv2.VideoWriter(str(folder / 'drive.mp4'), cv2.VideoWriter_fourcc(*'mp4v'), 10, _SIZE[::-1])
+    for _ in range(3):
+        film.write(image)
+    film.release()
+    return folder
+
+
+@contextlib.contextmanager
+def fresh_flags():
+    """absl's flags are the process's: what a command defines goes with it."""
+    before = set(flags.FLAGS)
+    try:
+        yield
+    finally:
+        for name in set(flags.FLAGS) - before:
+            delattr(flags.FLAGS, name)
+        for name in before:
+            flags.FLAGS[name].unparse()
+        flags.FLAGS.unparse_flags()
+
+
+def run_main(arguments, tiny_config):
+    begins = any(argument.startswith('--config=') for argument in arguments)
+    if '--config=configs/synthetic.py' in arguments:
+        arguments = [argument.replace('runs/demo', 'runs/new') for argument in arguments]
+        arguments.append(f'--config.data.root={tiny_config.data.root}')
+        scenes = tiny_config.data.synthetic
+        arguments += [f'--config.data.synthetic.{key}={scenes[key]}' for key in scenes]
+    if '--mode=benchmark' in arguments:
+        arguments += ['--config.benchmark.rounds=1', '--config.benchmark.warmup=0', f'--config.benchmark.sizes={_SIZE}']
+    if '--mode=export' in arguments:
+        arguments = [a for a in arguments if not a.startswith('--config.export.size')]
+        arguments += [f'--config.export.size={_SIZE}', '--force']
+    with fresh_flags():
+        return command_line.main(['main.py', *arguments, *(_TINY if begins else ())])
+
+
+@pytest.mark.parametrize('command', all_commands())
+def test_a_command_in_the_documents(command, world, repository, tiny_config, monkeypatch):
+    if _MARK.search(command):
+        return
+    command = command.partition(' #')[0].partition(' |')[0]
+    words = shlex.split(command.replace('.venv/bin/', ''))
+    monkeypatch.chdir(world)
+    match words:
+        case ['python', 'main.py', *_] if '--mode=serve' in words:
+            assert '--mode=serve' in (repository / 'tests' / 'test_serve.py').read_text()
+        case ['python', 'main.py', *arguments]:
+            assert run_main(arguments, tiny_config) == 0
+        case ['python', '-m', 'pytest', path, *_]:
+            assert os.path.exists(path)
+        case ['python', '-m', module, *arguments]:
+            assert_takes(importlib.import_module(module), arguments, monkeypatch)
+        case ['make', target, *_]:
+            assert re.search(rf'^{target}:', (world / 'Makefile').read_text(), re.MULTILINE)
+        case ['pip', 'install', *_]:
+            pass
+        case _:
+            pytest.fail(f'{command}: say what it needs, or let it run here')
+
+
+def assert_takes(module, arguments, monkeypatch):
+    """Scripts that measure take minutes: here they say whether they know the options."""
+    monkeypatch.setattr('sys.argv', [module.__name__, '--help'])
+    with contextlib.redirect_stdout(open(os.devnull, 'w')), pytest.raises(SystemExit) as done:
+        module.main()
+    assert done.value.code == 0
+    with open(module.__file__) as file:
+        source = file.read()
+    for argument in arguments:
+        assert not argument.startswith('--') or f"'{argument}'" in source
+
+
+def test_the_readme_is_under_two_screens(repository):
+    assert len((repository / 'README.md').read_text().splitlines()) < 100
+
+
+def test_links_lead_somewhere(repository):
+    for path in (repository / 'README.md', *(repository / 'docs').glob('*.md')):
+        for link in re.findall(r'\]\(([^)#]+)(?:#[\w-]+)?\)', path.read_text()):
+            assert (path.parent / link).exists(), f'{path.name}: {link}'
