@@ -10,7 +10,7 @@ import argparse
 import numpy as np
 
 from atonet_jax.data.cityscapes import load_cityscapes
-from atonet_jax.data.dataset import read_example
+from atonet_jax.data.decode import read_example
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ all-reduce over n devices sends 2 (n - 1) / n times the gradients from each; sta
 twice forward (sum and sum of squares) and twice backward.
 """
 
+import argparse
 import math
 
 import jax
@@ -21,6 +22,7 @@ PNG_BYTES = 2.3e6  # of a Cityscapes image, about
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     variables = abstract_variables(create_model('atonet', 19))
     parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['params']))
     statistics = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables['batch_stats']))
