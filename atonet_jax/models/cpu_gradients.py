@@ -16,7 +16,7 @@ _STRIPS = 4
 _LARGE_MAP = 4096  # pixels of the input from which on strips are faster
 
 
-def convolve(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
+def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
     """`jax.lax.conv_general_dilated` of [B, H, W, C] with [k, k, C, O], as `flax.linen.Conv` calls it."""
     convolution = functools.partial(jax.lax.conv_general_dilated, window_strides=strides, **options)
     return _convolve(x, kernel, convolution, tuple(strides), tuple(map(tuple, padding)))

@@ -91,7 +91,7 @@ class ConvNorm(nn.Module):
             use_bias=is_folded,
             kernel_init=self.kernel_init,
             dtype=self.dtype,
-            conv_general_dilated=cpu_gradients.convolve if train else None,
+            conv_general_dilated=cpu_gradients.conv_general_dilated if train else None,
             name='conv',
         )(x)
         if not is_folded:
@@ -156,7 +156,7 @@ class Classifier(nn.Module):
             kernel_init=torch_default_init,
             bias_init=torch_default_bias_init,
             dtype=jnp.float32,
-            conv_general_dilated=cpu_gradients.convolve if train else None,
+            conv_general_dilated=cpu_gradients.conv_general_dilated if train else None,
             name='conv',
         )(x)
 

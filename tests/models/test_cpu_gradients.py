@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from atonet_jax.models.cpu_gradients import convolve, max_pool, max_pool_by_slices, max_pool_by_window
+from atonet_jax.models.cpu_gradients import conv_general_dilated, max_pool, max_pool_by_slices, max_pool_by_window
 
 DIMENSIONS = {'dimension_numbers': ('NHWC', 'HWIO', 'NHWC')}
 
@@ -42,7 +42,7 @@ def test_a_convolutions_gradients_are_the_plain_ones(size, kernel_size, stride):
     kernel = rng.normal(size=(kernel_size, kernel_size, 3, 4)).astype(np.float32)
     pads = 2 * ((kernel_size // 2, kernel_size // 2),)
     plain = partial(jax.lax.conv_general_dilated, window_strides=(stride, stride), padding=pads, **DIMENSIONS)
-    ours = partial(convolve, strides=(stride, stride), padding=pads, **DIMENSIONS)
+    ours = partial(conv_general_dilated, strides=(stride, stride), padding=pads, **DIMENSIONS)
     for actual, expected in zip(value_and_gradients(ours, x, kernel), value_and_gradients(plain, x, kernel)):
         np.testing.assert_allclose(actual, expected, atol=2e-6 * np.abs(expected).max())
 
@@ -53,7 +53,7 @@ def test_accelerators_get_the_plain_program(platform):
     x, kernel = jnp.ones((2, 128, 64, 3)), jnp.ones((3, 3, 3, 4))
 
     def loss(x, kernel):
-        return jnp.sum(jnp.square(convolve(x, kernel, (1, 1), ((1, 1), (1, 1)), **DIMENSIONS)))
+        return jnp.sum(jnp.square(conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **DIMENSIONS)))
 
     traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel)
     program = traced.lower(lowering_platforms=(platform,)).as_text()
