@@ -17,8 +17,9 @@ from tests import devices_worker
 
 STEPS = 10
 # Weights that have settled: from fresh ones a rounding error grows to per cents within a few steps.
-SETTLING = {'learning_rate': 0.02, 'num_steps': 80, 'seed': 1}
-OPTIONS = {'learning_rate': 0.002, 'num_steps': STEPS}
+SETTLING = {'learning_rate': 0.02, 'num_steps': 60, 'seed': 1}
+# Small steps: where rounding moves an activation over ReLU's kink, gradients part by what one pixel counts.
+OPTIONS = {'learning_rate': 0.0005, 'num_steps': STEPS}
 
 
 @pytest.fixture(scope='module')

@@ -1,5 +1,6 @@
 """TensorBoard's file holds figures, pictures and settings; a disk without room ends the writing call."""
 
+import contextlib
 import glob
 import io
 import os
@@ -86,29 +87,31 @@ def test_any_names_and_any_number_of_classes_make_a_confusion_picture():
     assert max(confusion_picture(np.eye(200, dtype=int), [f'class {i}' for i in range(200)]).shape) < 1600
 
 
-@pytest.fixture
-def full_disk():
-    """Lets no file grow beyond a size, once it is called with that."""
+@contextlib.contextmanager
+def full_disk(size):
+    """No file of this process may grow beyond a size. Not beyond the test: pytest itself may write into a file."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_full_disk_raises_in_the_call_that_writes(tmp_path, full_disk):
+def test_a_full_disk_raises_in_the_call_that_writes(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     board = EventFile(str(tmp_path), 0)
-    full_disk(10_000)
-    with pytest.raises(OSError, match='File too large'):
+    with full_disk(10_000), pytest.raises(OSError, match='File too large'):
         board.image('noise', noise, 1)
         board.flush()
 
 
-def test_a_full_disk_ends_training_with_a_line(tmp_path, full_disk, tiny_config):
+def test_a_full_disk_ends_training_with_a_line(tmp_path, tiny_config):
     recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, 0, 12)
-    full_disk(2_000)
-    with pytest.raises(TrainingError, match=r'the figures of step \d+ cannot be written \(File too large\)') as failure:
+    message = r'the figures of step \d+ cannot be written \(File too large\)'
+    with full_disk(2_000), pytest.raises(TrainingError, match=message) as failure:
         for step in range(100):
             recorder.write(step, {f'figure {i}': 0.5 for i in range(100)})
     assert '\n' not in str(failure.value)
