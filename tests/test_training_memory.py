@@ -34,7 +34,8 @@ def test_both_losses_and_their_gradients_are_the_same():
 def test_its_steps_are_lowered_as_training_takes_them_and_remat_recomputes(monkeypatch):
     monkeypatch.setattr(training_memory, 'create_model', partial(create_model, width=16, backbone_width=8))
     programs = [training_memory.TrainingStep((64, 64), 1, 'bfloat16', remat).lower() for remat in (False, True)]
-    assert ['optimization_barrier' in program.as_text() for program in programs] == [False, True]
+    barriers = [program.as_text().count('stablehlo.optimization_barrier') for program in programs]
+    assert barriers[0] <= 4 < barriers[1], 'without remat those of the loss alone'
 
 
 def test_memory_that_is_reused_counts_once():
