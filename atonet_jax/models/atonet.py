@@ -39,7 +39,7 @@ class ATONet(nn.Module):
         dropout_rate: share of the feature maps before the classifier that training zeroes.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.
         remat: in training, computes most activations again for the gradient instead of keeping them: a tenth more time,
-            a third of the temporary memory or less (benchmarks/training_memory.py). XLA undoes it on CPUs.
+            two fifths of the temporary memory or less (benchmarks/training_memory.py). XLA undoes it on CPUs.
     """
 
     num_classes: int

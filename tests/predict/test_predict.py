@@ -167,6 +167,13 @@ def test_an_output_that_cannot_be_written_is_refused(config, finished, tmp_path)
         predict(config, finished)
 
 
+def test_an_output_without_write_permission_is_refused(config, finished, tmp_path, monkeypatch):
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    monkeypatch.setattr(os, 'access', lambda *_: False)  # who runs the tests may be allowed everything
+    with pytest.raises(InputError, match=r'out: cannot be written \(Permission denied\); choose another'):
+        predict(config, finished)
+
+
 def test_a_full_disk_ends_it_with_a_line(config, finished, tmp_path, monkeypatch):
     save(tmp_path / 'photos' / 'a.png', picture(0))
     full = OSError(28, 'No space left on device')
