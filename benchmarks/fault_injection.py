@@ -3,9 +3,9 @@
     python -m benchmarks.fault_injection --kills 200
 
 Trains configs/tiny.py, which saves at every second step, in processes that are killed after a random time, also while
-they start, save or evaluate. The same run is started again each time until it ends; its parameters must be those of a
-run that nobody disturbed, bit by bit. Then another run begins, until so many kills are done. The forked processes share
-one import of JAX and TensorFlow; all else is a process's own.
+they start, save or evaluate; none is let live for longer than a run takes that nobody disturbs. The same run is started
+again each time until it ends; its parameters must be those of the undisturbed one, bit by bit. Then another run begins,
+until so many kills are done. The forked processes share one import of JAX and TensorFlow; all else is a process's own.
 """
 
 import argparse
@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -59,6 +60,39 @@ def final_variables(config: ConfigDict, workdir: str) -> list[np.ndarray]:
     return [np.asarray(array) for array in jax.tree.leaves(variables)]
 
 
+class Undisturbed(NamedTuple):
+    """A run that nobody kills.
+
+    Attributes:
+        variables: it ended with.
+        seconds: it took.
+    """
+
+    variables: list[np.ndarray]
+    seconds: float
+
+
+def undisturbed_run(config: ConfigDict, workdir: str) -> Undisturbed:
+    """Trains from start to end; the import that all processes share does not count."""
+    run_in_process(bool)
+    started = time.perf_counter()
+    process = run_in_process(train_quietly, config.to_dict(), workdir)
+    seconds = time.perf_counter() - started
+    if process.exitcode:
+        raise SystemExit(f'{workdir}: the run failed (exit code {process.exitcode})')
+    return Undisturbed(final_variables(config, workdir), seconds)
+
+
+def run_in_process(function: Callable, *arguments, at_most: float | None = None) -> multiprocessing.process.BaseProcess:
+    """Runs it in a forked process until that ends, or for `at_most` seconds; then the process is still there."""
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=function, args=arguments)
+    process.start()
+    process.join(at_most)
+    return process
+
+
 def train_quietly(config: dict, workdir: str) -> None:
     """What a killed process does; the scenes are there already."""
     with open(os.devnull, 'w') as nowhere, contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
@@ -68,21 +102,17 @@ def train_quietly(config: dict, workdir: str) -> None:
 def disturbed_run(
     config: ConfigDict,
     workdir: str,
-    expected: list[np.ndarray],
+    undisturbed: Undisturbed,
     max_kills: int,
-    longest_life: float,
     rng: random.Random,
 ) -> Outcome:
-    """Starts a run again and again, killing it up to `max_kills` times after up to `longest_life` seconds."""
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(PRELOADED)
+    """Starts a run again and again, killing it up to `max_kills` times after part of the time that it would take."""
     kills = resumed = half_written = 0
     while True:
         saved = saved_steps(workdir)
         resumed += bool(saved)
-        process = context.Process(target=train_quietly, args=(config.to_dict(), workdir))
-        process.start()
-        process.join(rng.uniform(0, longest_life) if kills < max_kills else None)
+        life = rng.uniform(0, undisturbed.seconds) if kills < max_kills else None
+        process = run_in_process(train_quietly, config.to_dict(), workdir, at_most=life)
         if process.exitcode is None:
             os.kill(process.pid, signal.SIGKILL)
             process.join()
@@ -96,7 +126,7 @@ def disturbed_run(
         else:
             raise SystemExit(f'{workdir}: a run could not go on (exit code {process.exitcode})')
     actual = final_variables(config, workdir)
-    equal = all(np.array_equal(one, other) for one, other in zip(actual, expected, strict=True))
+    equal = all(np.array_equal(one, other) for one, other in zip(actual, undisturbed.variables, strict=True))
     return Outcome(kills, resumed, half_written, equal)
 
 
@@ -125,19 +155,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=200)
     parser.add_argument('--steps', type=int, default=60, help='of each run')
-    parser.add_argument('--longest-life', type=float, default=10.0, help='seconds after which a process is killed')
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
     rng = random.Random(arguments.seed)
     outcomes, started = [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         config = tiny_run(folder, arguments.steps)
-        train(config, os.path.join(folder, 'undisturbed'))
-        expected = final_variables(config, os.path.join(folder, 'undisturbed'))
+        undisturbed = undisturbed_run(config, os.path.join(folder, 'undisturbed'))
         while sum(outcome.kills for outcome in outcomes) < arguments.kills:
             left = arguments.kills - sum(outcome.kills for outcome in outcomes)
             workdir = os.path.join(folder, f'run{len(outcomes)}')
-            outcomes.append(disturbed_run(config, workdir, expected, left, arguments.longest_life, rng))
+            outcomes.append(disturbed_run(config, workdir, undisturbed, left, rng))
             print(f'run {len(outcomes)}: {outcomes[-1]}', flush=True)
     kills, resumed, half_written, equal = map(sum, zip(*outcomes))
     print(
