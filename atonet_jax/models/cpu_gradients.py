@@ -5,15 +5,13 @@ gradients but for the order of sums.
 """
 
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-_STRIPS = 4
-_LARGE_MAP = 4096  # pixels of the input from which on strips are faster
+_STRIP_PIXELS = 4096
 
 
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
@@ -39,17 +37,7 @@ def _convolve_backward(convolution, strides, padding, saved, cotangent):
         return jax.linear_transpose(lambda kernel: convolution(x, kernel, padding=padding), kernel)(cotangent)[0]
 
     def on_cpu(x, cotangent):
-        x = _after(x, cotangent)
-        if kernel.shape[0] == 1:
-            pixels = x[:, :: strides[0], :: strides[1]]
-            product = jax.lax.dot_general(cotangent, pixels, (((0, 1, 2), (0, 1, 2)), ((), ())))
-            return product.T.reshape(kernel.shape)
-        if x.shape[1] * x.shape[2] <= _LARGE_MAP:
-            return plain(x, cotangent)
-        return sum(
-            jax.linear_transpose(lambda kernel: convolution(rows, kernel, padding=(pads, padding[1])), kernel)(part)[0]
-            for rows, pads, part in _strips(x, cotangent, kernel.shape[0], strides[0], padding[0])
-        )
+        return _kernel_gradient(_after(x, cotangent), cotangent, kernel.shape, strides, padding)
 
     return x_gradient, jax.lax.platform_dependent(x, cotangent, cpu=on_cpu, default=plain)
 
@@ -57,18 +45,48 @@ def _convolve_backward(convolution, strides, padding, saved, cotangent):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-def _strips(x, cotangent, kernel_size, stride, padding):
-    """Strips of output rows: the input rows that they see, their padding above and below, their cotangent.
+def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
+    """By products of large matrices, in strips of rows that stay in the cache.
 
-    A weight gradient takes its arguments transposed; strips of them stay in the cache on the way.
+    A row of one matrix is what a pixel of the cotangent sees of its column in every row of the kernel; of the other, the
+    cotangent moved along by every column of the kernel. Where the kernel moves by `stride` columns, as many columns of x
+    become channels of one, so that the cotangent moves by whole pixels.
     """
-    height, outputs = x.shape[1], cotangent.shape[1]
-    count = min(_STRIPS, outputs)
-    for top, bottom in itertools.pairwise(outputs * i // count for i in range(count + 1)):
-        first = stride * top - padding[0]
-        last = stride * (bottom - 1) - padding[0] + kernel_size
-        rows = x[:, max(first, 0) : min(last, height)]
-        yield rows, (max(-first, 0), max(last - height, 0)), cotangent[:, top:bottom]
+    kernel_height, kernel_width, channels, features = kernel_shape
+    row_stride, stride = strides
+    (top, _), (left, _) = padding
+    batch, height, width = cotangent.shape[:3]
+    columns = -(-x.shape[2] // stride)
+    first, last = -left // stride, (kernel_width - 1 - left) // stride  # moves that reach the kernel's ends
+    moves = last - first + 1
+
+    rows = min(max(_STRIP_PIXELS // (batch * width), 1), height)
+    strips = -(-height // rows)
+    seen_rows = row_stride * (rows - 1) + kernel_height
+    bottom = row_stride * rows * (strips - 1) + seen_rows - top - x.shape[1]
+    x = _pad(x, (top, bottom), (0, columns * stride - x.shape[2]))
+    x = x.reshape(batch, -1, columns, stride * channels)
+    cotangent = _pad(cotangent, (0, rows * strips - height), (last, columns - width - first))
+
+    def add_strip(strip, gradient):
+        seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1)
+        seen = [seen[:, row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
+        moved = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1)
+        moved = [moved[:, :, last - move : last - move + columns] for move in range(first, last + 1)]
+        pixels = (0, 1, 2), (0, 1, 2)
+        return gradient + jax.lax.dot_general(jnp.concatenate(seen, -1), jnp.concatenate(moved, -1), (pixels, ((), ())))
+
+    shape = kernel_height * stride * channels, moves * features
+    gradient = jax.lax.fori_loop(0, strips, add_strip, jnp.zeros(shape, x.dtype))
+    gradient = gradient.reshape(kernel_height, stride, channels, moves, features).transpose(0, 3, 1, 2, 4)
+    gradient = gradient.reshape(kernel_height, moves * stride, channels, features)
+    start = -first * stride - left
+    return gradient[:, start : start + kernel_width]
+
+
+def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+    """Zeros above and below, left and right; where less than none, x is cut."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
 
 
 def _after(x: jax.Array, other: jax.Array) -> jax.Array:
