@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-_STRIP_PIXELS = 4096
+_STRIP_PIXELS = 2048
 
 
 def conv_general_dilated(x: jax.Array, kernel: jax.Array, strides, padding, **options) -> jax.Array:
@@ -46,47 +46,44 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
 def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
-    """By products of large matrices, in strips of rows that stay in the cache.
+    """By convolutions along rows, of strips of rows that stay in the cache.
 
-    A row of one matrix is what a pixel of the cotangent sees of its column in every row of the kernel; of the other, the
-    cotangent moved along by every column of the kernel. Where the kernel moves by `stride` columns, as many columns of x
-    become channels of one, so that the cotangent moves by whole pixels.
+    In a strip, what the rows of the kernel see lies side by side, as channels; its columns are where a convolution with
+    the cotangent puts its output. All pixels of a column are summed over at once, so it works on large matrices.
     """
     kernel_height, kernel_width, channels, features = kernel_shape
-    row_stride, stride = strides
+    row_stride, column_stride = strides
     (top, _), (left, _) = padding
     batch, height, width = cotangent.shape[:3]
-    columns = -(-x.shape[2] // stride)
-    first, last = -left // stride, (kernel_width - 1 - left) // stride  # moves that reach the kernel's ends
-    moves = last - first + 1
-
     rows = min(max(_STRIP_PIXELS // (batch * width), 1), height)
     strips = -(-height // rows)
     seen_rows = row_stride * (rows - 1) + kernel_height
     bottom = row_stride * rows * (strips - 1) + seen_rows - top - x.shape[1]
-    x = _pad(x, (top, bottom), (0, columns * stride - x.shape[2]))
-    x = x.reshape(batch, -1, columns, stride * channels)
-    cotangent = _pad(cotangent, (0, rows * strips - height), (last, columns - width - first))
+    right = column_stride * (width - 1) + kernel_width - left - x.shape[2]
+    x = _pad_rows(x, (top, bottom))
+    cotangent = _pad_rows(cotangent, (0, rows * strips - height))
 
     def add_strip(strip, gradient):
-        seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1)
-        seen = [seen[:, row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
-        moved = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1)
-        moved = [moved[:, :, last - move : last - move + columns] for move in range(first, last + 1)]
-        pixels = (0, 1, 2), (0, 1, 2)
-        return gradient + jax.lax.dot_general(jnp.concatenate(seen, -1), jnp.concatenate(moved, -1), (pixels, ((), ())))
+        seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1).transpose(3, 2, 1, 0)
+        seen = [seen[:, :, row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
+        part = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1).transpose(2, 1, 0, 3)
+        return gradient + jax.lax.conv_general_dilated(
+            jnp.concatenate(seen).reshape(kernel_height * channels, -1, rows * batch),
+            part.reshape(width, rows * batch, features),
+            window_strides=(1,),
+            padding=[(left, right)],
+            rhs_dilation=(column_stride,),
+            dimension_numbers=('NWC', 'WIO', 'NWC'),
+        )
 
-    shape = kernel_height * stride * channels, moves * features
+    shape = kernel_height * channels, kernel_width, features
     gradient = jax.lax.fori_loop(0, strips, add_strip, jnp.zeros(shape, x.dtype))
-    gradient = gradient.reshape(kernel_height, stride, channels, moves, features).transpose(0, 3, 1, 2, 4)
-    gradient = gradient.reshape(kernel_height, moves * stride, channels, features)
-    start = -first * stride - left
-    return gradient[:, start : start + kernel_width]
+    return gradient.reshape(kernel_height, channels, kernel_width, features).swapaxes(1, 2)
 
 
-def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
-    """Zeros above and below, left and right; where less than none, x is cut."""
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
+def _pad_rows(x: jax.Array, amounts: tuple[int, int]) -> jax.Array:
+    """So many rows of zeros above and below; where less than none, rows are cut."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*amounts, 0), (0, 0, 0), (0, 0, 0)])
 
 
 def _after(x: jax.Array, other: jax.Array) -> jax.Array:
