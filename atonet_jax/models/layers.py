@@ -56,8 +56,36 @@ class BatchNorm(nn.Module):
                 unbiased_var = var * (count / max(count - 1, 1))
                 running_mean.value = BN_MOMENTUM * running_mean.value + (1 - BN_MOMENTUM) * mean
                 running_var.value = BN_MOMENTUM * running_var.value + (1 - BN_MOMENTUM) * unbiased_var
-        x = (x - mean) * (scale * jax.lax.rsqrt(var + BN_EPSILON)) + bias
+            x = _normalize_by_batch(x, scale, bias, *jax.lax.stop_gradient((mean, var)))
+        else:
+            x = _normalize(x, scale, bias, mean, var)
         return x.astype(self.dtype)
+
+
+def _normalize(x, scale, bias, mean, var):
+    return (x - mean) * (scale * jax.lax.rsqrt(var + BN_EPSILON)) + bias
+
+
+# Where mean and var are those of x itself: of scale, bias, and of x both directly and by way of mean and var. JAX finds
+# the same gradient by itself, in more sums over maps, which take their time to read.
+_normalize_by_batch = jax.custom_vjp(_normalize)
+
+
+def _normalize_forward(x, scale, bias, mean, var):
+    return _normalize(x, scale, bias, mean, var), (x, scale, mean, var)
+
+
+def _normalize_backward(saved, cotangent):
+    x, scale, mean, var = saved
+    inverse = jax.lax.rsqrt(var + BN_EPSILON)
+    count = x.size // x.shape[-1]
+    bias_gradient = jnp.sum(cotangent, (0, 1, 2))
+    scale_gradient = jnp.sum(cotangent * (x - mean), (0, 1, 2)) * inverse
+    x_gradient = scale * inverse * (cotangent - bias_gradient / count - (x - mean) * (inverse * scale_gradient / count))
+    return x_gradient, scale_gradient, bias_gradient, None, None
+
+
+_normalize_by_batch.defvjp(_normalize_forward, _normalize_backward)
 
 
 class ConvNorm(nn.Module):
