@@ -37,7 +37,7 @@ def _convolve_backward(convolution, strides, padding, saved, cotangent):
         return jax.linear_transpose(lambda kernel: convolution(x, kernel, padding=padding), kernel)(cotangent)[0]
 
     def on_cpu(x, cotangent):
-        return _kernel_gradient(_after(x, cotangent), cotangent, kernel.shape, strides, padding)
+        return _kernel_gradient(x, cotangent, kernel.shape, strides, padding)
 
     return x_gradient, jax.lax.platform_dependent(x, cotangent, cpu=on_cpu, default=plain)
 
@@ -84,11 +84,6 @@ def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
 def _pad_rows(x: jax.Array, amounts: tuple[int, int]) -> jax.Array:
     """So many rows of zeros above and below; where less than none, rows are cut."""
     return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*amounts, 0), (0, 0, 0), (0, 0, 0)])
-
-
-def _after(x: jax.Array, other: jax.Array) -> jax.Array:
-    """`x`, once `other` is known: XLA else prepares x for a gradient early, and it lies in memory until then."""
-    return x + 0 * jnp.isfinite(other.ravel()[0]).astype(x.dtype)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

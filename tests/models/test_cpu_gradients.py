@@ -30,7 +30,7 @@ def value_and_gradients(fn, *args):
         ((66, 65), 3, 1),  # in strips, of which no height is another's
         ((67, 70), 3, 2),
         ((130, 37), 7, 2),
-        ((3, 1400), 7, 2),  # fewer rows of outputs than strips
+        ((3, 1400), 7, 2),  # a strip a row
         ((12, 10), 3, 1),  # as a whole
         ((9, 8), 1, 2),
         ((8, 8), 1, 1),
@@ -49,7 +49,7 @@ def test_a_convolutions_gradients_are_the_plain_ones(size, kernel_size, stride):
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 def test_accelerators_get_the_plain_program(platform):
-    """Three convolutions: forward, and a gradient each of image and kernel."""
+    """Three convolutions: forward, and a gradient each of image and kernel; no loop over strips."""
     x, kernel = jnp.ones((2, 128, 64, 3)), jnp.ones((3, 3, 3, 4))
 
     def loss(x, kernel):
@@ -58,8 +58,8 @@ def test_accelerators_get_the_plain_program(platform):
     traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel)
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert program.count('stablehlo.convolution') == 3
-    assert 'is_finite' not in program
-    assert traced.lower(lowering_platforms=('cpu',)).as_text().count('stablehlo.convolution') == 6
+    assert 'stablehlo.while' not in program
+    assert 'stablehlo.while' in traced.lower(lowering_platforms=('cpu',)).as_text()
 
 
 @pytest.mark.parametrize('size', [(6, 8), (7, 5), (1, 2)])
