@@ -74,7 +74,7 @@ class Undisturbed(NamedTuple):
 
 def undisturbed_run(config: ConfigDict, workdir: str) -> Undisturbed:
     """Trains from start to end; the import that all processes share does not count."""
-    run_in_process(bool)
+    run_in_process(bool)  # starts the server of forks, which imports
     started = time.perf_counter()
     process = run_in_process(train_quietly, config.to_dict(), workdir)
     seconds = time.perf_counter() - started
