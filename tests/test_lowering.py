@@ -213,12 +213,13 @@ def test_branches_for_cpus_stay_on_cpus(programs, accelerator_programs, cpu_bran
 
 
 def test_gradients_that_suit_cpus_stay_on_cpus(programs, tiny_variables):
-    """Elsewhere each convolution has one for its kernel's gradient and one for its input's, but for the stem's."""
+    """Each convolution has one for its kernel's gradient, on CPUs along rows, and but the stem one for its input's."""
     count = sum(path[-1].key == 'kernel' for path, _ in jax.tree.leaves_with_path(tiny_variables['params']))
     by_platform = programs['train', 'float32']
     found = {name: sum(program.operand_types('convolution').values()) for name, program in by_platform.items()}
-    assert found['tpu'] == found['cuda'] == 3 * count - 1
-    assert found['cpu'] < found['tpu'], 'those of 1x1 kernels are products there'
+    assert set(found.values()) == {3 * count - 1}
+    along_rows = {name: program.text.count('dim_numbers = [b, 0, f]x') for name, program in by_platform.items()}
+    assert along_rows == {'cpu': count, 'cuda': 0, 'tpu': 0}
 
 
 def test_winograd_stays_on_cpus(programs, accelerator_programs):
