@@ -16,7 +16,7 @@ from atonet_jax.data.inspection import SplitReport, inspect_split
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import class_table, load_dataset
 from atonet_jax.train import train_augmentation
-from atonet_jax.workdir import write_json
+from atonet_jax.workdir import make_folder, write_json
 
 _SHOWN = 5  # problems of a kind on the screen; the report lists all
 _PICTURES = 12
@@ -33,11 +33,11 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
         Whether the data is fit to train on.
 
     Raises:
-        InputError: a setting cannot work.
+        InputError: a setting cannot work, or nothing can be written to the workdir.
     """
     validate(config, jax.device_count())
     folder = os.path.join(workdir, 'check_data')
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     reports, failures = {}, []
     table = class_table(config.data)
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
@@ -65,7 +65,7 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
         written.append(os.path.join(folder, 'classes.png'))
         _plot_classes(reports, table, written[-1])
     train = reports.get(config.data.train_split)
-    if train is not None and train.dataset.label_paths is not None and train.unusable < len(train.dataset):
+    if train is not None and train.dataset.label_paths is not None and len(train.dataset.unusable) < len(train.dataset):
         written.append(os.path.join(folder, 'samples.png'))
         _draw_samples(train, config, written[-1])
 
@@ -100,13 +100,11 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
 
 def _print_split(report: SplitReport) -> None:
     dataset = report.dataset
-    print(f'\n{dataset.name} {dataset.split}: {len(dataset)} examples, {report.unusable} of them cannot be used')
+    print(f'\n{dataset.name} {dataset.split}: {len(dataset)} examples, {len(dataset.unusable)} of them cannot be used')
     for size, count in report.sizes.most_common(_SHOWN):
         print(f'  {count} images of {size}')
     if len(report.sizes) > _SHOWN:
         print(f'  and {len(report.sizes) - _SHOWN} other sizes')
-    if dataset.label_paths is None:
-        print('  no labels')
     for kind, lines in report.failures.items():
         print(f'  FAILS {kind} ({len(lines)}):')
         for line in lines[:_SHOWN]:

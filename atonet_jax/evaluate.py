@@ -89,10 +89,7 @@ class Evaluator:
     def __init__(self, model: nn.Module, examples: Examples, options: ConfigDict, mesh: Mesh):
         """The split's images are read at each `run`, one batch ahead."""
         dataset = examples.dataset
-        if dataset.label_paths is None:
-            raise InputError(
-                f'config.data.eval_split={dataset.split!r}: {dataset.name} has no labels there; choose another split'
-            )
+        dataset.require_labels()
         self._examples = examples
         self._options = options
         self._mesh = mesh

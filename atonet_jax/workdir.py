@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import socket
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,6 +67,20 @@ def load_class_table(workdir: str) -> ClassTable:
         return ClassTable.from_dict(json.loads(path.read_text()))
     except FileNotFoundError as error:
         raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
+
+
+def make_folder(path: str) -> None:
+    """Makes a folder in a workdir, and the workdir, where missing.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --workdir') from error
 
 
 @contextmanager

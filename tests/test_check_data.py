@@ -8,7 +8,9 @@ import PIL.Image
 import pytest
 
 from atonet_jax.check_data import check_data
-from atonet_jax.data.sources import load_dataset
+from atonet_jax.data.dataset import DataError
+from atonet_jax.data.sources import load_dataset, load_examples
+from atonet_jax.errors import InputError
 
 
 @pytest.fixture
@@ -89,3 +91,31 @@ def test_odd_things_are_warned_of(config, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert 'train has 12 examples, fewer than config.train.batch_size=16' in printed
     assert '1 images are both in train and in val' in printed
+
+
+def test_a_split_without_labels_is_unfit_and_refused_before_it_is_read(config, tmp_path, capsys):
+    shutil.rmtree(tmp_path / 'scenes' / 'gtFine' / 'val')
+    for kind in ('leftImg8bit', 'gtFine'):
+        if (tmp_path / 'scenes' / kind / 'val').exists():
+            (tmp_path / 'scenes' / kind / 'val').rename(tmp_path / 'scenes' / kind / 'test')
+    config.data.eval_split = 'test'
+    assert not check_data(config, str(tmp_path / 'workdir'))
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        'NOT fit to train on: test: no labels, which training and evaluation need'
+    )
+    with pytest.raises(DataError, match='cityscapes test: has no labels, which training'):
+        load_examples(config.data, 'test', str(tmp_path / 'workdir'))
+    assert not list((tmp_path / 'workdir').glob('verified*'))
+
+
+def test_a_workdir_that_cannot_be_written(config, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='choose another --workdir'):
+        check_data(config, str(tmp_path / 'file'))
+
+
+def test_nothing_is_called_skipped_where_it_is_an_error(config, tmp_path, caplog):
+    label_files(config)[3].write_bytes(b'')
+    assert not check_data(config, str(tmp_path / 'workdir'))
+    assert 'skipped' not in caplog.text
+    assert (tmp_path / 'workdir' / 'check_data' / 'samples.png').exists()

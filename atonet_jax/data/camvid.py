@@ -75,6 +75,8 @@ def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationD
         if missing:
             raise DataError(f'{missing[0]}: no such file; write all of {", ".join(lists.values())}, or none of them')
         frames = [_frame_name(name) for part in parts for name in read_split_list(lists[part])]
+        if not frames:
+            raise DataError(f'{", ".join(lists[part] for part in parts)}: names no frames; write one a line')
     else:
         frames = [frame for frame in sorted(images.keys() | labels.keys()) if _usual_part(frame, root) in parts]
     return _dataset(
@@ -124,10 +126,6 @@ def _frames(folder: str) -> dict[str, str]:
 def _frame_name(path: str) -> str:
     """'0001TP_006690' of '0001TP_006690', 'train/0001TP_006690.png', '0001TP_006690_L.png' or '..._P.png'."""
     return os.path.splitext(os.path.basename(path))[0].removesuffix('_L').removesuffix('_P')
-
-
-def _split_file(root: str, part: str) -> str:
-    return os.path.join(root, f'{part}.txt')
 
 
 def _usual_part(frame: str, root: str) -> str:

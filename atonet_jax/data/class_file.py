@@ -54,7 +54,8 @@ def read_class_file(path: str, name: str) -> ClassTable:
         if not isinstance(row.get('name'), str):
             raise fault(number, 'has no name')
         try:
-            value = int(row.get('value', number))
+            value = _value(row.get('value', number))
+            class_of_row = _text(row.get('class', row['name']))
             ignore = _flag(row.get('ignore', ''))
             color = _color(row['color']) if 'color' in row else None
         except ValueError as error:
@@ -67,7 +68,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
         row_of_value[value] = number
         if value == IGNORE_LABEL and not ignore:
             raise fault(number, f'value {IGNORE_LABEL} of {row["name"]!r} is always ignored; choose another')
-        class_name = None if ignore else row.get('class', row['name'])
+        class_name = None if ignore else class_of_row
         if class_name == row['name']:
             if class_name in names:
                 raise fault(number, f'{class_name!r} is there twice; give a second value of it "class": "{class_name}"')
@@ -110,6 +111,19 @@ def _csv_rows(path: str, text: str) -> list[dict]:
     if rows and 'name' not in rows[0]:
         raise DataError(f'{path}: its first line must name the columns: name,color,value')
     return [{key: value.strip() if isinstance(value, str) else value for key, value in row.items()} for row in rows]
+
+
+def _value(value: str | int) -> int:
+    text = str(value)
+    if not re.fullmatch(r'-?\d+', text):
+        raise ValueError(f'value is {value!r}; write a whole number of 0..255')
+    return int(text)
+
+
+def _text(value: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f'class is {value!r}; write the name of another row')
+    return value
 
 
 def _flag(value: str | bool) -> bool:

@@ -86,6 +86,13 @@ class SegmentationDataset:
     def __len__(self) -> int:
         return len(self.image_paths)
 
+    def require_labels(self) -> None:
+        """Raises DataError where the split has none."""
+        if self.label_paths is None:
+            raise DataError(
+                f'{self.name} {self.split}: has no labels, which training and evaluation need; choose another split'
+            )
+
     @functools.cached_property
     def train_ids(self) -> np.ndarray:
         """uint8 train id of each value of a label file: [256] by index, or [2**24] by colour as 0xRRGGBB."""
@@ -110,15 +117,17 @@ class SegmentationDataset:
         return f'{self.label_values} {zlib.crc32(self.train_ids)}'
 
 
-def split_parts(split: str, known: tuple[str, ...]) -> tuple[str, ...]:
+def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
     """The parts that make up a split: ('train', 'val') of 'train+val'.
 
     Raises:
-        DataError: one of them is not in `known`, or occurs twice.
+        DataError: one of them is empty, is not in `known` where that is given, or occurs twice.
     """
     parts = tuple(split.split('+'))
+    if not all(parts):
+        raise DataError(f"split '{split}' has an empty part; write such as train, or train+val")
     for part in parts:
-        if part not in known:
+        if known is not None and part not in known:
             raise DataError(f"unknown split '{part}'; known are {', '.join(known)}, and several joined by '+'")
     if len(set(parts)) < len(parts):
         raise DataError(f"split '{split}' names a part twice; name each once")

@@ -1,6 +1,5 @@
 """Encoded files to arrays: images as RGB bytes, labels as train ids."""
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -13,6 +12,8 @@ from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable
 _IMAGE_FORMATS = ('PNG', 'JPEG')
 _IMAGE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P')  # 8 bits a channel, and RGB by dropping alpha or repeating grey
 _PNG_END = b'IEND\xaeB`\x82'
+_JPEG_END = b'\xff\xd9'
+_MOST_PALETTES = 20  # files that are looked at to find out what palettes mean
 _UNDECODABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)  # what Pillow raises of bad files
 
 
@@ -53,17 +54,17 @@ def read_image_size(dataset: SegmentationDataset, i: int) -> tuple[int, int]:
 
 
 def check_image_end(dataset: SegmentationDataset, i: int) -> None:
-    """Decodes image `i` where it is a PNG that does not end as PNGs do: most truncated files show so at little cost.
+    """Decodes image `i` where it does not end as PNGs and JPEGs do: most truncated files show so at little cost.
 
     Raises:
         DataError: it cannot be decoded.
     """
     with dataset.storage.open(dataset.image_paths[i]) as file:
-        is_png = file.read(4) == b'\x89PNG'
+        end = _PNG_END if file.read(4) == b'\x89PNG' else _JPEG_END
         file.seek(0, 2)
-        file.seek(max(0, file.tell() - len(_PNG_END)))
-        ends_well = file.read() == _PNG_END
-    if is_png and not ends_well:
+        file.seek(max(0, file.tell() - len(end)))
+        ends_well = file.read() == end
+    if not ends_well:
         read_image(dataset, i)
 
 
@@ -115,20 +116,32 @@ def _look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def detect_label_values(paths: Iterable[str], table: ClassTable) -> str:
-    """Whether label files hold 'index' or 'color', from the first one that is there.
+    """Whether label files hold 'index' or 'color', from the first one that tells; others are left to who reads them.
 
-    A palette whose colours are all classes' counts as colours: their indices mean nothing then.
-
-    Raises:
-        DataError: it cannot be decoded.
+    A palette tells where all its colours are classes', but not those of the classes of its indices: these mean nothing
+    then. Where both mean the same, as in a palette made for the class table, the next file is asked, and in the end the
+    indices count, which may hold more than the table has colours for.
     """
+    colors = {label.color for label in table.raw_labels}
+    color_of_value = {label.raw_id: label.color for label in table.raw_labels}
+    palettes = 0
     for path in paths:
-        if os.path.exists(path):
-            with open(path, 'rb') as file, _decoding(path), PIL.Image.open(file) as image:
+        try:
+            with open(path, 'rb') as file, PIL.Image.open(file) as image:
                 if image.mode != 'P':
                     return 'color' if image.mode in ('RGB', 'RGBA') else 'index'
-                shown = {color for _, color in image.convert('RGB').getcolors(maxcolors=256)}
-                return 'color' if shown <= {label.color for label in table.raw_labels} else 'index'
+                indices, places = np.unique(np.asarray(image), return_index=True)
+                shown = np.asarray(image.convert('RGB')).reshape(-1, 3)[places]
+        except _UNDECODABLE:
+            continue
+        shown = [tuple(color) for color in shown.tolist()]
+        if not colors.issuperset(shown):
+            return 'index'
+        if any(color_of_value.get(index) != color for index, color in zip(indices.tolist(), shown)):
+            return 'color'
+        palettes += 1
+        if palettes == _MOST_PALETTES:
+            break
     return 'index'
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import threading
+import weakref
 
 import numpy as np
 import psutil
@@ -14,6 +15,8 @@ from atonet_jax.data.decode import read_example
 from atonet_jax.errors import InputError
 
 _log = logging.getLogger(__name__)
+
+_memory_caches = weakref.WeakSet()  # of this process, which share its memory
 
 Decoded = tuple[np.ndarray, np.ndarray]
 
@@ -71,10 +74,19 @@ class Examples:
         return cached
 
     def check(self, i: int) -> None:
-        """Of an example that `read` gave None for: raises its DataError, or counts it as skipped and says so once."""
+        """Of an example that `read` gave None for: raises its DataError, or counts it as skipped and says so once.
+
+        Raises:
+            DataError: the example's own, where `on_corrupt` is 'error'; or no example is left.
+        """
         if self._on_corrupt == 'error':
             raise self._faults[i]
         if i not in self.skipped:
+            if len(self.skipped) + 1 == len(self.dataset):
+                raise DataError(
+                    f'{self.dataset.name} {self.dataset.split}: none of the {len(self.dataset)} examples can be used; '
+                    f'the last: {self._faults[i]}'
+                )
             self.skipped[i] = self._faults[i]
             _log.warning('skipped: %s', self._faults[i])
 
@@ -85,20 +97,29 @@ def decoded_bytes(dataset: SegmentationDataset) -> int:
 
 
 class _MemoryCache:
+    """
+    Attributes:
+        missing: bytes that it is yet to take.
+    """
+
     def __init__(self, dataset: SegmentationDataset):
-        needed, free = decoded_bytes(dataset), psutil.virtual_memory().available
+        needed = decoded_bytes(dataset)
+        free = psutil.virtual_memory().available - sum(cache.missing for cache in _memory_caches)
         _announce(dataset, 'memory', needed, f'{_gigabytes(free)} are free')
         if needed > free:
             raise InputError(
                 f'config.data.cache=memory: {dataset.name} {dataset.split} takes {_gigabytes(needed)} decoded, but '
                 f'{_gigabytes(free)} of memory are free; choose disk or none'
             )
+        self.missing = needed
         self._decoded: dict[int, Decoded] = {}
+        _memory_caches.add(self)
 
     def read(self, i: int) -> Decoded | None:
         return self._decoded.get(i)
 
     def write(self, i: int, example: Decoded) -> None:
+        self.missing -= 0 if i in self._decoded else sum(array.nbytes for array in example)
         self._decoded[i] = example
 
 
@@ -109,6 +130,7 @@ class _DiskCache:
         self._dataset = dataset
         self._folder = folder
         self._full = False
+        self._lock = threading.Lock()
         try:
             os.makedirs(folder, exist_ok=True)
             free = shutil.disk_usage(folder).free
@@ -150,8 +172,12 @@ class _DiskCache:
                     file.write(np.ascontiguousarray(array))
             os.replace(temporary, path)
         except OSError as error:
-            self._full = True
-            _log.warning('%s: the cache grows no further (%s); training goes on without', self._folder, error.strerror)
+            with self._lock:
+                first, self._full = not self._full, True
+            if first:
+                _log.warning(
+                    '%s: the cache grows no further (%s); training goes on without', self._folder, error.strerror
+                )
             if os.path.exists(temporary):
                 os.remove(temporary)
 

@@ -4,7 +4,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.decode import detect_label_values
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.split_list import read_split_list
@@ -24,11 +24,11 @@ def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -
             before the extension; `list`: a text file with a name a line, or '' for all files in the folders.
 
     Raises:
-        DataError: a folder or list is missing, holds nothing, or two files have one name; or labels are colours and two
-            classes have the same.
+        DataError: a part is empty or named twice; a folder or list is missing, holds nothing, or two files have one
+            name; or labels are colours and two classes have the same.
     """
     image_paths, label_paths = [], []
-    for part in split.split('+'):
+    for part in split_parts(split):
         images_folder, labels_folder = (
             os.path.join(root, pattern.replace('{split}', part)) for pattern in (options.images, options.labels)
         )

@@ -37,13 +37,12 @@ class SplitReport:
     """What was found in a split.
 
     Attributes:
-        dataset: the split.
+        dataset: the split, with `unusable`.
         sizes: images of each 'HxW'.
         values: pixels of each value of the label files.
         pixels: [C + 1] of each class, and of what is ignored.
         images: [C + 1] images that show it.
         digests: of the images' content.
-        unusable: examples with a problem.
         failures: by what is wrong, one line a file: training would stop or learn nothing useful.
         warnings: what looks odd.
     """
@@ -54,7 +53,6 @@ class SplitReport:
     pixels: np.ndarray
     images: np.ndarray
     digests: set[str]
-    unusable: int
     failures: dict[str, list[str]]
     warnings: list[str]
 
@@ -62,7 +60,7 @@ class SplitReport:
         names = (*self.dataset.class_table.class_names, 'ignored')
         return {
             'examples': len(self.dataset),
-            'unusable': self.unusable,
+            'unusable': len(self.dataset.unusable),
             'sizes': dict(self.sizes),
             'label_values': self.dataset.label_values,
             'pixels_of_value': {_value_text(self.dataset, value): n for value, n in sorted(self.values.items())},
@@ -98,13 +96,14 @@ def inspect_split(dataset: SegmentationDataset, on_corrupt: str = 'error') -> Sp
         warnings = [f'config.data.on_corrupt=skip leaves out {len(them)}: {kind}' for kind, them in failures.items()]
         failures = {}
     report = SplitReport(
-        dataset=dataset,
+        dataset=dataclasses.replace(
+            dataset, unusable={i: one.problems[0] for i, one in enumerate(inspections) if one.problems}
+        ),
         sizes=Counter('x'.join(map(str, one.size)) for one in inspections if one.size is not None),
         values=values,
         pixels=pixels,
         images=images,
         digests={one.digest for one in inspections if one.digest},
-        unusable=unusable,
         failures=failures,
         warnings=warnings,
     )
@@ -146,13 +145,15 @@ def _judge_labels(report: SplitReport, inspections: list[_Inspection]) -> None:
     """Adds what the values of the label files say about how they are meant."""
     dataset, table = report.dataset, report.dataset.class_table
     if dataset.label_paths is None:
+        report.failures['no labels, which training and evaluation need'] = list(dataset.image_paths)
         return
     labelled = [(path, one.values) for path, one in zip(dataset.label_paths, inspections) if one.values]
     published_blank = dataset.split == 'test' and set(report.values) <= {0, IGNORE_LABEL}
     if dataset.label_values == 'index' and not published_blank:
         masks = [path for path, values in labelled if set(values) == {0, IGNORE_LABEL}]
-        if masks and set(dataset.train_ids[[0, IGNORE_LABEL]]) == {IGNORE_LABEL}:
-            report.failures['labels hold only 0 and 255, as masks do, and nothing else counts'] = masks
+        only_masks = set(report.values) == {0, IGNORE_LABEL} and table.num_classes > 1
+        if masks and (only_masks or dataset.train_ids[0] == IGNORE_LABEL):
+            report.failures['labels hold only 0 and 255, as masks do, but 255 is ignored'] = masks
         elif len(masks) > len(labelled) / 2:
             report.warnings.append(f'{len(masks)} label files hold only 0 and 255, as masks do, such as {masks[0]}')
         _judge_ids(report, labelled)
@@ -204,4 +205,3 @@ def _value_text(dataset: SegmentationDataset, value: int) -> str:
     else:
         name = 'unknown' if train_id == UNKNOWN_LABEL else 'ignored'
     return f'{number} {name}'
-

@@ -15,7 +15,6 @@ import numpy as np
 import tensorflow as tf
 
 from atonet_jax.augment import Augmentation, Geometry
-from atonet_jax.data.dataset import DataError
 from atonet_jax.data.decode import read_image_size
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
@@ -66,8 +65,7 @@ def train_batches(
         ValueError: num_shards does not divide batch_size.
     """
     dataset = examples.dataset
-    if dataset.label_paths is None:
-        raise DataError(f'{dataset.name} {dataset.split}: has no labels to train on; choose another split')
+    dataset.require_labels()
     shard_size = _shard_size(batch_size, num_shards)
     window = window_size(augmentation)
     # Of an image of one pixel, which the crop does not touch.

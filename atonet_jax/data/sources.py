@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.class_file import read_class_file
-from atonet_jax.data.dataset import SegmentationDataset
+from atonet_jax.data.dataset import SegmentationDataset, split_parts
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.folder import load_folder
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
@@ -64,10 +64,12 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
     """The examples of a split, all files checked; `workdir` remembers which ones were.
 
     Raises:
-        InputError: as in `load_dataset`, `verify` and `Examples`.
+        InputError: the split has no labels, or as in `load_dataset`, `verify` and `Examples`.
     """
+    dataset = load_dataset(data, split)
+    dataset.require_labels()
     dataset = verify(
-        load_dataset(data, split),
+        dataset,
         cache_path=os.path.join(workdir, f'verified_{split}.json'),
         on_corrupt=data.on_corrupt,
     )
@@ -87,6 +89,8 @@ def prepare_copy(data: ConfigDict) -> str:
         raise InputError('config.data.tfds_dir is empty; say where the copy shall be')
     source = data.copy_and_resolve_references()
     source.tfds_dir = ''
-    parts = dict.fromkeys(part for split in (data.train_split, data.eval_split) for part in split.split('+'))
-    datasets = {part: verify(load_dataset(source, part)) for part in parts}
+    parts = dict.fromkeys(part for split in (data.train_split, data.eval_split) for part in split_parts(split))
+    datasets = {
+        part: verify(load_dataset(source, part), on_corrupt=data.on_corrupt, decode_images=True) for part in parts
+    }
     return prepare(datasets, data.tfds_dir)

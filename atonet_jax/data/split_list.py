@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections import Counter
 
 from atonet_jax.data.dataset import DataError
 
@@ -23,7 +24,9 @@ def read_split_list(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: not UTF-8 text; save it as UTF-8') from error
     names = [re.sub(r'(?i)(\.(png|jpe?g))\s.*', r'\1', line) for line in lines if line]
-    repeated = {name for name in names if names.count(name) > 1} if len(set(names)) < len(names) else ()
+    names = [os.path.normpath(name) for name in names]
+    counts = Counter(re.sub(r'(?i)\.(png|jpe?g)$', '', name) for name in names)
+    repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         raise DataError(f'{path}: {min(repeated)} is there more than once; list each image once')
-    return [os.path.normpath(name) for name in names]
+    return names

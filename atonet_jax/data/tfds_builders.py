@@ -31,6 +31,7 @@ _log = logging.getLogger(__name__)
 _RUNS = 64  # a split is written as so many runs of examples, each of which TFDS holds in memory for a while
 _KEY_BITS = 128  # of TFDS's keys
 _PALETTE = 3  # byte 25 of a PNG
+_RESERVED_PARTS = ('all',)
 
 
 class CopyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -123,6 +124,8 @@ def prepare(datasets: Mapping[str, SegmentationDataset], tfds_dir: str) -> str:
     for part, dataset in datasets.items():
         if part not in labelled:
             _log.warning('%s %s: has no labels and is left out of the copy', dataset.name, part)
+        if part in _RESERVED_PARTS:
+            raise DataError(f"'{part}': TFDS keeps this name of a split for itself; rename that part of the data")
     if not labelled:
         raise DataError(f'{tfds_dir}: nothing to prepare, none of the splits {", ".join(datasets)} has labels')
     name = next(iter(labelled.values())).name

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import check_image_end, read_image_size, read_labels
+from atonet_jax.data.decode import check_image_end, read_image, read_image_size, read_labels
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.progress import watched
 
@@ -31,7 +31,11 @@ class _Good(NamedTuple):
 
 
 def verify(
-    dataset: SegmentationDataset, *, cache_path: str | None = None, on_corrupt: str = 'error'
+    dataset: SegmentationDataset,
+    *,
+    cache_path: str | None = None,
+    on_corrupt: str = 'error',
+    decode_images: bool = False,
 ) -> SegmentationDataset:
     """Checks every image's header and end, and decodes every label.
 
@@ -39,6 +43,7 @@ def verify(
         dataset: the split to check.
         cache_path: JSON file that remembers which unchanged files were found good, so that they are not read again.
         on_corrupt: 'error', or 'skip' to log and mark unusable examples instead of refusing the split.
+        decode_images: decodes every image too, which takes longer and also finds damage in the middle of a file.
 
     Returns:
         The data set with `sizes` known, and with `unusable` where `on_corrupt` is 'skip'.
@@ -57,7 +62,7 @@ def verify(
             if known is not None and known.fingerprint == fingerprint:
                 return known
             size = read_image_size(dataset, i)
-            check_image_end(dataset, i)
+            read_image(dataset, i) if decode_images else check_image_end(dataset, i)
             labelled = np.count_nonzero(read_labels(dataset, i, size) != IGNORE_LABEL)
             return _Good(*size, int(labelled), fingerprint)
         except DataError as error:
@@ -116,7 +121,7 @@ def _read_cache(cache_path: str | None) -> dict[str, _Good]:
     try:
         with open(cache_path) as file:
             return {path: _Good(*values) for path, values in json.load(file).items()}
-    except (FileNotFoundError, json.JSONDecodeError, TypeError):
+    except (FileNotFoundError, ValueError, TypeError, AttributeError):  # no JSON, or other JSON than ours
         return {}
 
 

@@ -71,7 +71,7 @@ def curves_svg(name: str, title: str, curves: Sequence[Curve], log: bool = False
             steps, values = _averaged(curve)
             dots = 'o' if len(steps) < 10 else None
             axes.plot(steps, values, color=color_of(i), linewidth=1.6, marker=dots, markersize=3.5)
-        if log:
+        if log and any(value > 0 for curve in curves for value in curve.values):
             axes.set_yscale('log', nonpositive='mask')
             axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             axes.yaxis.set_major_formatter('{x:g}')

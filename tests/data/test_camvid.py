@@ -168,3 +168,10 @@ def test_unknown_color_is_named(tmp_path):
     dataset = load_camvid(str(tmp_path), 'val')
     with pytest.raises(DataError, match=r'colour \(1, 2, 3\) \(3 pixels\), but known are the 32 colours'):
         verify(dataset)
+
+
+def test_empty_lists_are_named(tmp_path):
+    write_frames(tmp_path, FRAMES, index_label())
+    for part in ('train', 'val', 'test'):
+        (tmp_path / f'{part}.txt').write_text('\n')
+    assert f'{tmp_path}/val.txt: names no frames; write one a line' in load_error(tmp_path, 'val')

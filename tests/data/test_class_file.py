@@ -53,7 +53,7 @@ def test_values_and_colors_may_be_left_out(tmp_path):
     [
         ('name,value\nroad,7\ncar,7\n', "row 2: 'car' and 'road' both have the value 7; give each its own"),
         ('name,value\nroad,256\n', "row 1: value 256 of 'road' is not of 0..255"),
-        ('name,value\nroad,seven\n', 'row 1: invalid literal'),
+        ('name,value\nroad,seven\n', "row 1: value is 'seven'; write a whole number'),
         ('name,value\nroad,255\n', "row 1: value 255 of 'road' is always ignored"),
         ('name,value\nroad,1\nroad,2\n', "row 2: 'road' is there twice; give a second value"),
         ('name,value\n,1\n', 'row 1: has no name'),
@@ -92,3 +92,24 @@ def test_fault_of_a_json_file_is_named(tmp_path, content, fault):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(DataError, match=r'classes.csv: class file cannot be read \(No such file or directory\)'):
         read_class_file(str(tmp_path / 'classes.csv'), 'mine')
+
+
+@pytest.mark.parametrize(
+    ('row', 'message'),
+    [
+        ({'value': [1]}, 'value is [1]; write a whole number'),
+        ({'value': 7.9}, 'value is 7.9; write a whole number'),
+        ({'value': float('inf')}, 'value is inf; write a whole number'),
+        ({'value': True}, 'value is True; write a whole number'),
+        ({'class': ['x']}, "class is ['x']; write the name of another row"),
+    ],
+)
+def test_values_of_the_wrong_kind(tmp_path, row, message):
+    with pytest.raises(DataError) as raised:
+        read(tmp_path, json.dumps([{'name': 'road', 'value': 3}, {'name': 'car'} | row]), 'classes.json')
+    assert f'row 2: {message}' in str(raised.value)
+
+
+def test_a_value_with_a_point_is_no_value(tmp_path):
+    with pytest.raises(DataError, match="row 1: value is '7.0'; write a whole number of 0..255"):
+        read(tmp_path, 'name,value\nroad,7.0\n')

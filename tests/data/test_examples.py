@@ -126,3 +126,26 @@ def test_a_bad_example_is_an_error_or_a_counted_gap(dataset, caplog):
         lenient.check(1)
     assert list(lenient.skipped) == [1]
     assert caplog.text.count('skipped: ') == 1 and 'image1.png' in caplog.text
+
+
+def test_caches_in_memory_share_what_is_free(dataset, monkeypatch):
+    needed = decoded_bytes(dataset)
+    monkeypatch.setattr(module.psutil, 'virtual_memory', lambda: collections.namedtuple('_', 'available')(needed + 1))
+    first = Examples(dataset, cache='memory')
+    with pytest.raises(InputError, match='of memory are free'):
+        Examples(dataset, cache='memory')
+    assert_reads_all(first, dataset)  # what it has taken is no longer among what is free
+    second = Examples(dataset, cache='memory')
+    del first, second
+
+
+def test_a_split_of_which_nothing_can_be_used_is_an_error(dataset):
+    for path in dataset.image_paths:
+        with open(path, 'rb+') as file:
+            file.truncate(40)
+    examples = Examples(dataset, on_corrupt='skip')
+    assert [examples.read(i) for i in range(3)] == [None] * 3
+    examples.check(0)
+    examples.check(1)
+    with pytest.raises(DataError, match='tiny train: none of the 3 examples can be used; the last: .*image2.png'):
+        examples.check(2)

@@ -125,3 +125,48 @@ def test_class_table_is_that_of_the_file(root):
         class_table(data)
     data.folder.classes = 'classes.csv'
     assert class_table(data).num_classes == 2
+
+
+@pytest.mark.parametrize('split', ['train+', '+train', '', 'train+train'])
+def test_a_part_is_named_and_named_once(root, split):
+    message = load_error(root, split)
+    assert 'names a part twice' in message if split == 'train+train' else 'has an empty part' in message
+
+
+def test_what_values_mean_is_asked_of_a_label_file_that_can_be_read(root):
+    for i, name in enumerate(('a/first', 'b c/second')):
+        write(root, f'labels/train/{name}.png', np.full((*SIZE, 3), (0, 0, 142)))
+        if i == 0:
+            (root / f'labels/train/{name}.png').write_bytes(b'')
+    assert load(root).label_values == 'color'
+    assert 'labels/train/a/first.png: cannot be decoded' in load_error(root)
+    assert list(verify(load(root), on_corrupt='skip').unusable) == [0]
+
+
+@pytest.mark.parametrize('void_first', [False, True])
+def test_a_palette_made_for_the_classes_is_read_by_index(root, void_first):
+    """As in Pascal VOC, whose void of 255 has a colour that is no class's."""
+    palette = np.zeros((256, 3), np.uint8)
+    palette[[3, 9, 255]] = (128, 64, 128), (0, 0, 142), (224, 224, 192)
+    for name, void in (('a/first', void_first), ('b c/second', not void_first)):
+        label = PIL.Image.fromarray(np.array([[3, 9], [9, 255 if void else 3]], np.uint8).repeat(2, 0).repeat(3, 1))
+        label.putpalette(palette.ravel().tolist())
+        label.save(root / f'labels/train/{name}.png')
+    dataset = verify(load(root))
+    assert dataset.label_values == 'index'
+    corners = [read_example(dataset, i)[1][-1, -1] for i in range(2)]
+    assert corners == ([255, 0] if void_first else [0, 255])
+
+
+def test_a_palette_of_the_classes_colours_in_another_order_is_read_by_colour(root):
+    for name in ('a/first', 'b c/second'):
+        label = PIL.Image.fromarray(np.zeros(SIZE, np.uint8))
+        label.putpalette([0, 0, 142, 128, 64, 128])
+        label.save(root / f'labels/train/{name}.png')
+    dataset = verify(load(root))
+    assert dataset.label_values == 'color' and (read_example(dataset, 0)[1] == 1).all()
+
+
+def test_a_list_with_a_name_with_and_without_extension_names_it_twice(root):
+    (root / 'train.txt').write_text('a/first\na/first.jpg\n')
+    assert 'a/first is there more than once' in load_error(root, list='{split}.txt')

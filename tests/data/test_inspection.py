@@ -1,10 +1,13 @@
 """What the files of a split hold is counted, and labels that are not meant as they are read are found out."""
 
+import json
+
 import numpy as np
 import PIL.Image
-import pytest
 
 from atonet_jax.data.cityscapes import load_cityscapes
+from atonet_jax.data.class_file import read_class_file
+from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.inspection import inspect_split
 
 SIZE = (6, 10)
@@ -63,7 +66,7 @@ def test_every_fault_of_every_file_is_listed(tmp_path):
         'unknown label value': 1,  # of the same example as the one before
         'label and image differ in size': 1,
     }
-    assert report.unusable == 4
+    assert len(report.dataset.unusable) == 4
     assert report.values[99] == 60
 
     report = inspect(tmp_path, on_corrupt='skip')
@@ -119,9 +122,23 @@ def test_blank_labels_of_the_test_split_are_as_published(tmp_path):
     assert not inspect(tmp_path, 'test').failures
 
 
-@pytest.mark.parametrize('part', ['test'])
-def test_split_without_labels(tmp_path, part):
-    write(tmp_path, 0, np.zeros(SIZE), part=part)
+def test_split_without_labels(tmp_path):
+    write(tmp_path, 0, np.zeros(SIZE), part='test')
     (tmp_path / 'gtFine').rename(tmp_path / 'elsewhere')
-    report = inspect(tmp_path, part)
-    assert not report.failures and report.unusable == 0 and report.pixels.sum() == 0
+    report = inspect(tmp_path, 'test')
+    assert report.failures == {'no labels, which training and evaluation need': list(report.dataset.image_paths)}
+    assert not report.dataset.unusable and report.pixels.sum() == 0
+
+
+def test_masks_leave_one_of_two_classes(tmp_path):
+    """0 is a class here, and 255, which the mask means as the other, is ignored."""
+    rows = [{'name': 'background', 'value': 0}, {'name': 'foreground', 'value': 1}]
+    (tmp_path / 'classes.json').write_text(json.dumps(rows))
+    paths = str(tmp_path / 'image.png'), str(tmp_path / 'label.png')
+    labels = np.zeros(SIZE, np.uint8)
+    labels[0] = 255
+    PIL.Image.fromarray(labels).save(paths[1])
+    PIL.Image.fromarray(np.zeros((*SIZE, 3), np.uint8)).save(paths[0])
+    table = read_class_file(str(tmp_path / 'classes.json'), 'mine')
+    report = inspect_split(SegmentationDataset('mine', 'train', table, *([path] for path in paths)))
+    assert report.failures == {'labels hold only 0 and 255, as masks do, but 255 is ignored': [paths[1]]}

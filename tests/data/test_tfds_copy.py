@@ -17,6 +17,7 @@ from tensorflow_datasets.core import shuffle
 from tensorflow_datasets.core.utils import shard_utils
 
 from atonet_jax.augment import Augmentation
+from atonet_jax.config import default_config
 from atonet_jax.data import tfds_builders, tfds_copy, tfds_records
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
@@ -24,6 +25,7 @@ from atonet_jax.data.dataset import DataError, LocalFiles, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, ClassTable, RawLabel
+from atonet_jax.data.sources import prepare_copy
 from atonet_jax.data.tfds_builders import prepare
 from atonet_jax.data.tfds_copy import load_tfds, read_class_table
 from atonet_jax.data.verify import verify
@@ -143,8 +145,8 @@ def test_labels_of_colors(tmp_path, palette):
     colors = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
     label = PIL.Image.fromarray(colors[raw_ids])
     if palette:
-        label = PIL.Image.fromarray(raw_ids).convert('P')
-        label.putpalette(colors.ravel().tolist())
+        label = PIL.Image.fromarray(31 - raw_ids)
+        label.putpalette(colors[::-1].ravel().tolist())
     for folder in ('images', 'labels'):
         (tmp_path / folder).mkdir()
     for i in range(3):
@@ -466,3 +468,23 @@ def test_training_batches_from_a_copy_are_those_from_the_folder(root, tfds_dir):
     for batch, expected in zip(*(train_batches(Examples(dataset), **options) for dataset in datasets), strict=True):
         for name in expected:
             np.testing.assert_array_equal(batch[name], expected[name])
+
+
+def test_a_part_that_tfds_cannot_name(root, tmp_path):
+    message = error_line(prepare, {'all': load_cityscapes(str(root), 'val')}, str(tmp_path / 'copy'))
+    assert message.startswith("'all': TFDS keeps this name")
+
+
+def test_preparing_finds_damage_and_may_leave_it_out(root, tmp_path):
+    data = default_config().data
+    data.update(name='cityscapes', root=str(tmp_path / 'data'), train_split='train', eval_split='val')
+    data.tfds_dir = str(tmp_path / 'copy')
+    shutil.copytree(root, data.root)
+    damaged = load_cityscapes(data.root, 'train').image_paths[0]
+    content = bytearray(pathlib.Path(damaged).read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    pathlib.Path(damaged).write_bytes(content)
+    assert f'{damaged}: cannot be decoded' in error_line(prepare_copy, data)
+    data.on_corrupt = 'skip'
+    prepare_copy(data)
+    assert len(load_tfds(data.tfds_dir, 'cityscapes', 'train')) == len(load_cityscapes(data.root, 'train')) - 1

@@ -109,9 +109,10 @@ def test_failed_verification_is_not_remembered(root, tmp_path):
     assert not os.path.exists(cache)
 
 
-def test_damaged_cache_is_replaced(root, tmp_path):
+@pytest.mark.parametrize('content', [b'{"half a fi', b'[]', b'{"a": 3}', b'\xff'])
+def test_damaged_cache_is_replaced(root, tmp_path, content):
     cache = tmp_path / 'verified.json'
-    cache.write_text('{"half a fi')
+    cache.write_bytes(content)
     verify(load_cityscapes(str(root), 'train'), cache_path=str(cache))
     assert len(json.loads(cache.read_text())) == 3
 
@@ -119,6 +120,31 @@ def test_damaged_cache_is_replaced(root, tmp_path):
 def truncate(path, length):
     with open(path, 'rb+') as file:
         file.truncate(length)
+
+
+def test_truncated_jpeg_is_found_before_training(tmp_path):
+    paths = str(tmp_path / 'image.jpg'), str(tmp_path / 'label.png')
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    PIL.Image.fromarray(pixels).save(paths[0])
+    PIL.Image.fromarray(np.full((64, 64), 7, np.uint8)).save(paths[1])
+    dataset = SegmentationDataset('mine', 'train', CITYSCAPES, *([path] for path in paths))
+    verify(dataset)
+    truncate(paths[0], os.path.getsize(paths[0]) // 2)
+    with pytest.raises(DataError, match='image.jpg: cannot be decoded .*; replace the file'):
+        verify(dataset)
+
+
+def test_damage_within_an_image_is_found_by_decoding(root):
+    path = image_path(root, 'train', FRAMES[1])
+    write_png(path, np.random.default_rng(0).integers(0, 256, (*SIZE, 3)))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    dataset = load_cityscapes(str(root), 'train')
+    verify(dataset)
+    with pytest.raises(DataError, match='cannot be decoded'):
+        verify(dataset, decode_images=True)
+    assert list(verify(dataset, decode_images=True, on_corrupt='skip').unusable) == [1]
 
 
 @pytest.mark.parametrize('length', [0, 40, -30])
