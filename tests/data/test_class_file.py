@@ -53,7 +53,7 @@ def test_values_and_colors_may_be_left_out(tmp_path):
     [
         ('name,value\nroad,7\ncar,7\n', "row 2: 'car' and 'road' both have the value 7; give each its own"),
         ('name,value\nroad,256\n', "row 1: value 256 of 'road' is not of 0..255"),
-        ('name,value\nroad,seven\n', "row 1: value is 'seven'; write a whole number'),
+        ('name,value\nroad,seven\n', "row 1: value is 'seven'; write a whole number"),
         ('name,value\nroad,255\n', "row 1: value 255 of 'road' is always ignored"),
         ('name,value\nroad,1\nroad,2\n', "row 2: 'road' is there twice; give a second value"),
         ('name,value\n,1\n', 'row 1: has no name'),
