@@ -26,7 +26,7 @@ from atonet_jax.inference import predict_labels
 from atonet_jax.metrics import Scores, confusion_matrices, image_scores
 from atonet_jax.network import trained_network
 from atonet_jax.progress import Progress
-from atonet_jax.workdir import write_json, write_text
+from atonet_jax.workdir import make_folder, write_json, write_text
 
 _MOST_EXTREMES = 4  # best, and as many worst examples that are kept
 
@@ -198,7 +198,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     pictures, and report.html.
 
     Raises:
-        InputError: no run, checkpoint or weights, or data that cannot be used.
+        InputError: no run, checkpoint or weights, data that cannot be used, or nothing can be written.
     """
     from atonet_jax.report import write_report  # imports matplotlib
 
@@ -207,7 +207,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     network = trained_network(config, workdir, mesh)
     table = network.class_table
     folder = os.path.join(workdir, 'evaluation')
-    os.makedirs(folder, exist_ok=True)
+    make_folder(folder)
     with main_process_first('data'):
         examples = load_examples(config.data, config.data.eval_split, workdir)
     dataset = examples.dataset

@@ -22,7 +22,15 @@ class TooManyPixels(InputError):
     """A picture that is larger than the limit."""
 
 
-def read_picture(file: str | BinaryIO, name: str, max_pixels: int, formats: Sequence[str] | None = None) -> np.ndarray:
+def formats() -> list[str]:
+    """Pillow's names of what it reads, but for EPS, for which it runs a program."""
+    PIL.Image.init()
+    return [kind for kind in PIL.Image.OPEN if kind != 'EPS']
+
+
+def read_picture(
+    file: str | BinaryIO, name: str, max_pixels: int, limit: str, kinds: Sequence[str] | None = None
+) -> np.ndarray:
     """[H, W, 3] uint8 RGB, upright as EXIF says; of an animation the first frame.
 
     Grey is repeated, alpha dropped, a palette looked up, CMYK converted, 16 bits a channel become 8.
@@ -31,18 +39,19 @@ def read_picture(file: str | BinaryIO, name: str, max_pixels: int, formats: Sequ
         file: a path, or bytes to read.
         name: what errors call it.
         max_pixels: a picture with more is refused before it is decoded.
-        formats: Pillow's names of those that are tried; None: all.
+        limit: the setting that is `max_pixels`.
+        kinds: those of `formats()` that are tried; None: all.
 
     Raises:
         TooManyPixels: it has more than `max_pixels`.
-        InputError: it cannot be decoded.
+        InputError: it cannot be read or decoded.
     """
     try:
-        with PIL.Image.open(file, formats=formats) as image:
+        with PIL.Image.open(file, formats=kinds or formats()) as image:
             if image.width * image.height > max_pixels:
                 raise TooManyPixels(
                     f'{name}: {image.width}x{image.height} are more than {max_pixels / 1e6:g} million pixels; make it '
-                    'smaller, or raise the limit max_pixels'
+                    f'smaller, or raise the limit {limit}'
                 )
             image = PIL.ImageOps.exif_transpose(image)
             if image.mode in _SIXTEEN_BITS:
@@ -52,6 +61,8 @@ def read_picture(file: str | BinaryIO, name: str, max_pixels: int, formats: Sequ
         raise
     except FileNotFoundError as error:
         raise InputError(f'{name}: no such file') from error
+    except (PermissionError, IsADirectoryError) as error:
+        raise InputError(f'{name}: cannot be read ({error.strerror}); check its permissions') from error
     except PIL.UnidentifiedImageError as error:
         raise InputError(f'{name}: no image that can be read; give PNG, JPEG or another usual format') from error
     except PIL.Image.DecompressionBombError as error:

@@ -1,6 +1,9 @@
 """How far something is: a bar on a terminal, elsewhere a line a minute; nothing of what ends within two seconds."""
 
 import logging
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -26,7 +29,14 @@ class Progress:
             quiet: shows nothing, as in other processes than the main one.
         """
         self._bar = tqdm.tqdm(
-            desc=what, total=total, unit=unit, initial=done, disable=True if quiet else None, delay=_DELAY, leave=False
+            desc=what,
+            total=total,
+            unit=unit,
+            initial=done,
+            disable=True if quiet else None,
+            delay=_DELAY,
+            leave=False,
+            ncols=_columns(),
         )
         self._what, self._total, self._unit, self._quiet = what, total, unit, quiet
         self._first = self._done = done
@@ -69,6 +79,15 @@ def watched(things: Iterable[Any], what: str, total: int, unit: str) -> Iterator
 def say(line: str) -> None:
     """Prints a line without disturbing a bar."""
     tqdm.tqdm.write(line)
+
+
+def _columns() -> int | None:
+    """Of a terminal that does not know its width; None leaves it to the bar."""
+    try:
+        known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):  # no terminal, which has no bar either
+        return None
+    return None if known else shutil.get_terminal_size().columns
 
 
 def _duration(seconds: float) -> str:

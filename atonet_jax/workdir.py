@@ -16,6 +16,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -28,6 +29,8 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
@@ -44,33 +47,41 @@ def load_config(workdir: str) -> ConfigDict:
     """The config that a run was started with.
 
     Raises:
-        InputError: `workdir` holds no run.
+        InputError: `workdir` holds no run, or its file is damaged.
     """
-    path = pathlib.Path(workdir, CONFIG_FILE)
-    try:
-        stored = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
-    config = default_config()  # for settings that are newer than the run
-    config.update(_lists_to_tuples(stored))
-    return config
+    with _run_file(workdir, CONFIG_FILE) as stored:
+        config = default_config()  # for settings that are newer than the run
+        config.update(_lists_to_tuples({section: stored[section] for section in ('data', 'model')} | stored))
+        return config
 
 
 def load_class_table(workdir: str) -> ClassTable:
     """The classes that a run predicts.
 
     Raises:
-        InputError: `workdir` holds no run.
+        InputError: `workdir` holds no run, or its file is damaged.
     """
-    path = pathlib.Path(workdir, CLASS_TABLE_FILE)
+    with _run_file(workdir, CLASS_TABLE_FILE) as stored:
+        return ClassTable.from_dict(stored)
+
+
+@contextmanager
+def _run_file(workdir: str, name: str) -> Iterator[dict]:
+    """The content of a JSON file that every run has; whoever finds it other than expected may say so by any error."""
+    path = os.path.join(workdir, name)
     try:
-        return ClassTable.from_dict(json.loads(path.read_text()))
-    except FileNotFoundError as error:
+        with open(path, encoding='utf-8') as file:
+            yield json.load(file)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f'{path}: damaged ({error!r}); copy it from a run with the same settings') from error
 
 
-def make_folder(path: str) -> None:
-    """Makes a folder in a workdir, and the workdir, where missing.
+def make_folder(path: str, setting: str = '--workdir') -> None:
+    """Makes a folder, and those it lies in, where missing; `setting` says where it shall be.
 
     Raises:
         InputError: nothing can be written there.
@@ -80,7 +91,7 @@ def make_folder(path: str) -> None:
         with tempfile.TemporaryFile(dir=path):
             pass
     except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --workdir') from error
+        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another {setting}') from error
 
 
 @contextmanager
@@ -199,15 +210,20 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-    """The lines of `metrics.jsonl`, without one that a killed run left half written; none where there is no file."""
-    lines = []
+    """The lines of `metrics.jsonl`, without one that a killed run left half written; none where there is no file.
+
+    Any other line that is damaged is left out and said.
+    """
+    path, lines = os.path.join(workdir, METRICS_FILE), []
     try:
-        with open(os.path.join(workdir, METRICS_FILE)) as file:
-            for line in file:
+        with open(path, encoding='utf-8', errors='replace') as file:
+            for number, text in enumerate(file, 1):
                 try:
-                    lines.append(json.loads(line))
-                except json.JSONDecodeError:
-                    break
+                    line = json.loads(text)
+                    lines.append({'step': line['step']} | line)
+                except (ValueError, TypeError, KeyError):
+                    if text.endswith('\n'):
+                        _log.warning('%s: line %d is damaged and left out', path, number)
     except FileNotFoundError:
         pass
     return lines

@@ -145,3 +145,24 @@ def test_the_command_takes_runs_alone_and_needs_no_tensorflow(runs, repository, 
     process = command('first', '--workdir=elsewhere')
     assert process.returncode == 0, process.stderr
     assert (tmp_path / 'elsewhere' / 'compare.html').exists()
+
+
+def test_a_damaged_run_is_one_line(runs, tmp_path, caplog):
+    def failure(name, content):
+        path = tmp_path / 'damaged' / name
+        shutil.copytree(runs[0], tmp_path / 'damaged')
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        with pytest.raises(InputError) as raised:
+            compare([runs[1], str(tmp_path / 'damaged')], str(tmp_path))
+        shutil.rmtree(tmp_path / 'damaged')
+        assert str(raised.value).startswith(f'{path}: damaged (') and '\n' not in str(raised.value)
+
+    failure('config.json', '{')
+    failure('config.json', '{}')
+    failure('config.json', '[]')
+    failure('class_table.json', '{"name": "x"}')
+    failure('evaluation/scores.json', '{"miou": 1}')
+    (tmp_path / 'picture.png').touch()
+    with pytest.raises(InputError, match='picture.png/config.json: no such file; name the --workdir of a run'):
+        compare([str(tmp_path / 'picture.png')], str(tmp_path))

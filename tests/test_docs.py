@@ -20,7 +20,7 @@ from absl import flags
 import main as command_line
 
 _MARK = re.compile(r'# needs (Cityscapes|CamVid|a GPU|a TPU|a camera|several machines)$')
-_COMMAND = re.compile(r'(python|make|pip|srun|mpirun|gcloud|CUDA_VISIBLE_DEVICES|\.venv)\b')
+_COMMAND = re.compile(r'(python|make|pip|srun|mpirun|gcloud|CUDA_VISIBLE_DEVICES|curl|\.venv)\b')
 _TINY = (
     '--config.model.width=16',
     '--config.model.backbone_width=8',
@@ -139,6 +139,8 @@ def test_a_command_in_the_documents(command, world, helps, repository, tiny_conf
                 pytest.skip(f'{module} {helps[module]}')
             assert helps[module].startswith('usage:')
             assert all(argument in helps[module] for argument in arguments if argument.startswith('--'))
+        case ['curl', *_]:
+            assert "'^curl .*'" in (repository / 'tests' / 'test_serve.py').read_text()  # which runs them
         case ['make', target, *_]:
             assert re.search(rf'^{target}:', (world / 'Makefile').read_text(), re.MULTILINE)
         case ['pip', 'install', *_]:

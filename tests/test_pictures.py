@@ -23,7 +23,7 @@ def encoded(image, kind='PNG', **options):
 
 
 def read(file):
-    return read_picture(file, 'it', MOST)
+    return read_picture(file, 'it', MOST, 'config.limit')
 
 
 @pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'L', 'LA', 'P', '1'])
@@ -65,7 +65,7 @@ def test_exif_turns_it_upright(orientation):
 
 def test_an_animation_is_its_first_frame():
     frames = [PIL.Image.new('RGB', (9, 6), color) for color in ('red', 'blue')]
-    for kind in ('GIF', 'WEBP'):
+    for kind in ('GIF', 'WEBP', 'PNG'):
         file = encoded(frames[0], kind, save_all=True, append_images=frames[1:])
         np.testing.assert_allclose(read(file)[3, 3], (255, 0, 0), atol=8)
 
@@ -86,9 +86,11 @@ def png_header(width, height):
         (io.BytesIO(b'not a picture'), 'it: no image that can be read'),
         (io.BytesIO(encoded(PIL.Image.fromarray(PIXELS)).getvalue()[:90]), 'it: cannot be decoded ('),
         (io.BytesIO(encoded(PIL.Image.fromarray(PIXELS), 'JPEG').getvalue()[:300]), 'it: cannot be decoded ('),
-        (png_header(200, 100), 'it: 200x100 are more than 0.01 million pixels'),
+        (png_header(200, 100), 'it: 200x100 are more than 0.01 million pixels; make it smaller, or raise the limit co'),
         (png_header(100_000, 100_000), 'it: more than 179 million pixels'),
         ('no/such/file.png', 'it: no such file'),
+        ('tests', 'it: cannot be read (Is a directory); check its permissions'),
+        (io.BytesIO(encoded(PIL.Image.fromarray(PIXELS), 'EPS').getvalue()), 'it: no image that can be read'),
     ],
 )
 def test_what_cannot_be_read_is_said_in_a_line(file, message):

@@ -1,6 +1,16 @@
 """Quiet where stderr is no terminal, but for a line a minute."""
 
+import contextlib
+import fcntl
 import logging
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+
+import pytest
 
 from atonet_jax import progress
 from atonet_jax.progress import Progress, watched
@@ -40,3 +50,26 @@ def test_hours_and_unknown_totals(monkeypatch, caplog):
         known.update(100)
         unknown.update(100)
     assert caplog.messages == ['training: step 100 of 8000, 1 a second, 2 h 12 min left', 'reading: x 100, 1 a second']
+
+
+@pytest.mark.parametrize('columns', [0, 100])
+def test_a_terminal_has_a_bar_whether_it_knows_its_width_or_not(columns):
+    code = (
+        'import time\n'
+        'from atonet_jax import progress\n'
+        'progress._DELAY = 0\n'
+        "with progress.Progress('training', 10, 'step') as bar:\n"
+        '    time.sleep(0.3)\n'
+        "    bar.update(4, 'loss 0.5')\n"
+    )
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name != 'COLUMNS'}
+    subprocess.run([sys.executable, '-c', code], stderr=theirs, check=True, env=env)
+    os.close(theirs)
+    shown = b''
+    with contextlib.suppress(OSError):  # the end
+        while part := os.read(ours, 1000):
+            shown += part
+    os.close(ours)
+    assert b'training:  40%' in shown and b'4/10' in shown and b'loss 0.5' in shown

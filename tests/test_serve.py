@@ -262,7 +262,7 @@ def pictures(scene):
 )
 def test_pictures_of_all_kinds_are_read(client, segment, scene, kind):
     content = pictures(scene)[kind]
-    rgb = read_picture(io.BytesIO(content), 'test', MOST_PIXELS)
+    rgb = read_picture(io.BytesIO(content), 'test', MOST_PIXELS, 'limit')
     assert rgb.shape == scene.shape and rgb.any()
     labels = decoded(client.post('/segment', content=content).content)
     np.testing.assert_array_equal(labels, np.asarray(segment(rgb[None]))[0])
@@ -349,6 +349,48 @@ def test_upload_that_does_not_end_is_given_up(app, monkeypatch):
             assert (await client.get('/health')).json()['requests'] == 0
 
     asyncio.run(upload())
+
+
+def test_answer_that_is_not_taken_is_given_up_and_keeps_its_place_until_then(app, scene, monkeypatch):
+    monkeypatch.setattr('atonet_jax.serve.app.ANSWER_SECONDS', 0.3)
+    monkeypatch.setattr('atonet_jax.serve.app._PIECE', 10)
+    held = []
+
+    async def receive():
+        return {'type': 'http.request', 'body': encoded(scene), 'more_body': False}
+
+    async def send(message):
+        if message['type'] == 'http.response.body':
+            held.append(len(message['body']))
+            await asyncio.sleep(60)
+
+    async def ask():
+        scope = {'type': 'http', 'http_version': '1.1', 'method': 'POST', 'path': '/segment', 'query_string': b'',
+                 'headers': [(b'host', b'localhost')]}  # fmt: skip
+        slow = asyncio.create_task(app(scope, receive, send))
+        await wait_until(lambda: held)
+        async with client_of(app) as client:
+            assert (await client.get('/health')).json()['requests'] == 1
+            await slow
+            assert (await client.get('/health')).json()['requests'] == 0
+        assert held == [10]
+
+    asyncio.run(ask())
+
+
+@pytest.mark.skipif(shutil.which('curl') is None, reason='curl is not installed')
+def test_commands_of_the_documents_ask_as_they_say(app, segment, scene, repository, tmp_path):
+    (tmp_path / 'street.jpg').write_bytes(encoded(scene, 'JPEG'))
+    commands = re.findall('^curl .*', (repository / 'docs' / 'serving.md').read_text(), re.MULTILINE)
+    with running(app) as address:
+        for command in commands:
+            command = command.replace('http://127.0.0.1:8000/', address)
+            subprocess.run(f'{command} --silent --fail', shell=True, cwd=tmp_path, check=True)
+    image = np.asarray(PIL.Image.open(tmp_path / 'street.jpg'))
+    labels = np.asarray(segment(image[None]))[0]
+    np.testing.assert_array_equal(decoded((tmp_path / 'labels.png').read_bytes()), labels)
+    expected = overlay(image, labels, TABLE.palette)
+    np.testing.assert_array_equal(decoded((tmp_path / 'overlay.png').read_bytes()), expected)
 
 
 class HeldSegmenter:

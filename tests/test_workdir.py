@@ -105,3 +105,14 @@ def test_half_written_last_line_is_dropped(tmp_path):
 
 def test_run_without_figures_has_none(tmp_path):
     assert read_metrics(tmp_path) == []
+
+
+def test_damaged_lines_are_left_out_and_said(tmp_path, caplog):
+    write_steps(tmp_path, [1, 2, 3], resumed_step=0)
+    path = tmp_path / METRICS_FILE
+    path.write_text(path.read_text().replace('{"step": 2,', '{"st\x00') + '3\n')
+    assert logged_steps(tmp_path) == [1, 3]
+    assert [message.partition(': ')[2] for message in caplog.messages] == [
+        'line 2 is damaged and left out',
+        'line 4 is damaged and left out',
+    ]

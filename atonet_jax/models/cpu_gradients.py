@@ -49,7 +49,8 @@ def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
     """By convolutions along rows, of strips of rows that stay in the cache.
 
     In a strip, what the rows of the kernel see lies side by side, as channels; its columns are where a convolution with
-    the cotangent puts its output. All pixels of a column are summed over at once, so it works on large matrices.
+    the cotangent puts its output. All pixels of a column are summed over at once, so it works on large matrices. The
+    batch is the outer one of what is summed over: split over devices, each sums its own part.
     """
     kernel_height, kernel_width, channels, features = kernel_shape
     row_stride, column_stride = strides
@@ -64,12 +65,12 @@ def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
     cotangent = _pad_rows(cotangent, (0, rows * strips - height))
 
     def add_strip(strip, gradient):
-        seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1).transpose(3, 2, 1, 0)
-        seen = [seen[:, :, row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
-        part = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1).transpose(2, 1, 0, 3)
+        seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1).transpose(3, 2, 0, 1)
+        seen = [seen[..., row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
+        part = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1).transpose(2, 0, 1, 3)
         return gradient + jax.lax.conv_general_dilated(
-            jnp.concatenate(seen).reshape(kernel_height * channels, -1, rows * batch),
-            part.reshape(width, rows * batch, features),
+            jnp.concatenate(seen).reshape(kernel_height * channels, -1, batch * rows),
+            part.reshape(width, batch * rows, features),
             window_strides=(1,),
             padding=[(left, right)],
             rhs_dilation=(column_stride,),

@@ -21,9 +21,10 @@ from atonet_jax.pictures import read_picture
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
 from atonet_jax.predict.inputs import Source, find_sources
-from atonet_jax.predict.outputs import draw, make_folder, write_label_png, write_png
+from atonet_jax.predict.outputs import draw, write_label_png, write_png
 from atonet_jax.progress import Progress
 from atonet_jax.stopping import StopSignals
+from atonet_jax.workdir import make_folder
 
 
 def predict(config: ConfigDict, workdir: str) -> bool:
@@ -48,13 +49,15 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     network = trained_network(config, workdir, create_mesh())
     if is_submission:
         submission.check_sources(sources, network.class_table)
-    make_folder(folder)
+    make_folder(folder, '--config.predict.output')
 
     job = _Job(options, labeler(config, network), network.class_table, folder)
-    job.run(sources)
-    job.report()
-    if is_submission and not job.failures:
-        return _finish_submission(sources, folder)
+    try:
+        job.run(sources)
+    finally:
+        job.report()
+    if is_submission:
+        return _finish_submission(sources, folder, job.failures)
     return not job.failures
 
 
@@ -112,7 +115,7 @@ class _Job:
             return
 
         def read(source):
-            return read_picture(source.path, source.path, self._options.max_pixels)
+            return read_picture(source.path, source.path, self._options.max_pixels, 'config.predict.max_pixels')
 
         def failed(source, error):
             self.failures.append(str(error))
@@ -192,13 +195,14 @@ def _until_stopped(things, signals: StopSignals, most: int = 0) -> Iterator:
         yield thing
 
 
-def _finish_submission(sources: list[Source], folder: str) -> bool:
+def _finish_submission(sources: list[Source], folder: str, failures: list[str]) -> bool:
     paths = [submission.label_path(folder, source) for source in sources]
-    problems = submission.problems(paths)
-    if problems:
-        print(f'no zip: the test server would not take it: {"; ".join(problems[:5])}')
-        return False
     path = os.path.join(folder, 'submission.zip')
+    problems = ['not all was done'] if failures else submission.problems(paths)
+    if problems:
+        earlier = f'; {path} is of an earlier call' if os.path.exists(path) else ''
+        print(f'no zip: the test server would not take it: {"; ".join(problems[:5])}{earlier}')
+        return False
     submission.write_zip(paths, path)
     print(f'checked: {len(paths)} files of {submission.SIZE[0]}x{submission.SIZE[1]} raw ids; to submit: {path}')
     return True

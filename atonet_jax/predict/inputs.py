@@ -3,12 +3,14 @@
 import glob
 import os
 import pathlib
+from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
 import PIL.Image
 
 from atonet_jax.errors import InputError
+from atonet_jax.pictures import formats
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
 
@@ -47,7 +49,7 @@ def find_sources(given: str, output: str) -> list[Source]:
             raise InputError(f'config.predict.input={given}: a camera is given by its number, as in camera:0')
         return [Source(int(number), f'camera{number}')]
     if os.path.isdir(given):
-        base, paths = given, _files_below(given, output)
+        base, paths = given, _without(output, _files_below(given, output), given)
     elif os.path.exists(given):
         base, paths = os.path.dirname(given), [given]
         if not given.lower().endswith(_suffixes()):
@@ -57,36 +59,42 @@ def find_sources(given: str, output: str) -> list[Source]:
     elif glob.has_magic(given):
         base = _fixed_part(given)
         paths = [path for path in glob.glob(given, recursive=True) if os.path.isfile(path)]
-        paths = _without(output, paths)
+        paths = _without(output, paths, given)
     else:
         raise InputError(f'config.predict.input={given}: no such file or folder')
-    paths = sorted(path for path in paths if path.lower().endswith(_suffixes()))
+    paths = sorted(path for path in paths if path.lower().endswith(_suffixes()) or os.path.isdir(path))
     if not paths:
         raise InputError(f'config.predict.input={given}: holds no pictures or videos (.png, .jpg, .mp4 and the like)')
     return _named(paths, base)
 
 
 def _suffixes() -> tuple[str, ...]:
-    PIL.Image.init()
-    return (*VIDEO_SUFFIXES, *(suffix for suffix, kind in PIL.Image.EXTENSION.items() if kind in PIL.Image.OPEN))
+    kinds = formats()
+    return (*VIDEO_SUFFIXES, *(suffix for suffix, kind in PIL.Image.EXTENSION.items() if kind in kinds))
 
 
 def _files_below(folder: str, output: str) -> list[str]:
-    """All files but hidden ones and those in `output`."""
+    """All files but hidden ones; and folders that cannot be looked into, for whoever reads them to say so."""
     if os.path.realpath(folder) == os.path.realpath(output):
         raise InputError(
             f'config.predict.output={output}: is the input folder itself; give another one, such as {output}_labels'
         )
     paths = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=lambda error: paths.append(error.filename)):
         folders[:] = [name for name in folders if not name.startswith('.')]
         paths += [os.path.join(parent, name) for name in names if not name.startswith('.')]
-    return _without(output, paths)
+    return paths
 
 
-def _without(output: str, paths: list[str]) -> list[str]:
-    output = pathlib.Path(os.path.realpath(output))
-    return [path for path in paths if output not in pathlib.Path(os.path.realpath(path)).parents]
+def _without(output: str, paths: list[str], given: str) -> list[str]:
+    folder = pathlib.Path(os.path.realpath(output))
+    outside = [path for path in paths if folder not in pathlib.Path(os.path.realpath(path)).parents]
+    if paths and not outside:
+        raise InputError(
+            f'config.predict.input={given}: all of it lies in the folder that is written to, {output}; give another '
+            '--config.predict.output'
+        )
+    return outside
 
 
 def _fixed_part(pattern: str) -> str:
@@ -97,10 +105,21 @@ def _fixed_part(pattern: str) -> str:
 
 
 def _named(paths: Iterable[str], base: str) -> list[Source]:
-    """Names are without the ending, but where two would be alike."""
+    """Names are without the ending, but where two would be alike, or a video like a folder.
+
+    Raises:
+        InputError: two are alike all the same.
+    """
     names = [os.path.relpath(path, base or '.') for path in paths]
     stems = [os.path.splitext(name)[0] for name in names]
-    return [
-        Source(path, stem if stems.count(stem) == 1 else name)
-        for path, name, stem in zip(paths, names, stems, strict=True)
-    ]
+    folders = {os.path.dirname(name) for name in names}
+    counts = Counter(stems)
+    sources, path_of_name = [], {}
+    for path, name, stem in zip(paths, names, stems, strict=True):
+        is_folder = Source(path, stem).is_video and stem in folders  # its frames go into a folder
+        source = Source(path, name if counts[stem] > 1 or is_folder else stem)
+        other = path_of_name.setdefault(source.name, path)
+        if other != path:
+            raise InputError(f'{path}: what is written for it would replace that for {other}; rename one of them')
+        sources.append(source)
+    return sources

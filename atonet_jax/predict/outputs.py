@@ -49,17 +49,5 @@ def write_png(pixels: np.ndarray, path: str) -> None:
         raise cannot_write(path, error) from error
 
 
-def make_folder(path: str) -> None:
-    """Raises:
-    InputError: nothing can be written there.
-    """
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise InputError(f'{path}: cannot be written (Permission denied); choose another --config.predict.output')
-
-
 def cannot_write(path: str, error: OSError) -> InputError:
     return InputError(f'{path}: cannot be written ({error.strerror or error}); choose another --config.predict.output')

@@ -11,6 +11,7 @@ import PIL.Image
 from atonet_jax.data.labels import CITYSCAPES, ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.predict.inputs import Source
+from atonet_jax.progress import watched
 
 # spec of the data set, section "Cityscapes"
 TEST_IMAGES = 1525
@@ -48,7 +49,7 @@ def problems(paths: list[str]) -> list[str]:
     if len(set(map(os.path.basename, paths))) != len(paths):
         found.append('two images of one name')
     known = np.unique(CITYSCAPES.train_to_raw[: CITYSCAPES.num_classes])
-    for path in paths:
+    for path in watched(paths, 'checking', len(paths), 'file'):
         with PIL.Image.open(path) as image:
             labels = np.asarray(image)
         if labels.shape != SIZE or labels.dtype != np.uint8:

@@ -1,5 +1,6 @@
 """Frames of video files and cameras, by OpenCV."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 
@@ -35,6 +36,11 @@ class Video:
             InputError: it cannot be opened, or its frames are too large.
         """
         self._name = f'camera {path}' if isinstance(path, int) else path
+        if not isinstance(path, int):
+            try:
+                open(path, 'rb').close()
+            except OSError as error:
+                raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
         self._capture = cv2.VideoCapture(path)
         if not self._capture.isOpened():
             what = 'there is none, or another program has it' if isinstance(path, int) else 'no video that can be read'
@@ -66,17 +72,36 @@ class Video:
 
 
 class VideoFile:
-    """An MP4 (MPEG-4 part 2, which every player on a desktop knows) that is written. A context."""
+    """An MP4 (MPEG-4 part 2, which every player on a desktop knows), written whole or not at all. A context.
+
+    Raises InputError on leaving where the file does not hold what was written: OpenCV itself does not say so.
+    """
 
     def __init__(self, path: str, rate: float):
-        self._path, self._rate, self._writer = path, rate, None
+        self._path, self._rate, self._writer, self._frames = path, rate, None, 0
+        stem, ending = os.path.splitext(path)
+        self._temporary = f'{stem}.{os.getpid()}{ending}'
 
     def __enter__(self) -> 'VideoFile':
         return self
 
-    def __exit__(self, *_) -> None:
-        if self._writer is not None:
-            self._writer.release()
+    def __exit__(self, kind, *_) -> None:
+        if self._writer is None:
+            return
+        self._writer.release()
+        written = cv2.VideoCapture(self._temporary)
+        whole = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == self._frames
+        written.release()
+        if whole:
+            os.replace(self._temporary, self._path)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._temporary)
+        if kind is None:
+            raise InputError(
+                f'{self._path}: cannot be written (the disk may be full); free space, or choose another '
+                '--config.predict.output'
+            )
 
     def write(self, frame: np.ndarray) -> None:
         """[H, W, 3] uint8 RGB, all of one size; an odd side loses a row or column of pixels.
@@ -91,7 +116,8 @@ class VideoFile:
             except OSError as error:
                 raise cannot_write(self._path, error) from error
             codec = cv2.VideoWriter_fourcc(*'mp4v')
-            self._writer = cv2.VideoWriter(self._path, codec, self._rate, frame.shape[1::-1])
+            self._writer = cv2.VideoWriter(self._temporary, codec, self._rate, frame.shape[1::-1])
             if not self._writer.isOpened():
                 raise InputError(f'{self._path}: cannot be written; choose another --config.predict.output')
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
+        self._frames += 1

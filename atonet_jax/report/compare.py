@@ -62,7 +62,7 @@ def compare(workdirs: Sequence[str], folder: str) -> str:
     """Writes compare.html into `folder`, prints a table, and returns the file's path.
 
     Raises:
-        InputError: no workdir is given, one holds no run, or the file cannot be written.
+        InputError: no workdir is given, one holds no run or a damaged file, or the report cannot be written.
     """
     if not workdirs:
         raise InputError('--mode=compare needs runs: python main.py --mode=compare runs/a runs/b')
@@ -109,10 +109,14 @@ def _read_run(name: str, workdir: str) -> Run:
     evaluated = [line for line in metrics if 'eval/miou' in line]
     file = pathlib.Path(workdir, 'evaluation', 'scores.json')
     if file.exists():
-        written = json.loads(file.read_text())
-        scores = {key: written[key] for key in scores}
-        ious = {name: values['iou'] for name, values in written['classes'].items() if values['iou'] is not None}
-        options, source = written['options'], 'evaluation/scores.json'
+        try:
+            written = json.loads(file.read_text())
+            scores = {key: written[key] for key in scores}
+            ious = {name: values['iou'] for name, values in written['classes'].items() if values['iou'] is not None}
+            options = {key: written['options'][key] for key in _WAYS}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f'{file}: damaged ({error!r}); give --mode=evaluate again, or remove it') from error
+        source = 'evaluation/scores.json'
     elif evaluated:
         line = evaluated[-1]
         scores = {key: line.get(f'eval/{key}') for key in _SCORES}

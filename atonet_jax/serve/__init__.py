@@ -20,11 +20,13 @@ from atonet_jax.serve.app import create_app
 
 _log = logging.getLogger(__name__)
 
+_ENDING_SECONDS = 10  # that requests which were taken have when it ends
+
 
 def serve(config: ConfigDict, workdir: str) -> None:
     """Serves the run in `workdir`, or the weights of `init_from`, as `config.serve` says, until SIGINT or SIGTERM.
 
-    Requests that were taken are answered first; a second signal ends the process at once.
+    Requests that were taken have ten seconds to be answered; a second signal ends the process at once.
 
     Raises:
         InputError: a setting that cannot work, a host or port that cannot be had, no run, checkpoint or weights.
@@ -47,6 +49,7 @@ def serve(config: ConfigDict, workdir: str) -> None:
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
+                timeout_graceful_shutdown=_ENDING_SECONDS,
             )
         )
         host, port = listener.getsockname()[:2]

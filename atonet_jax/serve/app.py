@@ -33,9 +33,11 @@ from atonet_jax.visualize import overlay
 
 OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
 SIDE_STEP = 64  # pixels; sides that the network sees are multiples of it
-# Pillow's other formats are rare, and one of them (EPS) runs a program.
+# Pillow's other formats are rare.
 FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 UPLOAD_SECONDS = 30  # after which an upload that has not ended is given up, and its place with it
+ANSWER_SECONDS = 30  # the same of an answer that is not taken
+_PIECE = 65536  # bytes of an answer that are sent at once
 
 _HEADERS = {
     'Cache-Control': 'no-store',
@@ -202,7 +204,9 @@ class _Pictures:
             InputError: `body` is no picture that can be used.
         """
         clock = _Clock()
-        picture = read_picture(io.BytesIO(body), 'the picture', self._options.max_pixels, FORMATS)
+        picture = read_picture(
+            io.BytesIO(body), 'the picture', self._options.max_pixels, 'config.serve.max_pixels', FORMATS
+        )
         height, width = picture.shape[:2]
         size = network_size(width, height, self._options.long_side)
         image = np.asarray(PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BILINEAR))
@@ -261,7 +265,8 @@ class _Endpoint:
         # Other sites cannot read answers, but could keep the network busy. Programs send no such header.
         if request.headers.get('sec-fetch-site', 'none') not in ('none', 'same-origin'):
             raise HTTPException(403, 'pages of other sites may not use this server; open its own page')
-        with self._place():
+        with contextlib.ExitStack() as place:
+            place.enter_context(self._place())
             body = await self._read(request)
             async with self._turn:
                 if await request.is_disconnected():
@@ -275,13 +280,14 @@ class _Endpoint:
                             'the body is a form; send the bytes of the picture alone (curl --data-binary @street.jpg)'
                         ) from error
                     raise
-        timing = ', '.join(f'{part};dur={duration}' for part, duration in milliseconds.items())
-        headers = {'Server-Timing': timing, 'X-Milliseconds': json.dumps(milliseconds)}
-        return Response(content, headers=headers, media_type='application/json' if output == 'json' else 'image/png')
+            timing = ', '.join(f'{part};dur={duration}' for part, duration in milliseconds.items())
+            headers = {'Server-Timing': timing, 'X-Milliseconds': json.dumps(milliseconds)}
+            media_type = 'application/json' if output == 'json' else 'image/png'
+            return _Answer(content, place.pop_all(), headers=headers, media_type=media_type)
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
-        """Taken before the body is read, so that what bodies hold in memory is bounded too."""
+        """Taken before the body is read and until the answer is sent, so that what both hold in memory is bounded."""
         if self.requests >= self._most_requests:
             raise HTTPException(503, 'too many requests wait already; try again', headers={'Retry-After': '1'})
         self.requests += 1
@@ -312,6 +318,24 @@ class _Endpoint:
         if not body:
             raise HTTPException(400, 'the request is empty; send the bytes of a picture as its body')
         return bytes(body)
+
+
+class _Answer(Response):
+    """Sent piece by piece as the client takes it; given up after `ANSWER_SECONDS`. Keeps a place until then."""
+
+    def __init__(self, content: bytes, place: contextlib.ExitStack, **options):
+        super().__init__(content, **options)
+        self._place = place
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Left unfinished, Uvicorn closes the connection and says so.
+        with self._place, contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await send({'type': 'http.response.start', 'status': self.status_code, 'headers': self.raw_headers})
+                for start in range(0, len(self.body), _PIECE):
+                    piece = self.body[start : start + _PIECE]
+                    more = start + _PIECE < len(self.body)
+                    await send({'type': 'http.response.body', 'body': piece, 'more_body': more})
 
 
 class _Clock:

@@ -1,11 +1,13 @@
 """What counts as input, how it is named, and what is refused before anything is computed."""
 
+import os
 import re
 
 import PIL.Image
 import pytest
 
 from atonet_jax.errors import InputError
+from atonet_jax.pictures import read_picture
 from atonet_jax.predict.inputs import Source, find_sources
 
 
@@ -97,3 +99,37 @@ def test_every_kind_of_picture_that_pillow_reads_is_one(tmp_path):
     for suffix in ('png', 'jpg', 'webp', 'tif', 'bmp', 'gif', 'ppm'):
         PIL.Image.new('RGB', (8, 8)).save(tmp_path / f'{suffix}.{suffix}')
     assert len(find_sources(str(tmp_path), 'out')) == 7
+
+
+def test_names_of_what_is_written_are_all_different(tmp_path):
+    """Frames of a video go into a folder of its name."""
+    for name in ('b.jpg', 'b.png', 'film.avi', 'film/000000.png', 'c.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert names(find_sources(str(tmp_path), 'out')) == ['b.jpg', 'b.png', 'c', 'film.avi', 'film/000000']
+    (tmp_path / 'b.jpg.png').touch()
+    with pytest.raises(InputError, match=r'b.jpg.png: what is written for it would replace that for .*b.jpg; rename'):
+        find_sources(str(tmp_path), 'out')
+
+
+def test_a_folder_that_cannot_be_looked_into_is_for_the_reader_to_report(tmp_path, monkeypatch):
+    """Who runs the tests may be allowed everything."""
+    PIL.Image.new('RGB', (8, 8)).save(tmp_path / 'open.png')
+    (tmp_path / 'closed').mkdir()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == 'closed':
+            raise PermissionError(13, 'Permission denied', path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    closed, seen = find_sources(str(tmp_path), 'out')
+    assert (closed.path, seen.name) == (str(tmp_path / 'closed'), 'open')
+    with pytest.raises(InputError, match='closed: cannot be read'):
+        read_picture(closed.path, closed.path, 100, 'limit')
+
+
+def test_an_input_within_the_output_is_called_so(photos):
+    with pytest.raises(InputError, match='trip: all of it lies in the folder that is written to'):
+        find_sources(str(photos / 'trip'), str(photos))

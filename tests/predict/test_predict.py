@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import zipfile
 
 import numpy as np
@@ -19,6 +20,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.inference import Segmenter, predict_labels
 from atonet_jax.network import trained_network
 from atonet_jax.predict import predict, submission
+from atonet_jax.predict.video import VideoFile
 from atonet_jax.workdir import load_class_table
 from tests.commands import main_command
 
@@ -169,7 +171,8 @@ def test_an_output_that_cannot_be_written_is_refused(config, finished, tmp_path)
 
 def test_an_output_without_write_permission_is_refused(config, finished, tmp_path, monkeypatch):
     save(tmp_path / 'photos' / 'a.png', picture(0))
-    monkeypatch.setattr(os, 'access', lambda *_: False)  # who runs the tests may be allowed everything
+    denied = PermissionError(13, 'Permission denied')  # who runs the tests may be allowed everything
+    monkeypatch.setattr(tempfile, 'TemporaryFile', lambda **_: (_ for _ in ()).throw(denied))
     with pytest.raises(InputError, match=r'out: cannot be written \(Permission denied\); choose another'):
         predict(config, finished)
 
@@ -180,6 +183,36 @@ def test_a_full_disk_ends_it_with_a_line(config, finished, tmp_path, monkeypatch
     monkeypatch.setattr(PIL.Image.Image, 'save', lambda *_, **__: (_ for _ in ()).throw(full))
     with pytest.raises(InputError, match=r'a_labels.png: cannot be written \(No space left on device\)'):
         predict(config, finished)
+
+
+def test_what_failed_before_the_disk_was_full_is_said_too(config, finished, tmp_path, monkeypatch, capsys):
+    config.predict.batch_size = 1
+    (tmp_path / 'photos').mkdir()
+    (tmp_path / 'photos' / 'a.png').write_bytes(b'')
+    save(tmp_path / 'photos' / 'b.png', picture(0))
+    full = OSError(28, 'No space left on device')
+    monkeypatch.setattr(PIL.Image.Image, 'save', lambda *_, **__: (_ for _ in ()).throw(full))
+    with pytest.raises(InputError, match='No space left'):
+        predict(config, finished)
+    assert 'a.png: no image that can be read' in capsys.readouterr().out
+
+
+def test_a_video_that_the_disk_does_not_take_whole_is_an_error_and_leaves_nothing(tmp_path):
+    """OpenCV says nothing of it: what came to lie on the disk is looked at."""
+    path = tmp_path / 'film.mp4'
+    with (
+        pytest.raises(InputError, match='film.mp4: cannot be written .the disk may be full.; free space'),
+        VideoFile(str(path), 10.0) as file,
+    ):
+        for i in range(5):
+            file.write(picture(i))
+        (temporary,) = tmp_path.iterdir()
+        temporary.unlink()  # a disk that is full leaves no film that can be read
+    assert list(tmp_path.iterdir()) == []
+    with VideoFile(str(path), 10.0) as file:
+        for i in range(5):
+            file.write(picture(i))
+    assert list(tmp_path.iterdir()) == [path] and len(frames_of(path)) == 5
 
 
 def city(config, tmp_path, count):
@@ -215,6 +248,17 @@ def test_no_zip_is_written_that_the_server_would_not_take(config, finished, tmp_
     assert 'no zip: the test server would not take it: 2 label files where the test split has 1525 images' in output
     assert 'where (1024, 2048) uint8 is asked' in output
     assert not (tmp_path / 'out' / 'submission.zip').exists()
+
+
+def test_a_zip_of_an_earlier_call_is_called_so(config, finished, tmp_path, capsys):
+    city(config, tmp_path, 1)
+    (tmp_path / 'out').mkdir()
+    (tmp_path / 'out' / 'submission.zip').write_bytes(b'earlier')
+    (tmp_path / 'photos' / 'berlin' / 'berlin_000000_000019_leftImg8bit.png').write_bytes(b'')
+    assert predict(config, finished) is False
+    path = tmp_path / 'out' / 'submission.zip'
+    assert f'not all was done; {path} is of an earlier call' in capsys.readouterr().out
+    assert path.read_bytes() == b'earlier'
 
 
 def test_a_submission_of_other_pictures_or_classes_is_refused(config, finished, tmp_path, monkeypatch):
