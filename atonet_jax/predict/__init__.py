@@ -94,13 +94,15 @@ class _Job:
         videos = [source for source in sources if source.is_video]
         pictures = [source for source in sources if not source.is_video]
         start = time.perf_counter()
-        with StopSignals() as signals:
-            self._pictures(pictures, signals)
-            for source in videos:
-                if not signals.received(0):
-                    self._video(source, signals)
-            self._stopped = signals.received(0) is not None
-        self._seconds = time.perf_counter() - start
+        try:
+            with StopSignals() as signals:
+                self._pictures(pictures, signals)
+                for source in videos:
+                    if not signals.received(0):
+                        self._video(source, signals)
+                self._stopped = signals.received(0) is not None
+        finally:
+            self._seconds = time.perf_counter() - start
 
     def report(self) -> None:
         rate = self._images / max(self._seconds, 1e-9)
@@ -179,8 +181,8 @@ class _Job:
             for number, frame, labels in predicted(frames, self._label, self._options.batch_size):
                 writer.submit(write, number, frame, labels)
                 count += 1
+                self._images += 1
                 progress.update()
-        self._images += count
         if count == 0:
             self.failures.append(f'{source.path}: no frame came')
         elif expected is not None and count < expected and not signals.received(0):

@@ -328,8 +328,8 @@ class _Answer(Response):
         self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Left unfinished, Uvicorn closes the connection and says so.
-        with self._place, contextlib.suppress(TimeoutError):
+        # Left unfinished, Uvicorn closes the connection and says so. It cancels what is left when it ends.
+        with self._place, contextlib.suppress(TimeoutError, asyncio.CancelledError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await send({'type': 'http.response.start', 'status': self.status_code, 'headers': self.raw_headers})
                 for start in range(0, len(self.body), _PIECE):
