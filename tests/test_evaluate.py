@@ -1,5 +1,7 @@
 """Scores of a split do not depend on how it is batched, and count every pixel once."""
 
+import shutil
+
 import numpy as np
 import pytest
 
@@ -9,7 +11,7 @@ from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.devices import create_mesh
 from atonet_jax.errors import InputError
-from atonet_jax.evaluate import Evaluator
+from atonet_jax.evaluate import Evaluator, evaluate
 from atonet_jax.metrics import Scores
 from atonet_jax.models import init_variables
 from atonet_jax.network import create_network
@@ -22,12 +24,12 @@ def run(tiny_config):
     variables = init_variables(model, seed=1)
     dataset = load_dataset(tiny_config.data, 'val')
 
-    def evaluate(**options):
+    def evaluate_with(**options):
         config = tiny_config.copy_and_resolve_references()
         config.eval.update(options)
         return Evaluator(model, Examples(dataset), config.eval, create_mesh()).run(variables)
 
-    return evaluate
+    return evaluate_with
 
 
 @pytest.fixture(scope='module')
@@ -107,3 +109,11 @@ def test_a_split_without_labels_is_refused(tiny_config, run):
     unlabelled = type(dataset)(dataset.name, 'test', dataset.class_table, dataset.image_paths, label_paths=None)
     with pytest.raises(InputError, match='has no labels'):
         Evaluator(create_network(tiny_config, 19), Examples(unlabelled), tiny_config.eval, create_mesh())
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_computed(tiny_config, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'evaluation', ignore_errors=True)
+    (tmp_path / 'run' / 'evaluation').touch()  # in the way; who runs the tests may be allowed everything
+    with pytest.raises(InputError, match='run/evaluation: cannot be written .*; choose another --workdir'):
+        evaluate(tiny_config, str(tmp_path / 'run'))

@@ -1,5 +1,8 @@
 """What CPUs take for convolution and max-pooling is what accelerators take, in value and gradient."""
 
+import os
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -87,3 +90,23 @@ def test_max_pool_keeps_what_is_no_number():
     x[0, 3, 3] = np.nan
     np.testing.assert_array_equal(jax.jit(max_pool_by_slices)(x), max_pool_by_window(x))
     assert np.isnan(max_pool_by_slices(x)).sum() == 4
+
+
+def test_a_batch_split_over_devices_stays_where_it_is():
+    """Each device sums its part of a kernel's gradient; no activation goes to another."""
+    code = """
+import functools, jax
+from jax.sharding import NamedSharding, PartitionSpec as P
+from atonet_jax.models.cpu_gradients import conv_general_dilated
+mesh = jax.make_mesh((2,), ('batch',))
+split, whole = NamedSharding(mesh, P('batch')), NamedSharding(mesh, P())
+def loss(kernel, x):
+    y = conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return (y * y).sum()
+shapes = jax.ShapeDtypeStruct((3, 3, 8, 8), 'float32'), jax.ShapeDtypeStruct((4, 64, 128, 8), 'float32')
+gradient = jax.jit(jax.grad(loss), in_shardings=(whole, split), out_shardings=whole)
+text = gradient.lower(*shapes).compile().as_text()
+assert 'all-reduce' in text and 'all-gather' not in text and 'all-to-all' not in text, text
+"""
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=2'
+    subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | {'XLA_FLAGS': flags})
