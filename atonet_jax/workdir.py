@@ -50,8 +50,10 @@ def load_config(workdir: str) -> ConfigDict:
         InputError: `workdir` holds no run, or its file is damaged.
     """
     with _run_file(workdir, CONFIG_FILE) as stored:
+        if 'model' not in stored:  # or it would be taken for a run with all defaults
+            raise KeyError('model')
         config = default_config()  # for settings that are newer than the run
-        config.update(_lists_to_tuples({section: stored[section] for section in ('data', 'model')} | stored))
+        config.update(_lists_to_tuples(stored))
         return config
 
 
