@@ -222,7 +222,9 @@ def read_metrics(workdir: str) -> list[dict]:
             for number, text in enumerate(file, 1):
                 try:
                     line = json.loads(text)
-                    lines.append({'step': line['step']} | line)
+                    if 'step' not in line:
+                        raise KeyError('step')
+                    lines.append(line)
                 except (ValueError, TypeError, KeyError):
                     if text.endswith('\n'):
                         _log.warning('%s: line %d is damaged and left out', path, number)
