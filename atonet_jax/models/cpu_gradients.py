@@ -48,43 +48,52 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
     """By convolutions along rows, of strips of rows that stay in the cache.
 
-    In a strip, what the rows of the kernel see lies side by side, as channels; its columns are where a convolution with
-    the cotangent puts its output. All pixels of a column are summed over at once, so it works on large matrices. The
-    batch is the outer one of what is summed over: split over devices, each sums its own part.
+    In a strip, the cotangent's columns are convolved with those of x. What the rows of the kernel see lies side by
+    side, as channels, and so do columns that one step of the stride covers: no stride is left. All pixels of a column
+    are summed over at once, so it works on large matrices. The batch is the outer one of what is summed over: split
+    over devices, each sums its own part.
     """
     kernel_height, kernel_width, channels, features = kernel_shape
     row_stride, column_stride = strides
     (top, _), (left, _) = padding
+    if (kernel_height, kernel_width, top, left) == (1, 1, 0, 0):
+        pixels = x[:, ::row_stride, ::column_stride].reshape(-1, channels)
+        return (pixels.T @ cotangent.reshape(-1, features)).reshape(kernel_shape)
+
     batch, height, width = cotangent.shape[:3]
     rows = min(max(_STRIP_PIXELS // (batch * width), 1), height)
     strips = -(-height // rows)
     seen_rows = row_stride * (rows - 1) + kernel_height
     bottom = row_stride * rows * (strips - 1) + seen_rows - top - x.shape[1]
-    right = column_stride * (width - 1) + kernel_width - left - x.shape[2]
-    x = _pad_rows(x, (top, bottom))
-    cotangent = _pad_rows(cotangent, (0, rows * strips - height))
+    steps = -(-x.shape[2] // column_stride)
+    x = _pad(x, (top, bottom), (0, steps * column_stride - x.shape[2]))
+    x = x.reshape(batch, -1, steps, column_stride * channels)
+    cotangent = _pad(cotangent, (0, rows * strips - height), (0, 0))
+    first, last = -left // column_stride, (kernel_width - 1 - left) // column_stride  # steps seen from an output's own
 
     def add_strip(strip, gradient):
-        seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1).transpose(3, 2, 0, 1)
-        seen = [seen[..., row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
-        part = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1).transpose(2, 0, 1, 3)
+        seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1).transpose(2, 0, 1, 3)
+        seen = jax.lax.optimization_barrier(seen)  # a copy by itself takes less time than as a part of what follows
+        seen = [seen[:, :, row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
+        part = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1).transpose(3, 2, 0, 1)
         return gradient + jax.lax.conv_general_dilated(
-            jnp.concatenate(seen).reshape(kernel_height * channels, -1, batch * rows),
-            part.reshape(width, batch * rows, features),
+            part.reshape(features, width, batch * rows),
+            jnp.concatenate(seen, -1).reshape(steps, batch * rows, -1),
             window_strides=(1,),
-            padding=[(left, right)],
-            rhs_dilation=(column_stride,),
+            padding=[(last, steps - width - first)],
             dimension_numbers=('NWC', 'WIO', 'NWC'),
         )
 
-    shape = kernel_height * channels, kernel_width, features
-    gradient = jax.lax.fori_loop(0, strips, add_strip, jnp.zeros(shape, x.dtype))
-    return gradient.reshape(kernel_height, channels, kernel_width, features).swapaxes(1, 2)
+    shape = features, last - first + 1, kernel_height * column_stride * channels
+    gradient = jax.lax.fori_loop(0, strips, add_strip, jnp.zeros(shape, x.dtype))[:, ::-1]
+    gradient = gradient.reshape(*shape[:2], kernel_height, column_stride, channels).transpose(2, 1, 3, 4, 0)
+    unseen = -left - first * column_stride
+    return gradient.reshape(kernel_height, -1, channels, features)[:, unseen : unseen + kernel_width]
 
 
-def _pad_rows(x: jax.Array, amounts: tuple[int, int]) -> jax.Array:
-    """So many rows of zeros above and below; where less than none, rows are cut."""
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*amounts, 0), (0, 0, 0), (0, 0, 0)])
+def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
+    """So many rows of zeros above and below, and columns left and right; where less than none, they are cut."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
 
 
 def max_pool(x: jax.Array) -> jax.Array:

@@ -80,7 +80,7 @@ def _normalize_backward(saved, cotangent):
     inverse = jax.lax.rsqrt(var + BN_EPSILON)
     count = x.size // x.shape[-1]
     bias_gradient = jnp.sum(cotangent, (0, 1, 2))
-    scale_gradient = jnp.sum(cotangent * (x - mean), (0, 1, 2)) * inverse
+    scale_gradient = (jnp.sum(cotangent * x, (0, 1, 2)) - mean * bias_gradient) * inverse
     x_gradient = scale * inverse * (cotangent - bias_gradient / count - (x - mean) * (inverse * scale_gradient / count))
     return x_gradient, scale_gradient, bias_gradient, None, None
 
