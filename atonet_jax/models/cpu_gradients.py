@@ -66,9 +66,9 @@ def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
     seen_rows = row_stride * (rows - 1) + kernel_height
     bottom = row_stride * rows * (strips - 1) + seen_rows - top - x.shape[1]
     steps = -(-x.shape[2] // column_stride)
-    x = _pad(x, (top, bottom), (0, steps * column_stride - x.shape[2]))
+    x = _pad(x, (top, bottom), right=steps * column_stride - x.shape[2])
     x = x.reshape(batch, -1, steps, column_stride * channels)
-    cotangent = _pad(cotangent, (0, rows * strips - height), (0, 0))
+    cotangent = _pad(cotangent, (0, rows * strips - height))
     first, last = -left // column_stride, (kernel_width - 1 - left) // column_stride  # steps seen from an output's own
 
     def add_strip(strip, gradient):
@@ -91,9 +91,9 @@ def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
     return gradient.reshape(kernel_height, -1, channels, features)[:, unseen : unseen + kernel_width]
 
 
-def _pad(x: jax.Array, rows: tuple[int, int], columns: tuple[int, int]) -> jax.Array:
-    """So many rows of zeros above and below, and columns left and right; where less than none, they are cut."""
-    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (*columns, 0), (0, 0, 0)])
+def _pad(x: jax.Array, rows: tuple[int, int], right: int = 0) -> jax.Array:
+    """So many rows of zeros above and below, where less than none rows are cut, and columns on the right."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (*rows, 0), (0, right, 0), (0, 0, 0)])
 
 
 def max_pool(x: jax.Array) -> jax.Array:

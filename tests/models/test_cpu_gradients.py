@@ -100,10 +100,13 @@ from jax.sharding import NamedSharding, PartitionSpec as P
 from atonet_jax.models.cpu_gradients import conv_general_dilated
 mesh = jax.make_mesh((2,), ('batch',))
 split, whole = NamedSharding(mesh, P('batch')), NamedSharding(mesh, P())
-def loss(kernel, x):
-    y = conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
-    return (y * y).sum()
-shapes = jax.ShapeDtypeStruct((3, 3, 8, 8), 'float32'), jax.ShapeDtypeStruct((4, 64, 128, 8), 'float32')
+def loss(kernels, x):
+    for kernel in kernels:
+        pads = 2 * ((kernel.shape[0] // 2,) * 2,)
+        x = conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return (x * x).sum()
+kernels = [jax.ShapeDtypeStruct((size, size, 8, 8), 'float32') for size in (3, 1)]
+shapes = kernels, jax.ShapeDtypeStruct((4, 64, 128, 8), 'float32')
 gradient = jax.jit(jax.grad(loss), in_shardings=(whole, split), out_shardings=whole)
 text = gradient.lower(*shapes).compile().as_text()
 assert 'all-reduce' in text and 'all-gather' not in text and 'all-to-all' not in text, text
