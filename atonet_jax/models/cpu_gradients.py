@@ -73,7 +73,6 @@ def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):
 
     def add_strip(strip, gradient):
         seen = jax.lax.dynamic_slice_in_dim(x, strip * row_stride * rows, seen_rows, 1).transpose(2, 0, 1, 3)
-        seen = jax.lax.optimization_barrier(seen)  # a copy by itself takes less time than as a part of what follows
         seen = [seen[:, :, row : row + row_stride * (rows - 1) + 1 : row_stride] for row in range(kernel_height)]
         part = jax.lax.dynamic_slice_in_dim(cotangent, strip * rows, rows, 1).transpose(3, 2, 0, 1)
         return gradient + jax.lax.conv_general_dilated(
