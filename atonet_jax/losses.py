@@ -3,15 +3,19 @@
 Every average is over the pixels whose label is not `IGNORE_LABEL`; ignored pixels are weighted 0, so shapes are static.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.models.layers import phase_factors, phase_weights, resize_bilinear, with_neighbours
+
+_LOG_NORMALIZER = 'log_normalizer'
 
 
 class HardExampleMining(NamedTuple):
@@ -90,47 +94,103 @@ def downsample_labels(labels: jax.Array, size: tuple[int, int]) -> jax.Array:
     return labels[:, rows][:, :, columns]
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """[..., C] float, [...] uint8 -> [...] float32 softmax cross-entropy; 0 where the label is ignored."""
-    log_normalizer = jax.nn.logsumexp(logits, axis=-1)
-    is_true_class = jnp.arange(logits.shape[-1], dtype=labels.dtype) == labels[..., None]
-    return jnp.where(
-        labels == IGNORE_LABEL, 0.0, log_normalizer - jnp.sum(jnp.where(is_true_class, logits, 0.0), axis=-1)
-    )
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def cross_entropy(logits: jax.Array, labels: jax.Array, axis: int = -1) -> jax.Array:
+    """Softmax cross-entropy, 0 where the label is ignored.
+
+    Args:
+        logits: [..., C] float32, the classes on another axis if `axis` says so.
+        labels: [...] uint8.
+        axis: the classes'.
+
+    Returns:
+        float32, of the labels' shape. The gradient needs, beside the arguments, only what is named `_LOG_NORMALIZER`.
+    """
+    return _cross_entropy_forward(logits, labels, axis)[0]
+
+
+def _cross_entropy_forward(logits, labels, axis):
+    log_normalizer = checkpoint_name(jax.nn.logsumexp(logits, axis=axis), _LOG_NORMALIZER)
+    true_logits = jnp.sum(jnp.where(_is_true_class(logits, labels, axis), logits, 0.0), axis=axis)
+    losses = jnp.where(labels == IGNORE_LABEL, 0.0, log_normalizer - true_logits)
+    return losses, (logits, labels, log_normalizer)
+
+
+def _cross_entropy_backward(axis, saved, cotangent):
+    logits, labels, log_normalizer = saved
+    cotangent = jnp.expand_dims(jnp.where(labels == IGNORE_LABEL, 0.0, cotangent), axis)
+    probabilities = jnp.exp(logits - jnp.expand_dims(log_normalizer, axis))
+    is_true_class = _is_true_class(logits, labels, axis)
+    return cotangent * jnp.where(is_true_class, probabilities - 1, probabilities), None
+
+
+cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
+
+
+def _is_true_class(logits, labels, axis):
+    classes = jax.lax.broadcasted_iota(labels.dtype, logits.shape, axis % logits.ndim)
+    return classes == jnp.expand_dims(labels, axis)
 
 
 def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Cross-entropy of every labelled pixel, the logits enlarged to the labels' size, and the labels in its order.
 
     Where the enlargement goes by phases they never become one full-resolution array: each is a strided slice of the
-    labels' pixels, and the losses come out in that order. One phase is taken after the other, and again for the
-    gradient, so that only one lives at a time.
+    labels' pixels, and the losses come out in that order.
     """
     factors = phase_factors(logits.shape[1:3], labels.shape[1:])
     if factors in (None, (1, 1)):
         return cross_entropy(resize_bilinear(logits, labels.shape[1:]), labels), labels
-
-    row_factor, column_factor = factors
     batch, height, width = logits.shape[:3]
-    labels = labels.reshape(batch, height, row_factor, width, column_factor).transpose(2, 4, 0, 1, 3)
-    above_and_below = with_neighbours(logits, axis=1)
+    labels = labels.reshape(batch, height, factors[0], width, factors[1]).transpose(2, 4, 0, 1, 3)
 
-    def blend(weights, pixels):
-        return sum(weight * part for weight, part in zip(weights, pixels, strict=True))
+    def on_cpu(logits, labels):
+        return _losses_by_phase(logits, labels, neighbours_once=True)
 
-    @jax.checkpoint
+    def elsewhere(logits, labels):
+        return _losses_by_phase(logits, labels, neighbours_once=False)
+
+    # Neighbours that are written down take a GPU twice the time, and those formed in each phase CPUs three times.
+    return jax.lax.platform_dependent(logits, labels, cpu=on_cpu, default=elsewhere), labels
+
+
+def _losses_by_phase(logits: jax.Array, labels: jax.Array, neighbours_once: bool) -> jax.Array:
+    """[B, h, w, C], labels [row phases, column phases, B, h, w] -> cross-entropy of the labels' shape.
+
+    One phase is taken after the other, and again for the gradient, so that only one lives at a time; of each the
+    gradient keeps a number a pixel. Classes come before columns, so that sums over them add whole rows.
+    """
+    row_factor, column_factor = labels.shape[:2]
+    logits = logits.swapaxes(2, 3)
+    once_more = functools.partial(
+        jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_LOG_NORMALIZER)
+    )
+
+    def blender(x, axis):
+        """A function of a phase's weights that blends the pixels of `x` along `axis`."""
+        pixels = with_neighbours(x, axis) if neighbours_once else None
+
+        def blend(weights):
+            parts = zip(weights, pixels or with_neighbours(x, axis), strict=True)
+            return sum(weight * part for weight, part in parts)
+
+        return blend
+
+    blend_rows = blender(logits, axis=1)
+
+    @once_more
     def of_row_phase(weights_and_labels):
         weights, labels = weights_and_labels
-        left_and_right = with_neighbours(blend(weights, above_and_below), axis=2)
+        blend_columns = blender(blend_rows(weights), axis=3)
 
-        @jax.checkpoint
+        @once_more
         def of_phase(weights_and_labels):
             weights, labels = weights_and_labels
-            return cross_entropy(blend(weights, left_and_right), labels)
+            return cross_entropy(blend_columns(weights), labels, 2)
 
         return jax.lax.map(of_phase, (phase_weights(column_factor), labels))
 
-    return jax.lax.map(of_row_phase, (phase_weights(row_factor), labels)), labels
+    return jax.lax.map(of_row_phase, (phase_weights(row_factor), labels))
 
 
 def _terms(outputs, labels, aux_weights, aux_target):
