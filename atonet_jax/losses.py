@@ -144,13 +144,8 @@ def _pixel_losses(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.
     batch, height, width = logits.shape[:3]
     labels = labels.reshape(batch, height, factors[0], width, factors[1]).transpose(2, 4, 0, 1, 3)
 
-    def on_cpu(logits, labels):
-        return _losses_by_phase(logits, labels, neighbours_once=True)
-
-    def elsewhere(logits, labels):
-        return _losses_by_phase(logits, labels, neighbours_once=False)
-
     # Neighbours that are written down take a GPU twice the time, and those formed in each phase CPUs three times.
+    on_cpu, elsewhere = (functools.partial(_losses_by_phase, neighbours_once=once) for once in (True, False))
     return jax.lax.platform_dependent(logits, labels, cpu=on_cpu, default=elsewhere), labels
 
 

@@ -124,6 +124,21 @@ def test_loss_by_phases_has_the_value_and_gradient_of_the_enlarged_logits(factor
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
 
 
+def test_loops_over_phases_carry_neighbours_on_cpus_alone():
+    """Three maps and the gradient of each; elsewhere half as many at most, as phases form the rest."""
+
+    def loss(logits, labels):
+        return segmentation_loss({'logits': logits}, labels, aux_weights={})[0]
+
+    shapes = jax.ShapeDtypeStruct((1, 6, 9, 5), jnp.float32), jax.ShapeDtypeStruct((1, 24, 36), jnp.uint8)
+    carried = {}
+    for platform in ('cpu', 'cuda', 'tpu'):
+        program = jax.export.export(jax.jit(jax.grad(loss)), platforms=[platform])(*shapes).mlir_module()
+        loops = [line for line in program.splitlines() if 'stablehlo.while' in line]
+        carried[platform] = max(line.count('tensor<1x6x5x9xf32>') for line in loops)
+    assert carried['cpu'] == 6 and max(carried['cuda'], carried['tpu']) <= 3
+
+
 @pytest.mark.parametrize('size', [(1, 2), (2, 2), (3, 4), (9, 13), (33, 50)])
 def test_labels_are_downsampled_at_pixel_centres(size):
     """Straight from full size, for maps whose size does not divide the image's too."""

@@ -74,13 +74,15 @@ def export(jitted, *args, platforms=ACCELERATORS):
 def cpu_branches():
     """Names of the functions that are given for CPUs alone while this module's programs are traced.
 
-    Beside them, the tiny network's deepest convolutions get channels enough for Winograd.
+    Partials have none: others take the same function (tests/test_losses.py looks at the loss's). Beside them, the tiny
+    network's deepest convolutions get channels enough for Winograd.
     """
     names = set()
     platform_dependent = jax.lax.platform_dependent
 
     def record(*args, **branches):
-        names.update(branch.__qualname__ for platform, branch in branches.items() if platform == 'cpu')
+        if hasattr(branches['cpu'], '__qualname__'):
+            names.add(branches['cpu'].__qualname__)
         return platform_dependent(*args, **branches)
 
     with pytest.MonkeyPatch.context() as patch:
