@@ -38,7 +38,7 @@ class ATONet(nn.Module):
         backbone_width: channels of the stem and of layer1; layer2 .. layer4 have 2, 4 and 8 times as many.
         dropout_rate: share of the feature maps before the classifier that training zeroes.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.
-        remat: in training, computes most activations again for the gradient instead of keeping them: a sixth more time,
+        remat: in training, computes most activations again for the gradient instead of keeping them: a fifth more time,
             two fifths of the temporary memory or less (benchmarks/training_memory.py). XLA undoes it on CPUs.
     """
 
