@@ -20,7 +20,7 @@ from atonet_jax.config import default_config
 from atonet_jax.devices import create_mesh
 from atonet_jax.evaluate import _compile_eval_step
 from atonet_jax.losses import HardExampleMining
-from atonet_jax.models import abstract_variables, layers
+from atonet_jax.models import abstract_variables, winograd
 from atonet_jax.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.train_step import TrainState, compile_train_step
 
@@ -87,7 +87,7 @@ def cpu_branches():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, 'platform_dependent', record)
-        patch.setattr(layers, '_WINOGRAD_INPUTS', 64)
+        patch.setattr(winograd, 'LEAST_CHANNELS', 64)
         yield names
 
 

@@ -12,7 +12,7 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.inference import Segmenter, predict_labels
 from atonet_jax.models import create_model
-from atonet_jax.models.layers import _WINOGRAD_INPUTS, fold_batch_norms, winograd_kernels
+from atonet_jax.models.layers import fold_batch_norms, winograd_kernels
 from atonet_jax.network import blank_variables
 from atonet_jax.torch_weights import from_torch
 from atonet_jax.workdir import claim
@@ -56,9 +56,9 @@ def test_labels_of_the_full_size_network_whose_deep_stages_go_by_winograd():
 def test_winograd_is_for_convolutions_of_many_channels_and_stride_1():
     model = create_model('atonet', 19)
     kernels = winograd_kernels(model, fold_batch_norms(blank_variables(model)))['winograd']
-    assert set(kernels) == {'layer3', 'layer4', 'up3', 'up4'}
+    assert set(kernels) == {'layer2', 'layer3', 'layer4', 'up1', 'up2', 'up3', 'up4', 'up5', 'seg', 'final'}
     assert set(kernels['layer4']['block0']) == {'conv2'}
-    assert kernels['up3']['kernel'].shape == (36, _WINOGRAD_INPUTS, 128)
+    assert [row.shape for row in kernels['up1']['kernel']] == 6 * [(6, 64, 128)]
 
 
 def test_logits_are_at_the_images_resolution_and_their_argmax_the_labels(segment):

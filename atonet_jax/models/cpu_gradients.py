@@ -1,7 +1,7 @@
-"""Convolution and max-pooling whose gradients XLA computes in less time on CPUs.
+"""Convolution and max-pooling that CPUs differentiate in less time.
 
-On CPUs alone (`jax.lax.platform_dependent`); other devices run the plain programs. Values are the same everywhere, and
-gradients but for the order of sums.
+On CPUs alone (`jax.lax.platform_dependent`); other devices run the plain programs. Values and gradients are the same
+everywhere but for rounding.
 """
 
 import functools
@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+
+from atonet_jax.models import winograd
 
 _STRIP_PIXELS = 2048
 
@@ -26,23 +28,46 @@ def _convolve(x, kernel, convolution, strides, padding):
 
 
 def _convolve_forward(x, kernel, convolution, strides, padding):
-    return convolution(x, kernel, padding=padding), (x, kernel)
+    def plain(x, kernel):
+        return convolution(x, kernel, padding=padding)
+
+    def by_winograd(x, kernel):
+        return winograd.convolve(x, winograd.transform_kernel(kernel))
+
+    on_cpu = by_winograd if _goes_by_winograd(x, kernel, strides, padding) else plain
+    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
 
 
 def _convolve_backward(convolution, strides, padding, saved, cotangent):
-    x, kernel = saved
-    (x_gradient,) = jax.linear_transpose(lambda x: convolution(x, kernel, padding=padding), x)(cotangent)
+    def input_gradient(x, kernel, cotangent):
+        return jax.linear_transpose(lambda x: convolution(x, kernel, padding=padding), x)(cotangent)[0]
 
-    def plain(x, cotangent):
-        return jax.linear_transpose(lambda kernel: convolution(x, kernel, padding=padding), kernel)(cotangent)[0]
+    def plain(x, kernel, cotangent):
+        transposed = jax.linear_transpose(lambda kernel: convolution(x, kernel, padding=padding), kernel)
+        return input_gradient(x, kernel, cotangent), transposed(cotangent)[0]
 
-    def on_cpu(x, cotangent):
-        return _kernel_gradient(x, cotangent, kernel.shape, strides, padding)
+    def by_strips(x, kernel, cotangent):
+        kernel_gradient = _kernel_gradient(x, cotangent, kernel.shape, strides, padding)
+        return input_gradient(x, kernel, cotangent), kernel_gradient
 
-    return x_gradient, jax.lax.platform_dependent(x, cotangent, cpu=on_cpu, default=plain)
+    def by_winograd(x, kernel, cotangent):
+        return winograd.input_gradient(cotangent, kernel), winograd.kernel_gradient(x, cotangent)
+
+    on_cpu = by_winograd if _goes_by_winograd(*saved, strides, padding) else by_strips
+    return jax.lax.platform_dependent(*saved, cotangent, cpu=on_cpu, default=plain)
 
 
 _convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _goes_by_winograd(x, kernel, strides, padding) -> bool:
+    """Where it can, and transforming the kernel is less work than transforming the images."""
+    *size, channels, features = kernel.shape
+    if (*size, *strides, *padding) != (3, 3, 1, 1, (1, 1), (1, 1)) or not x.dtype == kernel.dtype == jnp.float32:
+        return False
+    tiles = x.shape[0] * -(-x.shape[1] // winograd.TILE) * -(-x.shape[2] // winograd.TILE)
+    worth_transforming = channels * features <= tiles * (channels + features)
+    return worth_transforming and max(channels, features) >= winograd.LEAST_CHANNELS
 
 
 def _kernel_gradient(x, cotangent, kernel_shape, strides, padding):

@@ -19,7 +19,6 @@ from atonet_jax.models import cpu_gradients, winograd
 BN_MOMENTUM = 0.9  # torch's 0.1, which weighs the new value, not the old one
 BN_EPSILON = 1e-5
 _MOST_PHASES = 16
-_WINOGRAD_INPUTS = 256  # channels; with fewer, XLA's CPU convolution is as fast
 
 # torch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), and for a residual network's backbone the
 # one that torchvision uses, N(0, 2/fan_out).
@@ -128,7 +127,8 @@ class ConvNorm(nn.Module):
 
     def _goes_by_winograd(self, x: jax.Array) -> bool:
         """Where it suits the convolution, and 'winograd' is given or asked for (`winograd_kernels`)."""
-        suits = self.kernel_size == 3 and self.stride == 1 and x.shape[-1] >= _WINOGRAD_INPUTS
+        many_channels = max(x.shape[-1], self.features) >= winograd.LEAST_CHANNELS
+        suits = self.kernel_size == 3 and self.stride == 1 and many_channels
         return suits and (self.has_variable('winograd', 'kernel') or self.is_mutable_collection('winograd'))
 
 

@@ -50,10 +50,27 @@ def test_a_convolutions_gradients_are_the_plain_ones(size, kernel_size, stride):
         np.testing.assert_allclose(actual, expected, atol=2e-6 * np.abs(expected).max())
 
 
+def test_convolutions_of_many_channels_go_by_winograd():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 13, 10, 8)).astype(np.float32), rng.normal(size=(3, 3, 8, 128)).astype(np.float32)
+    plain = partial(jax.lax.conv_general_dilated, window_strides=(1, 1), padding=((1, 1), (1, 1)), **DIMENSIONS)
+    ours = partial(conv_general_dilated, strides=(1, 1), padding=((1, 1), (1, 1)), **DIMENSIONS)
+    for actual, expected in zip(value_and_gradients(ours, x, kernel), value_and_gradients(plain, x, kernel)):
+        np.testing.assert_allclose(actual, expected, atol=5e-6 * np.abs(expected).max())
+
+    def convolutions(*arguments):
+        gradients = jax.jit(jax.grad(lambda *arguments: ours(*arguments).sum(), argnums=(0, 1)))
+        return gradients.lower(*arguments).as_text().count('stablehlo.convolution')
+
+    assert convolutions(x, kernel) == 0
+    assert convolutions(x[:, :1, :1], kernel) > 0  # the kernel's transformation would be most of the work
+
+
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
-def test_accelerators_get_the_plain_program(platform):
-    """Three convolutions: forward, and a gradient each of image and kernel; no loop over strips."""
-    x, kernel = jnp.ones((2, 128, 64, 3)), jnp.ones((3, 3, 3, 4))
+@pytest.mark.parametrize(('features', 'on_cpu'), [(4, 'stablehlo.while'), (128, 'stablehlo.dot_general')])
+def test_accelerators_get_the_plain_program(platform, features, on_cpu):
+    """Three convolutions: forward, and a gradient each of image and kernel; no loop over strips, no product."""
+    x, kernel = jnp.ones((2, 128, 64, 3)), jnp.ones((3, 3, 3, features))
 
     def loss(x, kernel):
         return jnp.sum(jnp.square(conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), **DIMENSIONS)))
@@ -61,8 +78,8 @@ def test_accelerators_get_the_plain_program(platform):
     traced = jax.jit(jax.grad(loss, argnums=(0, 1))).trace(x, kernel)
     program = traced.lower(lowering_platforms=(platform,)).as_text()
     assert program.count('stablehlo.convolution') == 3
-    assert 'stablehlo.while' not in program
-    assert 'stablehlo.while' in traced.lower(lowering_platforms=('cpu',)).as_text()
+    assert on_cpu not in program
+    assert on_cpu in traced.lower(lowering_platforms=('cpu',)).as_text()
 
 
 @pytest.mark.parametrize('size', [(6, 8), (7, 5), (1, 2)])
@@ -101,11 +118,11 @@ from atonet_jax.models.cpu_gradients import conv_general_dilated
 mesh = jax.make_mesh((2,), ('batch',))
 split, whole = NamedSharding(mesh, P('batch')), NamedSharding(mesh, P())
 def loss(kernels, x):
-    for kernel in kernels:
+    for kernel, stride in zip(kernels, (2, 2, 1)):
         pads = 2 * ((kernel.shape[0] // 2,) * 2,)
-        x = conv_general_dilated(x, kernel, (2, 2), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+        x = conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
     return (x * x).sum()
-kernels = [jax.ShapeDtypeStruct((size, size, 8, 8), 'float32') for size in (3, 1)]
+kernels = [jax.ShapeDtypeStruct((size, size, 8, features), 'float32') for size, features in ((3, 8), (1, 8), (3, 128))]
 shapes = kernels, jax.ShapeDtypeStruct((4, 64, 128, 8), 'float32')
 gradient = jax.jit(jax.grad(loss), in_shardings=(whole, split), out_shardings=whole)
 text = gradient.lower(*shapes).compile().as_text()
