@@ -34,8 +34,9 @@ def _convolve_forward(x, kernel, convolution, strides, padding):
     def by_winograd(x, kernel):
         return winograd.convolve(x, winograd.transform_kernel(kernel))
 
-    on_cpu = by_winograd if _goes_by_winograd(x, kernel, strides, padding) else plain
-    return jax.lax.platform_dependent(x, kernel, cpu=on_cpu, default=plain), (x, kernel)
+    if not _goes_by_winograd(x, kernel, strides, padding):
+        return plain(x, kernel), (x, kernel)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_winograd, default=plain), (x, kernel)
 
 
 def _convolve_backward(convolution, strides, padding, saved, cotangent):
