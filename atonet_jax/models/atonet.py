@@ -76,8 +76,8 @@ class ATONet(nn.Module):
             return nn.relu(sum(resize_bilinear(up, size) for up in summed.values()))
 
         def classify(_, x, train):
-            x = conv_norm(self.width, 3, name='final')(x, train)
-            x = conv_norm(self.width, 3, name='seg')(x, train)
+            x = conv_norm(self.width, 3, winograd=False, name='final')(x, train)
+            x = conv_norm(self.width, 3, winograd=False, name='seg')(x, train)
             x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
             return Classifier(self.num_classes, name='classifier')(x, train)
 

@@ -91,7 +91,8 @@ class ConvNorm(nn.Module):
     """Convolution without bias, symmetric zero padding, batch normalisation, optionally ReLU.
 
     `dtype` is the compute type; parameters and running statistics are float32 whatever it is. With variables of
-    `fold_batch_norms` the normalisation is in the convolution already.
+    `fold_batch_norms` the normalisation is in the convolution already. `winograd` False keeps inference on CPUs from
+    Winograd's convolution, which is faster, where its transforms, six times the map, would be most of the memory.
     """
 
     features: int
@@ -100,6 +101,7 @@ class ConvNorm(nn.Module):
     relu: bool = True
     kernel_init: nn.initializers.Initializer = torch_default_init
     dtype: jnp.dtype = jnp.float32
+    winograd: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -127,15 +129,14 @@ class ConvNorm(nn.Module):
 
     def _goes_by_winograd(self, x: jax.Array) -> bool:
         """Where it suits the convolution, and 'winograd' is given or asked for (`winograd_kernels`)."""
-        many_channels = max(x.shape[-1], self.features) >= winograd.LEAST_CHANNELS
-        suits = self.kernel_size == 3 and self.stride == 1 and many_channels
-        return suits and (self.has_variable('winograd', 'kernel') or self.is_mutable_collection('winograd'))
+        suits = self.kernel_size == 3 and self.stride == 1 and x.shape[-1] >= winograd.LEAST_CHANNELS
+        return suits and self.winograd and (self.has_variable('winograd', 'kernel') or self.is_mutable_collection('winograd'))
 
 
 def winograd_kernels(model: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
     """{'winograd'} beside {'params'} of `fold_batch_norms`: with it, convolutions of many channels go by Winograd.
 
-    A third faster or more on CPUs; four times the memory of their kernels.
+    Twice as fast or more on CPUs; four times the memory of their kernels.
     """
 
     def prepare(params, images):
