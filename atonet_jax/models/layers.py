@@ -129,8 +129,9 @@ class ConvNorm(nn.Module):
 
     def _goes_by_winograd(self, x: jax.Array) -> bool:
         """Where it suits the convolution, and 'winograd' is given or asked for (`winograd_kernels`)."""
-        suits = self.kernel_size == 3 and self.stride == 1 and x.shape[-1] >= winograd.LEAST_CHANNELS
-        return suits and self.winograd and (self.has_variable('winograd', 'kernel') or self.is_mutable_collection('winograd'))
+        is_3x3 = self.kernel_size == 3 and self.stride == 1
+        suits = self.winograd and is_3x3 and x.shape[-1] >= winograd.LEAST_CHANNELS
+        return suits and (self.has_variable('winograd', 'kernel') or self.is_mutable_collection('winograd'))
 
 
 def winograd_kernels(model: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
