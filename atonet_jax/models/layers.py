@@ -92,7 +92,7 @@ class ConvNorm(nn.Module):
 
     `dtype` is the compute type; parameters and running statistics are float32 whatever it is. With variables of
     `fold_batch_norms` the normalisation is in the convolution already. `winograd` False keeps inference on CPUs from
-    Winograd's convolution, which is faster, where its transforms, six times the map, would be most of the memory.
+    Winograd's convolution, which is faster, where its transforms, several times the map, would be most of the memory.
     """
 
     features: int
@@ -137,7 +137,7 @@ class ConvNorm(nn.Module):
 def winograd_kernels(model: nn.Module, params: Mapping[str, Any]) -> dict[str, Any]:
     """{'winograd'} beside {'params'} of `fold_batch_norms`: with it, convolutions of many channels go by Winograd.
 
-    Twice as fast or more on CPUs; four times the memory of their kernels.
+    Up to twice as fast on CPUs; four times the memory of their kernels.
     """
 
     def prepare(params, images):

@@ -99,6 +99,6 @@ def _transform(x: jax.Array, matrix: np.ndarray) -> Iterator[jax.Array]:
 
 
 def _combine(factors: np.ndarray, parts: Iterable[jax.Array]) -> jax.Array:
-    """The sum of factor * part, term by term: many factors are 0 or 1."""
+    """The sum of factor * part, term by term: many factors are 0."""
     pairs = zip(factors.tolist(), parts, strict=True)
     return functools.reduce(operator.add, [part if factor == 1 else factor * part for factor, part in pairs if factor])
