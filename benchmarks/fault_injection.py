@@ -5,7 +5,8 @@
 Trains configs/tiny.py, which saves at every second step, in processes that are killed after a random time, also while
 they start, save or evaluate; none is let live for longer than a run takes that nobody disturbs. The same run is started
 again each time until it ends; its parameters must be those of the undisturbed one, bit by bit. Then another run begins,
-until so many kills are done. The forked processes share one import of JAX and TensorFlow; all else is a process's own.
+until so many kills are done. The forked processes share one import of JAX and TensorFlow, and the compilation cache
+that main.py keeps; all else is a process's own.
 """
 
 import argparse
@@ -42,7 +43,7 @@ class Outcome(NamedTuple):
     Attributes:
         kills: processes that were killed.
         resumed: starts that went on from a checkpoint.
-        half_written: checkpoints that a kill left unfinished.
+        half_written: kills after which an unfinished checkpoint was there.
         equal: whether the run ended with the undisturbed parameters.
     """
 
@@ -117,9 +118,8 @@ def disturbed_run(
             os.kill(process.pid, signal.SIGKILL)
             process.join()
             kills += 1
-            kept, unfinished = saved_steps(workdir), unfinished_saves(workdir)
-            half_written += unfinished
-            if max(kept, default=0) < max(saved, default=0):
+            half_written += has_unfinished_save(workdir)
+            if max(saved_steps(workdir), default=0) < max(saved, default=0):
                 raise SystemExit(f'{workdir}: step {max(saved)} was saved and is lost')
         elif process.exitcode == 0:
             break
@@ -135,9 +135,9 @@ def saved_steps(workdir: str) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()] if folder.exists() else []
 
 
-def unfinished_saves(workdir: str) -> int:
+def has_unfinished_save(workdir: str) -> bool:
     folder = pathlib.Path(workdir, 'checkpoints')
-    return sum('tmp' in path.name for path in folder.iterdir()) if folder.exists() else 0
+    return folder.exists() and any('tmp' in path.name for path in folder.iterdir())
 
 
 def tiny_run(folder: str, steps: int) -> ConfigDict:
@@ -157,6 +157,7 @@ def main() -> None:
     parser.add_argument('--steps', type=int, default=60, help='of each run')
     parser.add_argument('--seed', type=int, default=0)
     arguments = parser.parse_args()
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/atonet_jax/compiled'))
     rng = random.Random(arguments.seed)
     outcomes, started = [], time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
@@ -170,7 +171,7 @@ def main() -> None:
     kills, resumed, half_written, equal = map(sum, zip(*outcomes))
     print(
         f'{kills} kills in {len(outcomes)} runs of {arguments.steps} steps, {time.perf_counter() - started:.0f} s: '
-        f'{resumed} starts from a checkpoint, {half_written} half-written checkpoints passed over; '
+        f'{resumed} starts from a checkpoint, {half_written} kills that left a half-written one, passed over; '
         f'{equal} of {len(outcomes)} runs ended with the undisturbed parameters, bit by bit'
     )
     sys.exit(0 if equal == len(outcomes) else 1)
