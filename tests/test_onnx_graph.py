@@ -16,8 +16,10 @@ SIZES = [(64, 128), (161, 97), (180, 240)]
 
 
 @pytest.fixture(autouse=True)
-def winograd_of_few_channels(monkeypatch):
+def winograd_of_few_channels_in_many_strips(monkeypatch):
     monkeypatch.setattr(onnx_graph, '_WINOGRAD_CHANNELS', 8)
+    monkeypatch.setattr(onnx_graph, '_STRIP', 2**9)
+    monkeypatch.setattr(onnx_graph, '_STRIP_PIXELS', 2**7)
 
 
 @pytest.fixture(scope='module')
