@@ -231,7 +231,7 @@ class _Graph:
         return self.reshape(self('Concat', *strips, axis=1), -1, height, width, outputs)
 
     def _winograd_weights(self, kernel: np.ndarray) -> str:
-        """[36, ...], four times the kernel's size: so the file holds that, and runtimes compute this once, at loading."""
+        """[36, ...]: four times the kernel's size, so the file holds the kernel, and runtimes compute this, once."""
         weights = self.constant(kernel.reshape(9, -1))
         weights = self('MatMul', self.constant(np.kron(FROM_TAPS, FROM_TAPS)), weights)
         return self.reshape(weights, NUMBERS**2, *kernel.shape[2:])
