@@ -67,9 +67,13 @@ def settled_reference(image: np.ndarray) -> torch_reference.ATONet:
 
 def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.ndarray]]:
     """{name: () -> labels}; the image's batch is 1."""
-    import onnx
-    import onnxruntime
-    import openvino
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401 - torch.onnx.export needs it
+        import openvino
+    except ModuleNotFoundError as error:
+        raise SystemExit(f'{error.name} is not installed: pip install -r requirements-benchmarks.txt') from error
 
     from atonet_jax.export.onnx_graph import build
 
