@@ -24,10 +24,10 @@ import jax
 from absl import flags
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.devices import keep_freed_memory
-from atonet_jax.distributed import initialize, is_main_process
 from atonet_jax.errors import ExportError, InputError, TrainingError
-from atonet_jax.stopping import Stopped
+from atonet_jax.process.devices import keep_freed_memory
+from atonet_jax.process.distributed import initialize, is_main_process
+from atonet_jax.process.stopping import Stopped
 
 MODES = ('train', 'evaluate', 'compare', 'benchmark', 'export', 'predict', 'check_data', 'prepare', 'serve')
 
@@ -62,7 +62,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
     if flags.FLAGS.mode == 'compare':
-        from atonet_jax.report.compare import compare
+        from atonet_jax.evaluation.report.compare import compare
 
         compare(rest, flags.FLAGS.workdir or '.')
         return 0
@@ -74,7 +74,7 @@ def main(argv: list[str]) -> int:
     if workdir is None and flags.FLAGS.mode != 'prepare':
         raise InputError('give --workdir=DIR, where the run lives')
     if flags.FLAGS.mode == 'train':
-        from atonet_jax.train import train
+        from atonet_jax.training.train import train
 
         scores = train(config, workdir)
         if not is_main_process():
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
         print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
         print(f'report: {os.path.join(workdir, "report.html")}')
     elif flags.FLAGS.mode == 'evaluate':
-        from atonet_jax.evaluate import evaluate
+        from atonet_jax.evaluation.evaluate import evaluate
 
         evaluate(config, workdir)
     elif flags.FLAGS.mode == 'predict':
@@ -90,7 +90,7 @@ def main(argv: list[str]) -> int:
 
         return 0 if predict(config, workdir) else 1
     elif flags.FLAGS.mode == 'benchmark':
-        from atonet_jax.benchmark import benchmark
+        from atonet_jax.benchmark.benchmark import benchmark
 
         benchmark(config, workdir)
     elif flags.FLAGS.mode == 'export':
@@ -98,7 +98,7 @@ def main(argv: list[str]) -> int:
 
         export(config, workdir, flags.FLAGS.force)
     elif flags.FLAGS.mode == 'check_data':
-        from atonet_jax.check_data import check_data
+        from atonet_jax.check_data.check_data import check_data
 
         return 0 if check_data(config, workdir) else 1
     elif flags.FLAGS.mode == 'prepare':

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict, config_flags
 
 from atonet_jax.config import flat_settings
 from atonet_jax.errors import InputError
-from atonet_jax.workdir import load_config
+from atonet_jax.runs.workdir import load_config
 
 
 def define_config_flag(argv: list[str]) -> list[str]:

@@ -12,9 +12,9 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.data.labels import DATA_NAMES
+from atonet_jax.data.pictures import MOST_PIXELS
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES
-from atonet_jax.pictures import MOST_PIXELS
 
 DTYPES = ('float32', 'bfloat16')
 CACHES = ('none', 'memory', 'disk')

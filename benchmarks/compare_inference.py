@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from atonet_jax.augment import MEAN_RGB, STDDEV_RGB
-from atonet_jax.inference import Segmenter, inference_params
+from atonet_jax.inference.segmenter import Segmenter, inference_params
 from atonet_jax.models import create_model
 from atonet_jax.torch_weights import from_torch
+from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB
 from tests import torch_reference
 
 NUM_CLASSES = 19

@@ -28,16 +28,16 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from atonet_jax.augment import Augmentation, augment  # noqa: E402
+from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL  # noqa: E402
 from atonet_jax.data.sampling import draw_geometry, window_size  # noqa: E402
-from atonet_jax.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
-from atonet_jax.environment import device_names, versions  # noqa: E402
-from atonet_jax.flops import count_conv_macs  # noqa: E402
 from atonet_jax.models import create_model, init_variables  # noqa: E402
-from atonet_jax.optimizer import create_optimizer, learning_rate_schedule  # noqa: E402
+from atonet_jax.process.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
+from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402
-from atonet_jax.train_step import compile_train_step, create_state  # noqa: E402
+from atonet_jax.training.augment import Augmentation, augment  # noqa: E402
+from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule  # noqa: E402
+from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
 NUM_CLASSES = CITYSCAPES.num_classes

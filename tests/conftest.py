@@ -49,7 +49,7 @@ def tiny_config(repository, tmp_path_factory):
 @pytest.fixture(scope='session')
 def finished(tiny_config, tmp_path_factory):
     """The workdir of a run of `tiny_config` that was never disturbed. Copy it before changing it."""
-    from atonet_jax.train import train
+    from atonet_jax.training.train import train
 
     workdir = str(tmp_path_factory.mktemp('finished'))
     train(tiny_config, workdir)

@@ -10,7 +10,7 @@ from atonet_jax.config import default_config, validate, validate_classes
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
-from atonet_jax.network import create_network
+from atonet_jax.runs.network import create_network
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
 

@@ -9,11 +9,11 @@ from flax import linen as nn
 
 from atonet_jax import config as config_module
 from atonet_jax import models
-from atonet_jax.evaluate import evaluate
-from atonet_jax.inference import Segmenter
+from atonet_jax.evaluation.evaluate import evaluate
+from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models.layers import Classifier, ConvNorm
 from atonet_jax.predict import predict
-from atonet_jax.train import train
+from atonet_jax.training.train import train
 
 
 class MyNet(nn.Module):

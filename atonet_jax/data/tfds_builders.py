@@ -24,7 +24,7 @@ from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_label_values
 from atonet_jax.data.tfds_copy import INFO, METADATA, read_metadata
 from atonet_jax.data.tfds_records import foreign_errors
-from atonet_jax.progress import watched
+from atonet_jax.process.progress import watched
 
 _log = logging.getLogger(__name__)
 

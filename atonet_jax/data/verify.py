@@ -13,7 +13,7 @@ import numpy as np
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import check_image_end, read_image, read_image_size, read_labels
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.progress import watched
+from atonet_jax.process.progress import watched
 
 _log = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from atonet_jax.config import validate
-from atonet_jax.devices import create_mesh
 from atonet_jax.errors import InputError
 from atonet_jax.export.model_card import model_card
-from atonet_jax.network import trained_network
-from atonet_jax.workdir import write_json
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import trained_network
+from atonet_jax.runs.workdir import write_json
 
 
 def export(config: ConfigDict, workdir: str, force: bool) -> str:

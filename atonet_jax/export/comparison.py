@@ -5,11 +5,11 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.augment import normalize
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError
-from atonet_jax.inference import Segmenter
-from atonet_jax.network import TrainedNetwork
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.runs.network import TrainedNetwork
+from atonet_jax.training.augment import normalize
 
 _MOST_DIFFERENT = 1e-3  # share of pixels
 

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.augment import normalize
-from atonet_jax.inference import inference_params, label_map
+from atonet_jax.inference.segmenter import inference_params, label_map
 from atonet_jax.models.layers import resize_bilinear
-from atonet_jax.network import TrainedNetwork
+from atonet_jax.runs.network import TrainedNetwork
+from atonet_jax.training.augment import normalize
 
 
 def forward_function(

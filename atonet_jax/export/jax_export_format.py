@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
-from atonet_jax.network import TrainedNetwork
+from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.jax_export'
 PLATFORMS = ('cpu', 'cuda', 'tpu')

@@ -10,9 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax import __version__
-from atonet_jax.augment import MEAN_RGB, STDDEV_RGB
-from atonet_jax.network import TrainedNetwork
-from atonet_jax.workdir import read_metrics
+from atonet_jax.runs.network import TrainedNetwork
+from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB
 
 
 def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from ml_collections import ConfigDict
 
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.onnx_graph import build
-from atonet_jax.inference import inference_params
-from atonet_jax.network import TrainedNetwork
+from atonet_jax.inference.segmenter import inference_params
+from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.onnx'
 _OPTIONS = ('size', 'batch_size', 'inputs', 'outputs', 'layout', 'winograd')  # of config.export, for the graph

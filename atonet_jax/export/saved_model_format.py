@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
-from atonet_jax.network import TrainedNetwork
+from atonet_jax.runs.network import TrainedNetwork
 
 tf.config.set_visible_devices([], 'GPU')  # it would reserve the memory of the accelerators that JAX computes on
 

@@ -5,7 +5,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax.errors import ExportError
-from atonet_jax.network import TrainedNetwork
+from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 

@@ -2,12 +2,12 @@
 
 from ml_collections import ConfigDict
 
-from atonet_jax.checkpoint import Checkpoints
 from atonet_jax.config import default_config
 from atonet_jax.export.comparison import compare
-from atonet_jax.inference import Segmenter
-from atonet_jax.network import TrainedNetwork
-from atonet_jax.workdir import claim
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.runs.checkpoint import Checkpoints
+from atonet_jax.runs.network import TrainedNetwork
+from atonet_jax.runs.workdir import claim
 
 ENDING = '_weights'
 

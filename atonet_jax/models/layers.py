@@ -14,7 +14,8 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from atonet_jax.models import cpu_gradients, winograd
+from atonet_jax.ops.cpu import gradients as cpu_gradients
+from atonet_jax.ops.cpu import winograd
 
 BN_MOMENTUM = 0.9  # torch's 0.1, which weighs the new value, not the old one
 BN_EPSILON = 1e-5

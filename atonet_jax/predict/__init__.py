@@ -13,18 +13,18 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import validate
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.devices import create_mesh
+from atonet_jax.data.pictures import read_picture
 from atonet_jax.errors import InputError
-from atonet_jax.inference import Segmenter, predict_labels
-from atonet_jax.network import TrainedNetwork, trained_network
-from atonet_jax.pictures import read_picture
+from atonet_jax.inference.segmenter import Segmenter, predict_labels
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
 from atonet_jax.predict.inputs import Source, find_sources
 from atonet_jax.predict.outputs import draw, write_label_png, write_png
-from atonet_jax.progress import Progress
-from atonet_jax.stopping import StopSignals
-from atonet_jax.workdir import make_folder
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.progress import Progress
+from atonet_jax.process.stopping import StopSignals
+from atonet_jax.runs.network import TrainedNetwork, trained_network
+from atonet_jax.runs.workdir import make_folder
 
 
 def predict(config: ConfigDict, workdir: str) -> bool:

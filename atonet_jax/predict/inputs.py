@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import PIL.Image
 
+from atonet_jax.data.pictures import formats
 from atonet_jax.errors import InputError
-from atonet_jax.pictures import formats
 
 VIDEO_SUFFIXES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
 

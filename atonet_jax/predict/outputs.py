@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import PIL.Image
 
-from atonet_jax import visualize
+from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 

@@ -11,7 +11,7 @@ import PIL.Image
 from atonet_jax.data.labels import CITYSCAPES, ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.predict.inputs import Source
-from atonet_jax.progress import watched
+from atonet_jax.process.progress import watched
 
 # spec of the data set, section "Cityscapes"
 TEST_IMAGES = 1525

@@ -26,10 +26,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.pictures import TooManyPixels, read_picture
+from atonet_jax.data.visualize import overlay
 from atonet_jax.errors import InputError
-from atonet_jax.inference import Segmenter
-from atonet_jax.pictures import TooManyPixels, read_picture
-from atonet_jax.visualize import overlay
+from atonet_jax.inference.segmenter import Segmenter
 
 OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
 SIDE_STEP = 64  # pixels; sides that the network sees are multiples of it

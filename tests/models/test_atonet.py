@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from atonet_jax.flops import convolutions, count_conv_macs
+from atonet_jax.benchmark.macs import convolutions, count_conv_macs
 from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.models.atonet import LEVELS
 from atonet_jax.models.layers import ConvNorm

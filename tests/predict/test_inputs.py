@@ -6,8 +6,8 @@ import re
 import PIL.Image
 import pytest
 
+from atonet_jax.data.pictures import read_picture
 from atonet_jax.errors import InputError
-from atonet_jax.pictures import read_picture
 from atonet_jax.predict.inputs import Source, find_sources
 
 

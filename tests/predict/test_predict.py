@@ -13,15 +13,15 @@ import pytest
 from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import args as official_options
 from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import getPrediction
 
-from atonet_jax import visualize
+from atonet_jax.data import visualize
 from atonet_jax.data.labels import CITYSCAPES
-from atonet_jax.devices import create_mesh
 from atonet_jax.errors import InputError
-from atonet_jax.inference import Segmenter, predict_labels
-from atonet_jax.network import trained_network
+from atonet_jax.inference.segmenter import Segmenter, predict_labels
 from atonet_jax.predict import predict, submission
 from atonet_jax.predict.video import VideoFile
-from atonet_jax.workdir import load_class_table
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import trained_network
+from atonet_jax.runs.workdir import load_class_table
 from tests.commands import main_command
 
 SIZE = (64, 128)

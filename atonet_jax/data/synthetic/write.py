@@ -12,7 +12,7 @@ from PIL import Image
 
 from atonet_jax.data.synthetic.scene import check_scene, render_scene
 from atonet_jax.errors import InputError
-from atonet_jax.progress import watched
+from atonet_jax.process.progress import watched
 
 PARAMETERS_FILE = 'synthetic.json'
 CITY = 'synthetown'

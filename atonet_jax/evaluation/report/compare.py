@@ -1,0 +1,195 @@
+"""`--mode=compare`: several runs side by side in one HTML file."""
+
+import json
+import os
+import pathlib
+import statistics
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from atonet_jax.benchmark.benchmark import count_parameters
+from atonet_jax.config import flat_settings
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.errors import InputError
+from atonet_jax.evaluation.report.charts import chart, color_of, curve
+from atonet_jax.evaluation.report.page import NONE, percent, write_page
+from atonet_jax.runs.network import create_network
+from atonet_jax.runs.workdir import METRICS_FILE, load_class_table, load_config, read_metrics, read_starts
+
+REPORT_FILE = 'compare.html'
+_SCORES = {
+    'miou': 'mIoU, %',
+    'pixel_accuracy': 'pixel accuracy, %',
+    'mean_accuracy': 'mean class accuracy, %',
+    'frequency_weighted_iou': 'frequency-weighted IoU, %',
+}
+_WAYS = ('center_crop', 'window', 'window_stride', 'scales', 'flip')  # settings of `eval` that change scores
+
+
+class Run(NamedTuple):
+    """What a workdir says of its run.
+
+    Attributes:
+        name: of the run among those compared.
+        workdir: its folder.
+        table: its classes.
+        settings: by their whole keys.
+        metrics: lines of metrics.jsonl.
+        scores: those of `_SCORES` by name, 'step' and 'split'; None where there are none.
+        ious: of each class that occurs, by its name.
+        ways: how it was evaluated: settings of `eval`.
+        source: the file that the scores are from; None where it was not evaluated yet.
+        images_per_second: of training, the median; None where there is no record.
+        parameters: of inference.
+        start: the last one of training, as `workdir.record_start` wrote it; empty where there is no record.
+    """
+
+    name: str
+    workdir: str
+    table: ClassTable
+    settings: dict[str, Any]
+    metrics: list[dict]
+    scores: dict[str, Any]
+    ious: dict[str, float]
+    ways: dict[str, Any]
+    source: str | None
+    images_per_second: float | None
+    parameters: int
+    start: dict
+
+
+def compare(workdirs: Sequence[str], folder: str) -> str:
+    """Writes compare.html into `folder`, prints a table, and returns the file's path.
+
+    Raises:
+        InputError: no workdir is given, one holds no run or a damaged file, or the report cannot be written.
+    """
+    if not workdirs:
+        raise InputError('--mode=compare needs runs: python main.py --mode=compare runs/a runs/b')
+    names = _names(workdirs)
+    runs = [_read_run(name, workdir) for name, workdir in zip(names, workdirs)]
+    path = os.path.join(folder, REPORT_FILE)
+    keys = dict.fromkeys(key for run in runs for key in run.settings)
+    first = runs[0]
+    try:
+        write_page(
+            path,
+            'compare.html',
+            title=f'{len(runs)} runs compared' if len(runs) > 1 else first.name,
+            runs=runs,
+            colors=[color_of(i) for i in range(len(runs))],
+            score_names=_SCORES,
+            class_names=list(dict.fromkeys(name for run in runs for name in run.table.class_names)),
+            notes=_notes(runs),
+            charts=_charts(runs),
+            settings={
+                key: [repr(run.settings[key]) if key in run.settings else NONE for run in runs]
+                for key in keys
+                if any(key not in run.settings or run.settings[key] != first.settings.get(key) for run in runs)
+            },
+        )
+    except OSError as error:
+        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another --workdir') from error
+    print(_table(runs))
+    for note in _notes(runs):
+        print(f'note: {note}')
+    print(f'report: {path}')
+    return path
+
+
+def _names(workdirs: Sequence[str]) -> list[str]:
+    """The folders' own names, or whole paths where two are alike."""
+    names = [os.path.basename(os.path.abspath(workdir)) for workdir in workdirs]
+    return names if len(set(names)) == len(names) else list(workdirs)
+
+
+def _read_run(name: str, workdir: str) -> Run:
+    config, table, metrics = load_config(workdir), load_class_table(workdir), read_metrics(workdir)
+    scores, ious, options, source = dict.fromkeys((*_SCORES, 'step', 'split')), {}, config.eval, None
+    evaluated = [line for line in metrics if 'eval/miou' in line]
+    file = pathlib.Path(workdir, 'evaluation', 'scores.json')
+    if file.exists():
+        try:
+            written = json.loads(file.read_text())
+            scores = {key: written[key] for key in scores}
+            ious = {name: values['iou'] for name, values in written['classes'].items() if values['iou'] is not None}
+            options = {key: written['options'][key] for key in _WAYS}
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise InputError(f'{file}: damaged ({error!r}); give --mode=evaluate again, or remove it') from error
+        source = 'evaluation/scores.json'
+    elif evaluated:
+        line = evaluated[-1]
+        scores = {key: line.get(f'eval/{key}') for key in _SCORES}
+        scores |= {'step': line['step'], 'split': config.data.eval_split}
+        prefix = 'eval/iou/'
+        ious = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
+        source = f'{METRICS_FILE}, its last evaluation'
+    speeds = curve(metrics, 'train/images_per_second', '').values
+    speeds = [speed for speed in speeds if speed > 0]  # 0 while the first steps compile
+    return Run(
+        name=name,
+        workdir=workdir,
+        table=table,
+        settings=flat_settings(config),
+        metrics=metrics,
+        scores=scores,
+        ious=ious,
+        ways={key: str(options[key]).strip('[(,)]') for key in _WAYS},  # tuples or JSON's lists
+        source=source,
+        images_per_second=statistics.median(speeds) if speeds else None,
+        parameters=count_parameters(create_network(config, table.num_classes))['parameters'],
+        start=(read_starts(workdir) or [{}])[-1],
+    )
+
+
+def _notes(runs: list[Run]) -> list[str]:
+    """What the figures' reader must know before comparing them."""
+    notes, first = [], runs[0]
+    for run in runs[1:]:
+        names, others = set(first.table.class_names), set(run.table.class_names)
+        if names != others:
+            notes.append(
+                f'{run.name} has other classes than {first.name} ({len(others - names)} more, {len(names - others)} '
+                'fewer): their mean scores are over different classes; compare classes of the same name'
+            )
+    scored = [run for run in runs if run.source is not None]
+    compared = {
+        'on different data': [f'{run.settings["data.name"]} {run.scores["split"]}' for run in scored],
+        'from different files': [run.source for run in scored],
+        **{f'with different config.eval.{key}': [run.ways[key] or '()' for run in scored] for key in _WAYS},
+    }
+    for what, values in compared.items():
+        if len(set(values)) > 1:
+            listed = '; '.join(f'{run.name}: {value}' for run, value in zip(scored, values))
+            notes.append(f'the scores are {what} ({listed})')
+    notes += [f'{run.name} was not evaluated yet' for run in runs if run.source is None]
+    return notes
+
+
+def _charts(runs: list[Run]) -> list[dict]:
+    charts = {
+        'loss': ('Loss', 'train/loss', 1),
+        'miou': ('mIoU, %', 'eval/miou', 100),
+        'accuracy': ('Pixel accuracy, %', 'eval/pixel_accuracy', 100),
+        'rate': ('Learning rate', 'train/learning_rate_rest', 1),
+    }
+    drawn = (
+        chart(name, title, [curve(run.metrics, key, run.name, factor) for run in runs])
+        for name, (title, key, factor) in charts.items()
+    )
+    return [chart for chart in drawn if chart['svg']]
+
+
+def _table(runs: list[Run]) -> str:
+    """For the screen, a line a run."""
+    width = max(len('run'), *(len(run.name) for run in runs))
+    lines = [f'{"run":{width}}  {"step":>8}  {"mIoU %":>7}  {"accuracy %":>10}  {"images/s":>8}  {"parameters":>10}']
+    for run in runs:
+        step = run.scores['step']
+        speed = NONE if run.images_per_second is None else f'{run.images_per_second:.1f}'
+        miou, accuracy = (percent(run.scores[key]) for key in ('miou', 'pixel_accuracy'))
+        lines.append(
+            f'{run.name:{width}}  {NONE if step is None else step:>8}  {miou:>7}  {accuracy:>10}  {speed:>8}  '
+            f'{run.parameters:>10,}'
+        )
+    return '\n'.join(lines)

@@ -1,0 +1,47 @@
+"""What all reports share: templates, how values are printed."""
+
+import math
+import os
+import pathlib
+import re
+from typing import Any
+
+import jinja2
+from markupsafe import Markup, escape
+
+from atonet_jax.runs.workdir import write_text
+
+NONE = '–'  # where there is no value
+
+
+def write_page(path: str, template: str, **values: Any) -> None:
+    """Renders a template of this folder into one file that needs no other. Raises OSError where the disk refuses."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    templates.filters.update(percent=percent, difference=difference, breakable=breakable)
+    templates.globals['NONE'] = NONE
+    os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    write_text(path, templates.get_template(template).render(values))
+
+
+def percent(share: float | None, digits: int = 2) -> str:
+    """0.5 -> '50.00'."""
+    return NONE if share is None or math.isnan(share) else f'{100 * share:.{digits}f}'
+
+
+def difference(share: float | None, first: float | None) -> str:
+    """What a share has more than the first one, in points: '+1.25'; '' where one of them is missing."""
+    if share is None or first is None or math.isnan(share) or math.isnan(first):
+        return ''
+    points = f'{100 * (share - first):+.2f}'
+    return '±0' if float(points) == 0 else points.replace('-', '−')
+
+
+def breakable(key: str) -> Markup:
+    """A setting's key, which may go on in the next line after a part."""
+    return Markup(re.sub(r'([._])', r'\1<wbr>', str(escape(key))))

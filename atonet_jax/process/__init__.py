@@ -1,0 +1,1 @@
+"""The process: its devices, its fellows, its progress bar, its signals."""

@@ -1,0 +1,1 @@
+"""What a workdir holds, and how it is read and written."""

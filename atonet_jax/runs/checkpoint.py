@@ -1,0 +1,217 @@
+"""Orbax checkpoints of a run: the latest few, and the best one by mIoU."""
+
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from flax import linen as nn
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from orbax.checkpoint import checkpoint_managers
+
+from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.models import abstract_variables
+from atonet_jax.process.devices import replicated
+from atonet_jax.process.distributed import is_main_process
+from atonet_jax.training.step import TrainState
+
+MIOU = 'miou'
+_log = logging.getLogger(__name__)
+
+
+def has_checkpoint(workdir: str) -> bool:
+    folder = _folder(workdir)
+    return os.path.isdir(folder) and ocp.utils.any_checkpoint_step(folder) is not None
+
+
+class Checkpoints:
+    """The checkpoints in `workdir/checkpoints`, one a step.
+
+    Each holds the network's variables, what else training needs to go on, and a small dictionary of numbers,
+    separately, so that evaluation reads the network alone. Saving is asynchronous.
+    """
+
+    def __init__(self, workdir: str, keep: int | None = None):
+        """
+        Args:
+            workdir: of the run.
+            keep: how many of the latest stay where more are saved; the one with the highest mIoU stays beside them.
+                None: for who trains not, and leaves alone what another process is about to save.
+        """
+        self._folder = _folder(workdir)
+        if keep is not None:
+            _warn_of_half_written(self._folder)
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            options=ocp.CheckpointManagerOptions(
+                best_fn=lambda metrics: metrics[MIOU],
+                cleanup_tmp_directories=keep is not None,
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                    [
+                        checkpoint_managers.LatestN(keep or 1),
+                        checkpoint_managers.BestN(
+                            get_metric_fn=lambda metrics: metrics[MIOU], n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def step(self, which: str) -> int:
+        """The step of the 'best' or the 'latest' checkpoint.
+
+        Raises:
+            InputError: there is none.
+        """
+        step = self._manager.best_step() if which == 'best' else None
+        if step is None:
+            step = self._manager.latest_step()
+        if step is None:
+            raise InputError(f'{self._folder}: no checkpoint; train first, or name another --workdir')
+        return step
+
+    def save(self, state: TrainState, numbers: dict[str, float], miou: float | None) -> None:
+        """Begins to save what `state` holds now; `miou` where it was just evaluated.
+
+        Raises:
+            TrainingError: this checkpoint, or the one before, could not be saved.
+        """
+        items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
+        with self._explains_failure():
+            self._manager.save(
+                int(state.step),
+                args=ocp.args.Composite(**items, numbers=ocp.args.JsonSave(numbers)),
+                metrics=None if miou is None else {MIOU: miou},
+            )
+
+    def save_variables(self, step: int, variables: dict[str, Any]) -> None:
+        """Begins to save a network's variables alone: enough to evaluate, not to train on."""
+        self._manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+
+    def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
+        """`restore` of the latest step that can be read; what cannot is moved to `workdir/unusable` and named.
+
+        Raises:
+            InputError: none can be read.
+        """
+        failures = []
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                restored = self.restore(state, step)
+            except Exception as error:  # Orbax and TensorStore have many ways to say that a file is damaged
+                failures.append((step, _reason(error)))
+                continue
+            for bad, reason in failures:
+                _log.warning(
+                    'checkpoint %d cannot be read (%s): it is now in %s, and the run goes on from step %d',
+                    bad, reason, self._set_aside(bad), step,
+                )  # fmt: skip
+            return restored
+        step, reason = failures[0]
+        raise InputError(
+            f'{self._folder}: no checkpoint can be read, the latest one not because of: {reason}; restore the folder '
+            'from a copy, or give a new --workdir'
+        )
+
+    def restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
+        """The whole training state, placed as `state` is, and the numbers saved with it."""
+        items = {
+            name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
+            for name, tree in _items(state).items()
+        }
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(**items, numbers=ocp.args.JsonRestore())
+        )
+        restored_state = TrainState(
+            step=restored.optimizer['step'],
+            variables=restored.variables,
+            opt_state=restored.optimizer['opt_state'],
+            averaged=restored.get('averaged'),
+        )
+        return restored_state, restored.numbers
+
+    def restore_variables(self, step: int, model: nn.Module, mesh: Mesh, averaged: bool) -> dict[str, Any]:
+        """The network's variables alone, on every device of the mesh; the averaged ones where asked."""
+        item = 'averaged' if averaged else 'variables'
+        variables = jax.tree.map(
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(mesh)),
+            abstract_variables(model),
+        )
+        args = {item: ocp.args.StandardRestore(variables)}
+        return self._manager.restore(step, args=ocp.args.Composite(**args))[item]
+
+    def wait(self) -> None:
+        """Until all that was begun is saved.
+
+        Raises:
+            TrainingError: it could not be.
+        """
+        with self._explains_failure():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """As `wait`, and ends the threads."""
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
+
+    def _set_aside(self, step: int) -> str:
+        """Moves a checkpoint out of the way of the one that will be saved at its step anew; returns where to."""
+        folder = os.path.join(os.path.dirname(self._folder), 'unusable')
+        if is_main_process():
+            os.makedirs(folder, exist_ok=True)
+            target = os.path.join(folder, str(step))
+            if os.path.exists(target):
+                shutil.rmtree(target)
+            os.replace(os.path.join(self._folder, str(step)), target)
+        multihost_utils.sync_global_devices('set aside')
+        self._manager.reload()
+        return folder
+
+    @contextmanager
+    def _explains_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            steps = [int(name) for name in os.listdir(self._folder) if name.isdecimal()]
+            kept = f'that of step {max(steps)} is whole' if steps else 'there is none yet'
+            raise TrainingError(
+                f'{self._folder}: a checkpoint could not be saved ({_reason(error)}); {kept}; free space or mend the '
+                'disk, then give the same command again'
+            ) from error
+
+
+def _warn_of_half_written(folder: str) -> None:
+    """Says what a killed run left behind; Orbax passes over it and removes it."""
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        if ocp.utils.TMP_DIR_SUFFIX in name:
+            _log.warning('%s: a half-written checkpoint, passed over', os.path.join(folder, name))
+
+
+def _reason(error: Exception) -> str:
+    """What the system said, such as 'No space left on device', where it did; or the error's first line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = str(error).strip()
+    told = re.search(r'([^:]+) \[os_error_code=', text)  # TensorStore's way to pass it on
+    return told[1].strip() if told else text.partition('\n')[0][:200] or type(error).__name__
+
+
+def _folder(workdir: str) -> str:
+    return os.path.abspath(os.path.join(workdir, 'checkpoints'))
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The parts of a state that are saved apart."""
+    items = {'variables': state.variables, 'optimizer': {'step': state.step, 'opt_state': state.opt_state}}
+    return items if state.averaged is None else items | {'averaged': state.averaged}

@@ -1,0 +1,81 @@
+"""Where the first number that is not finite comes from: `--config.debug.nans=true`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from atonet_jax.training.augment import Augmentation
+from atonet_jax.training.step import TrainState, gradient_of, step_inputs
+
+
+def first_nonfinite(
+    state: TrainState,
+    batch: Mapping[str, jax.Array],
+    *,
+    model: nn.Module,
+    loss_options: Mapping[str, Any],
+    augmentation: Augmentation,
+    seed: int,
+) -> str:
+    """Takes a step's forward and backward pass again and names what is first not finite in the order of computation.
+
+    Compiles the step anew with a count of bad values of every layer, so it is for the step that went wrong alone.
+
+    Args:
+        state: before the step.
+        batch: of the step.
+        model, loss_options, augmentation, seed: as in `train_step`.
+
+    Returns:
+        One clause, such as "first in the output of layer3_0/conv1 (17 of 4096 values)".
+    """
+    layers = []
+
+    def note(next_fun, args, kwargs, context):
+        outputs = next_fun(*args, **kwargs)
+        arrays = [array for array in jax.tree.leaves(outputs) if isinstance(array, jax.Array)]
+        layers.append(('/'.join(context.module.path) or 'network', [_count(array) for array in arrays]))
+        return outputs
+
+    def count(state, batch):
+        images, labels, dropout_key = step_inputs(state, batch, augmentation, seed)
+        with nn.intercept_methods(note):
+            loss, terms, _, gradients = gradient_of(state.variables, images, labels, dropout_key, model, loss_options)
+        stages = [('the images', [_count(images)])]
+        stages += [(f'{kind}/{path}', [_count(leaf)]) for kind, path, leaf in _leaves(state.variables)]
+        # A layer is noted as it ends, before those that it is part of; autodiff may trace it more than once.
+        stages += [(f'the output of {path}', counts) for path, counts in dict(layers).items()]
+        stages += [(f'the loss term {name}', [_count(term)]) for name, term in terms.items()]
+        stages += [('the loss', [_count(loss)])]
+        # Gradients are computed from the loss back.
+        backwards = reversed([path for path, _ in dict(layers).items()])
+        by_layer = {}
+        for _, path, leaf in _leaves({'': gradients}):
+            by_layer.setdefault(path.rpartition('/')[0], []).append((path, leaf))
+        for layer in backwards:
+            stages += [(f'the gradient of {path}', [_count(leaf)]) for path, leaf in by_layer.pop(layer, ())]
+        for leaves in by_layer.values():
+            stages += [(f'the gradient of {path}', [_count(leaf)]) for path, leaf in leaves]
+        names.extend(name for name, _ in stages)
+        return [counts for _, counts in stages]
+
+    names = []
+    for name, counts in zip(names, jax.device_get(jax.jit(count)(state, batch)), strict=True):
+        bad, size = sum(int(bad) for bad, _ in counts), sum(int(size) for _, size in counts)
+        if bad:
+            return f'first in {name} ({bad} of {size} values)'
+    return 'all is finite when the step is taken again'
+
+
+def _count(array: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return jnp.sum(~jnp.isfinite(array)), jnp.asarray(array.size)
+
+
+def _leaves(tree: Mapping[str, Any]):
+    """(kind, 'layer/array', leaf) of {kind: {layer: {array: leaf}}}."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        kind, *names = (key.key for key in path)
+        yield kind, '/'.join(names), leaf

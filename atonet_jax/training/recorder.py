@@ -1,0 +1,196 @@
+"""What the main process of a training run shows and writes: progress, metrics.jsonl, TensorBoard, a report."""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from atonet_jax.config import flat_settings
+from atonet_jax.data import visualize
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.errors import TrainingError
+from atonet_jax.evaluation.evaluate import Evaluation
+from atonet_jax.process.distributed import is_main_process
+from atonet_jax.process.progress import Progress, say
+from atonet_jax.runs import environment
+from atonet_jax.runs.workdir import REPORT_FILE, MetricsLog, record_start
+from atonet_jax.training.tensorboard import EventFile
+
+_log = logging.getLogger(__name__)
+
+_PICTURES = 4  # validation examples that TensorBoard shows
+
+
+class Recorder:
+    """Writes into a workdir; in other processes than the main one, nowhere."""
+
+    def __init__(self, workdir: str, config: ConfigDict, table: ClassTable, start_step: int, num_images: int):
+        """
+        Args:
+            workdir: of the run.
+            config: of the run.
+            table: the classes.
+            start_step: what later steps have written is forgotten: they are taken anew.
+            num_images: that an epoch has.
+        """
+        self.options = config.train
+        self.num_images = num_images
+        self._config = config
+        self._table = table
+        self._workdir = workdir
+        self._writes = is_main_process()
+        if self._writes:
+            self._environment = environment.describe()
+            record_start(workdir, start_step, self._environment)
+            self._metrics = MetricsLog(workdir, start_step)
+            self._board = EventFile(os.path.join(workdir, 'tensorboard'), start_step + 1)
+            self._board.text('config', _code_block(config), start_step)
+
+    @contextmanager
+    def progress(self, start_step: int, total_steps: int) -> Iterator['StepFigures']:
+        with Progress('training', total_steps, 'step', done=start_step, quiet=not self._writes) as bar:
+            yield StepFigures(self, bar, total_steps)
+
+    def evaluation(self, step: int, evaluation: Evaluation, numbers: dict[str, float]) -> None:
+        """The scores after a step, pictures, and the report.
+
+        Raises:
+            TrainingError: the disk does not take them.
+        """
+        scores = evaluation.scores
+        values = {name: value for name, value in scores._asdict().items() if np.ndim(value) == 0}
+        values |= {f'iou/{name}': iou for name, iou in zip(self._table.class_names, scores.class_iou, strict=True)}
+        values |= {'best_miou': numbers['best_miou'], 'train_seconds': numbers['seconds']}
+        self.write(step, {f'eval/{name}': float(value) for name, value in values.items() if not np.isnan(value)})
+        if not self._writes:
+            return
+        from atonet_jax.evaluation.report.charts import confusion_picture  # imports matplotlib
+
+        with self._writing(step):
+            for i, example in enumerate(evaluation.examples[:_PICTURES]):
+                picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
+                self._board.image(f'example/{i}', picture, step)
+            self._board.image('confusion', confusion_picture(evaluation.confusion, self._table.class_names), step)
+            self._board.flush()
+        self.report(step, evaluation)
+        say(
+            f'step {step}: mIoU {100 * scores.miou:.2f}%, pixel accuracy {100 * scores.pixel_accuracy:.2f}% '
+            f'(best mIoU {100 * numbers["best_miou"]:.2f}% at step {numbers["best_step"]})'
+        )
+
+    def report(self, step: int, evaluation: Evaluation) -> None:
+        """Writes report.html over that of the evaluation before.
+
+        Raises:
+            TrainingError: the disk does not take it.
+        """
+        if not self._writes:
+            return
+        from atonet_jax.evaluation.report import write_report  # imports matplotlib
+
+        with self._writing(step):
+            write_report(
+                os.path.join(self._workdir, REPORT_FILE),
+                evaluation,
+                self._config,
+                self._table,
+                workdir=self._workdir,
+                weights=f'step {step}',
+                mode='train',
+                environment=self._environment | {'time': environment.now()},
+            )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Figures by name.
+
+        Raises:
+            TrainingError: the disk does not take them.
+        """
+        if not self._writes:
+            return
+        with self._writing(step):
+            self._metrics.write(step, values)
+            for name, value in values.items():
+                self._board.scalar(name, value, step)
+
+    @contextmanager
+    def _writing(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise TrainingError(
+                f'{self._workdir}: the figures of step {step} cannot be written ({error.strerror}); the checkpoints '
+                'are whole; free space or mend the disk, then give the same command again'
+            ) from error
+
+    def close(self) -> None:
+        if not self._writes:
+            return
+        for file in (self._metrics, self._board):
+            try:
+                file.close()
+            except OSError as error:  # where something worse is under way, that is what counts
+                _log.warning('%s: the last figures cannot be written (%s)', self._workdir, error.strerror)
+
+
+def _code_block(config: ConfigDict) -> str:
+    """Markdown: a line a setting."""
+    return '\n'.join(f'    {key} = {value!r}' for key, value in flat_settings(config).items())
+
+
+class StepFigures:
+    """Shows how far training is, and writes the figures of every so many steps."""
+
+    def __init__(self, recorder: Recorder, bar: Progress, total_steps: int):
+        self._recorder = recorder
+        self._bar = bar
+        self._total_steps = total_steps
+        self._step_time = _StepTime()
+
+    def look(self, pending: list[tuple[int, dict[str, jax.Array]]]) -> None:
+        """Shows and writes the figures of the steps since the last look."""
+        options, pending = self._recorder.options, jax.device_get(pending)
+        images_per_second = options.batch_size / self._step_time.lap(len(pending))
+        for step, metrics in pending:
+            if step % options.log_every_steps == 0 or step == self._total_steps:
+                values = {f'train/{name}': float(value) for name, value in metrics.items()}
+                values['train/epoch'] = step * options.batch_size / self._recorder.num_images
+                values['train/images_per_second'] = images_per_second
+                self._recorder.write(step, values)
+        _, metrics = pending[-1]
+        self._bar.update(len(pending), f'loss {metrics["loss"]:.3f}, {images_per_second:.1f} images/s')
+
+    def restart(self) -> None:
+        """Leaves out of the speed what passed since the last look."""
+        self._step_time.restart()
+
+
+class _StepTime:
+    """Seconds a step, averaged over the last dozens; evaluations and saving left out."""
+
+    _WEIGHT = 0.05
+
+    def __init__(self):
+        self._average = None
+        self.restart()
+
+    def restart(self) -> None:
+        self._started = time.perf_counter()
+
+    def lap(self, steps: int) -> float:
+        """After so many steps more."""
+        now = time.perf_counter()
+        seconds, self._started = (now - self._started) / steps, now
+        if self._average is None:
+            self._average = math.inf  # the first step compiles
+        elif self._average == math.inf:
+            self._average = seconds
+        else:
+            self._average += (1 - (1 - self._WEIGHT) ** steps) * (seconds - self._average)
+        return self._average

@@ -1,0 +1,119 @@
+"""Scores of a split do not depend on how it is batched, and count every pixel once."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from atonet_jax.data.decode import read_example
+from atonet_jax.data.examples import Examples
+from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.data.sources import load_dataset
+from atonet_jax.errors import InputError
+from atonet_jax.evaluation.evaluate import Evaluator, evaluate
+from atonet_jax.evaluation.metrics import Scores
+from atonet_jax.models import init_variables
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import create_network
+
+
+@pytest.fixture(scope='module')
+def run(tiny_config):
+    """Evaluates fresh variables on the validation split with changed options."""
+    model = create_network(tiny_config, 19)
+    variables = init_variables(model, seed=1)
+    dataset = load_dataset(tiny_config.data, 'val')
+
+    def evaluate_with(**options):
+        config = tiny_config.copy_and_resolve_references()
+        config.eval.update(options)
+        return Evaluator(model, Examples(dataset), config.eval, create_mesh()).run(variables)
+
+    return evaluate_with
+
+
+@pytest.fixture(scope='module')
+def labels(tiny_config):
+    dataset = load_dataset(tiny_config.data, 'val')
+    return np.stack([read_example(dataset, i)[1] for i in range(len(dataset))])
+
+
+def test_a_partial_last_batch_counts_exactly_once(run, labels):
+    assert len(labels) % 2 == 1
+    one_by_one, in_twos = (run(batch_size=n).confusion for n in (1, 2))
+    np.testing.assert_array_equal(in_twos, one_by_one)
+    assert in_twos.sum() == np.count_nonzero(labels != IGNORE_LABEL)
+    assert in_twos.dtype == np.int64
+
+
+def test_the_confusion_matrix_agrees_with_the_returned_predictions(run):
+    evaluation = run(pictures=5)
+    assert [example.index for example in evaluation.examples] == list(range(5))
+    counted = np.zeros_like(evaluation.confusion)
+    for example in evaluation.examples:
+        labelled = example.labels != IGNORE_LABEL
+        np.add.at(counted, (example.labels[labelled], example.predictions[labelled]), 1)
+    np.testing.assert_array_equal(counted, evaluation.confusion)
+
+
+def test_every_image_has_its_own_scores_and_padding_has_none(run):
+    evaluation = run(pictures=5, batch_size=2)
+    assert [score.index for score in evaluation.per_image] == list(range(5))
+    for score, example in zip(evaluation.per_image, evaluation.examples):
+        confusion = np.zeros_like(evaluation.confusion)
+        labelled = example.labels != IGNORE_LABEL
+        np.add.at(confusion, (example.labels[labelled], example.predictions[labelled]), 1)
+        alone = Scores.from_confusion(confusion)
+        assert (score.miou, score.pixel_accuracy) == pytest.approx((alone.miou, alone.pixel_accuracy))
+        assert score.path.endswith('.png')
+
+
+@pytest.mark.parametrize(('pictures', 'num_best', 'num_worst'), [(0, 0, 0), (1, 1, 1), (2, 1, 1), (3, 2, 2), (8, 3, 2)])
+def test_the_best_and_the_worst_images_are_kept_and_no_others(run, pictures, num_best, num_worst):
+    evaluation = run(pictures=pictures)
+    ranked = sorted(evaluation.per_image, key=lambda score: -score.miou)
+    assert [example.index for example in evaluation.best] == [score.index for score in ranked[:num_best]]
+    worst = [score.index for score in ranked[::-1][:num_worst]]
+    assert [example.index for example in evaluation.worst] == worst
+    assert len(evaluation.examples) == min(5, pictures)
+
+
+def test_a_kept_example_is_the_image_that_has_its_score(run, labels):
+    evaluation = run(pictures=2)
+    for example in (*evaluation.best, *evaluation.worst):
+        np.testing.assert_array_equal(example.labels, labels[example.index])
+        assert example.image.base is None, 'it does not keep its batch in memory'
+
+
+def test_a_centre_crop_scores_the_centre_alone(run, labels):
+    evaluation = run(center_crop=(40, 64))
+    centre = labels[:, 12:52, 32:96]
+    assert evaluation.confusion.sum() == np.count_nonzero(centre != IGNORE_LABEL)
+    np.testing.assert_array_equal(evaluation.examples[0].labels, centre[0])
+
+
+def test_a_centre_crop_larger_than_the_images_is_refused(run):
+    with pytest.raises(InputError, match=r'config\.eval\.center_crop=\(500, 500\) is larger'):
+        run(center_crop=(500, 500))
+
+
+@pytest.mark.parametrize(
+    'options', [{'window': (64, 64)}, {'scales': (0.75, 1.0), 'flip': True}], ids=['sliding', 'multi-scale and flip']
+)
+def test_other_ways_to_look_count_every_pixel_once(run, labels, options):
+    assert run(**options).confusion.sum() == np.count_nonzero(labels != IGNORE_LABEL)
+
+
+def test_a_split_without_labels_is_refused(tiny_config, run):
+    dataset = load_dataset(tiny_config.data, 'val')
+    unlabelled = type(dataset)(dataset.name, 'test', dataset.class_table, dataset.image_paths, label_paths=None)
+    with pytest.raises(InputError, match='has no labels'):
+        Evaluator(create_network(tiny_config, 19), Examples(unlabelled), tiny_config.eval, create_mesh())
+
+
+def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_computed(tiny_config, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / 'run')
+    shutil.rmtree(tmp_path / 'run' / 'evaluation', ignore_errors=True)
+    (tmp_path / 'run' / 'evaluation').touch()  # in the way; who runs the tests may be allowed everything
+    with pytest.raises(InputError, match='run/evaluation: cannot be written .*; choose another --workdir'):
+        evaluate(tiny_config, str(tmp_path / 'run'))

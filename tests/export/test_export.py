@@ -1,0 +1,379 @@
+"""Each export gives the labels of the run that it was made of, in its own runtime, and no file is lost to one."""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+import flax
+import jax
+import numpy as np
+import onnxruntime
+import pytest
+import tensorflow as tf
+import torch
+
+from atonet_jax.config import EXPORT_FORMATS
+from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.data.synthetic import render_scene
+from atonet_jax.errors import ExportError, InputError
+from atonet_jax.evaluation.evaluate import evaluate
+from atonet_jax.export import export
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.runs.workdir import load_config
+from atonet_jax.torch_weights import to_torch
+from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB, normalize
+from tests import torch_reference
+
+SIZE = (64, 128)
+MOST_DIFFERENT = 1e-3  # share of pixels: each runtime rounds in its own way
+ENDINGS = {
+    'weights': '_weights',
+    'jax_export': '.jax_export',
+    'saved_model': '_saved_model',
+    'onnx': '.onnx',
+    'tflite': '.tflite',
+    'torch': '.pth',
+}
+
+
+def run_weights(path, images):
+    return Segmenter.from_workdir(path)(images)
+
+
+def run_jax_export(path, images):
+    return jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call(images)
+
+
+def run_saved_model(path, images):
+    return tf.saved_model.load(path).signatures['serving_default'](images=images)['labels'].numpy()
+
+
+def run_onnx(path, images):
+    return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider']).run(None, {'images': images})[0]
+
+
+def run_tflite(path, images):
+    interpreter = tf.lite.Interpreter(path)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]['index'], images)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]['index'])
+
+
+def run_torch(path, images):
+    reference = torch_reference.ATONet(19, width=16, backbone_width=8).eval()
+    reference.load_state_dict(torch.load(path, weights_only=True), strict=True)
+    with torch.no_grad():
+        logits = reference(torch.from_numpy(np.array(normalize(images)).transpose(0, 3, 1, 2)))
+        logits = torch.nn.functional.interpolate(logits, SIZE, mode='bilinear', align_corners=False)
+    return logits.argmax(1).numpy().astype(np.uint8)
+
+
+RUN = {
+    'weights': run_weights,
+    'jax_export': run_jax_export,
+    'saved_model': run_saved_model,
+    'onnx': run_onnx,
+    'tflite': run_tflite,
+    'torch': run_torch,
+}
+
+
+@pytest.fixture
+def config(tiny_config):
+    return to_export(tiny_config)
+
+
+def to_export(tiny_config, **options):
+    config = tiny_config.copy_and_resolve_references()
+    config.export.update(size=SIZE, **options)
+    return config
+
+
+@pytest.fixture(scope='module')
+def run(finished, tmp_path_factory):
+    """A workdir that exports may be written into."""
+    return str(shutil.copytree(finished, tmp_path_factory.mktemp('exported') / 'run'))
+
+
+@pytest.fixture(scope='module')
+def exported(tiny_config, run):
+    """(format) -> the path of the run's export, made once, in the workdir."""
+    paths = {}
+
+    def path_of(format):
+        if format not in paths:
+            paths[format] = export(to_export(tiny_config, format=format), run, force=False)
+        return paths[format]
+
+    return path_of
+
+
+@pytest.fixture(scope='module')
+def segment(finished):
+    return Segmenter.from_workdir(finished)
+
+
+@pytest.fixture(scope='module')
+def images():
+    return np.stack([render_scene(1, i, *SIZE)[0] for i in range(3)])
+
+
+@pytest.fixture(scope='module')
+def labels(segment, images):
+    labels = np.asarray(segment(images))
+    assert len(np.unique(labels)) > 1
+    return labels
+
+
+def card_of(path):
+    def refuse(constant):
+        raise ValueError(f'{constant} is no JSON')
+
+    return json.loads(pathlib.Path(f'{path}.json').read_text(), parse_constant=refuse)
+
+
+@pytest.mark.parametrize('format', EXPORT_FORMATS)
+def test_labels_in_its_own_runtime_are_those_of_the_run(exported, images, labels, format):
+    for batch_size in (1,) if format == 'tflite' else (1, 3):
+        result = np.asarray(RUN[format](exported(format), images[:batch_size]))
+        assert result.dtype == np.uint8
+        assert result.shape == (batch_size, *SIZE)
+        assert np.mean(result != labels[:batch_size]) <= MOST_DIFFERENT
+
+
+@pytest.mark.parametrize('format', ['jax_export', 'onnx'])
+def test_logits_of_normalized_nchw_images_are_those_of_the_run(
+    tiny_config, finished, segment, images, tmp_path, format
+):
+    output = str(tmp_path / 'atonet')
+    options = {'inputs': 'normalized', 'outputs': 'logits', 'layout': 'NCHW'}
+    export(to_export(tiny_config, format=format, output=output, **options), finished, force=False)
+    normalized = np.ascontiguousarray(np.asarray(normalize(images)).transpose(0, 3, 1, 2))
+    logits = np.asarray(RUN[format](output, normalized))
+    expected = np.asarray(segment.logits(images)).transpose(0, 3, 1, 2)
+    assert logits.dtype == np.float32
+    assert logits.shape == expected.shape
+    assert abs(logits - expected).max() <= 1e-4 * np.ptp(expected)
+    card = card_of(output)
+    assert not card['normalization']['within_the_program']
+    assert options.items() <= card['program'].items()
+
+
+def test_a_batch_size_holds_in_tflite(tiny_config, finished, images, labels, tmp_path):
+    config = to_export(tiny_config, format='tflite', batch_size=3, output=str(tmp_path / 'atonet.tflite'))
+    result = run_tflite(export(config, finished, force=False), images)
+    assert np.mean(result != labels) <= MOST_DIFFERENT
+
+
+def test_exported_weights_and_torch_file_score_as_the_run_does(config, exported, run, tmp_path):
+    from_run = evaluate(config, str(shutil.copytree(run, tmp_path / 'run')))
+    weights = shutil.copytree(exported('weights'), tmp_path / 'weights')
+    assert evaluate(load_config(weights), str(weights)).miou == from_run.miou
+    config.init_from = exported('torch')
+    assert evaluate(config, str(tmp_path / 'no_run')).miou == from_run.miou
+
+
+@pytest.mark.parametrize('format', EXPORT_FORMATS)
+def test_lies_in_the_workdir_with_a_card_that_says_how_to_use_it(exported, run, format):
+    path = exported(format)
+    assert path == os.path.join(run, 'export', 'atonet' + ENDINGS[format])
+    card = card_of(path)
+    assert [c['train_id'] for c in card['classes']] == list(range(19))
+    assert [c['name'] for c in card['classes']] == list(CITYSCAPES.class_names)
+    assert [c['raw_id'] for c in card['classes']] == CITYSCAPES.train_to_raw[:19].tolist()
+    assert card['classes'][0] == {'train_id': 0, 'name': 'road', 'color_rgb': [128, 64, 128], 'raw_id': 7}
+    assert card['normalization']['mean_rgb'] == MEAN_RGB.tolist()
+    assert card['normalization']['stddev_rgb'] == STDDEV_RGB.tolist()
+    is_program = format not in ('weights', 'torch')
+    assert card['normalization']['within_the_program'] == is_program
+    assert (card['program'] is not None) == is_program
+    assert not is_program or card['program']['size'] == list(SIZE)
+    assert card['step'] in (3, 6)  # both were evaluated; which is better, depends on rounding
+    assert 0 <= card['scores']['miou'] <= 1
+    assert card['source'] == run
+    assert card['model']['width'] == 16
+    assert 'not of these weights' in card['license']
+    assert card['versions']['flax'] == flax.__version__
+
+
+def test_exported_weights_have_no_auxiliary_heads(exported):
+    folder = pathlib.Path(exported('weights'), 'checkpoints')
+    (step,) = (path for path in folder.iterdir() if path.name.isdigit())
+    with tf.io.gfile.GFile(str(step / 'variables' / '_METADATA')) as file:
+        names = json.loads(file.read())['tree_metadata']
+    assert any('classifier' in name for name in names)
+    assert not any('aux' in name for name in names)
+
+
+@pytest.mark.parametrize('format', sorted(set(EXPORT_FORMATS) - {'torch'}))
+def test_export_holds_each_parameter_once(exported, format):
+    path = pathlib.Path(exported(format))
+    files = [path] if path.is_file() else [file for file in path.rglob('*') if file.is_file()]
+    reference = torch_reference.ATONet(19, width=16, backbone_width=8)
+    num_params = sum(p.numel() for name, p in reference.named_parameters() if not name.startswith('aux'))
+    assert card_of(path)['parameters'] == num_params
+    num_bytes = sum(file.stat().st_size for file in files)
+    assert 0.9 <= num_bytes / (4 * num_params) <= 1.6
+
+
+@pytest.mark.parametrize('format', ['onnx', 'weights'])
+def test_wrong_labels_are_refused_and_an_older_export_stays(config, finished, tmp_path, monkeypatch, format):
+    class Wrong(Segmenter):
+        def __call__(self, images):
+            return super().__call__(images) ^ 1
+
+    monkeypatch.setattr('atonet_jax.export.comparison.Segmenter', Wrong)
+    path = tmp_path / 'atonet'
+    config.export.update(format=format, output=str(path))
+    with pytest.raises(ExportError, match='differs from the network in 100.0000% of .* nothing was written'):
+        export(config, finished, force=False)
+    assert not os.listdir(tmp_path)
+
+    older = write_older(path, is_folder=format == 'weights')
+    with pytest.raises(ExportError):
+        export(config, finished, force=True)
+    assert sorted(os.listdir(tmp_path)) == ['atonet', 'atonet.json']
+    assert older.read_text() == pathlib.Path(f'{path}.json').read_text() == 'older'
+
+
+def write_older(path, is_folder):
+    """Writes something where an export shall go, and a card; returns the file."""
+    file = path / 'older' if is_folder else path
+    file.parent.mkdir(exist_ok=True)
+    for written in (file, pathlib.Path(f'{path}.json')):
+        written.write_text('older')
+    return file
+
+
+@pytest.mark.parametrize('format', ['torch', 'weights'])
+def test_what_is_there_is_replaced_only_by_force(config, finished, tmp_path, format):
+    path = tmp_path / 'atonet.pth'
+    config.export.update(format=format, output=str(path))
+    older = write_older(path, is_folder=format == 'weights')
+    with pytest.raises(InputError, match='atonet.pth: is there already; .* --force'):
+        export(config, finished, force=False)
+    assert older.read_text() == 'older'
+    assert export(config, finished, force=True) == str(path)
+    assert not (path / 'older').exists()
+    assert card_of(path)['format'] == format
+    assert path.is_dir() == (format == 'weights')
+
+
+def test_a_card_that_is_there_is_not_replaced(config, finished, tmp_path):
+    config.export.output = str(tmp_path / 'atonet')
+    (tmp_path / 'atonet.json').write_text('mine')
+    with pytest.raises(InputError, match='atonet.json: is there already'):
+        export(config, finished, force=False)
+    assert os.listdir(tmp_path) == ['atonet.json']
+
+
+def test_missing_package_is_named(config, finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'onnxruntime', None)
+    monkeypatch.delitem(sys.modules, 'atonet_jax.export.onnx_format', raising=False)
+    config.export.update(format='onnx', output=str(tmp_path / 'atonet.onnx'))
+    with pytest.raises(InputError, match="format='onnx': needs the package onnxruntime; pip install onnxruntime"):
+        export(config, finished, force=False)
+
+
+def test_a_folder_that_cannot_be_made_is_said(config, finished, tmp_path):
+    (tmp_path / 'file').write_text('mine')
+    config.export.update(format='torch', output=str(tmp_path / 'file' / 'atonet.pth'))
+    with pytest.raises(InputError, match='file/atonet.pth: cannot be written .* give another config.export.output'):
+        export(config, finished, force=False)
+    assert (tmp_path / 'file').read_text() == 'mine'
+
+
+def test_no_run_and_no_weights_is_said(config, tmp_path):
+    config.export.output = str(tmp_path / 'atonet')
+    with pytest.raises(InputError, match='no such file; name the --workdir of a run'):
+        export(config, str(tmp_path / 'nothing'), force=False)
+
+
+@pytest.mark.parametrize('format', ['onnx', 'tflite'])
+def test_a_run_that_computes_in_bfloat16_is_exported_in_float32(config, finished, tmp_path, format):
+    config.model.dtype = 'bfloat16'
+    config.export.format = format
+    config.export.output = str(tmp_path / f'network{ENDINGS[format]}')
+    card = card_of(export(config, finished, force=False))
+    assert card['model']['dtype'] == 'float32'
+    assert card['program']['batch_size'] == (1 if format == 'tflite' else 0)
+
+
+def test_a_folder_that_no_export_made_is_never_replaced(config, finished, tmp_path):
+    precious = tmp_path / 'photographs'
+    precious.mkdir()
+    (precious / 'one.png').write_bytes(b'mine')
+    config.export.format, config.export.output = 'onnx', str(precious)
+    with pytest.raises(InputError, match='photographs: is a folder that no export made'):
+        export(config, finished, force=True)
+    assert (precious / 'one.png').read_bytes() == b'mine'
+
+
+def test_the_workdir_is_never_replaced(config, exported, tmp_path):
+    weights = shutil.copytree(exported('weights'), tmp_path / 'weights')
+    (tmp_path / 'weights.json').write_text('{}')
+    config.export.format, config.export.output = 'onnx', str(weights)
+    with pytest.raises(InputError, match='is the workdir, or holds it'):
+        export(config, str(weights), force=True)
+    assert (weights / 'config.json').exists()
+    assert not load_config(str(weights)).export.output
+
+
+def test_an_ending_that_the_format_does_not_have_is_named_with_the_users_path(config, finished, tmp_path):
+    config.export.format, config.export.output = 'torch', str(tmp_path / 'atonet.bin')
+    with pytest.raises(InputError, match=rf'{tmp_path}/atonet.bin: weights are written as .pth, .pt, .safetensors'):
+        export(config, finished, force=False)
+
+
+def test_a_torch_file_of_other_numbers_is_refused(config, finished, tmp_path, monkeypatch):
+    def to_other(variables):
+        state_dict = to_torch(variables)
+        return state_dict | {'cls.4.bias': state_dict['cls.4.bias'] + 1}
+
+    monkeypatch.setattr('atonet_jax.export.torch_format.to_torch', to_other)
+    config.export.update(format='torch', output=str(tmp_path / 'atonet.pth'))
+    with pytest.raises(ExportError, match='other numbers than the network; nothing was written'):
+        export(config, finished, force=False)
+    assert not os.listdir(tmp_path)
+
+
+def test_a_file_stays_where_its_replacement_cannot_be_moved(config, finished, tmp_path, monkeypatch):
+    path = tmp_path / 'atonet.pth'
+    older = write_older(path, is_folder=False)
+    replace = os.replace
+
+    def fail(source, target):
+        if target == str(path):
+            raise OSError(28, 'No space left on device')
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', fail)
+    config.export.update(format='torch', output=str(path))
+    with pytest.raises(InputError, match='cannot be written .No space left on device'):
+        export(config, finished, force=True)
+    assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json']
+    assert older.read_text() == 'older'
+
+
+def test_a_link_to_the_workdir_is_never_replaced(config, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / 'run')
+    (tmp_path / 'link').symlink_to(workdir)
+    (tmp_path / 'link.json').write_text('{}')
+    config.export.output = str(tmp_path / 'link')
+    with pytest.raises(InputError, match='is the workdir, or holds it'):
+        export(config, str(workdir), force=True)
+    assert (workdir / 'checkpoints').exists()
+
+
+def test_scores_of_other_weights_are_not_given_to_a_file(config, exported, tmp_path):
+    (tmp_path / 'evaluation').mkdir()
+    scores = {'step': None, 'split': 'val', 'images': 1, 'options': {}, 'miou': 1, 'pixel_accuracy': 1, 'classes': {}}
+    (tmp_path / 'evaluation' / 'scores.json').write_text(json.dumps(scores))
+    config.init_from = exported('torch')
+    config.export.update(format='torch', output=str(tmp_path / 'atonet.pth'))
+    card = card_of(export(config, str(tmp_path), force=False))
+    assert card['source'] == config.init_from
+    assert card['step'] is card['scores'] is None

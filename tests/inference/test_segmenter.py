@@ -1,0 +1,142 @@
+"""`Segmenter` gives the plain path's labels, and says what is wrong with images that it cannot take."""
+
+import subprocess
+import sys
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.errors import InputError
+from atonet_jax.inference.segmenter import Segmenter, predict_labels
+from atonet_jax.models import create_model
+from atonet_jax.models.layers import fold_batch_norms, winograd_kernels
+from atonet_jax.runs.network import blank_variables
+from atonet_jax.runs.workdir import claim
+from atonet_jax.torch_weights import from_torch
+from tests.test_parity import NUM_CLASSES, TINY, random_reference
+
+
+@pytest.fixture(scope='module')
+def network():
+    """Random weights and running statistics."""
+    model = create_model('atonet', NUM_CLASSES, **TINY)
+    return model, from_torch(random_reference(seed=1, **TINY).state_dict(), model)
+
+
+@pytest.fixture(scope='module')
+def segment(network):
+    return Segmenter(*network)
+
+
+def random_images(batch, height, width):
+    return np.random.default_rng(0).integers(0, 256, (batch, height, width, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize('shape', [(2, 64, 128), (1, 161, 97)])
+def test_labels_are_the_plain_paths(network, segment, shape):
+    images = random_images(*shape)
+    labels = segment(images)
+    assert labels.dtype == np.uint8 and labels.shape == shape
+    plain = jax.jit(partial(predict_labels, *network))(images)
+    assert np.mean(np.asarray(labels) == np.asarray(plain)) >= 0.9999
+    assert len(np.unique(labels)) == NUM_CLASSES
+
+
+def test_labels_of_the_full_size_network_whose_deep_stages_go_by_winograd():
+    model = create_model('atonet', 19)
+    variables = from_torch(random_reference(seed=2, num_classes=19).state_dict(), model)
+    images = random_images(1, 96, 160)
+    plain = jax.jit(partial(predict_labels, model))(variables, images)
+    assert np.mean(np.asarray(Segmenter(model, variables)(images)) == np.asarray(plain)) >= 0.9999
+
+
+def test_winograd_is_for_convolutions_of_many_channels_and_stride_1_on_smaller_maps():
+    model = create_model('atonet', 19)
+    kernels = winograd_kernels(model, fold_batch_norms(blank_variables(model)))['winograd']
+    assert set(kernels) == {'layer2', 'layer3', 'layer4', 'up2', 'up3', 'up4', 'up5'}
+    assert set(kernels['layer4']['block0']) == {'conv2'}
+    assert [row.shape for row in kernels['up2']['kernel']] == 6 * [(6, 128, 128)]
+
+
+def test_logits_are_at_the_images_resolution_and_their_argmax_the_labels(segment):
+    images = random_images(2, 64, 128)
+    logits = segment.logits(images)
+    assert logits.shape == (2, 64, 128, NUM_CLASSES) and logits.dtype == np.float32
+    assert np.mean(np.argmax(logits, -1) == np.asarray(segment(images))) >= 0.9999
+    assert segment.coarse_logits(images).shape == (2, 16, 32, NUM_CLASSES)
+
+
+def test_confidence_is_the_softmax_probability_of_the_label(segment):
+    images = random_images(1, 64, 128)
+    labels, confidence = segment.with_confidence(images)
+    np.testing.assert_array_equal(labels, segment(images))
+    np.testing.assert_allclose(confidence, jax.nn.softmax(segment.logits(images)).max(-1), rtol=1e-4)
+
+
+def test_bfloat16_gives_nearly_the_same_labels(network, segment):
+    model, variables = network
+    images = random_images(2, 64, 128)
+    labels = Segmenter(model.clone(dtype=jax.numpy.bfloat16), variables)(images)
+    assert np.mean(np.asarray(labels) == np.asarray(segment(images))) > 0.9
+
+
+def test_shapes_given_ahead_compile_once_and_before_any_image(network, monkeypatch):
+    segment = Segmenter(*network, shapes=[(2, 64, 128)])
+    monkeypatch.setattr(segment, '_compile', None)  # would be called for a shape that is new
+    assert segment(random_images(2, 64, 128)).shape == (2, 64, 128)
+
+
+def test_of_a_workdir_it_has_the_runs_weights_and_classes(finished):
+    segment = Segmenter.from_workdir(finished)
+    assert segment.class_table.num_classes == 19
+    assert segment(random_images(1, 64, 128)).shape == (1, 64, 128)
+
+
+def test_a_workdir_without_checkpoints_is_named(tmp_path):
+    with pytest.raises(InputError, match=f'{tmp_path}.*no such file'):
+        Segmenter.from_workdir(str(tmp_path))
+
+
+def test_a_workdir_whose_run_saved_nothing_yet_is_named(tiny_config, tmp_path):
+    claim(str(tmp_path), tiny_config, CITYSCAPES)
+    with pytest.raises(InputError, match=f'{tmp_path}/checkpoints: no checkpoint; train first'):
+        Segmenter.from_workdir(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ('images', 'text'),
+    [
+        (np.zeros((1, 64, 64, 3), np.float32), 'not float32'),
+        (np.zeros((64, 64, 3), np.uint8), r'not of shape \(64, 64, 3\); for a single image give image\[None\]'),
+        (np.zeros((1, 64, 64, 4), np.uint8), r'not of shape \(1, 64, 64, 4\)'),
+        (np.zeros((1, 0, 64, 3), np.uint8), r'not of shape \(1, 0, 64, 3\)'),
+        ([[1]], 'not list'),
+    ],
+)
+def test_images_that_are_none_are_refused(segment, images, text):
+    with pytest.raises(InputError, match=r'images must be \[B, H, W, 3\] uint8 RGB, ' + text):
+        segment(images)
+
+
+TWO_DEVICES = """
+import jax, numpy as np
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import create_model, init_variables
+model = create_model('atonet', 5, width=16, backbone_width=8)
+segment = Segmenter(model, init_variables(model, 0))
+images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
+pair, three = segment(images[:2]), segment(images)
+assert jax.device_count() == 2
+assert [shard.data.shape for shard in pair.addressable_shards] == [(1, 64, 64)] * 2
+assert [shard.data.shape for shard in three.addressable_shards] == [(3, 64, 64)] * 2
+np.testing.assert_array_equal(pair, three[:2])
+"""
+
+
+def test_a_batch_is_split_over_the_devices_that_divide_it(repository, monkeypatch):
+    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+    process = subprocess.run([sys.executable, '-c', TWO_DEVICES], cwd=repository, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr

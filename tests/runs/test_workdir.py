@@ -1,0 +1,118 @@
+"""A workdir keeps one run's settings, classes and figures, and is never given to another run."""
+
+import pathlib
+
+import pytest
+
+from atonet_jax.config import default_config
+from atonet_jax.data.labels import CAMVID, CITYSCAPES
+from atonet_jax.errors import InputError
+from atonet_jax.runs.workdir import METRICS_FILE, MetricsLog, claim, load_class_table, load_config, read_metrics
+
+
+def contents(workdir):
+    return {path.name: path.read_text() for path in pathlib.Path(workdir).iterdir()}
+
+
+def write_steps(workdir, steps, resumed_step):
+    log = MetricsLog(workdir, resumed_step)
+    for step in steps:
+        log.write(step, {'train/loss': step / 10})
+    log.close()
+
+
+def logged_steps(workdir):
+    return [line['step'] for line in read_metrics(workdir)]
+
+
+def test_new_run_makes_its_workdir_and_can_be_read_back(tmp_path):
+    workdir, config = str(tmp_path / 'runs' / 'new'), default_config()
+    assert claim(workdir, config, CITYSCAPES) == []
+    assert load_config(workdir) == config
+    assert load_class_table(workdir) == CITYSCAPES
+
+
+def test_run_that_goes_on_tells_what_its_config_changed(tmp_path):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    assert claim(str(tmp_path), config, CITYSCAPES) == []
+    config.train.epochs = 100.0
+    config.eval.scales = (0.5, 1.0)
+    assert claim(str(tmp_path), config, CITYSCAPES) == [
+        'config.eval.scales was (1.0,), is (0.5, 1.0)',
+        'config.train.epochs was 200.0, is 100.0',
+    ]
+    assert load_config(str(tmp_path)) == config
+
+
+def test_run_of_another_network_is_refused_and_the_workdir_unharmed(tmp_path):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    before = contents(tmp_path)
+    config.model.width = 64
+    config.train.epochs = 1.0
+    with pytest.raises(InputError, match='config.model.width was 128, is 64.*give a new --workdir'):
+        claim(str(tmp_path), config, CITYSCAPES)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(('key', 'value'), [('name', 'adamw'), ('ema_decay', 0.99)])
+def test_run_whose_training_state_would_not_fit_is_refused(tmp_path, key, value):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    config.optimizer[key] = value
+    with pytest.raises(InputError, match=f'config.optimizer.{key} was .* give a new --workdir'):
+        claim(str(tmp_path), config, CITYSCAPES)
+
+
+def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    before = contents(tmp_path)
+    config.data.name = 'camvid'
+    with pytest.raises(InputError, match='19 classes of cityscapes, not the 11 of camvid'):
+        claim(str(tmp_path), config, CAMVID)
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize('load', [load_config, load_class_table])
+def test_folder_without_a_run_is_named(load, tmp_path):
+    with pytest.raises(InputError, match=f'{tmp_path}/.*: no such file; name the --workdir of a run'):
+        load(str(tmp_path))
+
+
+def test_resumed_run_forgets_the_figures_that_it_makes_again(tmp_path):
+    write_steps(tmp_path, [1, 2, 3, 4, 5], resumed_step=0)
+    write_steps(tmp_path, [4], resumed_step=3)
+    assert read_metrics(tmp_path) == [{'step': step, 'train/loss': step / 10} for step in (1, 2, 3, 4)]
+
+
+def test_figures_are_on_disk_while_the_run_goes_on(tmp_path):
+    log = MetricsLog(tmp_path, resumed_step=0)
+    log.write(1, {'train/loss': 2.0})
+    assert logged_steps(tmp_path) == [1]
+    log.close()
+
+
+def test_half_written_last_line_is_dropped(tmp_path):
+    write_steps(tmp_path, [1, 2], resumed_step=0)
+    with open(tmp_path / METRICS_FILE, 'a') as file:
+        file.write('{"step": 3, "train/lo')
+    assert logged_steps(tmp_path) == [1, 2]
+    write_steps(tmp_path, [3], resumed_step=2)
+    assert logged_steps(tmp_path) == [1, 2, 3]
+
+
+def test_run_without_figures_has_none(tmp_path):
+    assert read_metrics(tmp_path) == []
+
+
+def test_damaged_lines_are_left_out_and_said(tmp_path, caplog):
+    write_steps(tmp_path, [1, 2, 3], resumed_step=0)
+    path = tmp_path / METRICS_FILE
+    path.write_text(path.read_text().replace('{"step": 2,', '{"st\x00') + '3\n')
+    assert logged_steps(tmp_path) == [1, 3]
+    assert [message.partition(': ')[2] for message in caplog.messages] == [
+        'line 2 is damaged and left out',
+        'line 4 is damaged and left out',
+    ]
