@@ -25,12 +25,13 @@ from torch.nn import functional
 
 from atonet_jax.inference.segmenter import Segmenter, inference_params
 from atonet_jax.models import create_model
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.torch_weights import from_torch
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB
 from tests import torch_reference
 
 NUM_CLASSES = 19
 CORES = os.cpu_count()
+MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 PAUSE = 0.1  # seconds
 
 

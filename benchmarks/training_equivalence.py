@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.pipeline import eval_batches, train_batches
@@ -27,7 +28,7 @@ from atonet_jax.inference.segmenter import predict_labels
 from atonet_jax.models import create_model
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
-from atonet_jax.training.augment import Augmentation, augment, normalize
+from atonet_jax.training.augment import augment
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.step import compile_train_step, create_state
 from tests import torch_reference

@@ -10,10 +10,11 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.models import create_model
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch, to_torch
-from atonet_jax.training.augment import Augmentation, Geometry, augment
+from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import HardExampleMining, segmentation_loss
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.step import compile_train_step, create_state, loss_fn

@@ -16,11 +16,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from atonet_jax.models.atonet import LEVELS, ATONet, spp_grid
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.layers import adaptive_pool_matrix, align_corners_matrix
 from atonet_jax.models.resnet import BLOCKS
 from atonet_jax.ops.cpu.winograd import FROM_PIXELS, FROM_TAPS, NUMBERS, TILE, TO_PIXELS
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB
 
+MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 _OPSET = 18
 _IR_VERSION = 10  # read by runtimes since 2024
 _NCHW, _NHWC = (0, 3, 1, 2), (0, 2, 3, 1)  # transposes

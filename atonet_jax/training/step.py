@@ -10,8 +10,9 @@ import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.process.devices import replicated, split_by_batch
-from atonet_jax.training.augment import Augmentation, augment
+from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import label_weights, segmentation_loss
 
 _AUGMENTATION = 1  # sets its random numbers apart from dropout's

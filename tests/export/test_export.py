@@ -23,7 +23,6 @@ from atonet_jax.export import export
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_weights import to_torch
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB, normalize
 from tests import torch_reference
 
 SIZE = (64, 128)

@@ -9,7 +9,6 @@ from atonet_jax.export import onnx_graph
 from atonet_jax.inference.segmenter import Segmenter, inference_params
 from atonet_jax.models import create_model
 from atonet_jax.torch_weights import from_torch
-from atonet_jax.training.augment import normalize
 from tests.test_parity import NUM_CLASSES, TINY, random_reference
 
 SIZES = [(64, 128), (161, 97), (180, 240)]

@@ -10,7 +10,6 @@ from flax import linen as nn
 
 from atonet_jax.inference.segmenter import label_map, predict_labels
 from atonet_jax.models.layers import Classifier, ConvNorm, resize_bilinear
-from atonet_jax.training.augment import normalize
 
 NUM_CLASSES = 5
 

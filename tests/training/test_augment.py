@@ -10,9 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, window_size
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB, Augmentation, Geometry, augment, normalize
+from atonet_jax.training.augment import augment
 
 AUGMENT = jax.jit(augment, static_argnums=1)
 EVERYTHING = Augmentation(
