@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax.inference.segmenter import inference_params, label_map
-from atonet_jax.models.layers import resize_bilinear
+from atonet_jax.ops import resize_bilinear
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.training.augment import normalize
 

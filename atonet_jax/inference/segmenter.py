@@ -11,9 +11,12 @@ from flax import linen as nn
 
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
-from atonet_jax.models.layers import enlarged_phases, fold_batch_norms, phase_factors, resize_bilinear, winograd_kernels
+from atonet_jax.models.layers import fold_batch_norms, winograd_kernels
+from atonet_jax.ops import enlarged_phases, phase_factors, resize_bilinear
 from atonet_jax.process.devices import create_mesh, replicated, split_by_batch
 from atonet_jax.training.augment import normalize
+
+_MOST_PHASES = 16  # of an enlargement that is spelt out phase by phase, which programs grow with
 
 
 class Segmenter:
@@ -167,7 +170,7 @@ def label_map(logits: jax.Array, size: tuple[int, int]) -> jax.Array:
     def by_class(logits):
         return _best_class(logits, size)[0]
 
-    factors = phase_factors(logits.shape[1:3], size)
+    factors = phase_factors(logits.shape[1:3], size, _MOST_PHASES)
     if factors is None:
         return by_class(logits)
 

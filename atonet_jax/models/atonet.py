@@ -11,16 +11,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from atonet_jax.models.layers import (
-    Classifier,
-    ConvNorm,
-    adaptive_avg_pool,
-    kaiming_fan_out_init,
-    max_pool,
-    resize_align_corners,
-    resize_bilinear,
-)
+from atonet_jax.models.layers import Classifier, ConvNorm, kaiming_fan_out_init
 from atonet_jax.models.resnet import BLOCKS, Stage
+from atonet_jax.ops import adaptive_avg_pool, max_pool, resize_align_corners, resize_bilinear
 
 LEVELS = (1, 2, 3, 4, 5)  # layer1 .. layer4 and spp
 
@@ -65,7 +58,7 @@ class ATONet(nn.Module):
         def stem(_, images, train):
             x = images.astype(self.dtype)
             x = conv_norm(self.backbone_width, 7, stride=2, kernel_init=kaiming_fan_out_init, name='stem')(x, train)
-            return max_pool(x, train)
+            return max_pool(x)
 
         def aggregate(_, levels, train):
             size = levels[0].shape[1:3]

@@ -9,7 +9,8 @@ import pytest
 from flax import linen as nn
 
 from atonet_jax.inference.segmenter import label_map, predict_labels
-from atonet_jax.models.layers import Classifier, ConvNorm, resize_bilinear
+from atonet_jax.models.layers import Classifier, ConvNorm
+from atonet_jax.ops import resize_bilinear
 from atonet_jax.training.augment import normalize
 
 NUM_CLASSES = 5
