@@ -16,6 +16,11 @@ DOWNSAMPLINGS = ('centres', 'corners', 'align_corners')
 SIZES = ('labels', 'output')
 
 
+def _one_of(field: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f'{field}={value!r}: must be one of {", ".join(choices)}')
+
+
 @dataclasses.dataclass(frozen=True)
 class CrossEntropy:
     """Softmax cross-entropy, averaged over the labelled pixels.
@@ -77,11 +82,11 @@ class BootstrappedCrossEntropy:
 
 @dataclasses.dataclass(frozen=True)
 class BoundaryWeightedCrossEntropy:
-    """Cross-entropy that weighs pixels near another class more, and pixels of low probability, as in SwiftNet's pyramid.
+    """Cross-entropy that weighs pixels near another class more, as SwiftNet with a pyramid of images has it.
 
-    sum of a * exp(focus * (1 - p)) * -log p, divided by the number of labelled pixels. p is the probability of the true
-    class; no gradient flows through the exp. a follows from the distance to the nearest pixel of another class; ignored
-    pixels are another class.
+    The loss is the sum of a * exp(focus * (1 - p)) * -log p, divided by the number of labelled pixels. p is the
+    probability of the true class; no gradient flows through the exp. a depends on the distance to the nearest pixel of
+    another class in the label map; ignored pixels are another class.
 
     Attributes:
         distances: in pixels, ascending.
@@ -147,13 +152,13 @@ class Term:
         weight: of the term in the sum.
         target: 'labels', `Edges` or `LabelsOnEdges`.
         criterion: how output and target become one number.
-        at: the size of the comparison. 'labels': the output is enlarged to the label map's size. 'output': the target is
-            brought to the output's size by nearest neighbour.
+        at: the size of the comparison. 'labels': the output is enlarged to the label map's size. 'output': the target
+            is brought to the output's size by nearest neighbour.
         upsampling: with at='labels': 'half_pixel' or 'align_corners', both bilinear.
-        downsampling: with at='output', pixel i of n takes pixel floor((i + 0.5) * N / n) with 'centres', floor(i * N / n)
-            with 'corners' (torch's 'nearest'), round(i * (N - 1) / (n - 1)) with 'align_corners'.
-        name: of the term in the metrics, without '_loss'; '' stands for 'main' where labels meet 'logits', for the
-            output's name elsewhere, with '_on_edges' where the target is `LabelsOnEdges`.
+        downsampling: with at='output', which of N pixels pixel i of n takes: 'centres': floor((i + 0.5) * N / n).
+            'corners': floor(i * N / n), as torch's 'nearest'. 'align_corners': round(i * (N - 1) / (n - 1)).
+        name: of the term in the metrics, without '_loss'. By default 'main' for the output 'logits' and the output's
+            name for others; with `LabelsOnEdges` the output's name and '_on_edges'.
     """
 
     output: str
@@ -183,8 +188,3 @@ class Term:
         elif name == 'logits':
             name = 'main'
         return f'{self.name or name}_loss'
-
-
-def _one_of(field: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f'{field}={value!r}: must be one of {", ".join(choices)}')
