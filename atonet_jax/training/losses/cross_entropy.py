@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models.layers import phase_weights, resize_align_corners, resize_bilinear, with_neighbours
+from atonet_jax.ops import phase_weights, resize_align_corners, resize_bilinear, with_neighbours
 
 _LOG_NORMALIZER = 'log_normalizer'
 _LEAST_STEPS = 16
