@@ -18,7 +18,7 @@ from atonet_jax.config import default_config
 from atonet_jax.evaluation.evaluate import _compile_eval_step
 from atonet_jax.inference import segmenter as inference
 from atonet_jax.models import abstract_variables
-from atonet_jax.ops.cpu import winograd
+from atonet_jax.ops.cpu import strips, winograd
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.training.augment import Augmentation, Geometry
 from atonet_jax.training.losses import HardExampleMining
@@ -76,7 +76,7 @@ def cpu_branches():
     """Names of the functions that are given for CPUs alone while this module's programs are traced.
 
     Partials have none: others take the same function (tests/test_losses.py looks at the loss's). Beside them, the tiny
-    network's deepest convolutions get channels enough for Winograd.
+    network's convolutions get channels enough for strips, and the deepest for Winograd.
     """
     names = set()
     platform_dependent = jax.lax.platform_dependent
@@ -89,6 +89,7 @@ def cpu_branches():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.lax, 'platform_dependent', record)
         patch.setattr(winograd, 'LEAST_CHANNELS', 64)
+        patch.setattr(strips, 'LEAST_CHANNELS', 1)
         yield names
 
 

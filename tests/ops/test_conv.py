@@ -7,7 +7,7 @@ import pytest
 
 from atonet_jax.errors import InputError
 from atonet_jax.ops import conv, conv_prepared, conv_transpose, cpu, prepare_kernel
-from atonet_jax.ops.cpu import convolution as cpu_convolution
+from atonet_jax.ops.cpu import strips
 
 CHANNELS, FEATURES = 4, 8
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -29,8 +29,9 @@ DTYPES = (jnp.float32, jnp.bfloat16)
 
 @pytest.fixture
 def many_strips(monkeypatch):
-    """Tiny maps are taken in as many strips as large ones."""
-    monkeypatch.setattr(cpu_convolution, '_STRIP_PIXELS', 60)
+    """Maps of few pixels and channels are taken in as many strips as large ones."""
+    monkeypatch.setattr(strips, 'LEAST_CHANNELS', 1)
+    monkeypatch.setattr(strips, '_PIXELS', 60)
 
 
 def noise(*shape, seed=0):
@@ -124,6 +125,24 @@ def test_every_form_of_padding(many_strips):
     assert_all_equal(x, [bfloat16_noise(1, 1, CHANNELS, FEATURES, seed=1)] * 3, pointwise)
 
 
+def test_depthwise_convolution_with_any_padding():
+    x, sides = (
+        bfloat16_noise(2, 9, 7, CHANNELS),
+        [((1, 1), (1, 1)), ((0, 2), (1, 0)), ((3, 0), (0, 0)), ((4, 4), (5, 4))],
+    )
+
+    def case(padding, stride):
+        def plain(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x, kernel, stride, padding, dimension_numbers=DIMENSIONS, feature_group_count=CHANNELS
+            )
+
+        return (lambda x, kernel: conv(x, kernel, stride, padding, groups=CHANNELS)), plain
+
+    cases = {f'{form}, stride {stride}': case(form, stride) for stride in ((1, 1), (3, 2)) for form in sides}
+    assert_all_equal(x, [bfloat16_noise(3, 3, 1, CHANNELS, seed=1)] * len(cases), cases)
+
+
 @pytest.mark.parametrize('kernel_size', [(3, 3), (2, 2), (4, 3)])
 def test_transposed_convolution_is_a_convolution_transposed(kernel_size, many_strips):
     """Of a map of torch's size; the convolution's kernel has its channels swapped."""
@@ -162,7 +181,8 @@ def test_transposed_convolution_is_a_convolution_transposed(kernel_size, many_st
 
 def test_bfloat16_kernel_gradients_are_summed_in_float32(monkeypatch):
     """Over 64 strips, sums in bfloat16 would be off by 2 %."""
-    monkeypatch.setattr(cpu_convolution, '_STRIP_PIXELS', 1)
+    monkeypatch.setattr(strips, 'LEAST_CHANNELS', 1)
+    monkeypatch.setattr(strips, '_PIXELS', 1)
     x, cotangent, kernel = noise(1, 64, 8, 3), noise(1, 64, 8, 5, seed=2), noise(3, 3, 3, 5)
 
     @jax.jit
@@ -212,7 +232,7 @@ def test_kernels_are_prepared_by_their_shapes_where_it_pays():
 
 def test_one_switch_turns_the_fast_paths_off(monkeypatch):
     def has_loop_over_strips():
-        x, kernel = jnp.ones((1, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+        x, kernel = jnp.ones((1, 8, 8, 64)), jnp.ones((3, 3, 64, 4))
         gradient = jax.jit(jax.grad(lambda kernel: jnp.sum(conv(x, kernel))))
         return 'stablehlo.while' in gradient.lower(kernel).as_text()
 
