@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.ops import phase_weights, resize_align_corners, resize_bilinear, with_neighbours
+from atonet_jax.ops import phase_factors, phase_weights, resize_align_corners, resize_bilinear, with_neighbours
 
 _LOG_NORMALIZER = 'log_normalizer'
 _LEAST_STEPS = 16
@@ -96,13 +96,16 @@ def pixel_losses(
     size, new_size = logits.shape[1:3], labels.shape[1:]
     if size == new_size:
         return cross_entropy(logits, labels), PixelOrder()
-    is_whole = all(new % old == 0 for old, new in zip(size, new_size, strict=True))
-    if upsampling == 'align_corners' or not is_whole:
+    factors = phase_factors(size, new_size)
+    if upsampling == 'align_corners' or factors is None:
         return cross_entropy(resize(logits, new_size, upsampling), labels), PixelOrder()
-    order = PixelOrder((new_size[0] // size[0], new_size[1] // size[1]))
+    order = PixelOrder(factors)
 
-    # On CPUs, store the neighbours (3x faster); on GPUs, form them again in each phase (1.7x faster).
-    on_cpu, elsewhere = (functools.partial(_losses_by_phase, neighbours_once=once) for once in (True, False))
+    # On CPUs, store the neighbours (3x faster) and take one phase at a time (9x faster at stride 8). On GPUs, form the
+    # neighbours again in each phase (1.7x faster), and take several small phases at a time.
+    at_once = _column_phases_at_once(*factors)
+    on_cpu = functools.partial(_losses_by_phase, neighbours_once=True, at_once=1)
+    elsewhere = functools.partial(_losses_by_phase, neighbours_once=False, at_once=at_once)
     return jax.lax.platform_dependent(logits, order.take(labels), cpu=on_cpu, default=elsewhere), order
 
 
@@ -111,15 +114,14 @@ def resize(x: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
     return (resize_align_corners if upsampling == 'align_corners' else resize_bilinear)(x, size)
 
 
-def _losses_by_phase(logits: jax.Array, labels: jax.Array, neighbours_once: bool) -> jax.Array:
+def _losses_by_phase(logits: jax.Array, labels: jax.Array, neighbours_once: bool, at_once: int) -> jax.Array:
     """[B, h, w, C], labels [row phases, column phases, B, h, w] -> cross-entropy of the labels' shape.
 
-    A few phases are taken at a time, at least in `_LEAST_STEPS` steps where there are so many phases, and again for the
-    gradient, so that the enlarged logits of one step live at a time. Of each pixel the gradient keeps one number.
-    Classes come before columns, so that sums over them add whole rows.
+    `at_once` column phases are taken in a step, and again for the gradient, so that the enlarged logits of one step
+    live at a time. Of each pixel the gradient keeps one number. Classes come before columns, so that sums over them add
+    whole rows.
     """
     row_factor, column_factor = labels.shape[:2]
-    at_once = _column_phases_at_once(row_factor, column_factor)
     logits = logits.swapaxes(2, 3)
     once_more = functools.partial(
         jax.checkpoint, policy=jax.checkpoint_policies.save_only_these_names(_LOG_NORMALIZER)
