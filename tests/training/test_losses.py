@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atonet_jax import ops
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.errors import InputError
 from atonet_jax.models.terms import (
@@ -156,6 +157,21 @@ def test_loss_by_phases_has_the_value_and_gradient_of_the_enlarged_logits(factor
     np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
 
 
+@pytest.mark.parametrize('upsampling, size', [('align_corners', (16, 24)), ('half_pixel', (17, 25))])
+def test_loss_by_strips_has_the_value_and_gradient_of_the_enlarged_logits(upsampling, size):
+    labels, logits = random_labels(size), random_outputs((4, 6), (1, 1), (1, 1))['logits']
+    term = Term('logits', upsampling=upsampling)
+    resize = {'align_corners': ops.resize_align_corners, 'half_pixel': ops.resize_bilinear}[upsampling]
+
+    def loss(logits):
+        return total_loss({'logits': logits}, labels, (term,))[0]
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
+    expected_value, expected_gradient = jax.jit(jax.value_and_grad(lambda logits: loss(resize(logits, size))))(logits)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    np.testing.assert_allclose(gradient, expected_gradient, atol=1e-6)
+
+
 def test_loops_over_phases_carry_neighbours_on_cpus_alone():
     """Three maps and the gradient of each; elsewhere half as many at most, as phases form the rest."""
 
@@ -202,14 +218,14 @@ def test_enlargement_from_a_stride_of_32_stays_a_small_program():
     assert str(program).count('\n') < 5000
 
 
-@pytest.mark.parametrize('stride', [4, 8])
-def test_loss_and_gradient_take_less_memory_than_the_enlarged_logits(stride):
+@pytest.mark.parametrize('stride, upsampling', [(4, 'half_pixel'), (8, 'half_pixel'), (8, 'align_corners')])
+def test_loss_and_gradient_take_less_memory_than_the_enlarged_logits(stride, upsampling):
     """Enlarged logits, 512x512 pixels of 19 classes, are 20 MB; with their gradient the plain way takes 60."""
     logits = jax.ShapeDtypeStruct((1, 512 // stride, 512 // stride, 19), jnp.float32)
     labels = jax.ShapeDtypeStruct((1, 512, 512), jnp.uint8)
 
     def loss(logits, labels):
-        return total_loss({'logits': logits}, labels, MAIN)[0]
+        return total_loss({'logits': logits}, labels, (Term('logits', upsampling=upsampling),))[0]
 
     program = jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile(MEMORY_AS_ON_GPUS)
     assert program.memory_analysis().temp_size_in_bytes < 20e6
@@ -258,7 +274,7 @@ def test_parts_of_a_batch_sum_to_its_plain_terms_and_to_the_mean_of_others():
     totals = label_weights(outputs, labels, terms, class_weights=CLASS_WEIGHTS)
     assert set(totals) == {'main_loss', 'aux3_loss'}
     loss, values = jax.tree.map(lambda *parts: sum(parts), *in_parts(outputs, labels, total_weights=totals, parts=2))
-    _, whole = total_loss(outputs, labels, terms, class_weights=CLASS_WEIGHTS)
+    _, whole = jax.jit(lambda *args: total_loss(*args, terms, class_weights=CLASS_WEIGHTS))(outputs, labels)
     alone = [values['aux5_loss'] for _, values in in_parts(outputs, labels)]
     assert float(values['main_loss']) == pytest.approx(float(whole['main_loss']), rel=1e-5)
     assert float(values['aux3_loss']) == pytest.approx(float(whole['aux3_loss']), rel=1e-5)
