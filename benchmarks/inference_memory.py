@@ -29,7 +29,7 @@ def num_bytes(tree) -> int:
 def plain_peak(model, variables, images: jax.ShapeDtypeStruct) -> int:
     size = images.shape[1:3]
     lines = [
-        normalize,
+        IMAGENET,
         lambda x: model.apply(variables, x, train=False)['logits'],
         lambda logits: jax.image.resize(logits, (*logits.shape[:1], *size, logits.shape[3]), 'bilinear'),
         lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8),

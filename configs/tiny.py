@@ -10,7 +10,8 @@ from atonet_jax.config import default_config
 
 def get_config(network: str = 'atonet') -> ConfigDict:
     config = default_config(network)
-    config.model.update(width=16, backbone_width=8)
+    if network == 'atonet':
+        config.model.update(width=16, backbone_width=8)
     config.data.update(name='synthetic', root='data/tiny', crop_size=(64, 64), scale_range=(0.75, 1.25))
     config.data.synthetic.update(train_scenes=12, val_scenes=5, height=64, width=128)
     config.optimizer.update(learning_rate=0.05, backbone_factor=1.0)

@@ -2,7 +2,7 @@
 
 The graph is built node by node, so that nothing is left of what JAX wrote: every BN within its convolution, maps of
 one size added before the resizing that they share. 3x3 convolutions of many channels go by Winograd's algorithm
-(models/winograd.py), spelt out as matrix products, a quarter of the direct ones: the runtime does not do it by itself.
+(ops/cpu/winograd.py), spelt out as matrix products, a quarter of the direct ones: the runtime does not do it by itself.
 Winograd's convolutions take and make NHWC maps, the runtime's own NCHW ones; a map is transposed where it is needed
 otherwise. Without Winograd all is NCHW.
 """
@@ -17,8 +17,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from atonet_jax.models.atonet import LEVELS, ATONet, spp_grid
 from atonet_jax.models.contract import IMAGENET
-from atonet_jax.models.layers import adaptive_pool_matrix, align_corners_matrix
 from atonet_jax.models.resnet import BLOCKS
+from atonet_jax.ops import adaptive_pool_matrix, align_corners_matrix
 from atonet_jax.ops.cpu.winograd import FROM_PIXELS, FROM_TAPS, NUMBERS, TILE, TO_PIXELS
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()

@@ -28,7 +28,7 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
     def by_class(logits):
         return _best_class(logits, size, upsampling)[0]
 
-    factors = ops.phase_factors(logits.shape[1:3], size, most_phases=_MOST_PHASES)
+    factors = ops.phase_factors(logits.shape[1:3], size, most=_MOST_PHASES)
     if factors is None or upsampling != 'half_pixel':
         return by_class(logits)
 

@@ -145,7 +145,7 @@ def describe(model: ATONet) -> Network:
             title='ATONet',
             source='Cao, Huang, Shao: Table 1, and its public code',
             parameters=13_304_531,
-            macs=((1024, 2048), 133_981_274_112),
+            macs=((1024, 2048), 133_977_079_808),
             notes='GFLOPs of Table 1 are multiply-accumulates',
         ),
     )

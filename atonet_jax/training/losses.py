@@ -13,7 +13,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models.layers import phase_factors, phase_weights, resize_bilinear, with_neighbours
+from atonet_jax.ops import phase_factors, phase_weights, resize_bilinear, with_neighbours
 
 _LOG_NORMALIZER = 'log_normalizer'
 

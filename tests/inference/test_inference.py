@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from atonet_jax.inference.segmenter import label_map, predict_labels
-from atonet_jax.models.layers import Classifier, ConvNorm, resize_bilinear
+from atonet_jax.inference.label_map import label_map
+from atonet_jax.inference.views import predict_labels
+from atonet_jax.models.blocks import Classifier, ConvNorm
+from atonet_jax.models.contract import IMAGENET
+from atonet_jax.ops import resize_bilinear
 
 NUM_CLASSES = 5
 

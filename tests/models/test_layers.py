@@ -9,14 +9,8 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from atonet_jax.models.layers import (
-    BatchNorm,
-    ConvNorm,
-    adaptive_avg_pool,
-    enlarged_phases,
-    resize_align_corners,
-    resize_bilinear,
-)
+from atonet_jax.models.layers import BatchNorm, ConvNorm
+from atonet_jax.ops import adaptive_avg_pool, enlarged_phases, resize_align_corners, resize_bilinear
 
 SIZE_PAIRS = [
     ((4, 6), (16, 24)),  # integer factors
