@@ -17,7 +17,14 @@ from atonet_jax import ops
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, kaiming_fan_out_init
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
 from atonet_jax.models.resnet import BasicBlock, Bottleneck, Stage
-from atonet_jax.models.terms import Term
+from atonet_jax.models.terms import (
+    BalancedBinaryCrossEntropy,
+    CrossEntropy,
+    Edges,
+    HardExampleCount,
+    LabelsOnEdges,
+    Term,
+)
 
 HEADS = ('final', 'aux_p', 'boundary')
 
@@ -31,11 +38,14 @@ class PIDNet(nn.Module):
     Attributes:
         num_classes: classes to tell apart.
         width: channels of the stem; all others are multiples of it. 32 is PIDNet-S.
+        edge_border: pixels along the border of a label map in which the loss of 'boundary' sees no edge: 6 is for
+            Cityscapes, whose images have a frame without labels; on CamVid the authors take 0.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and outputs are float32 in both.
     """
 
     num_classes: int
     width: int = 32
+    edge_border: int = 6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -184,11 +194,19 @@ def check(model: PIDNet) -> None:
     """Raises ValueError where an option cannot work."""
     if model.width < 1:
         raise ValueError(f'width={model.width!r}: must be greater than 0')
+    if model.edge_border < 0:
+        raise ValueError(f'edge_border={model.edge_border!r}: must not be below 0')
 
 
 def describe(model: PIDNet) -> Network:
+    term = partial(Term, upsampling='align_corners')
     return Network(
-        terms=(Term('logits'), Term('aux_p'), Term('boundary')),
+        terms=(
+            term('logits', criterion=HardExampleCount()),
+            term('aux_p', weight=0.4, criterion=CrossEntropy(over='all')),
+            term('boundary', weight=20.0, target=Edges(model.edge_border), criterion=BalancedBinaryCrossEntropy()),
+            term('logits', target=LabelsOnEdges(), criterion=HardExampleCount()),
+        ),
         training_only=HEADS[1:],
         group=lambda path: 'head' if path[0] in HEADS else 'backbone',
         reduced=lambda path: False,  # the published recipe has one rate for all
