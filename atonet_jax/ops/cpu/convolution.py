@@ -1,0 +1,121 @@
+"""Which program CPUs run for a convolution and for its gradients.
+
+Winograd's for many channels; kernel gradients by strips of rows for the rest; taps for depthwise convolutions; for
+other groups one convolution a group, because XLA's own gradients of grouped convolutions take 20 times as long. What
+is left goes by XLA's own program. Values and gradients are those of the plain program but for rounding.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from atonet_jax.ops.cpu import depthwise, strips, winograd
+from atonet_jax.ops.window import ConvWindow
+
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
+_MOST_GROUPS = 32  # programs grow with them
+
+
+def plain(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> jax.Array:
+    """The convolution of [B, H, W, C] with [kh, kw, C / groups, O] by XLA's own program."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=window.stride,
+        padding=window.padding,
+        rhs_dilation=window.dilation,
+        dimension_numbers=DIMENSIONS,
+        feature_group_count=window.groups,
+    )
+
+
+def is_faster(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> bool:
+    """Whether `convolve` has a faster program for CPUs than XLA's own, of values or of gradients."""
+    if x.dtype not in (jnp.float32, jnp.bfloat16):
+        return False
+    if window.groups == 1:
+        return strips.suits(x.shape[3], kernel.shape[:2], window) or _trains_by_winograd(x, kernel, window)
+    return depthwise.suits(kernel) or window.groups <= _MOST_GROUPS
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> jax.Array:
+    """`plain` for which CPUs run the programs of this module; `is_faster` must hold."""
+    return _on_cpus(_convolve_on_cpu if window.groups > 1 else None, plain, window)(x, kernel)
+
+
+def _forward(x, kernel, window):
+    trains_otherwise = window.groups > 1 or _trains_by_winograd(x, kernel, window)
+    return _on_cpus(_convolve_on_cpu if trains_otherwise else None, plain, window)(x, kernel), (x, kernel)
+
+
+def _backward(window, saved, cotangent):
+    return _on_cpus(_gradients_on_cpu, _plain_gradients, window)(*saved, cotangent)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _on_cpus(on_cpu, default, window):
+    """One function for CPUs, where there is one, and another for all other devices."""
+    default = functools.partial(default, window=window)
+    if on_cpu is None:
+        return default
+    return functools.partial(jax.lax.platform_dependent, cpu=functools.partial(on_cpu, window=window), default=default)
+
+
+def _convolve_on_cpu(x, kernel, window):
+    if window.groups == 1:
+        if _trains_by_winograd(x, kernel, window):
+            return winograd.convolve(x, winograd.transform_kernel(kernel))
+        return plain(x, kernel, window)
+    if depthwise.suits(kernel):
+        return depthwise.convolve(x, kernel, window)
+    parts = zip(*_split(window.groups, x, kernel), strict=True)
+    return jnp.concatenate([plain(*part, window._replace(groups=1)) for part in parts], 3)
+
+
+def _gradients_on_cpu(x, kernel, cotangent, window):
+    if window.groups == 1:
+        if _trains_by_winograd(x, kernel, window):
+            return winograd.input_gradient(cotangent, kernel), winograd.kernel_gradient(x, cotangent)
+        if strips.suits(x.shape[3], kernel.shape[:2], window):
+            kernel_gradient = strips.kernel_gradient(x, cotangent, kernel.shape, window)
+            return _plain_input_gradient(x, kernel, cotangent, window), kernel_gradient
+        return _plain_gradients(x, kernel, cotangent, window)
+    if depthwise.suits(kernel):
+        kernel_gradient = depthwise.kernel_gradient(x, cotangent, kernel.shape, window)
+        return depthwise.input_gradient(cotangent, kernel, x.shape, window), kernel_gradient
+    parts = zip(*_split(window.groups, x, kernel, cotangent), strict=True)
+    gradients = [_gradients_on_cpu(*part, window._replace(groups=1)) for part in parts]
+    return tuple(jnp.concatenate(of_groups, 3) for of_groups in zip(*gradients, strict=True))
+
+
+def _split(groups, *arrays):
+    return [jnp.split(array, groups, 3) for array in arrays]
+
+
+def _plain_gradients(x, kernel, cotangent, window):
+    transposed = jax.linear_transpose(lambda kernel: plain(x, kernel, window), kernel)
+    return _plain_input_gradient(x, kernel, cotangent, window), transposed(cotangent)[0]
+
+
+def _plain_input_gradient(x, kernel, cotangent, window):
+    return jax.linear_transpose(lambda x: plain(x, kernel, window), x)(cotangent)[0]
+
+
+def is_winograds(kernel: jax.Array, window: ConvWindow) -> bool:
+    """Whether Winograd's F(4x4, 3x3) computes this convolution."""
+    is_3x3 = kernel.shape[:2] == (3, 3) and window == ConvWindow((1, 1), ((1, 1), (1, 1)), (1, 1), 1)
+    return is_3x3 and kernel.dtype == jnp.float32
+
+
+def _trains_by_winograd(x, kernel, window) -> bool:
+    """Where it can, and transforming the kernel is less work than transforming the images."""
+    if not is_winograds(kernel, window):
+        return False
+    channels, features = kernel.shape[2:]
+    tiles = x.shape[0] * -(-x.shape[1] // winograd.TILE) * -(-x.shape[2] // winograd.TILE)
+    worth_transforming = channels * features <= tiles * (channels + features)
+    return worth_transforming and max(channels, features) >= winograd.LEAST_CHANNELS
