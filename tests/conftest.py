@@ -3,6 +3,7 @@
 import os
 import pathlib
 import runpy
+import sys
 
 # Before JAX is imported, here and in the processes that tests start. The tests compare with references at float32
 # precision, which accelerators do not keep by default.
@@ -16,7 +17,20 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite('tests.golden_files', 'tests.parity_cases', 'tests.runtimes')
+
 from atonet_jax.models import create_model  # noqa: E402
+
+
+def pytest_configure(config):
+    """PyTorch and TensorFlow never meet in one process, where PyTorch's Triton would end it with a crash.
+
+    The tests of tests/parity have PyTorch, all others TensorFlow; the other one cannot be imported.
+    """
+    of_parity = ['parity' in pathlib.Path(argument.partition('::')[0]).parts for argument in config.args]
+    if any(of_parity) and not all(of_parity):
+        raise pytest.UsageError('tests/parity is run alone, as by `make parity`')
+    sys.modules['tensorflow' if any(of_parity) else 'torch'] = None
 
 
 @pytest.fixture(scope='session')

@@ -9,8 +9,8 @@ from atonet_jax.export import onnx_graph
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import create_model, prepare
 from atonet_jax.models.contract import IMAGENET
-from atonet_jax.torch_weights import from_torch
-from tests.test_parity import NUM_CLASSES, TINY, random_reference
+from tests.drawn_weights import drawn_variables
+from tests.parity_cases import NUM_CLASSES, TINY
 
 SIZES = [(64, 128), (161, 97), (180, 240)]
 
@@ -26,7 +26,7 @@ def winograd_of_few_channels_in_many_strips(monkeypatch):
 def network():
     """Model and variables, of random weights and running statistics."""
     model = create_model('atonet', NUM_CLASSES, **TINY)
-    return model, from_torch(random_reference(seed=1, **TINY).state_dict(), model)
+    return model, drawn_variables(model)
 
 
 @pytest.fixture(scope='module')
