@@ -3,6 +3,7 @@
 import os
 import pathlib
 import runpy
+import shutil
 import sys
 
 # Before JAX is imported, here and in the processes that tests start. The tests compare with references at float32
@@ -68,3 +69,27 @@ def finished(tiny_config, tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp('finished'))
     train(tiny_config, workdir)
     return workdir
+
+
+EXPORT_SIZE = (64, 128)
+
+
+@pytest.fixture(scope='session')
+def exported(tiny_config, finished, tmp_path_factory):
+    """(format) -> the path of that export of `finished` at EXPORT_SIZE, made once, in a copy of the workdir.
+
+    Do not change what lies there.
+    """
+    from atonet_jax.export import export
+
+    workdir = str(shutil.copytree(finished, tmp_path_factory.mktemp('exported') / 'runs' / 'demo'))
+    config = tiny_config.copy_and_resolve_references()
+    paths = {}
+
+    def path_of(format):
+        if format not in paths:
+            config.export.update(format=format, size=EXPORT_SIZE)
+            paths[format] = export(config, workdir, force=False)
+        return paths[format]
+
+    return path_of
