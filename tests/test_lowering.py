@@ -286,4 +286,4 @@ def test_remat_computes_convolutions_again_behind_barriers(programs):
         of_losses = 4 * len(network('atonet').terms)
         assert barriers[0] <= of_losses < barriers[1], f'without remat those of the loss alone: {barriers}'
         more = recomputed.operand_types('convolution') - plain.operand_types('convolution')
-        assert more == {('bf16', 'bf16'): 1 + 19 + 5 + 5 + 2 + 3}  # of stem, layers, spp, up1 .. up5, final and seg, heads
+        assert more == {('bf16', 'bf16'): 1 + 19 + 5 + 5 + 2 + 3}, 'of stem, layers, spp, up1 .. up5, head, aux3 .. aux5'

@@ -32,9 +32,7 @@ def resnet18(images: jax.Array, train: bool, width: int = 64, dtype: jnp.dtype =
     Returns:
         [B, ceil(H / s), ceil(W / s), c] for (s, c) = (4, width), (8, 2 * width), (16, 4 * width), (32, 8 * width).
     """
-    conv_norm = partial(ConvNorm, kernel_init=kaiming_fan_out_init, dtype=dtype)
-    x = conv_norm(width, 7, stride=2, name='stem')(images, train)
-    x = ops.max_pool(x)
+    x = Stem(width, 7, stride=2, kernel_init=kaiming_fan_out_init, dtype=dtype, name='stem')(images, train)
     levels = []
     for i, num_blocks in enumerate(BLOCKS):
         x = Stage(width * 2**i, num_blocks, stride=1 if i == 0 else 2, dtype=dtype, name=f'layer{i + 1}')(x, train)
@@ -50,6 +48,14 @@ def resnet_group(path: tuple[str, ...]) -> str:
 def is_stage_kernel(path: tuple[str, ...]) -> bool:
     """Whether a parameter is a kernel of layer1 .. layer4, their shortcuts' too."""
     return path[0] != 'stem' and resnet_group(path) == 'backbone' and path[-2] == 'conv'
+
+
+class Stem(ConvNorm):
+    """Convolution, batch normalisation, ReLU, and max-pooling 3x3 with stride 2."""
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), features] with a convolution of stride 2."""
+        return ops.max_pool(super().__call__(x, train))
 
 
 class BasicBlock(nn.Module):

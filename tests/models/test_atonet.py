@@ -101,9 +101,9 @@ def test_auxiliary_heads_are_of_the_levels_asked_for_and_of_training_alone():
 def test_variables_are_parameters_and_running_statistics():
     variables = abstract_variables(create_model('atonet', 19))
     assert set(variables) == {'params', 'batch_stats'}
-    modules = {'stem', 'layer1', 'layer2', 'layer3', 'layer4', 'spp', 'up1', 'up2', 'up3', 'up4', 'up5', 'final', 'seg'}
-    assert set(variables['params']) == modules | {'classifier', 'aux3', 'aux4', 'aux5'}
-    assert set(variables['batch_stats']) == modules | {'aux3', 'aux4', 'aux5'}
+    modules = {'stem', 'layer1', 'layer2', 'layer3', 'layer4', 'spp', 'up1', 'up2', 'up3', 'up4', 'up5'}
+    assert set(variables['params']) == modules | {'head', 'aux3', 'aux4', 'aux5'}
+    assert set(variables['batch_stats']) == modules | {'head', 'aux3', 'aux4', 'aux5'}
 
 
 def test_bfloat16_computes_all_but_the_logits_and_stores_nothing():
@@ -147,7 +147,7 @@ def test_relu_is_left_out_before_sums_alone(layer_outputs):
 
 
 def test_dropout_zeroes_whole_feature_maps_at_a_rate_of_a_tenth(layer_outputs):
-    before, after = layer_outputs['seg'], layer_outputs['Dropout_0']
+    before, after = layer_outputs['head/seg'], layer_outputs['head/Dropout_0']
     dropped = (after == 0).all((1, 2))
     assert 0 < dropped.mean() < 0.3
     np.testing.assert_allclose(after, np.where(dropped[:, None, None], 0, before / 0.9), rtol=1e-5)
