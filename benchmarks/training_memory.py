@@ -23,15 +23,15 @@ import optax
 
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models import create_model, init_variables
+from atonet_jax.models import create_model, init_variables, network
+from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
-from atonet_jax.training.losses import segmentation_loss
+from atonet_jax.training.losses import total_loss
 from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import compile_train_step, create_state
+from atonet_jax.training.step import Objective, compile_train_step, create_state
 
 NUM_CLASSES = 19
-AUX_WEIGHTS = {'aux3': 1.0, 'aux4': 1.0, 'aux5': 1.0}
 
 
 def compiler_options(runs: bool) -> dict:
@@ -48,16 +48,16 @@ class TrainingStep:
     """The step that `--mode=train` takes, for one batch size and compute type."""
 
     def __init__(self, crop: tuple[int, int], batch_size: int, dtype: str, remat: bool):
-        self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype), remat=remat)
+        self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
         rates = {group: learning_rate_schedule(peak=0.01, name='constant', total_steps=1000) for group in GROUPS}
-        self._optimizer = create_optimizer('sgd', rates, momentum=0.9, weight_decays=dict.fromkeys(GROUPS, 1e-4))
+        decays = dict.fromkeys(GROUPS, 1e-4)
+        self._optimizer = create_optimizer('sgd', rates, network(self._model), momentum=0.9, weight_decays=decays)
         self._mesh = create_mesh()
         self._jitted = compile_train_step(
             self._mesh,
-            model=self._model,
+            objective=Objective.of(self._model, remat=remat),
             optimizer=self._optimizer,
             learning_rates=rates,
-            loss_options={'aux_weights': AUX_WEIGHTS},
             augmentation=Augmentation(crop),
             seed=0,
             ema_decay=0.0,
@@ -110,7 +110,7 @@ def plain_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def our_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The main term of the training loss."""
-    return segmentation_loss({'logits': logits}, labels, aux_weights={})[0]
+    return total_loss({'logits': logits}, labels, (Term('logits'),))[0]
 
 
 def megabytes(program: jax.stages.Compiled) -> tuple[float, float]:

@@ -231,6 +231,24 @@ class ConvNorm(_Preparing):
         return self.activation(x) if self.activation else x
 
 
+class NormConv(nn.Module):
+    """Batch normalisation, ReLU, convolution: a block in the order of pre-activation. Attributes as of `ConvNorm`."""
+
+    features: int
+    kernel_size: Pair = 3
+    groups: int = 1
+    kernel_init: nn.initializers.Initializer = torch_default_init
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, features] of `dtype`."""
+        x = nn.relu(BatchNorm(dtype=self.dtype, name='bn')(x, train))
+        conv = Conv(self.features, self.kernel_size, groups=self.groups, kernel_init=self.kernel_init,
+                    dtype=self.dtype, name='conv')  # fmt: skip
+        return checkpoint_name(conv(x), 'conv')
+
+
 class ConvTransposeNorm(_Preparing):
     """Transposed convolution, batch normalisation, activation. Attributes as of `ConvTranspose` and `ConvNorm`."""
 

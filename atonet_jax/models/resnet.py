@@ -80,6 +80,37 @@ class BasicBlock(nn.Module):
         return checkpoint_name(self.activation(x) if self.activation else x, 'block')
 
 
+class Bottleneck(nn.Module):
+    """1x1, 3x3 and 1x1 convolutions and a shortcut, which is a 1x1 convolution where stride or channels change.
+
+    The block of DDRNet, PIDNet and GCNet: it gives twice the channels that it computes in, ResNet-50's four times.
+
+    Attributes:
+        width: channels within; the output has twice as many.
+        stride: of the 3x3 convolution and the shortcut.
+        activation: of the sum; None: none.
+        dtype: compute type.
+    """
+
+    width: int
+    stride: int = 1
+    activation: Callable[[jax.Array], jax.Array] | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), 2 * width]."""
+        conv_norm = partial(ConvNorm, kernel_init=kaiming_fan_out_init, dtype=self.dtype)
+        features = 2 * self.width
+        shortcut = x
+        if self.stride != 1 or x.shape[-1] != features:
+            shortcut = conv_norm(features, 1, stride=self.stride, activation=None, name='shortcut')(x, train)
+        x = conv_norm(self.width, 1, name='conv1')(x, train)
+        x = conv_norm(self.width, 3, stride=self.stride, name='conv2')(x, train)
+        x = conv_norm(features, 1, activation=None, name='conv3')(x, train) + shortcut
+        return checkpoint_name(self.activation(x) if self.activation else x, 'block')
+
+
 class Stage(nn.Module):
     """Basic blocks in a row; the first one takes the stride.
 

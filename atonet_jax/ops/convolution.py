@@ -7,7 +7,7 @@ import jax
 from atonet_jax.errors import InputError
 from atonet_jax.ops.cpu import convolution as cpu_convolution
 from atonet_jax.ops.cpu import has_fast_paths, winograd
-from atonet_jax.ops.window import IntOrPair, Padding, padding_pairs, pair
+from atonet_jax.ops.window import ConvWindow, IntOrPair, Padding, padding_pairs, pair
 
 
 def conv(
@@ -20,7 +20,8 @@ def conv(
 ) -> jax.Array:
     """Convolution (cross-correlation, as every framework calls it) with zero padding.
 
-    On CPUs its gradients go by a faster program where that is tested and pays (`ops.cpu.convolution`).
+    On CPUs its gradients, and the values of convolutions with groups, go by faster programs where these are tested and
+    pay (`ops.cpu.convolution`).
 
     Args:
         x: [B, H, W, C] float32 or bfloat16.
@@ -44,16 +45,16 @@ def conv(
         )
     window = _window(kernel, stride, padding, dilation, groups)
     kernel = kernel.astype(x.dtype)
-    if has_fast_paths() and cpu_convolution.has_fast_gradient(x, window):
+    if has_fast_paths() and cpu_convolution.is_faster(x, kernel, window):
         return cpu_convolution.convolve(x, kernel, window)
     return cpu_convolution.plain(x, kernel, window)
 
 
-def _window(kernel, stride, padding, dilation, groups) -> cpu_convolution.Window:
+def _window(kernel, stride, padding, dilation, groups) -> ConvWindow:
     dilation = pair(dilation)
     if padding is None:
         padding = [size // 2 * step for size, step in zip(kernel.shape, dilation, strict=False)]
-    return cpu_convolution.Window(pair(stride), padding_pairs(padding), dilation, groups)
+    return ConvWindow(pair(stride), padding_pairs(padding), dilation, groups)
 
 
 def conv_transpose(

@@ -26,6 +26,22 @@ def padding_pairs(padding: Padding) -> tuple[Pair, Pair]:
     return pair(rows), pair(columns)
 
 
+class ConvWindow(NamedTuple):
+    """What the shapes of a convolution's arrays do not tell.
+
+    Attributes:
+        stride: of rows and columns.
+        padding: ((top, bottom), (left, right)), zeros.
+        dilation: of rows and columns.
+        groups: of channels.
+    """
+
+    stride: Pair
+    padding: tuple[Pair, Pair]
+    dilation: Pair
+    groups: int
+
+
 class PoolWindow(NamedTuple):
     """Where the windows of a pool lie.
 
