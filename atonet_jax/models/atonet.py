@@ -10,7 +10,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import Classifier, ConvNorm
@@ -63,7 +62,6 @@ class ATONet(nn.Module):
             up = conv_norm(self.width, self.up_kernel_size, activation=None, name=f'up{level}')(features, train)
             summed[up.shape] = summed.get(up.shape, 0.0) + up
         x = nn.relu(sum(ops.resize_bilinear(up, size) for up in summed.values()))
-        x = checkpoint_name(x, 'block')
 
         x = conv_norm(self.width, 3, transform=False, name='final')(x, train)
         x = conv_norm(self.width, 3, transform=False, name='seg')(x, train)
