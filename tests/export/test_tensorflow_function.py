@@ -1,0 +1,47 @@
+"""A JAX function computes the same in TensorFlow, whose StableHLO is older than JAX's."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from atonet_jax.errors import ExportError
+from atonet_jax.export import tensorflow_function as module
+from atonet_jax.export.tensorflow_function import STABLEHLO_VERSION, tensorflow_function
+
+
+def doubled(dtype=np.float32):
+    return tensorflow_function(lambda images: images * 2, (None, 2, 3), dtype, 'twice', platforms=('cpu', 'cuda'))
+
+
+def test_any_batch_computes_what_jax_computes_once_saved_and_loaded(tmp_path):
+    saved = tf.Module()
+    saved.function = doubled()
+    tf.saved_model.save(saved, str(tmp_path), signatures=saved.function)
+    signature = tf.saved_model.load(str(tmp_path)).signatures['serving_default']
+    for batch in (1, 3):
+        images = np.arange(batch * 6, dtype=np.float32).reshape(batch, 2, 3)
+        np.testing.assert_array_equal(signature(images=images)['twice'], 2 * images)
+    with pytest.raises(tf.errors.InvalidArgumentError, match='Expected value >= 1 for dimension variable'):
+        signature(images=np.zeros((0, 2, 3), np.float32))
+
+
+def test_the_program_is_of_the_version_that_tensorflow_reads():
+    graph = doubled().get_concrete_function().graph.as_graph_def()
+    (program,) = (node.attr['module'].s for node in graph.node if node.op == 'XlaCallModule')
+    assert f'StableHLO_v{STABLEHLO_VERSION}'.encode() in program
+
+
+def test_a_type_of_half_precision_and_bytes_go_through():
+    images = np.arange(6, dtype=np.uint8).reshape(1, 2, 3)
+    function = tensorflow_function(
+        lambda x: x.astype(jnp.bfloat16) + 1, (1, 2, 3), np.dtype(np.uint8), 'result', platforms=('cpu',)
+    )
+    np.testing.assert_array_equal(tf.cast(function(images)['result'], tf.float32), images + 1.0)
+
+
+def test_a_program_that_no_older_version_can_hold_is_one_line(monkeypatch):
+    monkeypatch.setattr(module, 'STABLEHLO_VERSION', '1.0.0')  # the tangent came with 1.4.0
+    with pytest.raises(ExportError, match='cannot be written as StableHLO 1.0.0, .* TensorFlow') as caught:
+        tensorflow_function(jnp.tan, (1, 2), np.dtype(np.float32), 'result', platforms=('cpu',))
+    assert '\n' not in str(caught.value)
