@@ -1,8 +1,10 @@
 """`saved_model`: a TensorFlow SavedModel for CPU, CUDA and TPU."""
 
+import jax
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from atonet_jax.errors import ExportError
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
 from atonet_jax.export.tensorflow_function import tensorflow_function
@@ -26,4 +28,15 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
 
 def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
     signature = tf.saved_model.load(path).signatures['serving_default']
-    return compare(lambda images: signature(images=images)[config.export.outputs].numpy(), network, config.export)
+
+    def run(images):
+        try:
+            return signature(images=images)[config.export.outputs].numpy()
+        except tf.errors.OpError as error:
+            reason = error.message.strip().splitlines()[0]
+            raise ExportError(
+                f'TensorFlow {tf.__version__} cannot run what jax {jax.__version__} wrote ({reason}); jax 0.10 to 0.12 '
+                'and TensorFlow 2.21 go together, or export another format'
+            ) from error
+
+    return compare(run, network, config.export)

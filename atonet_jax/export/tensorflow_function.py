@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from jax.extend.mlir import ir
 from jax.extend.mlir.dialects import stablehlo
+from jax.extend.mlir.passmanager import PassManager
 from tensorflow.compiler.tf2xla.python import xla
 
 from atonet_jax.errors import ExportError
@@ -65,7 +66,11 @@ def tensorflow_function(
 def _in_older_version(program: bytes) -> bytes:
     with ir.Context() as context:
         stablehlo.register_dialect(context)
+        stablehlo.register_stablehlo_passes()
         module = stablehlo.deserialize_portable_artifact(context, program)
+        # TensorFlow leaves composites such as erf and top_k as they are, and then finds their batch to be unknown.
+        passes = 'builtin.module(func.func(stablehlo-legalize-composite-to-call),inline)'
+        PassManager.parse(passes).run(module.operation)
         try:
             return stablehlo.serialize_portable_artifact(module, STABLEHLO_VERSION)
         except Exception as error:  # the binding raises what the compiler's message became

@@ -1,5 +1,6 @@
 """A JAX function computes the same in TensorFlow, whose StableHLO is older than JAX's."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -38,6 +39,13 @@ def test_a_type_of_half_precision_and_bytes_go_through():
         lambda x: x.astype(jnp.bfloat16) + 1, (1, 2, 3), np.dtype(np.uint8), 'result', platforms=('cpu',)
     )
     np.testing.assert_array_equal(tf.cast(function(images)['result'], tf.float32), images + 1.0)
+
+
+@pytest.mark.parametrize('function', [jax.lax.erf, lambda x: jax.lax.top_k(x, 2)[0]], ids=['erf', 'top_k'])
+def test_functions_that_jax_leaves_to_the_backend_take_any_batch(function):
+    images = np.linspace(-2, 2, 18, dtype=np.float32).reshape(3, 2, 3)
+    converted = tensorflow_function(function, (None, 2, 3), np.dtype(np.float32), 'result', platforms=('cpu', 'cuda'))
+    np.testing.assert_allclose(converted(images)['result'], function(images), rtol=1e-5)
 
 
 def test_a_program_that_no_older_version_can_hold_is_one_line(monkeypatch):
