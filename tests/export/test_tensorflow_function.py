@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import ExportError
+from atonet_jax.export import saved_model_format
 from atonet_jax.export import tensorflow_function as module
 from atonet_jax.export.tensorflow_function import STABLEHLO_VERSION, tensorflow_function
+from atonet_jax.runs.network import TrainedNetwork
 
 
 def doubled(dtype=np.float32):
@@ -52,4 +55,17 @@ def test_a_program_that_no_older_version_can_hold_is_one_line(monkeypatch):
     monkeypatch.setattr(module, 'STABLEHLO_VERSION', '1.0.0')  # the tangent came with 1.4.0
     with pytest.raises(ExportError, match='cannot be written as StableHLO 1.0.0, .* TensorFlow') as caught:
         tensorflow_function(jnp.tan, (1, 2), np.dtype(np.float32), 'result', platforms=('cpu',))
+    assert '\n' not in str(caught.value)
+
+
+def test_a_saved_model_that_tensorflow_cannot_run_is_one_line(
+    tiny_model, tiny_variables, tiny_config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, '_in_older_version', lambda program: b'of a version to come')
+    network = TrainedNetwork(tiny_model, tiny_variables, CITYSCAPES, step=None)
+    config = tiny_config.copy_and_resolve_references()
+    config.export.size = (64, 128)
+    saved_model_format.write(str(tmp_path), network, config)
+    with pytest.raises(ExportError, match='TensorFlow .* cannot run what jax .* wrote .*jax 0.10 to 0.12') as caught:
+        saved_model_format.check(str(tmp_path), network, config)
     assert '\n' not in str(caught.value)
