@@ -14,7 +14,8 @@ from atonet_jax.runs.workdir import load_config
 def define_config_flag(argv: list[str]) -> list[str]:
     """Defines the flag `config`, whose keys `--config.key=value` overrides, before absl parses the command line.
 
-    The config is that of the file in `--config`, or else that which the run in `--workdir` was started with. With
+    The config is that of the file in `--config`, or else that which the run in `--workdir` was started with.
+    `--config=FILE:NETWORK` gives NETWORK to the file's `get_config`. With
     `--mode=compare`, whose runs have each their own, nothing is defined.
 
     Returns:
@@ -31,7 +32,7 @@ def define_config_flag(argv: list[str]) -> list[str]:
     if known.mode == 'compare':
         return argv
     if known.config is not None:
-        config = _run_config_file(known.config)
+        config = _run_config_file(known.config, _chosen_network(rest))
     elif known.workdir is not None:
         config = load_config(known.workdir)
     else:
@@ -44,13 +45,27 @@ def define_config_flag(argv: list[str]) -> list[str]:
     return [*rest, *(f'--{name}={value}' for name, value in kept.items() if value is not None)]
 
 
-def _run_config_file(path: str) -> ConfigDict:
+def _chosen_network(arguments: list[str]) -> str:
+    """What `--config.model.name=NETWORK` says, the same as `--config=FILE:NETWORK`; nothing where it is not given."""
+    prefix = '--config.model.name='
+    return next((text.removeprefix(prefix) for text in arguments if text.startswith(prefix)), '')
+
+
+def _run_config_file(argument: str, chosen: str) -> ConfigDict:
+    """The config of FILE or FILE:NETWORK; `chosen` is another way to name the network."""
+    path, _, network = argument.partition(':')
+    if network and chosen and network != chosen:
+        raise InputError(f'--config={argument}: and --config.model.name={chosen} name two networks; give one')
+    network = network or chosen
     try:
-        return runpy.run_path(path)['get_config']()
+        return runpy.run_path(path)['get_config'](*([network] if network else []))
     except FileNotFoundError as error:
         raise InputError(f'--config={path}: no such file') from error
-    except KeyError as error:
-        raise InputError(f'--config={path}: sets or lacks {error}; it must define get_config()') from error
+    except (KeyError, AttributeError) as error:
+        reason = str(error.args[0] if error.args else error).splitlines()[0]
+        raise InputError(f'--config={path}: sets or lacks a name ({reason}); it must define get_config()') from error
+    except TypeError as error:
+        raise InputError(f'--config={path}: get_config() takes no network ({error}); leave out :{network}') from error
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

@@ -1,20 +1,24 @@
 """Every setting there is, with its default, and the checks on their values.
 
-A file of configs/ starts from `default_config()` and changes what its run needs; the command line changes it further
-(`--config.train.batch_size=8`). A key that is not here is refused.
+A file of configs/ starts from `default_config(network)` and changes what its run needs; the command line changes it
+further (`--config.train.batch_size=8`). A key that is not here is refused. The section `model` holds the options of the
+chosen network alone.
 """
 
 import functools
 import math
 from typing import Any
 
+import jax.numpy as jnp
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.data.labels import DATA_NAMES
 from atonet_jax.data.pictures import MOST_PIXELS
 from atonet_jax.errors import InputError
-from atonet_jax.models import MODEL_NAMES
+from atonet_jax.models import create_model, default_options
+from atonet_jax.models.contract import GROUPS
 
 DTYPES = ('float32', 'bfloat16')
 CACHES = ('none', 'memory', 'disk')
@@ -23,23 +27,26 @@ PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 
 
-def default_config() -> ConfigDict:
-    """The paper's recipe on Cityscapes."""
-    return ConfigDict(
+def default_config(network: str = 'atonet') -> ConfigDict:
+    """The paper's recipe on Cityscapes, for one of `models.MODEL_NAMES`. Locked: no key can be added.
+
+    Raises:
+        InputError: no such network.
+    """
+    try:
+        options = default_options(network)
+    except ValueError as error:
+        raise InputError(f'config.{error}') from error
+    config = ConfigDict(
         {
             'seed': 0,
-            'init_from': '',  # file of the published PyTorch network to start from, or to evaluate and export
-            'init_strict': True,  # False: heads that do not fit the file, as for other classes, start fresh
+            'init_from': '',  # a file of PyTorch weights, or the workdir of a run, to start from
+            'init_strict': True,  # False: layers that do not fit the file, as for other classes, start fresh
             'model': {
-                'name': 'atonet',
-                'spp_bins': (8, 4, 2),
-                'aux_levels': (3, 4, 5),
-                'up_kernel_size': 3,
-                'width': 128,
-                'backbone_width': 64,
-                'pretrained_backbone': '',  # file of torchvision's ResNet-18 to start from
+                'name': network,
+                'pretrained_backbone': '',  # file of the backbone alone, such as torchvision's ResNet-18
                 'dtype': 'float32',  # compute type: float32 or bfloat16
-                'remat': False,  # computes activations again for the gradient, to save memory
+                **options,
             },
             'data': {
                 'name': 'cityscapes',
@@ -79,8 +86,8 @@ def default_config() -> ConfigDict:
                 'synthetic': {'train_scenes': 2000, 'val_scenes': 100, 'height': 128, 'width': 256, 'seed': 0},
             },
             'loss': {
-                'aux_weights': (1.0, 1.0, 1.0),  # one a level of model.aux_levels
-                'aux_target': 'downsampled_labels',  # or upsampled_features
+                'aux_weights': (),  # one an auxiliary term; none: the network's own
+                'aux_target': '',  # of auxiliary terms: downsampled_labels, upsampled_features; none: the network's own
                 'mining': False,  # online hard example mining
                 'mining_threshold': 0.7,
                 'mining_min_kept': 1 / 16,  # share of a term's pixels
@@ -91,7 +98,8 @@ def default_config() -> ConfigDict:
                 'learning_rate': 0.02,
                 'momentum': 0.9,
                 'weight_decay': 1e-4,
-                'backbone_factor': 0.1,  # on rate and decay of layer1 .. layer4's convolutions
+                'backbone_factor': 0.1,  # on rate and decay of the backbone's parameters
+                'frozen': (),  # groups of parameters that stay as they are: backbone, head
                 'ema_decay': 0.0,  # of the averaged parameters that are then evaluated; 0: none
             },
             'schedule': {
@@ -104,6 +112,7 @@ def default_config() -> ConfigDict:
             'train': {
                 'batch_size': 4,  # over all devices
                 'accumulation': 1,  # parts that a batch is taken in, one after the other, to save memory
+                'remat': False,  # computes activations again for the gradient, to save memory
                 'epochs': 200.0,
                 'log_every_steps': 10,
                 'checkpoint_every_steps': 500,
@@ -114,7 +123,7 @@ def default_config() -> ConfigDict:
                 'nans': False,  # looks at every step, and says in which layer a loss that is no number began
             },
             'eval': {
-                'batch_size': 1,  # over all devices
+                'batch_size': 1,  # over all devices; made up to a multiple of them
                 'checkpoint': 'best',  # or latest
                 'center_crop': (),  # height, width; none: the whole image
                 'window': (),  # height, width of sliding windows; none: all at once
@@ -148,7 +157,7 @@ def default_config() -> ConfigDict:
                 # Of programs, which weights and torch are not:
                 'size': (512, 1024),  # height, width of images
                 'batch_size': 0,  # 0: any, one in tflite
-                'inputs': 'uint8',  # RGB bytes; or normalized: float32, as augment.normalize gives them
+                'inputs': 'uint8',  # RGB bytes; or normalized: float32, as the model card says
                 'outputs': 'labels',  # uint8 train ids; or logits: float32 at the images' resolution
                 'layout': 'NHWC',  # of images and logits; or NCHW
                 'winograd': True,  # in onnx: faster in ONNX Runtime, slower in OpenVINO
@@ -163,6 +172,7 @@ def default_config() -> ConfigDict:
             },
         }
     )
+    return config.lock()
 
 
 def flat_settings(config: ConfigDict) -> dict[str, Any]:
@@ -176,8 +186,8 @@ def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
     return tuple(map(tuple, sizes)) if all(isinstance(size, (tuple, list)) for size in sizes) else (tuple(sizes),)
 
 
-def validate(config: ConfigDict, num_devices: int) -> None:
-    """Checks values that no type can: before any data is read.
+def validate(config: ConfigDict) -> None:
+    """Checks values that no type can: before any data is read, in every mode.
 
     Raises:
         InputError: names the first key whose value cannot work, and what would.
@@ -214,14 +224,13 @@ def validate(config: ConfigDict, num_devices: int) -> None:
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
 
-    one_of('model.name', MODEL_NAMES)
+    create_network(config, num_classes=2)
     check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
           'empty where config.init_from is given, which holds a backbone')
-    one_of('model.dtype', DTYPES)
     one_of('data.name', DATA_NAMES)
     one_of('data.on_corrupt', ON_CORRUPT)
     one_of('data.cache', CACHES)
-    one_of('loss.aux_target', ('downsampled_labels', 'upsampled_features'))
+    one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adamw'))
     one_of('schedule.name', ('cosine', 'poly', 'constant'))
     one_of('schedule.per', ('epoch', 'step'))
@@ -235,7 +244,6 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     one_of('export.outputs', ('labels', 'logits'))
     one_of('export.layout', ('NHWC', 'NCHW'))
 
-    positive('model.up_kernel_size', 'model.width', 'model.backbone_width')
     positive('optimizer.learning_rate', 'optimizer.backbone_factor')
     positive('train.batch_size', 'train.epochs', 'train.log_every_steps', 'train.checkpoint_every_steps')
     check(isinstance(config.train.accumulation, int) and config.train.accumulation > 0, 'train.accumulation',
@@ -244,16 +252,8 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     between(1, MOST_PIXELS, 'predict.max_pixels')
     check(config.predict.max_frames >= 0, 'predict.max_frames', 'not below 0')
 
-    bins, levels = config.model.spp_bins, config.model.aux_levels
-    check(all(isinstance(b, int) and b > 0 for b in bins), 'model.spp_bins', 'whole numbers greater than 0')
-    check(set(levels) <= {1, 2, 3, 4, 5} and len(set(levels)) == len(levels), 'model.aux_levels', 'levels of 1 .. 5')
-    check(config.model.up_kernel_size % 2 == 1, 'model.up_kernel_size', 'odd')
     weights = config.loss.aux_weights
-    check(
-        len(weights) == len(levels) and all(math.isfinite(w) and w >= 0 for w in weights),
-        'loss.aux_weights',
-        f'{len(levels)} numbers not below 0, one a level of config.model.aux_levels={tuple(levels)}',
-    )
+    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.aux_weights', 'numbers not below 0, or ()')
     check(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
     check(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
     weights = config.loss.class_weights
@@ -305,14 +305,38 @@ def validate(config: ConfigDict, num_devices: int) -> None:
     check(config.serve.waiting >= 0, 'serve.waiting', 'not below 0')
     scales = config.eval.scales
     check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
-    for key in ('train.batch_size', 'eval.batch_size'):
-        check(value_of(key) % num_devices == 0, key, f'a multiple of the {num_devices} devices')
-    parts = config.train.accumulation
-    check(
-        config.train.batch_size % (num_devices * parts) == 0,
-        'train.batch_size',
-        f'a multiple of {num_devices} devices times config.train.accumulation={parts}',
-    )
+    frozen = config.optimizer.frozen
+    check(set(frozen) < set(GROUPS), 'optimizer.frozen', f'of {", ".join(GROUPS)}, and not all of them')
+
+
+def validate_batches(config: ConfigDict, num_devices: int) -> None:
+    """Checks that a training batch can be split over the devices and into the parts of `train.accumulation`.
+
+    Raises:
+        InputError: names the nearest batch sizes that can.
+    """
+    batch, unit = config.train.batch_size, num_devices * config.train.accumulation
+    if batch % unit:
+        nearest = sorted({max(batch // unit, 1) * unit, (batch // unit + 1) * unit})
+        raise InputError(
+            f'config.train.batch_size={batch}: cannot be split over {num_devices} device(s) and '
+            f'config.train.accumulation={config.train.accumulation} parts; give {" or ".join(map(str, nearest))}'
+        )
+
+
+def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
+    """The network of the config's section `model`.
+
+    Raises:
+        InputError: no such network, or an option that cannot work.
+    """
+    options = {key: value for key, value in config.model.items() if key not in ('name', 'pretrained_backbone')}
+    if options['dtype'] not in DTYPES:
+        raise InputError(f'config.model.dtype={options["dtype"]!r}: must be one of {", ".join(DTYPES)}')
+    try:
+        return create_model(config.model.name, num_classes, **options | {'dtype': jnp.dtype(options['dtype'])})
+    except ValueError as error:
+        raise InputError(f'config.model.{str(error).removeprefix("model.")}') from error
 
 
 def validate_classes(config: ConfigDict, num_classes: int) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, init_variables
-from atonet_jax.training.augment import normalize
+from atonet_jax.models.contract import IMAGENET
 
 
 def planned_bytes(program: jax.stages.Compiled) -> int:
@@ -30,7 +30,7 @@ def num_bytes(tree) -> int:
 def plain_peak(model, variables, images: jax.ShapeDtypeStruct) -> int:
     size = images.shape[1:3]
     lines = [
-        normalize,
+        IMAGENET,
         lambda x: model.apply(variables, x, train=False)['logits'],
         lambda logits: jax.image.resize(logits, (*logits.shape[:1], *size, logits.shape[3]), 'bilinear'),
         lambda logits: jnp.argmax(logits, -1).astype(jnp.uint8),

@@ -12,9 +12,9 @@ import math
 
 import jax
 
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.sampling import window_size
 from atonet_jax.models import abstract_variables, create_model
-from atonet_jax.training.augment import Augmentation
 
 PER_DEVICE = 4
 IMAGES_PER_SECOND = 50  # that each device trains, as an assumption

@@ -18,16 +18,18 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.pipeline import eval_batches, train_batches
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
-from atonet_jax.inference.segmenter import predict_labels
+from atonet_jax.inference.views import predict_labels
 from atonet_jax.models import create_model
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
-from atonet_jax.training.augment import Augmentation, augment, normalize
+from atonet_jax.training.augment import augment
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.step import compile_train_step, create_state
 from tests import torch_reference
@@ -109,7 +111,7 @@ class TorchTraining:
     def predict(self, images: np.ndarray) -> np.ndarray:
         self._network.eval()
         with torch.no_grad():
-            logits = self._network(_to_nchw(np.asarray(normalize(images))))
+            logits = self._network(_to_nchw(np.asarray(IMAGENET(images))))
             logits = functional.interpolate(logits, images.shape[1:3], mode='bilinear', align_corners=False)
         return logits.argmax(1).numpy().astype(np.uint8)
 

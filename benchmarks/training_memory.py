@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
-from atonet_jax.training.augment import Augmentation, Geometry
 from atonet_jax.training.losses import segmentation_loss
 from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule
 from atonet_jax.training.step import compile_train_step, create_state

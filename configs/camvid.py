@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 
 
-def get_config() -> ConfigDict:
-    config = default_config()
+def get_config(network: str = 'atonet') -> ConfigDict:
+    config = default_config(network)
     config.data.update(
         name='camvid', root='data/camvid', train_split='train+val', eval_split='test', crop_size=(720, 720)
     )

@@ -12,5 +12,5 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 
 
-def get_config() -> ConfigDict:
-    return default_config()
+def get_config(network: str = 'atonet') -> ConfigDict:
+    return default_config(network)

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 
 
-def get_config() -> ConfigDict:
-    config = default_config()
+def get_config(network: str = 'atonet') -> ConfigDict:
+    config = default_config(network)
     config.data.update(name='folder', root='data/folder', crop_size=(512, 512))
     config.train.update(batch_size=16, epochs=200.0)
     return config

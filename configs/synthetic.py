@@ -18,8 +18,8 @@ CLASS_WEIGHTS = (
 )  # fmt: skip
 
 
-def get_config() -> ConfigDict:
-    config = default_config()
+def get_config(network: str = 'atonet') -> ConfigDict:
+    config = default_config(network)
     config.data.update(name='synthetic', root='data/synthetic', crop_size=(128, 256), scale_range=(1.0, 1.0))
     config.loss.class_weights = CLASS_WEIGHTS
     config.optimizer.update(name='adamw', learning_rate=0.0015, weight_decay=0.01, backbone_factor=1.0)

@@ -8,9 +8,10 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 
 
-def get_config() -> ConfigDict:
-    config = default_config()
-    config.model.update(width=16, backbone_width=8)
+def get_config(network: str = 'atonet') -> ConfigDict:
+    config = default_config(network)
+    if network == 'atonet':
+        config.model.update(width=16, backbone_width=8)
     config.data.update(name='synthetic', root='data/tiny', crop_size=(64, 64), scale_range=(0.75, 1.25))
     config.data.synthetic.update(train_scenes=12, val_scenes=5, height=64, width=128)
     config.optimizer.update(learning_rate=0.05, backbone_factor=1.0)

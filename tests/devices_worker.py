@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from atonet_jax.config import default_config
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.pipeline import prefetch_to_device, train_batches
@@ -17,7 +18,6 @@ from atonet_jax.evaluation.evaluate import Evaluator
 from atonet_jax.models import create_model
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import initialize, is_main_process
-from atonet_jax.training.augment import Augmentation
 from atonet_jax.training.optimizer import create_optimizer
 from atonet_jax.training.step import compile_train_step, create_state
 

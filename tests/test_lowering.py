@@ -15,12 +15,12 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from atonet_jax.config import default_config
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.evaluation.evaluate import _compile_eval_step
 from atonet_jax.inference import segmenter as inference
 from atonet_jax.models import abstract_variables
 from atonet_jax.ops.cpu import winograd
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.training.augment import Augmentation, Geometry
 from atonet_jax.training.losses import HardExampleMining
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.step import TrainState, compile_train_step

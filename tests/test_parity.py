@@ -10,10 +10,11 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.models import create_model
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch, to_torch
-from atonet_jax.training.augment import Augmentation, Geometry, augment
+from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import HardExampleMining, segmentation_loss
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.step import compile_train_step, create_state, loss_fn
@@ -148,7 +149,7 @@ def test_loss_terms_with_ignored_pixels(mining):
     aux = {level: to_nchw(logits[f'aux{level}']) for level in torch_reference.AUX_LEVELS}
     expected = torch_reference.loss_terms((to_nchw(logits['logits']), aux), to_int64(labels), average)
 
-    outputs = {'logits': logits['logits'], 'aux': {name: logits[name] for name in ('aux3', 'aux4', 'aux5')}}
+    outputs = {name: logits[name] for name in ('logits', 'aux3', 'aux4', 'aux5')}
     loss, terms = jax.jit(lambda o, y: segmentation_loss(o, y, mining=mining, **LOSS_OPTIONS))(outputs, labels)
 
     names = ['main_loss', 'aux3_loss', 'aux4_loss', 'aux5_loss']

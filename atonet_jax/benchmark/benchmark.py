@@ -20,14 +20,14 @@ from ml_collections import ConfigDict
 
 from atonet_jax import __version__
 from atonet_jax.benchmark.macs import count_conv_macs
-from atonet_jax.config import benchmark_sizes, validate
+from atonet_jax.config import benchmark_sizes, create_network, validate
 from atonet_jax.data.sources import class_table
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import init_variables
+from atonet_jax.models import abstract_variables, apply, init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.progress import watched
 from atonet_jax.runs.environment import cpu_name
-from atonet_jax.runs.network import create_network, trained_network
+from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import holds_run, write_json
 
 PUBLISHED_BOUNDARY = 'full-resolution logits'
@@ -75,7 +75,7 @@ def benchmark(config: ConfigDict, workdir: str) -> dict[str, Any]:
         InputError: a setting that cannot work, or weights that cannot be used.
     """
     mesh = create_mesh()
-    validate(config, mesh.size)
+    validate(config)
     model, variables, weights = _network(config, workdir, mesh)
     path = os.path.join(workdir, 'benchmark', f'{config.model.name}_{jax.default_backend()}.json')
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -185,7 +185,7 @@ def summarize(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """{'parameters', 'file_bytes'} of inference: file_bytes is of parameters and BN statistics as float32."""
-    variables = _inference_variables(model)
+    variables = abstract_variables(model, train=False)
     parameters, numbers = (
         sum(array.size for array in jax.tree.leaves(tree)) for tree in (variables['params'], variables)
     )
@@ -196,7 +196,7 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
     """Multiply-accumulates of the convolutions that one image of `size`, (height, width), takes."""
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return count_conv_macs(
-        lambda variables, images: model.apply(variables, images, train=False), _inference_variables(model), images
+        lambda variables, images: apply(model, variables, images), abstract_variables(model, train=False), images
     )
 
 
@@ -247,11 +247,6 @@ def _network(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[nn.Module, d
         return network.model, network.variables, weights
     model = create_network(config, class_table(config.data).num_classes)
     return model, jax.jit(lambda: init_variables(model, config.seed))(), 'freshly drawn'
-
-
-def _inference_variables(model: nn.Module) -> dict[str, Any]:
-    """Shapes and types of {'params', 'batch_stats'} without auxiliary heads."""
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False))
 
 
 def _needs(program: jax.stages.Compiled) -> dict[str, float | None]:

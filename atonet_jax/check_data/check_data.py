@@ -10,12 +10,14 @@ from ml_collections import ConfigDict
 from atonet_jax.check_data.inspection import SplitReport, inspect_split
 from atonet_jax.config import validate
 from atonet_jax.data import visualize
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import class_table, load_dataset
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.workdir import make_folder, write_json
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB, Augmentation, augment
+from atonet_jax.training.augment import augment
 from atonet_jax.training.train import train_augmentation
 
 _SHOWN = 5  # problems of a kind on the screen; the report lists all
@@ -35,7 +37,7 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
     Raises:
         InputError: a setting cannot work, or nothing can be written to the workdir.
     """
-    validate(config, jax.device_count())
+    validate(config)
     folder = os.path.join(workdir, 'check_data')
     make_folder(folder)
     reports, failures = {}, []
@@ -173,4 +175,4 @@ def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
 def _augmented(batch: dict, augmentation: Augmentation, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Crops as bytes to look at, and their labels."""
     images, labels = jax.jit(augment, static_argnums=1)(batch, augmentation, jax.random.key(seed))
-    return np.clip(np.asarray(images) * STDDEV_RGB + MEAN_RGB, 0, 255).round().astype(np.uint8), np.asarray(labels)
+    return np.clip(IMAGENET.inverse(np.asarray(images)), 0, 255).round().astype(np.uint8), np.asarray(labels)

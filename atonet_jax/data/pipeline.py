@@ -14,11 +14,11 @@ import jax
 import numpy as np
 import tensorflow as tf
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.decode import read_image_size
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, window_size
-from atonet_jax.training.augment import Augmentation, Geometry
 
 # TensorFlow would otherwise reserve the memory of the accelerators that JAX computes on.
 tf.config.set_visible_devices([], 'GPU')

@@ -5,8 +5,8 @@ import math
 
 import numpy as np
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import UNKNOWN_LABEL
-from atonet_jax.training.augment import Augmentation, Geometry
 
 _TRIES = 16  # at a crop that shows a class; the first succeeds, unless the crop is turned
 

@@ -21,7 +21,8 @@ from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
-from atonet_jax.inference.segmenter import predict_labels
+from atonet_jax.inference.segmenter import prepared_variables
+from atonet_jax.inference.views import predict_labels
 from atonet_jax.process.devices import create_mesh, replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process, main_process_first
 from atonet_jax.process.progress import Progress
@@ -94,6 +95,7 @@ class Evaluator:
         self._examples = examples
         self._options = options
         self._mesh = mesh
+        self._model = model
         self._step = _compile_eval_step(model, dataset.class_table.num_classes, options, mesh)
 
     def run(self, variables: dict) -> Evaluation:
@@ -104,9 +106,10 @@ class Evaluator:
         from atonet_jax.data.pipeline import eval_batches, prefetch_to_device  # imports TensorFlow
 
         start = time.perf_counter()
+        variables = prepared_variables(self._model, variables, self._mesh)
         batches = eval_batches(
             self._examples,
-            batch_size=self._options.batch_size,
+            batch_size=-(-self._options.batch_size // self._mesh.size) * self._mesh.size,
             shard_index=jax.process_index(),
             num_shards=jax.process_count(),
         )
@@ -204,7 +207,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     from atonet_jax.evaluation.report import write_report  # imports matplotlib
 
     mesh = create_mesh()
-    validate(config, mesh.size)
+    validate(config)
     network = trained_network(config, workdir, mesh)
     table = network.class_table
     folder = os.path.join(workdir, 'evaluation')

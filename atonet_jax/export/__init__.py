@@ -31,7 +31,7 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
         ExportError: the export does not compute what the network does.
     """
     mesh = create_mesh()
-    validate(config, mesh.size)
+    validate(config)
     form = _module(config.export.format)
     path = config.export.output or os.path.join(workdir, 'export', config.model.name + form.ENDING)
     path = os.path.abspath(path)

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError
 from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.training.augment import normalize
 
 _MOST_DIFFERENT = 1e-3  # share of pixels
 
@@ -33,7 +33,7 @@ def compare(
     segment = Segmenter(network.model, network.variables)
     expected = np.asarray(segment(images))
 
-    given = np.asarray(normalize(images)) if options.inputs == 'normalized' else images
+    given = np.asarray(contract_of(network.model).normalization(images)) if options.inputs == 'normalized' else images
     result = run(np.ascontiguousarray(given.transpose(0, 3, 1, 2)) if options.layout == 'NCHW' else given)
     logits_text = ''
     if options.outputs == 'logits':

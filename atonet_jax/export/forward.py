@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.inference.segmenter import inference_params, label_map
-from atonet_jax.models.layers import resize_bilinear
+from atonet_jax.inference.label_map import argmax, enlarge, label_map
+from atonet_jax.models import apply, prepare
+from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.training.augment import normalize
 
 
 def forward_function(
     network: TrainedNetwork, options: ConfigDict, enlarge_logits: bool = False
 ) -> Callable[[jax.Array], jax.Array]:
-    """Images to labels or logits as `config.export` says, the parameters within.
+    """Images to labels or logits as `config.export` says, the variables within.
 
     Args:
         network: the network.
@@ -24,19 +24,20 @@ def forward_function(
         enlarge_logits: takes labels from logits at full resolution: slower, but of operations that every converter
             knows.
     """
-    params = jax.device_get(inference_params(network.model, network.variables))
+    variables = jax.device_get(prepare(network.model, network.variables))
+    contract = contract_of(network.model)
 
     def forward(images):
         if options.layout == 'NCHW':
             images = jnp.moveaxis(images, 1, -1)
         size = images.shape[1:3]
-        images = normalize(images) if options.inputs == 'uint8' else images
-        logits = network.model.apply(params, images, train=False)['logits']
+        images = contract.normalization(images) if options.inputs == 'uint8' else images
+        logits = apply(network.model, variables, images)['logits']
         if options.outputs == 'labels' and not enlarge_logits:
-            return label_map(logits, size)
-        logits = resize_bilinear(logits, size)
+            return label_map(logits, size, contract.upsampling)
+        logits = enlarge(logits, size, contract.upsampling)
         if options.outputs == 'labels':
-            return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+            return argmax(logits)
         return jnp.moveaxis(logits, -1, 1) if options.layout == 'NCHW' else logits
 
     return forward

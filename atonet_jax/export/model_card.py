@@ -10,16 +10,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax import __version__
+from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.runs.workdir import read_metrics
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB
 
 
 def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:
     """JSON-ready: classes, inputs and outputs, scores, and where the network comes from."""
     options, table = config.export, network.class_table
     is_program = options.format not in ('weights', 'torch')
-    params = {name: tree for name, tree in network.variables['params'].items() if not name.startswith('aux')}
+    contract = contract_of(network.model)
+    params = {name: tree for name, tree in network.variables['params'].items() if name not in contract.training_only}
+    mean, std = contract.normalization.in_pixel_values()
     model, program = config.model.to_dict(), options.to_dict()
     if options.format in ('onnx', 'tflite'):
         model['dtype'] = 'float32'  # whatever the run computes in
@@ -37,8 +39,9 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
         'format': options.format,
         'program': program if is_program else None,
         'normalization': {
-            'mean_rgb': MEAN_RGB.tolist(),
-            'stddev_rgb': STDDEV_RGB.tolist(),
+            'channels': contract.normalization.channels,
+            'mean': mean.tolist(),
+            'stddev': std.tolist(),
             'of': 'pixel values 0..255: (value - mean) / stddev',
             'within_the_program': is_program and options.inputs == 'uint8',
         },

@@ -2,7 +2,7 @@
 
 The graph is built node by node, so that nothing is left of what JAX wrote: every BN within its convolution, maps of
 one size added before the resizing that they share. 3x3 convolutions of many channels go by Winograd's algorithm
-(models/winograd.py), spelt out as matrix products, a quarter of the direct ones: the runtime does not do it by itself.
+(ops/cpu/winograd.py), spelt out as matrix products, a quarter of the direct ones: the runtime does not do it by itself.
 Winograd's convolutions take and make NHWC maps, the runtime's own NCHW ones; a map is transposed where it is needed
 otherwise. Without Winograd all is NCHW.
 """
@@ -16,11 +16,12 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from atonet_jax.models.atonet import LEVELS, ATONet, spp_grid
-from atonet_jax.models.layers import adaptive_pool_matrix, align_corners_matrix
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.resnet import BLOCKS
+from atonet_jax.ops import adaptive_pool_matrix, align_corners_matrix
 from atonet_jax.ops.cpu.winograd import FROM_PIXELS, FROM_TAPS, NUMBERS, TILE, TO_PIXELS
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB
 
+MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 _OPSET = 18
 _IR_VERSION = 10  # read by runtimes since 2024
 _NCHW, _NHWC = (0, 3, 1, 2), (0, 2, 3, 1)  # transposes
@@ -53,7 +54,7 @@ def build(
 
     Args:
         model: the network.
-        params: of `inference.inference_params`, float32.
+        params: what `models.prepare` gives as 'prepared', float32.
         size: (height, width) of the images.
         batch_size: of the images; 0: any.
         inputs: 'uint8', RGB that the graph normalises, or 'normalized', float32.
@@ -65,7 +66,7 @@ def build(
         A checked model with the input 'images' and an output named as `outputs` says.
     """
     graph = _Graph(winograd)
-    stem = dict(params['stem']['conv'])
+    stem = dict(params['stem'])
     x = 'images' if layout == 'NCHW' else graph('Transpose', 'images', perm=_NCHW)
     if inputs == 'uint8':
         # Divided by the deviation within the stem's kernel; the mean cannot go there, for the padding is the mean's 0.
@@ -101,33 +102,33 @@ def _network(graph, images, model, params, stem) -> _Map:
             stride = 2 if block == 0 and i > 0 else 1
             shortcut = x
             if 'shortcut' in layers:
-                shortcut = graph.conv(x, layers['shortcut']['conv'], stride=stride, relu=False)
-            x = graph.conv(x, layers['conv1']['conv'], stride=stride)
-            x = graph.relu(graph.add(graph.conv(x, layers['conv2']['conv'], relu=False), shortcut))
+                shortcut = graph.conv(x, layers['shortcut'], stride=stride, relu=False)
+            x = graph.conv(x, layers['conv1'], stride=stride)
+            x = graph.relu(graph.add(graph.conv(x, layers['conv2'], relu=False), shortcut))
         levels.append(x)
     levels.append(_spp(graph, x, model.spp_bins, params['spp']))
 
     summed = {}
-    ups = [dict(params[f'up{level}']['conv']) for level in LEVELS]
+    ups = [dict(params[f'up{level}']) for level in LEVELS]
     ups[-1]['bias'] = sum(np.asarray(up.pop('bias')) for up in ups)  # all on the smallest map: resizing keeps constants
     for up, features in zip(ups, levels, strict=True):
         up = graph.conv(features, up, relu=False)
         summed[up.size] = graph.add(summed[up.size], up) if up.size in summed else up
     ups = (graph.resize(up, levels[0].size) for up in summed.values())
     x = graph.relu(functools.reduce(graph.add, ups))
-    x = graph.conv(x, params['final']['conv'])
-    x = graph.conv(x, params['seg']['conv'])
+    x = graph.conv(x, params['final'])
+    x = graph.conv(x, params['seg'])
     return graph.conv(x, params['classifier']['conv'], relu=False)
 
 
 def _spp(graph, x, bins, params) -> _Map:
-    x = graph.conv(x, params['conv1']['conv'])
+    x = graph.conv(x, params['conv1'])
     pyramid = [x]
     for i, rows in enumerate(bins):
         pooled = graph.along_axes(x, adaptive_pool_matrix, spp_grid(rows, x.size))
-        pooled = graph.conv(pooled, params[f'pool{i}']['conv'])
+        pooled = graph.conv(pooled, params[f'pool{i}'])
         pyramid.append(graph.along_axes(pooled, align_corners_matrix, x.size))
-    return graph.conv(graph.concatenate(pyramid), params['conv2']['conv'])
+    return graph.conv(graph.concatenate(pyramid), params['conv2'])
 
 
 class _Graph:

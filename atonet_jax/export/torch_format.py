@@ -1,7 +1,7 @@
 """`torch`: the published PyTorch network's names and layouts, for its own code to load."""
 
-import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.errors import ExportError
@@ -13,12 +13,12 @@ ENDING = '.pth'
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    write_state_dict(path, to_torch(network.variables))
+    write_state_dict(path, to_torch(network.variables, network.model))
 
 
 def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
     """PyTorch itself may not be there: what is compared is every number."""
-    read_back = from_torch(read_state_dict(path), network.model)
-    if not jax.tree.all(jax.tree.map(np.array_equal, read_back, jax.device_get(network.variables))):
+    read_back = flatten_dict(from_torch(read_state_dict(path), network.model))
+    if not all(np.array_equal(read_back[path], array) for path, array in flatten_dict(network.variables).items()):
         raise ExportError('read back, the file holds other numbers than the network; nothing was written')
     return 'read back, every number is the same'

@@ -1,1 +1,5 @@
-"""inference"""
+"""From images to label maps: `Segmenter`."""
+
+from atonet_jax.inference.segmenter import Segmenter
+
+__all__ = ['Segmenter']

@@ -1,42 +1,163 @@
-"""Networks: images to logits at the network's own stride. Needs JAX and Flax alone."""
+"""Networks: images to logits at the network's own stride. Needs JAX, Flax and ops/ alone."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from atonet_jax.models.atonet import ATONet
+from atonet_jax.models import atonet
+from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
+from atonet_jax.models.terms import Term
 
-_MODELS = {'atonet': ATONet}
-MODEL_NAMES = tuple(_MODELS)
+FAMILIES: list[Family] = [atonet.FAMILY]
+MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
+_INIT_SIZE = 64
+
+
+def family(name: str) -> Family:
+    """The family that registers the network `name`.
+
+    Raises:
+        ValueError: no such network.
+    """
+    for candidate in FAMILIES:
+        if name in candidate.variants:
+            return candidate
+    known = ', '.join(name for candidate in FAMILIES for name in candidate.variants)
+    raise ValueError(f'model.name={name!r} is no network here; known: {known}')
 
 
 def create_model(name: str, num_classes: int, **options) -> nn.Module:
     """Builds the network `name`, one of `MODEL_NAMES`; `options` are its attributes.
 
     Raises:
-        ValueError: no such network, or an option that it does not have.
+        ValueError: no such network, an option that it does not have, or a value that cannot work.
     """
-    if name not in _MODELS:
-        raise ValueError(f'model.name={name!r} is no network here; known: {", ".join(MODEL_NAMES)}')
-    known = option_names(name)
-    unknown = sorted(set(options) - known)
+    known = default_options(name)
+    unknown = sorted(set(options) - set(known) - {'dtype'})
     if unknown:
         raise ValueError(f'model {name!r} has no option {", ".join(unknown)}; known: {", ".join(sorted(known))}')
-    return _MODELS[name](num_classes=num_classes, **options)
+    members = family(name)
+    model = members.module(num_classes=num_classes, **dict(members.variants[name]) | options)
+    members.check(model)
+    return model
 
 
-def option_names(name: str) -> set[str]:
-    """What `create_model` takes as options of the network `name`."""
-    return set(_MODELS[name].__dataclass_fields__) - {'parent', 'name', 'num_classes'}
+def default_options(name: str) -> dict[str, Any]:
+    """The options of the network `name` beside `num_classes` and `dtype`, with their defaults."""
+    members = family(name)
+    fields = {field.name: field.default for field in dataclasses.fields(members.module)}
+    defaults = {key: fields[key] for key in fields if key not in ('parent', 'name', 'num_classes', 'dtype')}
+    return defaults | dict(members.variants[name])
+
+
+def network(model: str | nn.Module) -> Network:
+    """The contract of a network, given by name (19 classes) or as a module.
+
+    A module of another package has the simplest one: a loss on its logits, ImageNet's normalisation.
+
+    Raises:
+        ValueError: no network of this name.
+    """
+    if isinstance(model, str):
+        model = create_model(model, 19)
+    for candidate in FAMILIES:
+        if type(model) is candidate.module:
+            return candidate.describe(model)
+    return Network(terms=(Term('logits'),), published=Published(type(model).__name__, source=''))
+
+
+def apply(
+    model: nn.Module, variables: Mapping[str, Any], images: jax.Array, train: bool = False, **options
+) -> dict[str, jax.Array] | tuple[dict[str, jax.Array], Mapping[str, Any]]:
+    """`model.apply` for images of any size: padded as the network needs it, outputs cut back.
+
+    Args:
+        model: the network.
+        variables: of it, as `model.init` or `prepare` give them.
+        images: [B, H, W, 3] float32, normalised.
+        train: as of the module.
+        options: of `model.apply`: mutable, rngs, ...
+
+    Returns:
+        What `model.apply` does.
+
+    Raises:
+        ValueError: the images are smaller than the network takes.
+    """
+    contract = network(model)
+    size = images.shape[1:3]
+    if min(size) < contract.smallest:
+        raise ValueError(f'images of {size[0]}x{size[1]}: {type(model).__name__} takes {contract.smallest} and more')
+    padded = pad_to_multiple(images, contract.multiple_of)
+    result = model.apply(variables, padded, train=train, **options)
+    if padded.shape == images.shape:
+        return result
+    if isinstance(result, tuple):
+        return cut_back(result[0], padded.shape[1:3], size), result[1]
+    return cut_back(result, padded.shape[1:3], size)
 
 
 def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
-    """Fresh {'params', 'batch_stats'} of a network, auxiliary heads included."""
-    return model.init({'params': jax.random.key(seed)}, jnp.zeros((1, 64, 64, 3)), train=True)
+    """Fresh variables of a network for training: {'params'} and whatever other collections it has."""
+    return model.init({'params': jax.random.key(seed)}, _blank_images(model), train=True)
 
 
-def abstract_variables(model: nn.Module) -> dict[str, Any]:
-    """What `init_variables` gives as shapes and types; nothing is computed."""
-    return jax.eval_shape(lambda: init_variables(model, seed=0))
+def abstract_variables(model: nn.Module, train: bool = True) -> dict[str, Any]:
+    """Shapes and types of what `init_variables` gives; without `train`, of what inference needs of it."""
+    return jax.eval_shape(lambda: model.init({'params': jax.random.key(0)}, _blank_images(model), train=train))
+
+
+def prepare(model: nn.Module, variables: Mapping[str, Any], transform_kernels: bool = False) -> dict[str, Any]:
+    """Variables for inference: `apply` computes with them what it does with `variables`, in less time.
+
+    Each module prepares what it owns: a batch normalisation becomes scale and shift, within the convolution before it
+    where one module owns both; kernels are cast to `model.dtype`. What inference does not read, as auxiliary heads, is
+    left out.
+
+    Args:
+        model: the network.
+        variables: of training.
+        transform_kernels: also transforms kernels where CPUs convolve faster with that (`ops.prepare_kernel`): up to
+            twice as fast, four times the memory of these kernels.
+    """
+    collections = ['prepared', 'transformed'] if transform_kernels else ['prepared']
+    images = jnp.zeros(_blank_images(model).shape)
+
+    @jax.jit
+    def run(variables):
+        return model.apply(variables, images, train=False, mutable=collections)[1]
+
+    prepared = jax.tree.map(lambda array: array, dict(run(variables)))
+    return prepared | _read_by(model, dict(variables) | prepared, images)
+
+
+def _read_by(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
+    """Those of `variables`, but for prepared ones, that inference computes with."""
+    leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
+    abstract = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in leaves]
+
+    def run(*leaves):
+        return model.apply(jax.tree.unflatten(structure, leaves), images, train=False)
+
+    jaxpr = jax.make_jaxpr(run)(*abstract).jaxpr
+    read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
+    read |= {id(variable) for variable in jaxpr.outvars}
+    kept = {}
+    for (path, leaf), variable in zip(leaves, jaxpr.invars, strict=True):
+        keys = [key.key if hasattr(key, 'key') else key.idx for key in path]
+        if id(variable) in read and keys[0] not in ('prepared', 'transformed'):
+            section = kept
+            for key in keys[:-1]:
+                section = section.setdefault(key, {})
+            section[keys[-1]] = leaf
+    return kept
+
+
+def _blank_images(model: nn.Module) -> jax.Array:
+    contract = network(model)
+    side = max(_INIT_SIZE, contract.smallest)
+    return jnp.zeros((1, side + -side % contract.multiple_of, side + -side % contract.multiple_of, 3))

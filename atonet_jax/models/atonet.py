@@ -10,17 +10,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from atonet_jax.models.layers import (
-    Classifier,
-    ConvNorm,
-    adaptive_avg_pool,
-    kaiming_fan_out_init,
-    max_pool,
-    resize_align_corners,
-    resize_bilinear,
-)
-from atonet_jax.models.resnet import BLOCKS, Stage
+from atonet_jax import ops
+from atonet_jax.models.blocks import Classifier, ConvNorm
+from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
+from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, is_stage_kernel, resnet18, resnet_group
+from atonet_jax.models.terms import Term
 
 LEVELS = (1, 2, 3, 4, 5)  # layer1 .. layer4 and spp
 
@@ -38,8 +34,6 @@ class ATONet(nn.Module):
         backbone_width: channels of the stem and of layer1; layer2 .. layer4 have 2, 4 and 8 times as many.
         dropout_rate: share of the feature maps before the classifier that training zeroes.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.
-        remat: in training, computes most activations again for the gradient instead of keeping them: a fifth more time,
-            two fifths of the temporary memory or less (benchmarks/training_memory.py). XLA undoes it on CPUs.
     """
 
     num_classes: int
@@ -50,57 +44,36 @@ class ATONet(nn.Module):
     backbone_width: int = 64
     dropout_rate: float = 0.1
     dtype: jnp.dtype = jnp.float32
-    remat: bool = False
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> dict:
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
         """images: [B, H, W, 3] float, normalised, of any size (below 33 the deepest map is a single pixel).
 
         Returns {'logits': [B, ceil(H / 4), ceil(W / 4), num_classes] float32}, and with `train` also
-        'aux': {'aux3': [B, ceil(H / 16), ceil(W / 16), num_classes], ...}, one a level, at the level's own stride
+        'aux3': [B, ceil(H / 16), ceil(W / 16), num_classes] and the like, one a level, at the level's own stride
         (4, 8, 16, 32, 32). With `train`, 'batch_stats' must be mutable and a 'dropout' key be given.
         """
         conv_norm = partial(ConvNorm, dtype=self.dtype)
+        levels = resnet18(images, train, self.backbone_width, self.dtype)
+        levels.append(SPP(self.width, self.spp_bins, self.dtype, name='spp')(levels[-1], train))
 
-        def stem(_, images, train):
-            x = images.astype(self.dtype)
-            x = conv_norm(self.backbone_width, 7, stride=2, kernel_init=kaiming_fan_out_init, name='stem')(x, train)
-            return max_pool(x, train)
+        size = levels[0].shape[1:3]
+        summed = {}  # by size: maps of one size are added before the resizing that they share
+        for level, features in zip(LEVELS, levels, strict=True):
+            up = conv_norm(self.width, self.up_kernel_size, activation=None, name=f'up{level}')(features, train)
+            summed[up.shape] = summed.get(up.shape, 0.0) + up
+        x = nn.relu(sum(ops.resize_bilinear(up, size) for up in summed.values()))
+        x = checkpoint_name(x, 'block')
 
-        def aggregate(_, levels, train):
-            size = levels[0].shape[1:3]
-            summed = {}  # by size: maps of one size are added before the resizing that they share
-            for level, features in zip(LEVELS, levels, strict=True):
-                up = conv_norm(self.width, self.up_kernel_size, relu=False, name=f'up{level}')(features, train)
-                summed[up.shape] = summed.get(up.shape, 0.0) + up
-            return nn.relu(sum(resize_bilinear(up, size) for up in summed.values()))
-
-        def classify(_, x, train):
-            x = conv_norm(self.width, 3, winograd=False, name='final')(x, train)
-            x = conv_norm(self.width, 3, winograd=False, name='seg')(x, train)
-            x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
-            return Classifier(self.num_classes, name='classifier')(x, train)
-
-        if self.remat and train:  # SPP and auxiliary heads are too small to matter
-            stem, aggregate, classify = (nn.remat(part, static_argnums=(2,)) for part in (stem, aggregate, classify))
-
-        x = stem(self, images, train)
-        levels = []
-        for i, num_blocks in enumerate(BLOCKS):
-            stage = Stage(self.backbone_width * 2**i, num_blocks, stride=1 if i == 0 else 2, dtype=self.dtype,
-                          remat=self.remat, name=f'layer{i + 1}')  # fmt: skip
-            x = stage(x, train)
-            levels.append(x)
-        levels.append(SPP(self.width, self.spp_bins, self.dtype, name='spp')(x, train))
-        outputs = {'logits': classify(self, aggregate(self, levels, train), train)}
-
+        x = conv_norm(self.width, 3, transform=False, name='final')(x, train)
+        x = conv_norm(self.width, 3, transform=False, name='seg')(x, train)
+        x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
+        outputs = {'logits': Classifier(self.num_classes, name='classifier')(x)}
         if train:
-            outputs['aux'] = {
-                f'aux{level}': AuxiliaryHead(
-                    self.width // 2 if level == 1 else self.width, self.num_classes, self.dtype, name=f'aux{level}'
-                )(levels[level - 1], train)
-                for level in self.aux_levels
-            }
+            for level in self.aux_levels:
+                width = self.width // 2 if level == 1 else self.width
+                head = AuxiliaryHead(width, self.num_classes, self.dtype, name=f'aux{level}')
+                outputs[f'aux{level}'] = head(levels[level - 1], train)
         return outputs
 
 
@@ -119,9 +92,9 @@ class SPP(nn.Module):
         x = conv_norm(x.shape[-1], name='conv1')(x, train)
         pyramid = [x]
         for i, rows in enumerate(self.bins):
-            pooled = adaptive_avg_pool(x, spp_grid(rows, (height, width)))
+            pooled = ops.adaptive_avg_pool(x, spp_grid(rows, (height, width)))
             pooled = conv_norm(self.width, name=f'pool{i}')(pooled, train)
-            pyramid.append(resize_align_corners(pooled, (height, width)))
+            pyramid.append(ops.resize_align_corners(pooled, (height, width)))
         return conv_norm(self.width, name='conv2')(jnp.concatenate(pyramid, -1), train)
 
 
@@ -141,4 +114,58 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, num_classes] float32."""
         x = ConvNorm(self.width, 3, dtype=self.dtype, name='conv')(x, train)
-        return Classifier(self.num_classes, name='classifier')(x, train)
+        return Classifier(self.num_classes, name='classifier')(x)
+
+
+def check(model: ATONet) -> None:
+    """Raises ValueError where an option cannot work."""
+    if not all(isinstance(rows, int) and rows > 0 for rows in model.spp_bins):
+        raise ValueError(f'spp_bins={model.spp_bins!r}: must be whole numbers greater than 0')
+    if not set(model.aux_levels) <= set(LEVELS) or len(set(model.aux_levels)) < len(model.aux_levels):
+        raise ValueError(f'aux_levels={model.aux_levels!r}: must be levels of 1 .. 5')
+    if model.up_kernel_size < 1 or model.up_kernel_size % 2 == 0:
+        raise ValueError(f'up_kernel_size={model.up_kernel_size!r}: must be odd and greater than 0')
+    for option in ('width', 'backbone_width'):
+        if getattr(model, option) < 1:
+            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
+    if not 0 <= model.dropout_rate < 1:
+        raise ValueError(f'dropout_rate={model.dropout_rate!r}: must be from 0 to below 1')
+
+
+def describe(model: ATONet) -> Network:
+    heads = tuple(f'aux{level}' for level in model.aux_levels)
+    return Network(
+        terms=(Term('logits', at='labels'), *(Term(head, at='output') for head in heads)),
+        training_only=heads,
+        group=resnet_group,
+        reduced=is_stage_kernel,  # the stem and every batch normalisation take the full rate (the published recipe)
+        weights={'published': _PUBLISHED_NAMES},
+        backbone=TORCHVISION,
+        published=Published(
+            title='ATONet',
+            source='Cao, Huang, Shao: Table 1, and its public code',
+            parameters=13_304_531,
+            macs=((1024, 2048), 133_977_079_808),
+            notes='GFLOPs of Table 1 are multiply-accumulates',
+        ),
+    )
+
+
+_PUBLISHED_NAMES = WeightNames(
+    (
+        *conv_norm('stem', 'layer0.0', 'layer0.1'),
+        *STAGE_RULES,
+        *conv_norm(r'spp/conv(\d)', r'spp.conv\1.0', r'spp.conv\1.1'),
+        *conv_norm(r'spp/pool(\d)', r'spp.features.\1.0', r'spp.features.\1.1'),
+        *conv_norm(r'up(\d)', r'up\1.blend_conv.0', r'up\1.blend_conv.1'),
+        *conv_norm('final', 'final_ocnv.0', 'final_ocnv.1'),  # spelt so
+        *conv_norm('seg', 'cls.0', 'cls.1'),
+        Rule('classifier/conv', 'cls.4'),
+        *conv_norm(r'aux(\d)/conv', r'aux_cls\1.0', r'aux_cls\1.1', optional=True),
+        Rule(r'aux(\d)/classifier/conv', r'aux_cls\1.3', optional=True),
+    ),
+    ignored=r'aux_cls\d\..*',
+    whole=lambda model: model.clone(aux_levels=LEVELS),  # all five heads are in every published file
+)
+
+FAMILY = Family(ATONet, describe, {'atonet': {}}, check)

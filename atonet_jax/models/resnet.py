@@ -1,47 +1,103 @@
-"""The stages of ResNet-18: He et al., "Deep Residual Learning for Image Recognition"."""
+"""The backbone ResNet-18: He et al., "Deep Residual Learning for Image Recognition"."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from atonet_jax.models.layers import ConvNorm, kaiming_fan_out_init
+from atonet_jax import ops
+from atonet_jax.models.blocks import ConvNorm, kaiming_fan_out_init
+from atonet_jax.models.contract import Rule, WeightNames, conv_norm
 
 BLOCKS = (2, 2, 2, 2)
 
+STAGE_RULES: tuple[Rule, ...] = (
+    *conv_norm(r'(layer\d)/block(\d)/conv(\d)', r'\1.\2.conv\3', r'\1.\2.bn\3'),
+    *conv_norm(r'(layer\d)/block(\d)/shortcut', r'\1.\2.downsample.0', r'\1.\2.downsample.1'),
+)
+TORCHVISION = WeightNames((*conv_norm('stem', 'conv1', 'bn1'), *STAGE_RULES), ignored=r'fc\..*')
+
+
+def resnet18(images: jax.Array, train: bool, width: int = 64, dtype: jnp.dtype = jnp.float32) -> list[jax.Array]:
+    """The four levels of a ResNet-18, to be called within a compact module, which owns 'stem', 'layer1' .. 'layer4'.
+
+    Args:
+        images: [B, H, W, 3], normalised.
+        train: whether batch statistics are used.
+        width: channels of the stem and of layer1.
+        dtype: compute type.
+
+    Returns:
+        [B, ceil(H / s), ceil(W / s), c] for (s, c) = (4, width), (8, 2 * width), (16, 4 * width), (32, 8 * width).
+    """
+    conv_norm = partial(ConvNorm, kernel_init=kaiming_fan_out_init, dtype=dtype)
+    x = conv_norm(width, 7, stride=2, name='stem')(images, train)
+    x = checkpoint_name(ops.max_pool(x), 'block')
+    levels = []
+    for i, num_blocks in enumerate(BLOCKS):
+        x = Stage(width * 2**i, num_blocks, stride=1 if i == 0 else 2, dtype=dtype, name=f'layer{i + 1}')(x, train)
+        levels.append(x)
+    return levels
+
+
+def resnet_group(path: tuple[str, ...]) -> str:
+    """'backbone' for the parameters that `resnet18` makes, else 'head'."""
+    return 'backbone' if path[0] in ('stem', 'layer1', 'layer2', 'layer3', 'layer4') else 'head'
+
+
+def is_stage_kernel(path: tuple[str, ...]) -> bool:
+    """Whether a parameter is a kernel of layer1 .. layer4, their shortcuts' too."""
+    return path[0] != 'stem' and resnet_group(path) == 'backbone' and path[-2] == 'conv'
+
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where stride or channels change."""
+    """Two 3x3 convolutions and a shortcut, which is a 1x1 convolution where stride or channels change.
+
+    Attributes:
+        features: output channels.
+        stride: of the first convolution and the shortcut.
+        activation: of the sum; None: none.
+        dtype: compute type.
+    """
 
     features: int
-    stride: int
-    dtype: jnp.dtype
+    stride: int = 1
+    activation: Callable[[jax.Array], jax.Array] | None = nn.relu
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         conv_norm = partial(ConvNorm, self.features, kernel_init=kaiming_fan_out_init, dtype=self.dtype)
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.features:
-            shortcut = conv_norm(kernel_size=1, stride=self.stride, relu=False, name='shortcut')(x, train)
+            shortcut = conv_norm(kernel_size=1, stride=self.stride, activation=None, name='shortcut')(x, train)
         x = conv_norm(kernel_size=3, stride=self.stride, name='conv1')(x, train)
-        x = conv_norm(kernel_size=3, relu=False, name='conv2')(x, train)
-        return nn.relu(x + shortcut)
+        x = conv_norm(kernel_size=3, activation=None, name='conv2')(x, train) + shortcut
+        return checkpoint_name(self.activation(x) if self.activation else x, 'block')
 
 
 class Stage(nn.Module):
-    """Basic blocks in a row; the first takes the stride. With `remat`, training keeps nothing of a block's inside."""
+    """Basic blocks in a row; the first one takes the stride.
+
+    Attributes:
+        last_activation: whether the last block ends with its ReLU.
+    """
 
     features: int
     num_blocks: int
-    stride: int
-    dtype: jnp.dtype
-    remat: bool = False
+    stride: int = 1
+    last_activation: bool = True
+    dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        block_class = nn.remat(BasicBlock, static_argnums=(2,)) if self.remat and train else BasicBlock
+        """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
         for block in range(self.num_blocks):
+            activation = nn.relu if block < self.num_blocks - 1 or self.last_activation else None
             stride = self.stride if block == 0 else 1
-            x = block_class(self.features, stride, self.dtype, name=f'block{block}')(x, train)
+            x = BasicBlock(self.features, stride, activation, self.dtype, name=f'block{block}')(x, train)
         return x

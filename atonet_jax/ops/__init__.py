@@ -1,1 +1,58 @@
-"""ops"""
+"""Arrays to arrays: convolution, pooling, resizing, normalisation. Maps are [B, H, W, C].
+
+Each function is defined by a plain JAX program. On CPUs some of them run other programs that give the same values and
+gradients faster; `ops.cpu` holds these and the switch that turns them off.
+"""
+
+from atonet_jax.ops import cpu
+from atonet_jax.ops.convolution import conv, conv_prepared, conv_transpose, prepare_kernel
+from atonet_jax.ops.normalize import batch_normalize, batch_statistics, normalize_by_batch
+from atonet_jax.ops.pooling import (
+    adaptive_avg_pool,
+    adaptive_pool_matrix,
+    avg_pool,
+    max_pool,
+    max_pool_with_indices,
+    max_unpool,
+)
+from atonet_jax.ops.resize import (
+    align_corners_matrix,
+    bicubic_matrix,
+    enlarged_phases,
+    half_pixel_matrix,
+    phase_factors,
+    phase_weights,
+    resize_align_corners,
+    resize_bicubic,
+    resize_bilinear,
+    resize_nearest,
+    with_neighbours,
+)
+
+__all__ = [
+    'adaptive_avg_pool',
+    'adaptive_pool_matrix',
+    'align_corners_matrix',
+    'avg_pool',
+    'batch_normalize',
+    'batch_statistics',
+    'bicubic_matrix',
+    'conv',
+    'conv_prepared',
+    'conv_transpose',
+    'cpu',
+    'enlarged_phases',
+    'half_pixel_matrix',
+    'max_pool',
+    'max_pool_with_indices',
+    'max_unpool',
+    'normalize_by_batch',
+    'phase_factors',
+    'phase_weights',
+    'prepare_kernel',
+    'resize_align_corners',
+    'resize_bicubic',
+    'resize_bilinear',
+    'resize_nearest',
+    'with_neighbours',
+]

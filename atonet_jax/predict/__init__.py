@@ -15,7 +15,8 @@ from atonet_jax.config import validate
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import read_picture
 from atonet_jax.errors import InputError
-from atonet_jax.inference.segmenter import Segmenter, predict_labels
+from atonet_jax.inference.segmenter import Segmenter, prepared_variables
+from atonet_jax.inference.views import predict_labels
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
 from atonet_jax.predict.inputs import Source, find_sources
@@ -38,7 +39,7 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     Raises:
         InputError: no run, no input, or nowhere to write.
     """
-    validate(config, jax.device_count())
+    validate(config)
     options = config.predict
     is_submission = options.format == 'cityscapes_submission'
     folder = options.output or os.path.join(workdir, 'predictions')
@@ -74,7 +75,7 @@ def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray
         window=options.window or None,
         window_stride=options.window_stride or None,
     )
-    return partial(jax.jit(fn), network.variables)
+    return partial(jax.jit(fn), prepared_variables(network.model, network.variables, create_mesh()))
 
 
 class _Job:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
 from atonet_jax.errors import InputError, TrainingError
-from atonet_jax.models import abstract_variables
+from atonet_jax.models import abstract_variables, network
 from atonet_jax.process.devices import replicated
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.training.step import TrainState
@@ -140,11 +140,24 @@ class Checkpoints:
         return restored_state, restored.numbers
 
     def restore_variables(self, step: int, model: nn.Module, mesh: Mesh, averaged: bool) -> dict[str, Any]:
-        """The network's variables alone, on every device of the mesh; the averaged ones where asked."""
+        """The network's variables alone, on every device of the mesh; the averaged ones where asked.
+
+        Modules of training alone are left out where the checkpoint has none, as exported weights.
+        """
         item = 'averaged' if averaged else 'variables'
+        saved = self._manager.item_metadata(step)[item] or {}
+        absent = {
+            (collection, name)
+            for collection, modules in abstract_variables(model).items()
+            for name in modules
+            if name in network(model).training_only and name not in saved.get(collection, {})
+        }
+        variables = {
+            collection: {name: tree for name, tree in modules.items() if (collection, name) not in absent}
+            for collection, modules in abstract_variables(model).items()
+        }
         variables = jax.tree.map(
-            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(mesh)),
-            abstract_variables(model),
+            lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(mesh)), variables
         )
         args = {item: ocp.args.StandardRestore(variables)}
         return self._manager.restore(step, args=ocp.args.Composite(**args))[item]

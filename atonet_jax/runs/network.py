@@ -1,21 +1,28 @@
 """The network that a config describes, and where its variables come from: drawn, a PyTorch file, a run's checkpoint."""
 
+import logging
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax import torch_weights
+from atonet_jax.config import create_network
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import class_table
-from atonet_jax.models import abstract_variables, create_model, init_variables, option_names
+from atonet_jax.errors import InputError
+from atonet_jax.models import abstract_variables, init_variables
 from atonet_jax.process.devices import replicated
 from atonet_jax.runs.checkpoint import Checkpoints
-from atonet_jax.runs.workdir import changes_since, holds_run, load_class_table
+from atonet_jax.runs.workdir import changes_since, holds_run, load_class_table, load_config
+
+_log = logging.getLogger(__name__)
 
 
 class TrainedNetwork(NamedTuple):
@@ -23,7 +30,7 @@ class TrainedNetwork(NamedTuple):
 
     Attributes:
         model: the module.
-        variables: {'params', 'batch_stats'}, on every device.
+        variables: of training, on every device.
         class_table: the classes that it predicts.
         step: of the checkpoint; None where the variables are from a file.
     """
@@ -38,25 +45,41 @@ class TrainedNetwork(NamedTuple):
         return self._replace(model=self.model.clone(dtype=jnp.float32))
 
 
-def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
-    """The network of the config's section `model`; of its options, those that the network has."""
-    options = dict(config.model) | {'dtype': jnp.dtype(config.model.dtype)}
-    options = {key: value for key, value in options.items() if key in option_names(config.model.name)}
-    return create_model(config.model.name, num_classes, **options)
-
-
-def starting_variables(config: ConfigDict, model: nn.Module) -> dict[str, Any]:
+def starting_variables(config: ConfigDict, model: nn.Module, table: ClassTable, mesh: Mesh) -> dict[str, Any]:
     """Freshly drawn variables, over which those of `init_from` or `model.pretrained_backbone` are laid, where given.
 
     Raises:
-        InputError: the file cannot be read or does not fit.
+        InputError: the file or run cannot be read or does not fit.
     """
     variables = jax.jit(lambda: init_variables(model, config.seed))()
+    if config.init_from and holds_run(config.init_from):
+        return _from_run(config.init_from, model, table, variables, mesh)
     if config.init_from:
-        return torch_weights.load_network(config.init_from, model, None if config.init_strict else variables)
+        return torch_weights.load_network(config.init_from, model, variables, strict=config.init_strict)
     if config.model.pretrained_backbone:
-        return torch_weights.load_backbone(config.model.pretrained_backbone, variables)
+        return torch_weights.load_backbone(config.model.pretrained_backbone, model, variables)
     return variables
+
+
+def _from_run(
+    workdir: str, model: nn.Module, table: ClassTable, variables: Mapping[str, Any], mesh: Mesh
+) -> dict[str, Any]:
+    """What the run in `workdir` has learned; `variables` where shapes differ, and for layers of other classes."""
+    source = trained_network(load_config(workdir), workdir, mesh)
+    if type(source.model) is not type(model):
+        raise InputError(
+            f'config.init_from={workdir}: is a run of {type(source.model).__name__}, not of {type(model).__name__}; '
+            'give the run of the same network'
+        )
+    learned, flat = flatten_dict(source.variables, sep='/'), flatten_dict(variables, sep='/')
+    of_classes = torch_weights.class_layers(model) if source.class_table.class_names != table.class_names else set()
+    misfits = [path for path in flat if path not in learned or learned[path].shape != flat[path].shape]
+    fresh = {*misfits, *of_classes}
+    if len(fresh) > len(flat) // 2:
+        raise InputError(f'config.init_from={workdir}: most layers have other shapes; give the options of that run')
+    modules = sorted({path.split('/')[1] for path in fresh})
+    _log.info('network from step %d of %s%s', source.step, workdir, f'; fresh: {", ".join(modules)}' if modules else '')
+    return unflatten_dict({path: flat[path] if path in fresh else learned[path] for path in flat}, sep='/')
 
 
 def blank_variables(model: nn.Module) -> dict[str, Any]:
@@ -73,6 +96,8 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
     table = load_class_table(workdir) if holds_run(workdir) else class_table(config.data)
     model = create_network(config, table.num_classes)
     if config.init_from and not holds_run(workdir):
+        if holds_run(config.init_from):
+            raise InputError(f'config.init_from={config.init_from}: is a run; name it by --workdir')
         variables = jax.device_put(torch_weights.load_network(config.init_from, model), replicated(mesh))
         return TrainedNetwork(model, variables, table, step=None)
     changes_since(workdir, config, table)

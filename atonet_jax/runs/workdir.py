@@ -39,7 +39,7 @@ METRICS_FILE = 'metrics.jsonl'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
 # These change no parameter's shape.
-_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.remat ', 'config.model.pretrained_backbone ')
+_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ')
 _STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # what a training state holds depends on them
 
 
@@ -52,7 +52,7 @@ def load_config(workdir: str) -> ConfigDict:
     with _run_file(workdir, CONFIG_FILE) as stored:
         if 'model' not in stored:  # or it would be taken for a run with all defaults
             raise KeyError('model')
-        config = default_config()  # for settings that are newer than the run
+        config = default_config(stored['model']['name'])  # for settings that are newer than the run
         config.update(_lists_to_tuples(stored))
         return config
 

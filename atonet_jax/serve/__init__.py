@@ -32,7 +32,7 @@ def serve(config: ConfigDict, workdir: str) -> None:
         InputError: a setting that cannot work, a host or port that cannot be had, no run, checkpoint or weights.
     """
     mesh = create_mesh()
-    validate(config, mesh.size)
+    validate(config)
     listener = listen(config.serve.host, config.serve.port)  # first: loading and compiling take a while
     with listener:
         network = trained_network(config, workdir, mesh)

@@ -5,7 +5,6 @@ numbers that place it. The result is that of scaling the whole image, turning it
 and flipping the crop. What else changes, colours and the like (photometric.py), is drawn here.
 """
 
-import dataclasses
 import math
 from typing import NamedTuple
 
@@ -13,86 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.models.contract import IMAGENET, Normalization
 from atonet_jax.training import photometric
 
-# Of ImageNet, in units of pixel values 0..255: what backbone weights in the usual PyTorch file expect.
-MEAN_RGB = 255 * np.array([0.485, 0.456, 0.406], np.float32)
-STDDEV_RGB = 255 * np.array([0.229, 0.224, 0.225], np.float32)
-
 _LARGEST_ASPECT = 3  # of an erased rectangle, and its inverse the smallest
-
-
-@dataclasses.dataclass(frozen=True)
-class Augmentation:
-    """What is drawn for each training sample; hashable, so that it can shape a jitted program.
-
-    The defaults are what the published runs did beside their scale range; whatever is 0 is left out of the program.
-
-    Attributes:
-        crop_size: (height, width) of the crops in pixels.
-        scale_range: (lowest, highest) factor by which images are scaled, drawn uniformly.
-        flip: whether half of the crops are mirrored.
-        rotation: largest angle in degrees; drawn uniformly, to either side.
-        class_aware_crops: probability that a crop is placed so that it shows a pixel of a class, which is drawn
-            uniformly among those that the image has.
-        brightness: the factor is drawn uniformly in [1 - brightness, 1 + brightness], and not below 0.
-        contrast: as brightness.
-        saturation: as brightness.
-        hue: the shift is drawn uniformly in [-hue, hue], in turns; at most 0.5.
-        blur: probability that a crop is blurred.
-        blur_sigma: (lowest, highest) standard deviation of that in pixels, drawn uniformly; greater than 0.
-        erasing: probability that a rectangle of the crop becomes the mean colour, and its labels `IGNORE_LABEL`.
-        erasing_area: (smallest, largest) share of the crop that the rectangle takes, drawn uniformly.
-    """
-
-    crop_size: tuple[int, int]
-    scale_range: tuple[float, float] = (1.0, 1.0)
-    flip: bool = True
-    rotation: float = 0.0
-    class_aware_crops: float = 0.0
-    brightness: float = 0.0
-    contrast: float = 0.0
-    saturation: float = 0.0
-    hue: float = 0.0
-    blur: float = 0.0
-    blur_sigma: tuple[float, float] = (0.1, 2.0)
-    erasing: float = 0.0
-    erasing_area: tuple[float, float] = (0.02, 0.2)
-
-    @property
-    def needs_key(self) -> bool:
-        """Whether `augment` draws random numbers; those of the geometry come from the host."""
-        return any((self.brightness, self.contrast, self.saturation, self.hue, self.blur, self.erasing))
-
-
-class Geometry(NamedTuple):
-    """How a crop comes from its image; integers, so that host and device agree exactly.
-
-    Attributes:
-        image_height: of the image on disk.
-        image_width: of the image on disk.
-        scaled_height: of the image after scaling.
-        scaled_width: of the image after scaling.
-        crop_top: row of the scaled image at the crop's top; negative where the crop begins above the image.
-        crop_left: column of the scaled image at the crop's left; negative where it begins left of the image.
-        window_top: row of the image on disk at the window's top.
-        window_left: column of the image on disk at the window's left.
-        flip: 1 where the crop is mirrored left to right, else 0.
-        rotation: in 1/1000 degree, by which the scaled image is turned about the crop's centre before it is cropped;
-            positive is counterclockwise, as one sees the picture. 0 where `Augmentation.rotation` is.
-    """
-
-    image_height: int
-    image_width: int
-    scaled_height: int
-    scaled_width: int
-    crop_top: int
-    crop_left: int
-    window_top: int
-    window_left: int
-    flip: int
-    rotation: int = 0
 
 
 class _Draws(NamedTuple):
@@ -111,13 +36,11 @@ class _Draws(NamedTuple):
     erasing_right: jax.Array
 
 
-def normalize(images: jax.Array) -> jax.Array:
-    """RGB images of pixel values 0..255, [..., 3] of any dtype, to the network's input: float32, normalised."""
-    return (images.astype(jnp.float32) - MEAN_RGB) / STDDEV_RGB
-
-
 def augment(
-    batch: dict[str, jax.Array], augmentation: Augmentation, key: jax.Array | None = None
+    batch: dict[str, jax.Array],
+    augmentation: Augmentation,
+    key: jax.Array | None = None,
+    normalization: Normalization = IMAGENET,
 ) -> tuple[jax.Array, jax.Array]:
     """Makes the crops of a batch of `data.pipeline.train_batches`.
 
@@ -130,6 +53,7 @@ def augment(
         augmentation: as `train_batches` was given it; static.
         key: of JAX's default generator; not used, and may be None, unless `augmentation.needs_key`. Example i follows
             `jax.random.split(key, B)[i]` alone, on whichever device it lies.
+        normalization: what the network expects of its images.
 
     Returns:
         images [B, height, width, 3] float32, normalised, and labels [B, height, width] uint8 train ids.
@@ -141,10 +65,10 @@ def augment(
         raise ValueError(f'augment needs a random key for {augmentation}')
     examples = batch['image'], batch['label'], batch['geometry']
     keys = jax.random.split(key, len(batch['image'])) if augmentation.needs_key else None
-    return jax.vmap(lambda example, key: _augment_example(*example, augmentation, key))(examples, keys)
+    return jax.vmap(lambda example, key: _augment_example(*example, augmentation, key, normalization))(examples, keys)
 
 
-def _augment_example(window, labels, geometry, augmentation, key):
+def _augment_example(window, labels, geometry, augmentation, key, normalization):
     """`augment` of one example; key is None where nothing is drawn."""
     crop = _rotated_crop if augmentation.rotation else _crop
     image, labels, inside = crop(window, labels, Geometry(*geometry), augmentation.crop_size)
@@ -164,10 +88,11 @@ def _augment_example(window, labels, geometry, augmentation, key):
     if augmentation.blur:
         sigma = _between(augmentation.blur_sigma, draws.blur_sigma)
         radius = math.ceil(3 * augmentation.blur_sigma[1])
-        blurred = photometric.gaussian_blur(jnp.where(inside[..., None], image, MEAN_RGB), sigma, radius)
+        padded = jnp.where(inside[..., None], image, normalization.mean_color())
+        blurred = photometric.gaussian_blur(padded, sigma, radius)
         image = jnp.where(draws.blur < augmentation.blur, blurred, image)
 
-    image = jnp.where(inside[..., None], normalize(image), 0)
+    image = jnp.where(inside[..., None], normalization(image), 0)
     labels = jnp.where(inside, labels, jnp.uint8(IGNORE_LABEL))
 
     if augmentation.erasing:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from atonet_jax.training.augment import Augmentation
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.training.step import TrainState, gradient_of, step_inputs
 
 

@@ -1,23 +1,31 @@
 """The recipe's optimiser: SGD with momentum, coupled weight decay, and two parameter groups."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from atonet_jax.models.contract import Network
+
 GROUPS = ('backbone', 'rest')
 ADAM_SECOND_BETA = 0.99  # runs of a few hundred steps are too short for the usual 0.999
 
 
-def parameter_group(path: tuple[str, ...]) -> str:
-    """'backbone' for the convolutions of layer1 .. layer4, their shortcuts' too; 'rest' for all else.
+def parameter_group(path: tuple[str, ...], network: Network, frozen: Sequence[str] = ()) -> str:
+    """'frozen', or the one of `GROUPS` whose rate and decay a parameter takes.
 
-    The stem's convolution and every batch normalisation belong to the rest (recipe of the published runs).
+    Args:
+        path: of the parameter.
+        network: the contract that says so.
+        frozen: groups of the contract that stay as they are.
     """
-    in_stage = path[0] in ('layer1', 'layer2', 'layer3', 'layer4')
-    return 'backbone' if in_stage and path[-2] == 'conv' else 'rest'
+    group = network.group(path)
+    if group in frozen:
+        return 'frozen'
+    is_reduced = network.reduced(path) if network.reduced is not None else group == 'backbone'
+    return 'backbone' if is_reduced else 'rest'
 
 
 def learning_rate_schedule(
@@ -67,7 +75,13 @@ def learning_rate_schedule(
 
 
 def create_optimizer(
-    name: str, learning_rates: dict[str, optax.Schedule], *, momentum: float, weight_decays: dict[str, float]
+    name: str,
+    learning_rates: dict[str, optax.Schedule],
+    network: Network,
+    *,
+    momentum: float,
+    weight_decays: dict[str, float],
+    frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """The update rule of each parameter group.
 
@@ -75,8 +89,10 @@ def create_optimizer(
         name: 'sgd' computes what torch.optim.SGD does: decay added to the gradient, then momentum, then the rate.
             'adamw' learns faster from scratch; its decay is decoupled from the gradient.
         learning_rates: schedule of each of `GROUPS`.
+        network: the contract of the network, which says what belongs to which group.
         momentum: of both groups; Adam's first beta.
         weight_decays: of each of `GROUPS`.
+        frozen: groups of the contract that stay as they are.
     """
 
     def rule(group):
@@ -91,6 +107,10 @@ def create_optimizer(
         )
 
     def groups(params):
-        return jax.tree_util.tree_map_with_path(lambda path, _: parameter_group(tuple(k.key for k in path)), params)
+        def group_of(path, _):
+            return parameter_group(tuple(key.key for key in path), network, frozen)
 
-    return optax.multi_transform({group: rule(group) for group in GROUPS}, groups)
+        return jax.tree_util.tree_map_with_path(group_of, params)
+
+    rules = {group: rule(group) for group in GROUPS}
+    return optax.multi_transform(rules | {'frozen': optax.set_to_zero()}, groups)

@@ -9,23 +9,26 @@ from contextlib import nullcontext
 from functools import partial
 
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from atonet_jax.config import validate, validate_classes
+from atonet_jax.config import create_network, validate, validate_batches, validate_classes
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.sources import class_table, load_examples
-from atonet_jax.errors import TrainingError
+from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import Evaluator
 from atonet_jax.evaluation.metrics import Scores
+from atonet_jax.models import network
+from atonet_jax.models.contract import Network
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
-from atonet_jax.runs.network import blank_variables, create_network, starting_variables
-from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json
-from atonet_jax.training.augment import Augmentation
-from atonet_jax.training.losses import HardExampleMining
+from atonet_jax.runs.network import blank_variables, starting_variables
+from atonet_jax.runs.workdir import changes_since, claim, holds_run, load_config, lock, write_json
+from atonet_jax.training.losses import configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.recorder import Recorder
@@ -46,14 +49,20 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         Stopped: SIGTERM or SIGINT ended the run in good order.
     """
     mesh = create_mesh()
-    validate(config, mesh.size)
+    validate(config)
+    validate_batches(config, mesh.size)
     table = class_table(config.data)
     validate_classes(config, table.num_classes)
     if holds_run(workdir):
         changes_since(workdir, config, table)  # refuses another network before any data is read
     model = create_network(config, table.num_classes)
     resumes = has_checkpoint(workdir)
-    variables = blank_variables(model) if resumes else starting_variables(config, model)
+    if resumes and config.init_from != load_config(workdir).init_from:
+        raise InputError(
+            f'config.init_from={config.init_from}: {workdir} holds a run that has begun already; give a new --workdir '
+            'to start from these weights, or leave config.init_from as it was'
+        )
+    variables = blank_variables(model) if resumes else starting_variables(config, model, table, mesh)
     with lock(workdir) if is_main_process() else nullcontext():
         return _train(config, workdir, mesh, table, model, variables, resumes)
 
@@ -70,7 +79,7 @@ def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
 
     batch_size = config.train.batch_size
     total_steps = max(1, round(config.train.epochs * len(train_set) / batch_size))
-    learning_rates, optimizer = _create_optimizer(config, len(train_set), total_steps)
+    learning_rates, optimizer = _create_optimizer(config, network(model), len(train_set), total_steps)
     averaging = config.optimizer.ema_decay > 0
     state = create_state(variables, optimizer, averaging=averaging, mesh=mesh)
     _log.info(
@@ -93,7 +102,7 @@ def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
     recorder = Recorder(workdir, config, table, int(state.step), len(train_set))
     step_options = {
         'model': model,
-        'loss_options': _loss_options(config),
+        'loss_options': _loss_options(config, model),
         'augmentation': train_augmentation(config),
         'seed': config.seed,
     }
@@ -243,7 +252,7 @@ def train_augmentation(config: ConfigDict) -> Augmentation:
     )
 
 
-def _create_optimizer(config: ConfigDict, num_images: int, total_steps: int):
+def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, total_steps: int):
     """Learning rate schedules by parameter group, and the optimiser that follows them."""
     batch_size = config.train.batch_size
     # The published run steps torch's scheduler once an epoch, so that the rate is constant within it.
@@ -265,19 +274,21 @@ def _create_optimizer(config: ConfigDict, num_images: int, total_steps: int):
     optimizer = create_optimizer(
         config.optimizer.name,
         learning_rates,
+        contract,
         momentum=config.optimizer.momentum,
         weight_decays={group: factor * config.optimizer.weight_decay for group, factor in factors.items()},
+        frozen=config.optimizer.frozen,
     )
     return learning_rates, optimizer
 
 
-def _loss_options(config: ConfigDict) -> dict:
-    """Keyword arguments of `segmentation_loss`."""
-    loss = config.loss
-    names = (f'aux{level}' for level in config.model.aux_levels)
+def _loss_options(config: ConfigDict, model: nn.Module) -> dict:
+    """Keyword arguments of `total_loss`.
+
+    Raises:
+        InputError: as `configured_terms`.
+    """
     return {
-        'aux_weights': dict(zip(names, loss.aux_weights, strict=True)),
-        'aux_target': loss.aux_target,
-        'mining': HardExampleMining(loss.mining_threshold, loss.mining_min_kept) if loss.mining else None,
-        'class_weights': loss.class_weights or None,
+        'terms': configured_terms(network(model).terms, config.loss),
+        'class_weights': config.loss.class_weights or None,
     }

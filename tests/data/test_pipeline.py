@@ -9,12 +9,13 @@ import PIL.Image
 import pytest
 
 from atonet_jax.data import pipeline
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
 from atonet_jax.data.verify import verify
-from atonet_jax.training.augment import Augmentation, Geometry, augment
+from atonet_jax.training.augment import augment
 
 IMAGE_SIZE = (12, 20)
 CROP_SIZE = (8, 8)

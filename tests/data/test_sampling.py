@@ -6,9 +6,9 @@ import math
 import numpy as np
 import pytest
 
+from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, window_size
-from atonet_jax.training.augment import Augmentation, Geometry
 
 NUM_DRAWS = 3000
 # Two-sample Kolmogorov-Smirnov distance of that many draws each; above by chance once in 1000 times.

@@ -18,6 +18,7 @@ from tensorflow_datasets.core.utils import shard_utils
 
 from atonet_jax.config import default_config
 from atonet_jax.data import tfds_builders, tfds_copy, tfds_records
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.dataset import DataError, LocalFiles, SegmentationDataset
@@ -28,7 +29,6 @@ from atonet_jax.data.sources import prepare_copy
 from atonet_jax.data.tfds_builders import prepare
 from atonet_jax.data.tfds_copy import load_tfds, read_class_table
 from atonet_jax.data.verify import verify
-from atonet_jax.training.augment import Augmentation
 
 SIZE = (6, 10)
 COUNTS = {'train': 7, 'val': 3, 'test': 2}

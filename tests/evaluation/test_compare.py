@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from tests.evaluation.test_report import text_of
 
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.report.compare import compare
 from atonet_jax.runs.workdir import read_metrics, write_json
+from tests.evaluation.test_report import text_of
 
 
 @pytest.fixture(scope='module')

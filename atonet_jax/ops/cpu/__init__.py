@@ -1,1 +1,35 @@
-"""ops/cpu"""
+"""What CPUs compute faster: Winograd's convolution, gradients of convolutions, max-pooling with its gradient.
+
+The functions of `atonet_jax.ops` choose these programs; nothing else should call them. Other devices always run the
+plain programs (`jax.lax.platform_dependent`), so one traced program can be lowered for several platforms.
+
+The fast paths have reverse-mode gradients alone (`jax.custom_vjp`). Turn them off for `jax.jvp` and `jax.hessian`.
+"""
+
+import contextlib
+import contextvars
+import os
+from collections.abc import Iterator
+
+VARIABLE = 'ATONET_JAX_CPU_FAST_PATHS'  # of the environment: 0 turns all fast paths off
+_choice = contextvars.ContextVar('fast_paths', default=None)
+
+
+@contextlib.contextmanager
+def fast_paths(enabled: bool) -> Iterator[None]:
+    """Turns all fast paths on or off within the context, whatever the environment says.
+
+    The switch acts when a program is traced. A function that `jax.jit` has traced keeps what it was traced with: wrap
+    it in `jax.jit` anew, or call `jax.clear_caches()`. Other threads keep their own choice.
+    """
+    token = _choice.set(enabled)
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+def has_fast_paths() -> bool:
+    """Whether a program that is traced now may take them."""
+    choice = _choice.get()
+    return os.environ.get(VARIABLE, '1') != '0' if choice is None else choice

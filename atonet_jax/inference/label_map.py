@@ -1,0 +1,80 @@
+"""From logits to label maps, without full-resolution logits where it can be helped."""
+
+import jax
+import jax.numpy as jnp
+
+from atonet_jax import ops
+
+_MOST_PHASES = 16  # more, and the unrolled program grows too large
+
+
+def enlarge(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel') -> jax.Array:
+    """Bilinear resize of [B, h, w, C] to [B, *size, C]; `upsampling` is 'half_pixel' or 'align_corners'."""
+    if tuple(logits.shape[1:3]) == tuple(size):
+        return logits
+    return (ops.resize_align_corners if upsampling == 'align_corners' else ops.resize_bilinear)(logits, size)
+
+
+def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel') -> jax.Array:
+    """The most likely class of each pixel: [B, h, w, C] logits enlarged bilinearly to `size` -> [B, *size] uint8.
+
+    Full-resolution logits are never written: on CPU one class after the other is enlarged and compared with the best so
+    far, elsewhere one phase after the other is reduced to labels, where the enlargement goes by phases.
+    """
+
+    if tuple(logits.shape[1:3]) == tuple(size):
+        return argmax(logits)
+
+    def by_class(logits):
+        return _best_class(logits, size, upsampling)[0]
+
+    factors = ops.phase_factors(logits.shape[1:3], size, most=_MOST_PHASES)
+    if factors is None or upsampling != 'half_pixel':
+        return by_class(logits)
+
+    def by_phases(logits):
+        labels = [
+            jnp.stack([argmax(phase) for phase in ops.enlarged_phases(row_phase, factors[1], axis=2)], axis=3)
+            for row_phase in ops.enlarged_phases(logits, factors[0], axis=1)
+        ]
+        return jnp.stack(labels, axis=2).reshape(-1, *size)
+
+    return jax.lax.platform_dependent(logits, cpu=by_class, default=by_phases)
+
+
+def label_map_with_confidence(
+    logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel'
+) -> tuple[jax.Array, jax.Array]:
+    """`label_map`, and the softmax probability of each pixel's label: [B, *size] uint8 and [B, *size] float32."""
+    labels, best = _best_class(logits, size, upsampling)
+
+    def add(total, class_logits):
+        return total + jnp.exp(_enlarge_class(class_logits, size, upsampling) - best), None
+
+    total, _ = jax.lax.scan(add, jnp.zeros_like(best), jnp.moveaxis(logits, -1, 0))
+    return labels, 1 / total
+
+
+def _best_class(logits: jax.Array, size: tuple[int, int], upsampling: str) -> tuple[jax.Array, jax.Array]:
+    """The most likely class of each pixel and its enlarged logit."""
+
+    def compare(carry, class_logits):
+        index, labels, best = carry
+        enlarged = _enlarge_class(class_logits, size, upsampling)
+        labels = jnp.where(enlarged > best, index, labels)
+        return (index + jnp.uint8(1), labels, jnp.maximum(enlarged, best)), None
+
+    shape = (logits.shape[0], *size)
+    start = jnp.uint8(0), jnp.zeros(shape, jnp.uint8), jnp.full(shape, -jnp.inf)
+    (_, labels, best), _ = jax.lax.scan(compare, start, jnp.moveaxis(logits, -1, 0))
+    return labels, best
+
+
+def _enlarge_class(class_logits: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
+    """[B, h, w] -> [B, *size]."""
+    return enlarge(class_logits[..., None], size, upsampling)[..., 0]
+
+
+def argmax(logits: jax.Array) -> jax.Array:
+    """[..., C] -> [...] uint8: the most likely class."""
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)

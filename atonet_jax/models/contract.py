@@ -1,0 +1,192 @@
+"""The contract of a network: all that the rest of the program may know of it.
+
+Each file of models/ ends in a `Family`: its module, the names under which its forms are registered, and a function
+that describes a module as a `Network`. Nothing outside models/ names a layer, a prefix, a stride or a number of heads.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from atonet_jax.models.terms import Term
+
+GROUPS = ('backbone', 'head')
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """What a network expects of an image: (value / scale - mean) / std for each channel, in the network's order.
+
+    Attributes:
+        mean: of the channels, in the network's order.
+        std: likewise.
+        scale: what pixel values 0..255 are divided by first.
+        channels: the network's order, 'RGB' or 'BGR'.
+    """
+
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    scale: float = 255.0
+    channels: str = 'RGB'
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """RGB pixel values 0..255, [..., 3] of any dtype -> float32, as the network takes them."""
+        mean, std = self.in_pixel_values()
+        images = images.astype(jnp.float32)
+        return ((images if self.channels == 'RGB' else images[..., ::-1]) - mean) / std
+
+    def inverse(self, images: jax.Array) -> jax.Array:
+        """Normalised images, [..., 3] -> RGB pixel values, float32, not clipped."""
+        mean, std = self.in_pixel_values()
+        images = images * std + mean
+        return images if self.channels == 'RGB' else images[..., ::-1]
+
+    def in_pixel_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation in units of pixel values 0..255, [3] float32, in the network's order."""
+        mean, std = (np.float32(self.scale) * np.array(values, np.float32) for values in (self.mean, self.std))
+        return mean, std
+
+    def mean_color(self) -> np.ndarray:
+        """The colour that becomes 0, as RGB pixel values, [3] float32."""
+        mean, _ = self.in_pixel_values()
+        return mean if self.channels == 'RGB' else mean[::-1]
+
+
+IMAGENET = Normalization((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Modules of ours, and what a file of weights calls them.
+
+    Attributes:
+        path: regular expression for the whole path of a module that owns parameters, such as r'layer(\\d)/conv'.
+        name: the file's name of it, a template for `re.Match.expand`.
+        optional: a file may lack it, and then it starts fresh: heads that exist in training alone.
+    """
+
+    path: str
+    name: str
+    optional: bool = False
+
+
+def conv_norm(path: str, conv: str, norm: str, optional: bool = False) -> tuple[Rule, Rule]:
+    """The rules of a `ConvNorm`: its convolution and its batch normalisation."""
+    return Rule(f'{path}/conv', conv, optional), Rule(f'{path}/bn', norm, optional)
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightNames:
+    """One vocabulary of weight files.
+
+    Attributes:
+        rules: of every module that owns parameters; the first one that fits a path counts.
+        ignored: regular expression for names in files that are passed over.
+        whole: module -> the module whose parameters such a file holds, where it has more than the module needs.
+    """
+
+    rules: tuple[Rule, ...]
+    ignored: str = r'(?!)'
+    whole: Callable[[Any], Any] = lambda module: module
+
+    def name_of(self, path: str) -> str | None:
+        """The file's name of a module of ours; None where no rule fits."""
+        for rule in self.rules:
+            if match := re.fullmatch(rule.path, path):
+                return match.expand(rule.name)
+        return None
+
+    def is_optional(self, path: str) -> bool:
+        return next((rule.optional for rule in self.rules if re.fullmatch(rule.path, path)), False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """What is published of a network.
+
+    Attributes:
+        title: of the network, as tables print it.
+        source: paper, and the code that the definition follows.
+        parameters: of inference with 19 classes; exact, held by a test.
+        macs: ((height, width), multiply-accumulates of the convolutions) with 19 classes; exact, held by a test.
+        notes: what published figures mean where they do not mean what their columns say.
+    """
+
+    title: str
+    source: str
+    parameters: int | None = None
+    macs: tuple[tuple[int, int], int] | None = None
+    notes: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What the rest of the program knows of one network.
+
+    Attributes:
+        terms: of the training loss; between them they take every training output.
+        published: figures and sources.
+        training_only: names of the modules at the top that only training has.
+        group: path of a parameter -> one of `GROUPS`, which can be frozen.
+        reduced: path of a parameter -> whether it takes the backbone's learning rate and weight decay; None: all of
+            the group 'backbone' do.
+        normalization: of the images.
+        multiple_of: sides that the module takes; others are padded at the right and the bottom with zeros after
+            normalisation, and the outputs cut back.
+        smallest: the least height and width that it takes.
+        upsampling: from logits to the image's size: 'half_pixel' or 'align_corners'.
+        weights: vocabularies of whole networks, by name; the first one is written by `to_torch`.
+        backbone: vocabulary of files that hold the backbone alone; None where there is none.
+    """
+
+    terms: tuple[Term, ...]
+    published: Published
+    training_only: tuple[str, ...] = ()
+    group: Callable[[tuple[str, ...]], str] = lambda path: 'head'
+    reduced: Callable[[tuple[str, ...]], bool] | None = None
+    normalization: Normalization = IMAGENET
+    multiple_of: int = 1
+    smallest: int = 1
+    upsampling: str = 'half_pixel'
+    weights: Mapping[str, WeightNames] = dataclasses.field(default_factory=dict)
+    backbone: WeightNames | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Networks of one module.
+
+    Attributes:
+        module: a Flax module with attributes `num_classes`, `dtype` and options with defaults;
+            __call__(images, train) -> {'logits': ..., and with `train` other outputs by name}.
+        describe: the contract of a module with its options.
+        variants: {registered name: options that make it}.
+        check: raises ValueError, naming the option, where options of a module cannot work.
+    """
+
+    module: type[nn.Module]
+    describe: Callable[[Any], Network]
+    variants: Mapping[str, Mapping[str, Any]]
+    check: Callable[[Any], None] = lambda module: None
+
+
+def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
+    """[B, H, W, C], padded at the bottom and the right with zeros until `multiple` divides both sides."""
+    bottom, right = (-length % multiple for length in images.shape[1:3])
+    return jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0))) if bottom or right else images
+
+
+def cut_back(outputs: Mapping[str, jax.Array], padded: Sequence[int], size: Sequence[int]) -> dict[str, jax.Array]:
+    """Outputs [B, h, w, C] of images that were padded to `padded`, without what lies beyond `size`, (height, width)."""
+
+    def cut(output):
+        rows, columns = (-(-new * n // old) for n, old, new in zip(output.shape[1:3], padded, size, strict=True))
+        return output[:, :rows, :columns]
+
+    return {name: cut(output) for name, output in outputs.items()}

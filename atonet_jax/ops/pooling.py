@@ -1,0 +1,194 @@
+"""Max-pooling, with indices and back, and average-pooling, as torch has them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atonet_jax.errors import InputError
+from atonet_jax.ops.cpu import has_fast_paths
+from atonet_jax.ops.cpu import pooling as cpu_pooling
+from atonet_jax.ops.resize import map_axis
+from atonet_jax.ops.window import IntOrPair, Padding, Pair, PoolWindow, padding_pairs, pair
+
+
+def max_pool(
+    x: jax.Array, window: IntOrPair = 3, stride: IntOrPair = 2, padding: Padding = 1, ceil: bool = False
+) -> jax.Array:
+    """Max-pooling. Pixels of the padding count as -infinity; NaN stays.
+
+    On CPUs the gradients of 3x3 windows with stride 2 and padding 1, and of 2x2 ones with stride 2, go by a faster
+    program (`ops.cpu.pooling`).
+
+    Args:
+        x: [B, H, W, C] float.
+        window: rows and columns of a window, or (rows, columns).
+        stride: from one window to the next, or (rows, columns).
+        padding: on all sides, (rows, columns), or ((top, bottom), (left, right)).
+        ceil: the last window may reach beyond the padding (torch's ceil_mode), but must begin inside of map or padding.
+
+    Returns:
+        [B, H', W', C], H' = (H + top + bottom - window) / stride + 1, rounded down, or up with `ceil`. Of equal pixels
+        the first takes the gradient.
+    """
+    window = _pool_window(x, window, stride, padding, ceil)
+    if has_fast_paths() and cpu_pooling.has_fast_gradient(window):
+        return cpu_pooling.max_pool(x, window)
+    return cpu_pooling.plain_max_pool(x, window)
+
+
+def max_pool_with_indices(
+    x: jax.Array, window: IntOrPair = 3, stride: IntOrPair = 2, padding: Padding = 1, ceil: bool = False
+) -> tuple[jax.Array, jax.Array]:
+    """Max-pooling and where each value was found.
+
+    Args:
+        x, window, stride, padding, ceil: as in `max_pool`.
+
+    Returns:
+        What `max_pool` gives; and of each value its index, row * W + column in the map without padding, int32 of the
+        same shape. Of equal pixels the first counts, as in torch. Indices have no gradient.
+    """
+    window = _pool_window(x, window, stride, padding, ceil)
+    largest, places = _largest_and_places(x, window)
+    places = places.astype(jnp.int32)
+    rows, columns = (
+        stride * np.arange(length) - before
+        for length, stride, (before, _) in zip(largest.shape[1:3], window.stride, window.padding, strict=True)
+    )
+    of_window = (rows[:, None] * x.shape[2] + columns)[:, :, None].astype(np.int32)
+    row = jax.lax.div(places, np.int32(window.size[1]))
+    return largest, of_window + (row * x.shape[2] + (places - row * window.size[1]))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _largest_and_places(x, window):
+    return window.first_largest(x)
+
+
+def _forward(x, window):
+    largest, places = window.first_largest(x)
+    return (largest, places), (places, x)
+
+
+def _backward(window, saved, cotangents):
+    places, x = saved  # of x the shape alone is needed
+    return (cpu_pooling.place_gradient(cotangents[0], places, window, x.shape),)
+
+
+_largest_and_places.defvjp(_forward, _backward)
+
+
+def _pool_window(x: jax.Array, window, stride, padding, ceil) -> PoolWindow:
+    size, stride, padding = pair(window), pair(stride), padding_pairs(padding)
+    if ceil:
+        padding = tuple(
+            (before, after + _missing(length, *sides, before, after))
+            for length, *sides, (before, after) in zip(x.shape[1:3], size, stride, padding, strict=True)
+        )
+    found = PoolWindow(size, stride, padding)
+    if min(found.output_size(x.shape[1:3])) < 1:
+        raise InputError(f'pooling: a map of {x.shape[1]}x{x.shape[2]} is smaller than a window of {size[0]}x{size[1]}')
+    return found
+
+
+def _missing(length: int, size: int, stride: int, before: int, after: int) -> int:
+    """How far the last window reaches beyond the padding, where one more begins inside of map or padding."""
+    rest = (length + before + after - size) % stride
+    last = length + before + after - size - rest + stride  # where one more window would begin
+    return stride - rest if rest and last < length + before else 0
+
+
+def max_unpool(x: jax.Array, indices: jax.Array, size: Pair, window: IntOrPair | None = None) -> jax.Array:
+    """Puts each value back where `max_pool_with_indices` found it; zeros elsewhere.
+
+    Args:
+        x: [B, h, w, C].
+        indices: [B, h, w, C] int32, row * W + column in a map of `size` = (H, W).
+        size: (H, W) of the result.
+        window: rows and columns of the windows, or (rows, columns), where the indices come from windows that do not
+            overlap: of stride = window, without padding at the top and on the left. It is faster then. None: from any.
+
+    Returns:
+        [B, H, W, C]. Where several values have one index, which overlapping windows give, it is one of them, on CPUs
+        the last; each takes the pixel's gradient, as in torch.
+
+    Raises:
+        InputError: `x` and `indices` have different shapes.
+    """
+    if x.shape != indices.shape:
+        raise InputError(f'unpooling: the values are {tuple(x.shape)} and the indices {tuple(indices.shape)}; '
+                         'both must be the same [B, h, w, C]')  # fmt: skip
+    if window is None:
+        return _scatter(x, indices, tuple(size))
+    return _unpool_windows(x, indices, size, pair(window))
+
+
+def _unpool_windows(x, indices, size, window):
+    """A comparison for each place of a window, instead of a scatter."""
+    batch, height, width, channels = x.shape
+    first = (np.arange(height)[:, None] * window[0] * size[1] + np.arange(width) * window[1])[:, :, None]
+    places = indices - first.astype(np.int32)
+    rows = [
+        jnp.stack([jnp.where(places == row * size[1] + column, x, 0) for column in range(window[1])], 3)
+        for row in range(window[0])
+    ]
+    unpooled = jnp.stack(rows, 2).reshape(batch, window[0] * height, window[1] * width, channels)
+    unpooled = unpooled[:, : size[0], : size[1]]
+    below, right = (new - old for new, old in zip(size, unpooled.shape[1:3], strict=True))
+    return jnp.pad(unpooled, ((0, 0), (0, below), (0, right), (0, 0)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _scatter(x, indices, size):
+    batch, height, width, channels = x.shape
+    x, indices = (array.reshape(batch, height * width, channels) for array in (x, indices))
+    images, of_channels = np.arange(batch)[:, None, None], np.arange(channels)
+    scattered = jnp.zeros((batch, size[0] * size[1], channels), x.dtype).at[images, indices, of_channels].set(x)
+    return scattered.reshape(batch, *size, channels)
+
+
+def _scatter_forward(x, indices, size):
+    return _scatter(x, indices, size), indices
+
+
+def _scatter_backward(size, indices, cotangent):
+    batch, height, width, channels = indices.shape
+    pixels = cotangent.reshape(batch, -1, channels)
+    gradient = jnp.take_along_axis(pixels, indices.reshape(batch, -1, channels), 1)
+    return gradient.reshape(indices.shape), None
+
+
+_scatter.defvjp(_scatter_forward, _scatter_backward)
+
+
+def avg_pool(x: jax.Array, window: IntOrPair, stride: IntOrPair, padding: Padding = 0) -> jax.Array:
+    """Average-pooling. The zeros of the padding count (torch's count_include_pad, its default).
+
+    Args:
+        x: [B, H, W, C] float; sums are float32.
+        window, stride, padding: as in `max_pool`.
+
+    Returns:
+        [B, H', W', C] in x's dtype, H' = (H + top + bottom - window) // stride + 1.
+    """
+    window = _pool_window(x, window, stride, padding, ceil=False)
+    strides, pads = (1, *window.stride, 1), ((0, 0), *window.padding, (0, 0))
+    summed = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, (1, *window.size, 1), strides, pads)
+    return (summed / (window.size[0] * window.size[1])).astype(x.dtype)
+
+
+def adaptive_avg_pool(x: jax.Array, size: Pair) -> jax.Array:
+    """Average-pools [B, H, W, C] to [B, *size, C] by torch's rule; `size` may exceed (H, W)."""
+    rows, columns = (adaptive_pool_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
+    return map_axis(map_axis(x, rows, 1), columns, 2)
+
+
+def adaptive_pool_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old]: torch's rule, cell i averages pixels floor(i * old / new) .. ceil((i + 1) * old / new) - 1."""
+    matrix = np.zeros((new, old), np.float32)
+    for cell in range(new):
+        start, stop = cell * old // new, -(-(cell + 1) * old // new)
+        matrix[cell, start:stop] = 1 / (stop - start)
+    return matrix

@@ -1,0 +1,137 @@
+"""Resizing of maps.
+
+Each kind is a linear map along one axis at a time, so each is a small constant matrix. Bilinear enlargement by a whole
+factor needs no matrix: every output pixel is one of `factor` fixed blends of two neighbours, its phases.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""
+    for axis in (2, 1):  # rows last: whole ones are moved where most is
+        old, new = x.shape[axis], size[axis - 1]
+        if new == old:
+            continue
+        if new % old == 0:
+            phases = jnp.stack(enlarged_phases(x, new // old, axis), axis + 1)
+            x = phases.reshape(*x.shape[:axis], new, *x.shape[axis + 1 :])
+        else:
+            x = map_axis(x, half_pixel_matrix(old, new), axis)
+    return x
+
+
+def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
+    rows, columns = (align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
+    return map_axis(map_axis(x, rows, 1), columns, 2)
+
+
+def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Resize of [B, H, W, C] to [B, *size, C]: pixel i takes pixel floor(i * old / new), as in torch's 'nearest'."""
+    for axis in (2, 1):
+        old, new = x.shape[axis], size[axis - 1]
+        if new % old == 0:
+            x = jnp.repeat(x, new // old, axis)
+        else:
+            x = jnp.take(x, np.arange(new) * old // new, axis)
+    return x
+
+
+def resize_bicubic(x: jax.Array, size: tuple[int, int], a: float = -0.75) -> jax.Array:
+    """Bicubic half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C].
+
+    `a` is the slope of Keys' kernel at 1 ("Cubic Convolution Interpolation for Digital Image Processing"): -0.75 in
+    torch and OpenCV, -0.5 in Pillow and TensorFlow.
+    """
+    rows, columns = (bicubic_matrix(old, new, a) for old, new in zip(x.shape[1:3], size, strict=True))
+    return map_axis(map_axis(x, rows, 1), columns, 2)
+
+
+def phase_factors(old: tuple[int, int], new: tuple[int, int], most: int | None = None) -> tuple[int, int] | None:
+    """Row and column factors of an enlargement by whole factors from `old` to `new`, which can go phase by phase.
+
+    None where it is not by whole factors, or has more than `most` phases: programs that spell out each grow with them.
+    """
+    if new[0] % old[0] or new[1] % old[1]:
+        return None
+    factors = new[0] // old[0], new[1] // old[1]
+    return factors if most is None or factors[0] * factors[1] <= most else None
+
+
+def enlarged_phases(x: jax.Array, factor: int, axis: int) -> list[jax.Array]:
+    """Bilinear half-pixel enlargement by a whole factor, not interleaved.
+
+    Element p holds output pixels p, p + factor, p + 2 * factor, ... along `axis`, in the shape of `x`.
+    """
+    pixels = with_neighbours(x, axis)
+    return [
+        sum(weight * part for weight, part in zip(weights, pixels, strict=True) if weight)
+        for weights in phase_weights(factor).tolist()
+    ]
+
+
+def with_neighbours(x: jax.Array, axis: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The pixels before those of `x` along `axis`, these, and those after them; the outermost stand for their own."""
+    length = x.shape[axis]
+    before = jnp.concatenate([_slice(x, 0, 1, axis), _slice(x, 0, length - 1, axis)], axis)
+    after = jnp.concatenate([_slice(x, 1, length, axis), _slice(x, length - 1, length, axis)], axis)
+    return before, x, after
+
+
+def phase_weights(factor: int) -> np.ndarray:
+    """[factor, 3] float32: what each phase of an enlargement by `factor` takes of `with_neighbours`."""
+    offsets = (np.arange(factor) + 0.5) / factor - 0.5
+    return np.stack([np.maximum(-offsets, 0), 1 - np.abs(offsets), np.maximum(offsets, 0)], 1).astype(np.float32)
+
+
+def _slice(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:
+    return jax.lax.slice_in_dim(x, start, stop, axis=axis)
+
+
+def map_axis(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
+    """Applies `matrix` [new, old] along axis 1 or 2 of [B, H, W, C]."""
+    return jnp.einsum(('oh,bhwc->bowc', 'ow,bhwc->bhoc')[axis - 1], matrix.astype(x.dtype), x)
+
+
+def half_pixel_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old] float32: bilinear resizing in which pixels are areas, and the borders stay where they are."""
+    return _two_tap_matrix(_half_pixel_positions(old, new), old)
+
+
+def align_corners_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old] float32: bilinear resizing that leaves the first and the last pixel's centre where they are."""
+    return _two_tap_matrix(np.arange(new) * ((old - 1) / max(new - 1, 1)), old)
+
+
+def bicubic_matrix(old: int, new: int, a: float = -0.75) -> np.ndarray:
+    """[new, old] float32: Keys' four taps a pixel; taps beyond the border take its pixel."""
+    positions = _half_pixel_positions(old, new)
+    matrix = np.zeros((new, old))
+    for offset in (-1, 0, 1, 2):
+        taps = np.floor(positions).astype(int) + offset
+        distances = np.abs(positions - taps)
+        near = ((a + 2) * distances - (a + 3)) * distances**2 + 1
+        far = ((distances - 5) * distances + 8) * distances * a - 4 * a
+        np.add.at(matrix, (np.arange(new), np.clip(taps, 0, old - 1)), np.where(distances <= 1, near, far))
+    return matrix.astype(np.float32)
+
+
+def _half_pixel_positions(old: int, new: int) -> np.ndarray:
+    return (np.arange(new) + 0.5) * (old / new) - 0.5
+
+
+def _two_tap_matrix(positions: Sequence[float], old: int) -> np.ndarray:
+    """[len(positions), old]: linear interpolation at `positions`, clamped to the first and last pixel."""
+    positions = np.clip(positions, 0, old - 1)
+    lower = np.floor(positions).astype(int)
+    upper = np.minimum(lower + 1, old - 1)
+    matrix = np.zeros((len(positions), old))
+    rows = np.arange(len(positions))
+    np.add.at(matrix, (rows, lower), 1 - (positions - lower))
+    np.add.at(matrix, (rows, upper), positions - lower)
+    return matrix.astype(np.float32)

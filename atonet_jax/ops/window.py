@@ -1,0 +1,81 @@
+"""Sizes, strides and padding of windows, as convolutions and pools share them."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Pair = tuple[int, int]
+IntOrPair = int | Sequence[int]
+Padding = int | Sequence[int] | Sequence[Sequence[int]]
+
+
+def pair(value: IntOrPair) -> Pair:
+    """(rows, columns) of an int, which stands for both, or of a pair."""
+    if hasattr(value, '__len__'):
+        rows, columns = value
+        return int(rows), int(columns)
+    return int(value), int(value)
+
+
+def padding_pairs(padding: Padding) -> tuple[Pair, Pair]:
+    """((top, bottom), (left, right)) of an int, of (rows, columns), or of that itself."""
+    rows, columns = padding if hasattr(padding, '__len__') else (padding, padding)
+    return pair(rows), pair(columns)
+
+
+class PoolWindow(NamedTuple):
+    """Where the windows of a pool lie.
+
+    Attributes:
+        size: rows and columns of a window.
+        stride: from one window to the next.
+        padding: ((top, bottom), (left, right)).
+    """
+
+    size: Pair
+    stride: Pair
+    padding: tuple[Pair, Pair]
+
+    def output_size(self, size: Pair) -> Pair:
+        """(H', W') of a map of (H, W)."""
+        rows, columns = (
+            (length + before + after - window) // stride + 1
+            for length, window, stride, (before, after) in zip(size, *self, strict=True)
+        )
+        return rows, columns
+
+    def parts(self, x: jax.Array, padding_value: float = 0.0) -> list[jax.Array]:
+        """[B, H, W, C] -> a [B, H', W', C] for each place in the window, row by row: the pixels that lie there."""
+        height, width = self.output_size(x.shape[1:3])
+        x = jnp.pad(x, ((0, 0), *self.padding, (0, 0)), constant_values=padding_value)
+        rows, columns = self.stride
+        return [
+            x[:, top : top + rows * (height - 1) + 1 : rows, left : left + columns * (width - 1) + 1 : columns]
+            for top, left in np.ndindex(*self.size)
+        ]
+
+    def first_largest(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Of each window the largest pixel, and its place: the first of equal ones, the last that is NaN.
+
+        Returns:
+            [B, H', W', C] of x's dtype; [B, H', W', C], uint8 where the window has at most 256 places, else int32.
+        """
+        dtype = jnp.uint8 if self.size[0] * self.size[1] <= 256 else jnp.int32
+        parts = self.parts(x, -jnp.inf)
+        largest = jnp.full_like(parts[0], -jnp.inf)
+        places = jnp.broadcast_to(self._first_inside(largest.shape[1:3]).astype(dtype)[:, :, None], largest.shape)
+        for place, values in enumerate(parts):
+            larger = (values > largest) | jnp.isnan(values)
+            largest, places = jnp.where(larger, values, largest), jnp.where(larger, jnp.array(place, dtype), places)
+        return largest, places
+
+    def _first_inside(self, output_size: Pair) -> np.ndarray:
+        """[H', W']: the place of each window's first pixel that is no padding."""
+        rows, columns = (
+            np.maximum(before - stride * np.arange(length), 0)
+            for length, stride, (before, _) in zip(output_size, self.stride, self.padding, strict=True)
+        )
+        return rows[:, None] * self.size[1] + columns
