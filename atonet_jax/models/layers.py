@@ -6,6 +6,7 @@ of two neighbours.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -209,6 +210,7 @@ def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return _map_rows_and_columns(x, rows, columns)
 
 
+@partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""
     for axis in (2, 1):  # rows last: whole ones are moved where most is
