@@ -41,11 +41,11 @@ from atonet_jax.export.onnx.fusion import fuse
 from atonet_jax.export.onnx.lowering import lower
 from atonet_jax.export.onnx.program import trace
 
-# Remainders by 2 .. 32 differ, so that a size rounded up is told from one rounded down. In units of the multiple.
-_HEIGHTS = (225, 272, 351, 416)
-_WIDTHS = (305, 384, 449, 543)
-_MULTIPLES_HIGH, _MULTIPLES_WIDE = (7, 9, 12, 13), (10, 11, 15, 18)
-_BATCHES = (2, 3, 5, 7)
+# Heights and widths to trace with where they may be any, in units of the multiple. Remainders by 2 .. 32 differ,
+# so that a size rounded up is told from one rounded down.
+_HEIGHTS, _WIDTHS = (225, 272, 351, 416, 301, 506), (305, 384, 449, 543, 263, 486)
+_HEIGHTS_OF_MULTIPLES, _WIDTHS_OF_MULTIPLES = (7, 9, 12, 13, 16, 11), (10, 11, 15, 18, 8, 19)
+_BATCHES = (2, 3, 5, 7, 4, 6)
 
 
 def to_onnx(
@@ -89,11 +89,11 @@ def _example_shapes(shape, size_axes, size_multiple) -> list[tuple[int, ...]]:
     """One shape where all axes are fixed, else several that differ in all axes that are not."""
     if None not in shape:
         return [tuple(shape)]
-    heights, widths = (_HEIGHTS, _WIDTHS) if size_multiple == 1 else (_MULTIPLES_HIGH, _MULTIPLES_WIDE)
-    examples = {0: _BATCHES, size_axes[0]: [size_multiple * n for n in heights],
-                size_axes[1]: [size_multiple * n for n in widths]}  # fmt: skip
-    if size_multiple == 1:
-        examples[size_axes[0]], examples[size_axes[1]] = heights, widths
+    heights, widths = _HEIGHTS, _WIDTHS
+    if size_multiple > 1:
+        heights, widths = ([size_multiple * n for n in numbers] for numbers in (
+            _HEIGHTS_OF_MULTIPLES, _WIDTHS_OF_MULTIPLES))  # fmt: skip
+    examples = {0: _BATCHES, size_axes[0]: heights, size_axes[1]: widths}
     count = len(_BATCHES) if shape[size_axes[0]] is None else 2
     return [
         tuple(examples[axis][i] if length is None else length for axis, length in enumerate(shape))

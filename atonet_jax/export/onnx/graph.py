@@ -1,5 +1,6 @@
 """Nodes and constants of an ONNX graph, and numbers that are known only when it runs."""
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ _OPSET = 18
 _IR_VERSION = 10  # read by runtimes since 2024
 _LARGEST_SHARED = 2**16  # bytes of constants that are compared with those that are there
 _END = 2**62
+_DIVISORS = (2, 3, 4, 8, 16, 32, 64)
 
 
 class Graph:
@@ -36,7 +38,7 @@ class Graph:
 
     def constant(self, values, dtype=None) -> str:
         array = np.ascontiguousarray(values, dtype).reshape(np.shape(values))
-        key = (array.dtype, array.shape, array.tobytes()) if array.nbytes <= _LARGEST_SHARED else id(values)
+        key = (array.dtype, array.shape, array.tobytes()) if array.nbytes <= _LARGEST_SHARED else id(array)
         if key not in self._known:
             self._known[key] = f'constant_{len(self._constants)}'
             self._constants[self._known[key]] = array
@@ -63,34 +65,40 @@ class Graph:
             name, axis = self._sizes[size]
             return self('Shape', name, start=axis, end=axis + 1)
         for known in list(self._sizes):
-            difference = combine(lambda a, b: a - b, size, known)
-            if not isinstance(difference, Varied):
-                return self('Add', self.size(known), self.integers(difference))
-            if all(k and s % k == 0 for s, k in zip(size, known, strict=True)):
-                factor = combine(lambda a, b: a // b, size, known)
-                if not isinstance(factor, Varied):
-                    return self('Mul', self.size(known), self.integers(factor))
-                if factor in self._sizes:
-                    return self('Mul', self.size(known), self.size(factor))
-            for divisor in (2, 3, 4, 8, 16, 32, 64):
-                if size == combine(lambda a, n=divisor: -(-a // n), known):
-                    return self('Div', self('Add', self.size(known), self.integers(divisor - 1)),
-                                self.integers(divisor))  # fmt: skip
-                if size == combine(lambda a, n=divisor: a // n, known):
-                    return self('Div', self.size(known), self.integers(divisor))
-        return self._ratio(size)
-
-    def _ratio(self, size: Varied) -> str:
-        """max(1, round(factor * a / b)) of sizes a, b: grids of square cells."""
-        for a in self._sizes:
-            for b in self._sizes:
-                for factor in (1, 2, 3, 4, 6, 8, 12, 16) if a != b else ():
+            name = self._simple(size, known)
+            if name is not None:
+                return name
+        latest = list(self._sizes)[::-1]  # of maps that are near
+        for a, b in itertools.permutations(latest, 2):
+            if self._sizes[a][0] == self._sizes[b][0]:
+                for factor in range(1, 33):
                     if size == combine(lambda a, b, n=factor: max(1, round(n * a / b)), a, b):
-                        wide, high = (self('Cast', self.size(s), to=TensorProto.DOUBLE) for s in (a, b))
-                        wide = self('Mul', wide, self.constant(np.array([factor], np.float64)))
-                        rounded = self('Cast', self('Round', self('Div', wide, high)), to=TensorProto.INT64)
-                        return self('Max', rounded, self.integers(1))
+                        return self._ratio(factor, a, b)
         raise KeyError(size)
+
+    def _simple(self, size: Varied, known: Varied) -> str | None:
+        """`size` where it is a sum, a product or a quotient of a known size."""
+        difference = combine(lambda a, b: a - b, size, known)
+        if not isinstance(difference, Varied):
+            return self('Add', self.size(known), self.integers(difference))
+        if all(k and s % k == 0 for s, k in zip(size, known, strict=True)):
+            factor = combine(lambda a, b: a // b, size, known)
+            if not isinstance(factor, Varied) or factor in self._sizes:
+                return self('Mul', self.size(known), self.size(factor))
+        for divisor in _DIVISORS:
+            if size == combine(lambda n: n // divisor, known):
+                return self('Div', self.size(known), self.integers(divisor))
+            if size == combine(lambda n: -(-n // divisor), known):
+                raised = self('Add', self.size(known), self.integers(divisor - 1))
+                return self('Div', raised, self.integers(divisor))
+        return None
+
+    def _ratio(self, factor: int, a: Size, b: Size) -> str:
+        """max(1, round(factor * a / b)): the other side of a grid of square cells."""
+        a, b = (self('Cast', self.size(size), to=TensorProto.DOUBLE) for size in (a, b))
+        a = self('Mul', a, self.constant(np.array([factor], np.float64)))
+        rounded = self('Cast', self('Round', self('Div', a, b)), to=TensorProto.INT64)
+        return self('Max', rounded, self.integers(1))
 
     def size_vector(self, sizes: Sequence[Size]) -> str:
         """An int64 vector of sizes."""
