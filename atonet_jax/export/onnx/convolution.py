@@ -19,6 +19,8 @@ def _convolution(lowering, step, x, kernel, bias=None):
     groups, input_dilation, pads = params['feature_group_count'], params['lhs_dilation'], params['padding']
     array = None
     if isinstance(kernel, Constant):
+        if kernel.array is None:
+            raise NotImplementedError('a kernel that depends on the size of the images')
         array = np.broadcast_to(kernel.array, kernel.shape).transpose(numbers.rhs_spec)
     bias = None if bias is None else bias.array
     relu = params.get('relu', False)

@@ -66,16 +66,21 @@ def _dynamic_slice(lowering, step, x, *starts):
 
 @rule('dynamic_update_slice')
 def _dynamic_update_slice(lowering, step, x, update, *starts):
-    """Between what lies before and after, along the one axis where the update is smaller."""
-    x, update = lowering.whole(x), lowering.whole(update)
+    if not all(isinstance(start, Constant) for start in starts):
+        raise NotImplementedError('an update at a computed place')
+    return _updated(lowering, lowering.whole(x), lowering.whole(update), [start.scalar for start in starts])
+
+
+def _updated(lowering, x: Value, update: Value, starts) -> Value:
+    """The update between what lies before and after it, along the one axis where it is smaller."""
     smaller = [axis for axis, (a, b) in enumerate(zip(x.shape, update.shape, strict=True)) if a != b]
     if not smaller:
         return dataclasses.replace(update, dtype=x.dtype)
-    if len(smaller) > 1 or not all(isinstance(start, Constant) for start in starts):
-        raise NotImplementedError('an update of several axes or at a computed place')
+    if len(smaller) > 1:
+        raise NotImplementedError('an update that is smaller along several axes')
     (axis,) = smaller
     length, size, place = x.shape[axis], update.shape[axis], x.order.index(axis)
-    start = combine(lambda s, n, k: min(max(int(s), 0), n - k), starts[axis].scalar, length, size)
+    start = combine(lambda s, n, k: min(max(int(s), 0), n - k), starts[axis], length, size)
     stop = combine(lambda a, b: a + b, start, size)
     parts = [lowering.in_order(update, x.order)]
     if start != 0:
@@ -212,6 +217,12 @@ def _scatter(lowering, step, x, indices, updates):
     numbers = step.params['dimension_numbers']
     named, inserted = tuple(numbers.scatter_dims_to_operand_dims), tuple(numbers.inserted_window_dims)
     batching = tuple(numbers.operand_batching_dims)
+    known = isinstance(indices, Constant) and indices.array is not None and len(indices.shape) == 1
+    if step.op == 'scatter' and known and not inserted and not batching:  # one slice
+        starts = [0] * len(x.shape)
+        for axis, start in zip(named, np.broadcast_to(indices.array, indices.shape).tolist(), strict=True):
+            starts[axis] = start
+        return _updated(lowering, lowering.whole(x), lowering.whole(updates), starts)
     x, updates, graph = lowering.whole(x), lowering.whole(updates), lowering.graph
     rest = [axis for axis in range(len(x.shape)) if axis not in (*named, *batching)]
     window = tuple(numbers.update_window_dims)

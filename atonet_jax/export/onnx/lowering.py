@@ -156,30 +156,27 @@ class Lowering:
     def _ramp(self, x: Constant, order: Sequence[int]) -> str:
         """start + step * place along each axis, such as row * W + column: computed in the graph."""
         rank = len(order)
-        starts = [array[(0,) * rank] for array in x.arrays]
-        ramps, parts = [start.astype(x.dtype) for start in starts], []
+        origin = (0,) * rank
+        ramps, steps = [array[origin] for array in x.arrays], {}
         for axis in range(rank):
-            firsts = [array[(0,) * axis + (slice(0, 2),) + (0,) * (rank - axis - 1)] for array in x.arrays]
-            steps = [pair[-1] - pair[0] for pair in firsts]
-            if not any(steps):
-                continue
+            nexts = [(*origin[:axis], min(1, array.shape[axis] - 1), *origin[axis + 1 :]) for array in x.arrays]
+            steps[axis] = [array[place] - array[origin] for array, place in zip(x.arrays, nexts, strict=True)]
             shape = [-1 if i == axis else 1 for i in range(rank)]
             ramps = [
-                ramp + (step * np.arange(array.shape[axis])).astype(x.dtype).reshape(shape)
-                for ramp, step, array in zip(ramps, steps, x.arrays, strict=True)
+                ramp + step * np.arange(array.shape[axis], dtype=x.dtype).reshape(shape)
+                for ramp, step, array in zip(ramps, steps[axis], x.arrays, strict=True)
             ]
-            numbers = self.range(x.shape[axis])
-            numbers = self.graph('Reshape', numbers, self.graph.integers(*(shape[i] for i in order)))
-            step = Constant(tuple(np.reshape(step, [1] * rank) for step in steps), (1,) * rank)
-            step = step if len({s.item() for s in steps}) > 1 else Constant(step.arrays[:1], step.shape)
-            parts.append(self.graph('Mul', self.cast(numbers, x.dtype), self.constant(step, order)))
-        if not parts or not all(map(np.array_equal, x.arrays, ramps)):
+        starts = {array[origin] for array in x.arrays}
+        if len(starts) > 1 or not all(map(np.array_equal, x.arrays, ramps)):
             raise NotImplementedError('a constant that depends on the size of the images')
-        if len(set(starts)) > 1:
-            raise NotImplementedError('a constant that depends on the size of the images')
-        name = self.graph.constant(starts[0])
-        for part in parts:
-            name = self.graph('Add', name, part)
+        name = self.graph.constant(starts.pop())
+        for axis, of_traces in steps.items():
+            if any(of_traces):
+                arrays = tuple(np.reshape(step, [1] * rank) for step in of_traces)
+                step = Constant(arrays[:1] if len(set(of_traces)) == 1 else arrays, (1,) * rank)
+                places = self.cast(self.range(x.shape[axis]), x.dtype)
+                places = self.graph('Reshape', places, self.graph.integers(*(-1 if i == axis else 1 for i in order)))
+                name = self.graph('Add', name, self.graph('Mul', places, self.constant(step, order)))
         return name
 
     def range(self, length: Size) -> str:

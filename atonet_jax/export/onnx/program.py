@@ -16,7 +16,7 @@ NAMED = ('resize_bilinear', 'resize_nearest', 'resize_align_corners')  # jitted 
 _CALLS = {  # primitive -> the parameter that holds the called jaxpr
     'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'core_call': 'call_jaxpr', 'remat': 'jaxpr',
     'checkpoint': 'jaxpr', 'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr',
-    'custom_vjp_call_jaxpr': 'fun_jaxpr', 'custom_lin': 'call_jaxpr',
+    'custom_vjp_call_jaxpr': 'fun_jaxpr', 'remat2': 'jaxpr',
 }  # fmt: skip
 _IDENTITIES = ('stop_gradient', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint', 'reduce_precision',
                'name', 'device_put')  # fmt: skip
@@ -158,7 +158,9 @@ class _Flattener:
         values |= zip(jaxpr.invars, inputs, strict=True)
 
         def read(variable):
-            return _constant(variable.val) if isinstance(variable, Literal) else values[variable]
+            if isinstance(variable, Literal):
+                return _constant(np.asarray(variable.val, variable.aval.dtype))
+            return values[variable]
 
         for equation in jaxpr.eqns:
             outputs = self._equation(equation, [read(variable) for variable in equation.invars])
@@ -180,6 +182,8 @@ class _Flattener:
         shapes = [tuple(variable.aval.shape) for variable in equation.outvars]
         if all(isinstance(x, Constant) for x in inputs) and sum(map(np.prod, shapes)) <= _LARGEST_FOLDED:
             return _folded(equation, inputs, shapes[0])
+        if op == 'stack':
+            return [self._stacked(inputs, params['axis'], shapes[0], _place(equation))]
         outputs = tuple(
             Ref(shape, _computed(variable.aval.dtype)) for shape, variable in zip(shapes, equation.outvars, strict=True)
         )
@@ -225,7 +229,7 @@ class _Flattener:
             for column, output in zip(collected, outputs[carries:], strict=True):
                 column[turn] = output
         stacked = [
-            self._stacked(column, tuple(variable.aval.shape), place)
+            self._stacked(column, 0, tuple(variable.aval.shape), place)
             for column, variable in zip(collected, equation.outvars[carries:], strict=True)
         ]
         return [*carry, *stacked]
@@ -241,16 +245,19 @@ class _Flattener:
         self._steps.append(Step('squeeze', {'dimensions': (0,)}, (row,), (element,), place))
         return element
 
-    def _stacked(self, column: list, shape: tuple, place: str):
-        if all(isinstance(x, Constant) for x in column):
-            return _constant(np.stack([np.broadcast_to(x.array, x.shape) for x in column]))
+    def _stacked(self, parts: Sequence, axis: int, shape: tuple, place: str):
+        """Arrays side by side along a new axis."""
+        if all(isinstance(x, Constant) for x in parts):
+            return _constant(np.stack([np.broadcast_to(x.array, x.shape) for x in parts], axis))
+        row_shape = (*shape[:axis], 1, *shape[axis + 1 :])
+        others = tuple(i for i in range(len(shape)) if i != axis)
         rows = []
-        for x in column:
-            rows.append(Ref((1, *shape[1:]), x.dtype))
-            params = {'shape': (1, *shape[1:]), 'broadcast_dimensions': tuple(range(1, len(shape)))}
+        for x in parts:
+            rows.append(Ref(row_shape, x.dtype))
+            params = {'shape': row_shape, 'broadcast_dimensions': others}
             self._steps.append(Step('broadcast_in_dim', params, (x,), (rows[-1],), place))
         stacked = Ref(shape, rows[0].dtype)
-        self._steps.append(Step('concatenate', {'dimension': 0}, tuple(rows), (stacked,), place))
+        self._steps.append(Step('concatenate', {'dimension': axis}, tuple(rows), (stacked,), place))
         return stacked
 
 
@@ -344,9 +351,10 @@ def _merged(programs: Sequence[Program]) -> Program:
                 return found.pop()
         elif all(isinstance(version, Constant) for version in versions):
             arrays = tuple(version.array for version in versions)
+            if not all(array is arrays[0] for array in arrays):
+                arrays = tuple(map(_compact, arrays))
             same = all(array is arrays[0] or _equal(array, arrays[0]) for array in arrays)
-            arrays = arrays[:1] if same else tuple(map(_compact, arrays))
-            return Constant(arrays, merge([version.shape for version in versions]))
+            return Constant(arrays[:1] if same else arrays, merge([version.shape for version in versions]))
         raise ValueError('different inputs')
 
     given = merged_ref([program.given for program in programs])

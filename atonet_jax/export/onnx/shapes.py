@@ -128,6 +128,15 @@ def _concatenate(lowering, step, *inputs):
     return lowering.new(name, output, order, stored)
 
 
+@rule('tile')
+def _tile(lowering, step, x):
+    x, repeats = lowering.whole(x), step.params['reps']
+    if len(repeats) != len(x.shape):
+        raise NotImplementedError('more repeats than axes')
+    name = lowering.graph('Tile', x.name, lowering.graph.size_vector([repeats[axis] for axis in x.order]))
+    return lowering.new(name, step.outputs[0], x.order)
+
+
 @rule('rev')
 def _reverse(lowering, step, x):
     x = lowering.in_graph(x)
