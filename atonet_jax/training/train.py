@@ -219,18 +219,19 @@ class _Run:
 def _batches(
     config: ConfigDict, examples: Examples, start_step: int, total_steps: int, mesh: Mesh
 ) -> Iterator[dict[str, jax.Array]]:
+    options = {
+        'batch_size': config.train.batch_size,
+        'augmentation': train_augmentation(config),
+        'seed': config.seed,
+        'start_step': start_step,
+        'num_steps': max(0, total_steps - start_step),
+    }
+    cache = examples.device_cache(mesh)
+    if cache is not None:
+        return cache.train_batches(**options)
     from atonet_jax.data.pipeline import prefetch_to_device, train_batches  # imports TensorFlow
 
-    batches = train_batches(
-        examples,
-        batch_size=config.train.batch_size,
-        augmentation=train_augmentation(config),
-        seed=config.seed,
-        start_step=start_step,
-        num_steps=max(0, total_steps - start_step),
-        shard_index=jax.process_index(),
-        num_shards=jax.process_count(),
-    )
+    batches = train_batches(examples, **options, shard_index=jax.process_index(), num_shards=jax.process_count())
     return prefetch_to_device(batches, split_by_batch(mesh))
 
 
