@@ -172,7 +172,9 @@ def _read_npz(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
         try:
             array = np.lib.format.read_array(stream, allow_pickle=False)
         except ValueError as error:
-            raise _unknown_kind(f'{name} of Python objects') if 'Object arrays' in str(error) else error
+            if 'Object arrays' in str(error):
+                raise _unknown_kind(f'{name} of Python objects') from error
+            raise
         if array.dtype.kind not in 'fiub':
             raise _unknown_kind(f'{name} of {array.dtype}')
         arrays[name] = _as_float32(array)
