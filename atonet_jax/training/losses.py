@@ -192,7 +192,7 @@ def _terms(outputs, labels, aux_weights, aux_target):
     """(name, logits, labels as they are compared with) of each term."""
     yield 'main_loss', outputs['logits'], labels
     for name in aux_weights:
-        logits = outputs[name]
+        logits = outputs['aux'][name]
         target = downsample_labels(labels, logits.shape[1:3]) if aux_target == 'downsampled_labels' else labels
         yield f'{name}_loss', logits, target
 

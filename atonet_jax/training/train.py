@@ -287,8 +287,8 @@ def _loss_options(config: ConfigDict) -> dict:
     loss = config.loss
     names = (f'aux{level}' for level in config.model.aux_levels)
     return {
-        'aux_weights': dict(zip(names, loss.aux_weights or [1.0] * len(config.model.aux_levels), strict=True)),
-        'aux_target': loss.aux_target or 'downsampled_labels',
+        'aux_weights': dict(zip(names, loss.aux_weights, strict=True)),
+        'aux_target': loss.aux_target,
         'mining': HardExampleMining(loss.mining_threshold, loss.mining_min_kept) if loss.mining else None,
         'class_weights': loss.class_weights or None,
     }
