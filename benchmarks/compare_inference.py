@@ -23,8 +23,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from atonet_jax.inference.segmenter import Segmenter, inference_params
-from atonet_jax.models import create_model
+from atonet_jax.inference import Segmenter
+from atonet_jax.models import create_model, prepare
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.torch_weights import from_torch
 from tests import torch_reference
@@ -89,7 +89,7 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
 
     theirs, ours, plain = (os.path.join(folder, name) for name in ('reference.onnx', 'ours.onnx', 'plain.onnx'))
     torch.onnx.export(end_to_end, (tensor,), theirs, dynamo=True, input_names=['images'], verbose=False)
-    params = jax.device_get(inference_params(model, variables))['params']
+    params = jax.device_get(prepare(model, variables))['prepared']
     for path, winograd in ((ours, True), (plain, False)):
         onnx.save(build(model, params, image.shape[1:3], batch_size=1, winograd=winograd), path)
 

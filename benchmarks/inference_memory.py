@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, init_variables
+from atonet_jax.models.contract import IMAGENET
 
 
 def planned_bytes(program: jax.stages.Compiled) -> int:

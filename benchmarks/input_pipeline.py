@@ -25,6 +25,7 @@ import numpy as np  # noqa: E402
 import PIL.Image  # noqa: E402
 import psutil  # noqa: E402
 
+from atonet_jax.data.augmentation import Augmentation  # noqa: E402
 from atonet_jax.data.cityscapes import load_cityscapes  # noqa: E402
 from atonet_jax.data.dataset import SegmentationDataset  # noqa: E402
 from atonet_jax.data.decode import read_example  # noqa: E402
@@ -33,8 +34,10 @@ from atonet_jax.data.pipeline import train_batches  # noqa: E402
 from atonet_jax.data.sampling import example_of_sample  # noqa: E402
 from atonet_jax.data.synthetic import write_dataset  # noqa: E402
 from atonet_jax.data.verify import verify  # noqa: E402
+from atonet_jax.models.contract import IMAGENET  # noqa: E402
 from atonet_jax.runs.environment import cpu_name  # noqa: E402
-from atonet_jax.training.augment import MEAN_RGB, STDDEV_RGB, Augmentation  # noqa: E402
+
+MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
 SIZE, CROP, SCALES = (1024, 2048), (1024, 1024), (1.0, 2.0)
 BATCH_SIZE = 4

@@ -24,8 +24,9 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.pipeline import eval_batches, train_batches
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
-from atonet_jax.inference.segmenter import predict_labels
+from atonet_jax.inference.views import predict_labels
 from atonet_jax.models import create_model
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
 from atonet_jax.training.augment import augment
@@ -110,7 +111,7 @@ class TorchTraining:
     def predict(self, images: np.ndarray) -> np.ndarray:
         self._network.eval()
         with torch.no_grad():
-            logits = self._network(_to_nchw(np.asarray(normalize(images))))
+            logits = self._network(_to_nchw(np.asarray(IMAGENET(images))))
             logits = functional.interpolate(logits, images.shape[1:3], mode='bilinear', align_corners=False)
         return logits.argmax(1).numpy().astype(np.uint8)
 

@@ -11,7 +11,7 @@ from atonet_jax import config as config_module
 from atonet_jax import models
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models.layers import Classifier, ConvNorm
+from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.predict import predict
 from atonet_jax.training.train import train
 

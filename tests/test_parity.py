@@ -149,7 +149,7 @@ def test_loss_terms_with_ignored_pixels(mining):
     aux = {level: to_nchw(logits[f'aux{level}']) for level in torch_reference.AUX_LEVELS}
     expected = torch_reference.loss_terms((to_nchw(logits['logits']), aux), to_int64(labels), average)
 
-    outputs = {'logits': logits['logits'], 'aux': {name: logits[name] for name in ('aux3', 'aux4', 'aux5')}}
+    outputs = {name: logits[name] for name in ('logits', 'aux3', 'aux4', 'aux5')}
     loss, terms = jax.jit(lambda o, y: segmentation_loss(o, y, mining=mining, **LOSS_OPTIONS))(outputs, labels)
 
     names = ['main_loss', 'aux3_loss', 'aux4_loss', 'aux5_loss']

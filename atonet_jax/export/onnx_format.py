@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.onnx_graph import build
-from atonet_jax.inference.segmenter import inference_params
+from atonet_jax.models import prepare
 from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.onnx'
@@ -16,7 +16,7 @@ _OPTIONS = ('size', 'batch_size', 'inputs', 'outputs', 'layout', 'winograd')  # 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     network = network.in_float32()
-    params = jax.device_get(inference_params(network.model, network.variables))['params']
+    params = jax.device_get(prepare(network.model, network.variables))['prepared']
     options = {name: config.export[name] for name in _OPTIONS}
     onnx.save(build(network.model, params, **options), path)
 

@@ -54,7 +54,7 @@ def build(
 
     Args:
         model: the network.
-        params: of `inference.inference_params`, float32.
+        params: what `models.prepare` gives as 'prepared', float32.
         size: (height, width) of the images.
         batch_size: of the images; 0: any.
         inputs: 'uint8', RGB that the graph normalises, or 'normalized', float32.
@@ -66,7 +66,7 @@ def build(
         A checked model with the input 'images' and an output named as `outputs` says.
     """
     graph = _Graph(winograd)
-    stem = dict(params['stem']['conv'])
+    stem = dict(params['stem'])
     x = 'images' if layout == 'NCHW' else graph('Transpose', 'images', perm=_NCHW)
     if inputs == 'uint8':
         # Divided by the deviation within the stem's kernel; the mean cannot go there, for the padding is the mean's 0.
@@ -102,33 +102,33 @@ def _network(graph, images, model, params, stem) -> _Map:
             stride = 2 if block == 0 and i > 0 else 1
             shortcut = x
             if 'shortcut' in layers:
-                shortcut = graph.conv(x, layers['shortcut']['conv'], stride=stride, relu=False)
-            x = graph.conv(x, layers['conv1']['conv'], stride=stride)
-            x = graph.relu(graph.add(graph.conv(x, layers['conv2']['conv'], relu=False), shortcut))
+                shortcut = graph.conv(x, layers['shortcut'], stride=stride, relu=False)
+            x = graph.conv(x, layers['conv1'], stride=stride)
+            x = graph.relu(graph.add(graph.conv(x, layers['conv2'], relu=False), shortcut))
         levels.append(x)
     levels.append(_spp(graph, x, model.spp_bins, params['spp']))
 
     summed = {}
-    ups = [dict(params[f'up{level}']['conv']) for level in LEVELS]
+    ups = [dict(params[f'up{level}']) for level in LEVELS]
     ups[-1]['bias'] = sum(np.asarray(up.pop('bias')) for up in ups)  # all on the smallest map: resizing keeps constants
     for up, features in zip(ups, levels, strict=True):
         up = graph.conv(features, up, relu=False)
         summed[up.size] = graph.add(summed[up.size], up) if up.size in summed else up
     ups = (graph.resize(up, levels[0].size) for up in summed.values())
     x = graph.relu(functools.reduce(graph.add, ups))
-    x = graph.conv(x, params['final']['conv'])
-    x = graph.conv(x, params['seg']['conv'])
+    x = graph.conv(x, params['final'])
+    x = graph.conv(x, params['seg'])
     return graph.conv(x, params['classifier']['conv'], relu=False)
 
 
 def _spp(graph, x, bins, params) -> _Map:
-    x = graph.conv(x, params['conv1']['conv'])
+    x = graph.conv(x, params['conv1'])
     pyramid = [x]
     for i, rows in enumerate(bins):
         pooled = graph.along_axes(x, adaptive_pool_matrix, spp_grid(rows, x.size))
-        pooled = graph.conv(pooled, params[f'pool{i}']['conv'])
+        pooled = graph.conv(pooled, params[f'pool{i}'])
         pyramid.append(graph.along_axes(pooled, align_corners_matrix, x.size))
-    return graph.conv(graph.concatenate(pyramid), params['conv2']['conv'])
+    return graph.conv(graph.concatenate(pyramid), params['conv2'])
 
 
 class _Graph:

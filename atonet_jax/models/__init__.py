@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.models import atonet
-from atonet_jax.models.contract import Family, Network, cut_back, pad_to_multiple
+from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
+from atonet_jax.models.terms import Term
 
 FAMILIES: list[Family] = [atonet.FAMILY]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
@@ -56,15 +57,17 @@ def default_options(name: str) -> dict[str, Any]:
 def network(model: str | nn.Module) -> Network:
     """The contract of a network, given by name (19 classes) or as a module.
 
+    A module of another package has the simplest one: a loss on its logits, ImageNet's normalisation.
+
     Raises:
-        ValueError: no such network.
+        ValueError: no network of this name.
     """
     if isinstance(model, str):
         model = create_model(model, 19)
     for candidate in FAMILIES:
         if type(model) is candidate.module:
             return candidate.describe(model)
-    raise ValueError(f'{type(model).__name__} is no network here; name its family in models/__init__.py')
+    return Network(terms=(Term('logits'),), published=Published(type(model).__name__, source=''))
 
 
 def apply(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.training.augment import augment
-from atonet_jax.training.losses import label_weights, segmentation_loss
+from atonet_jax.training.losses import label_weights, total_loss
 
 _AUGMENTATION = 1  # sets its random numbers apart from dropout's
 
@@ -68,7 +68,7 @@ def loss_fn(
         labels: [B, H, W] uint8 train ids.
         dropout_key: for channel dropout.
         model: the network.
-        loss_options: keyword arguments of `segmentation_loss`.
+        loss_options: keyword arguments of `total_loss`.
     """
     outputs, updates = model.apply(
         {'params': params, 'batch_stats': batch_stats},
@@ -77,7 +77,7 @@ def loss_fn(
         mutable=['batch_stats'],
         rngs={'dropout': dropout_key},
     )
-    loss, terms = segmentation_loss(outputs, labels, **loss_options)
+    loss, terms = total_loss(outputs, labels, **loss_options)
     return loss, (updates['batch_stats'], terms)
 
 
@@ -117,19 +117,14 @@ def accumulated_gradient(
 ) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
     """`gradient_of` a batch that is taken in `parts` parts one after the other, in the memory of one.
 
-    Loss and gradient are the averages over the labelled pixels of the whole batch, as without parts; with hard example
-    mining, which chooses in each part, they are the means of the parts'. Batch normalisation sees a part at a time: it
-    normalises by the part's statistics, and its running statistics take `parts` small steps instead of one.
+    Plain cross-entropy is the average over the labelled pixels of the whole batch, as without parts. Terms that choose
+    or weigh pixels by the part's own, such as hard example mining, are means over the parts. Batch normalisation
+    normalises by the statistics of a part, and its running statistics take `parts` small steps instead of one.
     """
-    share = 1 / parts
-    if loss_options.get('mining') is None:
-        share = 1.0
-        options = {name: value for name, value in loss_options.items() if name != 'mining'}
-        rngs = {'dropout': dropout_key}
-        outputs, _ = jax.eval_shape(
-            lambda: model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs)
-        )
-        loss_options = options | {'total_weights': label_weights(outputs, labels, **options)}
+    rngs = {'dropout': dropout_key}
+    outputs, _ = jax.eval_shape(lambda: model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs))
+    totals = label_weights(outputs, labels, **loss_options)
+    loss_options = dict(loss_options) | {'total_weights': totals, 'parts': parts}
     # Every parts-th example, so that each device holds its share of every part.
     images, labels = (array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1) for array in (images, labels))
 
@@ -150,7 +145,7 @@ def accumulated_gradient(
     loss, terms, _, gradients = jax.tree.map(jnp.zeros_like, shapes)
     carry = variables['batch_stats'], (loss, terms, gradients)
     (batch_stats, sums), _ = jax.lax.scan(take, carry, (images, labels, jnp.arange(parts)))
-    loss, terms, gradients = jax.tree.map(lambda array: share * array, sums)
+    loss, terms, gradients = sums
     return loss, terms, batch_stats, gradients
 
 
@@ -175,7 +170,7 @@ def train_step(
         model: the network.
         optimizer: of its parameters.
         learning_rates: the schedules that `optimizer` follows, by group, to report.
-        loss_options: keyword arguments of `segmentation_loss`.
+        loss_options: keyword arguments of `total_loss`.
         augmentation: what the crops are.
         seed: of dropout and of augmentation on the device, which depend on it and the step alone.
         ema_decay: of `state.averaged`, reached gradually.

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import jax
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -27,7 +28,7 @@ from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.workdir import changes_since, claim, holds_run, load_config, lock, write_json
-from atonet_jax.training.losses import HardExampleMining
+from atonet_jax.training.losses import configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.recorder import Recorder
@@ -101,7 +102,7 @@ def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
     recorder = Recorder(workdir, config, table, int(state.step), len(train_set))
     step_options = {
         'model': model,
-        'loss_options': _loss_options(config),
+        'loss_options': _loss_options(config, model),
         'augmentation': train_augmentation(config),
         'seed': config.seed,
     }
@@ -282,13 +283,13 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
     return learning_rates, optimizer
 
 
-def _loss_options(config: ConfigDict) -> dict:
-    """Keyword arguments of `segmentation_loss`."""
-    loss = config.loss
-    names = (f'aux{level}' for level in config.model.aux_levels)
+def _loss_options(config: ConfigDict, model: nn.Module) -> dict:
+    """Keyword arguments of `total_loss`.
+
+    Raises:
+        InputError: as `configured_terms`.
+    """
     return {
-        'aux_weights': dict(zip(names, loss.aux_weights, strict=True)),
-        'aux_target': loss.aux_target,
-        'mining': HardExampleMining(loss.mining_threshold, loss.mining_min_kept) if loss.mining else None,
-        'class_weights': loss.class_weights or None,
+        'terms': configured_terms(network(model).terms, config.loss),
+        'class_weights': config.loss.class_weights or None,
     }

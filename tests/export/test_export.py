@@ -21,9 +21,12 @@ from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.export import export
 from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_weights import to_torch
 from tests import torch_reference
+
+MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
 SIZE = (64, 128)
 MOST_DIFFERENT = 1e-3  # share of pixels: each runtime rounds in its own way
@@ -65,7 +68,7 @@ def run_torch(path, images):
     reference = torch_reference.ATONet(19, width=16, backbone_width=8).eval()
     reference.load_state_dict(torch.load(path, weights_only=True), strict=True)
     with torch.no_grad():
-        logits = reference(torch.from_numpy(np.array(normalize(images)).transpose(0, 3, 1, 2)))
+        logits = reference(torch.from_numpy(np.array(IMAGENET(images)).transpose(0, 3, 1, 2)))
         logits = torch.nn.functional.interpolate(logits, SIZE, mode='bilinear', align_corners=False)
     return logits.argmax(1).numpy().astype(np.uint8)
 
@@ -150,7 +153,7 @@ def test_logits_of_normalized_nchw_images_are_those_of_the_run(
     output = str(tmp_path / 'atonet')
     options = {'inputs': 'normalized', 'outputs': 'logits', 'layout': 'NCHW'}
     export(to_export(tiny_config, format=format, output=output, **options), finished, force=False)
-    normalized = np.ascontiguousarray(np.asarray(normalize(images)).transpose(0, 3, 1, 2))
+    normalized = np.ascontiguousarray(np.asarray(IMAGENET(images)).transpose(0, 3, 1, 2))
     logits = np.asarray(RUN[format](output, normalized))
     expected = np.asarray(segment.logits(images)).transpose(0, 3, 1, 2)
     assert logits.dtype == np.float32

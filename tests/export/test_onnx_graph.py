@@ -6,8 +6,9 @@ import onnxruntime
 import pytest
 
 from atonet_jax.export import onnx_graph
-from atonet_jax.inference.segmenter import Segmenter, inference_params
-from atonet_jax.models import create_model
+from atonet_jax.inference import Segmenter
+from atonet_jax.models import create_model, prepare
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.torch_weights import from_torch
 from tests.test_parity import NUM_CLASSES, TINY, random_reference
 
@@ -31,7 +32,7 @@ def network():
 @pytest.fixture(scope='module')
 def build(network):
     """(size, **options) -> the network's graph."""
-    params = jax.device_get(inference_params(*network))['params']
+    params = jax.device_get(prepare(*network))['prepared']
     return lambda size, **options: onnx_graph.build(network[0], params, size, **options)
 
 
@@ -84,7 +85,7 @@ def test_labels_are_the_networks(build, images_and_logits, size, winograd):
 @pytest.mark.parametrize('inputs', ['uint8', 'normalized'])
 def test_inputs_and_layout_change_no_logits(build, images_and_logits, inputs, layout, winograd):
     images, logits = images_and_logits(SIZES[0])
-    images = np.asarray(normalize(images)) if inputs == 'normalized' else images
+    images = np.asarray(IMAGENET(images)) if inputs == 'normalized' else images
     if layout == 'NCHW':
         images, logits = images.transpose(0, 3, 1, 2), logits.transpose(0, 3, 1, 2)
     model = build(SIZES[0], inputs=inputs, outputs='logits', layout=layout, winograd=winograd)

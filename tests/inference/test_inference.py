@@ -64,7 +64,7 @@ def test_predicted_labels_have_the_images_size_and_are_the_networks(network, pre
     model, variables = network
     images = random_images(*size)
     labels = predict(images)
-    logits = model.apply(variables, normalize(images), train=False)['logits']
+    logits = model.apply(variables, IMAGENET(images), train=False)['logits']
     assert len(np.unique(labels)) == NUM_CLASSES
     np.testing.assert_array_equal(labels, label_map(logits, size))
 
@@ -97,7 +97,7 @@ def test_windows_that_overlap_are_averaged(network, predict):
     images = random_images(48, 64)
     summed = np.zeros((2, 48, 64, NUM_CLASSES))
     for columns in (slice(0, 40), slice(24, 64)):
-        logits = model.apply(variables, normalize(images[:, :, columns]), train=False)['logits']
+        logits = model.apply(variables, IMAGENET(images[:, :, columns]), train=False)['logits']
         summed[:, :, columns] += jax.nn.softmax(resize_bilinear(logits, (48, 40)))
     labels = predict(images, window=(48, 40), window_stride=(48, 24))
     np.testing.assert_array_equal(labels, np.argmax(summed, -1))
@@ -119,7 +119,7 @@ def test_scales_and_mirror_images_are_averaged(network, predict):
 
     summed = 0
     for size in ((36, 48), (72, 96)):
-        scaled = resize_bilinear(normalize(images), size)
+        scaled = resize_bilinear(IMAGENET(images), size)
         for step in (1, -1):
             view = probabilities(scaled[:, :, ::step])[:, :, ::step]
             summed += resize_bilinear(view, (48, 64))

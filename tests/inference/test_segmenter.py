@@ -10,9 +10,9 @@ import pytest
 
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
-from atonet_jax.inference.segmenter import Segmenter, predict_labels
-from atonet_jax.models import create_model
-from atonet_jax.models.layers import fold_batch_norms, winograd_kernels
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.inference.views import predict_labels
+from atonet_jax.models import create_model, prepare
 from atonet_jax.runs.network import blank_variables
 from atonet_jax.runs.workdir import claim
 from atonet_jax.torch_weights import from_torch
@@ -55,7 +55,7 @@ def test_labels_of_the_full_size_network_whose_deep_stages_go_by_winograd():
 
 def test_winograd_is_for_convolutions_of_many_channels_and_stride_1_on_smaller_maps():
     model = create_model('atonet', 19)
-    kernels = winograd_kernels(model, fold_batch_norms(blank_variables(model)))['winograd']
+    kernels = prepare(model, blank_variables(model), transform_kernels=True)['transformed']
     assert set(kernels) == {'layer2', 'layer3', 'layer4', 'up2', 'up3', 'up4', 'up5'}
     assert set(kernels['layer4']['block0']) == {'conv2'}
     assert [row.shape for row in kernels['up2']['kernel']] == 6 * [(6, 128, 128)]
@@ -124,7 +124,7 @@ def test_images_that_are_none_are_refused(segment, images, text):
 TWO_DEVICES = """
 import jax, numpy as np
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import create_model, init_variables
+from atonet_jax.models import create_model, prepare, init_variables
 model = create_model('atonet', 5, width=16, backbone_width=8)
 segment = Segmenter(model, init_variables(model, 0))
 images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)

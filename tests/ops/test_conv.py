@@ -1,14 +1,12 @@
 """Convolutions equal `jax.lax`'s own, in value and in every gradient, whatever program computes them."""
 
-import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.errors import InputError
-from atonet_jax.ops import conv, conv_prepared, conv_transpose, cpu, prepare_kernel
+from atonet_jax.ops import conv
 from atonet_jax.ops.cpu import convolution as cpu_convolution
 
 CHANNELS, FEATURES = 4, 8

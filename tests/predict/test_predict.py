@@ -16,7 +16,8 @@ from cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling import getPredi
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
-from atonet_jax.inference.segmenter import Segmenter, predict_labels
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.inference.views import predict_labels
 from atonet_jax.predict import predict, submission
 from atonet_jax.predict.video import VideoFile
 from atonet_jax.process.devices import create_mesh

@@ -13,7 +13,10 @@ import pytest
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, window_size
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.training.augment import augment
+
+MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
 AUGMENT = jax.jit(augment, static_argnums=1)
 EVERYTHING = Augmentation(
@@ -180,7 +183,7 @@ def test_positive_rotation_is_counterclockwise_and_flips_come_after_it():
     turns = [geometry._replace(rotation=90_000), geometry._replace(rotation=-90_000)]
     turns.append(turns[0]._replace(flip=1))
     crops, labels = augment(batch | {'geometry': np.array(turns, np.int32)}, Augmentation((8, 8), rotation=90.0))
-    for whole, crop in ((normalize(batch['image']), crops), (batch['label'], labels)):
+    for whole, crop in ((IMAGENET(batch['image']), crops), (batch['label'], labels)):
         upright = np.asarray(whole)[:, 2:10, 3:11]
         np.testing.assert_allclose(crop[0], np.rot90(upright[0]), rtol=0, atol=1e-4)
         np.testing.assert_allclose(crop[1], np.rot90(upright[1], -1), rtol=0, atol=1e-4)
@@ -223,7 +226,7 @@ def test_largest_images_do_not_overflow(rotation):
 def test_normalize_is_torchvisions():
     pixel = np.array([[0, 128, 255]], np.uint8)
     expected = (pixel / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(normalize(pixel), expected, atol=1e-6)
+    np.testing.assert_allclose(IMAGENET(pixel), expected, atol=1e-6)
 
 
 def test_recipe_draws_nothing_on_the_device():

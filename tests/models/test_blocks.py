@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
-from atonet_jax.models.layers import BatchNorm, ConvNorm
+from atonet_jax.models.blocks import BatchNorm, ConvNorm
 from atonet_jax.ops import adaptive_avg_pool, enlarged_phases, resize_align_corners, resize_bilinear
 
 SIZE_PAIRS = [
@@ -70,7 +70,7 @@ def test_adaptive_avg_pool_is_torchs(old, new):
 
 def test_strided_convolution_pads_both_sides_alike():
     """A padding of 'SAME' would sit at the lower right alone where stride 2 meets an even size."""
-    layer = ConvNorm(1, 3, stride=2, relu=False)
+    layer = ConvNorm(1, 3, stride=2, activation=None)
     variables = {
         'params': {'conv': {'kernel': jnp.ones((3, 3, 1, 1))}, 'bn': {'scale': jnp.ones(1), 'bias': jnp.zeros(1)}},
         'batch_stats': {'bn': {'mean': jnp.zeros(1), 'var': jnp.full(1, 1 - 1e-5)}},
