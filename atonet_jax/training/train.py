@@ -293,3 +293,18 @@ def _loss_options(config: ConfigDict, model: nn.Module) -> dict:
         'terms': configured_terms(network(model).terms, config.loss),
         'class_weights': config.loss.class_weights or None,
     }
+
+
+def step_options(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
+    """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced."""
+    learning_rates, optimizer = _create_optimizer(config, network(model), num_images, total_steps)
+    return {
+        'model': model,
+        'optimizer': optimizer,
+        'learning_rates': learning_rates,
+        'loss_options': _loss_options(config, model),
+        'augmentation': train_augmentation(config),
+        'seed': config.seed,
+        'ema_decay': config.optimizer.ema_decay,
+        'accumulation': config.train.accumulation,
+    }
