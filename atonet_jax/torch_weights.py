@@ -3,6 +3,7 @@
 Files are read by torch_files.py.
 """
 
+import functools
 import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -156,12 +157,18 @@ def identify(state_dict: Iterable[str]) -> str | None:
     given = {name for name in state_dict if not name.endswith(_COUNTER)}
     shares = {}
     for candidate in MODEL_NAMES:
-        model = create_model(candidate, 19)
-        for names in network(model).weights.values():
-            expected = {_file_name(path, names) for path in _flatten(abstract_variables(model))}
+        for expected in _known_names(candidate):
             shares[candidate] = max(shares.get(candidate, 0.0), len(given & expected) / len(given | expected))
     best = max(shares, key=shares.get, default=None)
     return best if best is not None and shares[best] > 0.5 else None
+
+
+@functools.cache  # networks are traced for it
+def _known_names(candidate: str) -> list[set[str]]:
+    """The names in files of a registered network, in each of its vocabularies."""
+    model = create_model(candidate, 19)
+    paths = list(_flatten(abstract_variables(model)))
+    return [{_file_name(path, names) for path in paths} for names in network(model).weights.values()]
 
 
 def class_layers(model: nn.Module) -> set[str]:

@@ -43,7 +43,7 @@ from atonet_jax.runs.environment import device_names, git_revision, now, version
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import load_backbone, to_torch
 from atonet_jax.training.step import create_state, train_step
-from atonet_jax.training.train import step_options, train_augmentation
+from atonet_jax.training.train import step_arguments, train_augmentation
 
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -180,7 +180,7 @@ class Runs:
         step_fn, key = self._compiled_step(config, model)
         self._check_time(total_steps * self._step_seconds.get(key, 0.0))
 
-        options = step_options(config, model, len(train_set), total_steps)
+        options = step_arguments(config, model, len(train_set), total_steps)
         averaging = config.optimizer.ema_decay > 0
         state = create_state(self._start(config, model), options['optimizer'], averaging=averaging, mesh=self._mesh)
         settings = flat_settings(config)
@@ -263,7 +263,7 @@ class Runs:
 
         def step(state, batch, seed, num_images, total_steps, numbers):
             traced = _as_namespace(flat_settings(config) | numbers | {'seed': seed})
-            return train_step(state, batch, **step_options(traced, model, num_images, total_steps))
+            return train_step(state, batch, **step_arguments(traced, model, num_images, total_steps))
 
         if key not in self._steps:
             whole, split = replicated(self._mesh), split_by_batch(self._mesh)

@@ -41,7 +41,7 @@ from atonet_jax.models import create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
-from atonet_jax.training.train import step_options, train_augmentation  # noqa: E402
+from atonet_jax.training.train import step_arguments, train_augmentation  # noqa: E402
 
 PROGRAMS = ('label_map', 'coarse_logits', 'train')
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -85,7 +85,7 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     config.train.batch_size = batch_size
     mesh = create_mesh()
     model = create_network(config, NUM_CLASSES)
-    arguments = step_options(config, model, num_images=2975, total_steps=100_000)
+    arguments = step_arguments(config, model, num_images=2975, total_steps=100_000)
     variables = jax.jit(lambda: init_variables(model, 0))()
     state = create_state(variables, arguments['optimizer'], averaging=False, mesh=mesh)
     batch = jax.device_put(noise_batch(train_augmentation(config), batch_size), split_by_batch(mesh))

@@ -29,20 +29,20 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
+from atonet_jax.data.augmentation import Augmentation  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL  # noqa: E402
 from atonet_jax.data.sampling import draw_geometry, window_size  # noqa: E402
-from atonet_jax.models import create_model, init_variables  # noqa: E402
+from atonet_jax.models import create_model, init_variables, network  # noqa: E402
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402
-from atonet_jax.training.augment import Augmentation, augment  # noqa: E402
+from atonet_jax.training.augment import augment  # noqa: E402
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule  # noqa: E402
-from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
+from atonet_jax.training.step import Objective, compile_train_step, create_state  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
 NUM_CLASSES = CITYSCAPES.num_classes
 PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.01, 0.9, 1e-4, 0.1
-AUX_WEIGHTS = {f'aux{level}': 1.0 for level in torch_reference.AUX_LEVELS}
 DEVICE_COUNTS = (1, 2, 4, 8)
 TINY = {'width': 16, 'backbone_width': 8}  # for the simulated devices: what splitting costs, not what computing does
 TINY_SIZE, TINY_BATCH_SIZE, TINY_STEPS = (64, 128), 8, 10
@@ -75,13 +75,12 @@ class OurTraining:
             for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
         }
         decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
-        optimizer = create_optimizer('sgd', learning_rates, momentum=MOMENTUM, weight_decays=decays)
+        optimizer = create_optimizer('sgd', learning_rates, network(model), momentum=MOMENTUM, weight_decays=decays)
         self._step = compile_train_step(
             mesh,
-            model=model,
+            objective=Objective.of(model),
             optimizer=optimizer,
             learning_rates=learning_rates,
-            loss_options={'aux_weights': AUX_WEIGHTS},
             augmentation=augmentation,
             seed=0,
             ema_decay=0.0,

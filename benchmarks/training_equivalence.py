@@ -25,13 +25,13 @@ from atonet_jax.data.pipeline import eval_batches, train_batches
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
 from atonet_jax.inference.views import predict_labels
-from atonet_jax.models import create_model
+from atonet_jax.models import create_model, network
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
 from atonet_jax.training.augment import augment
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import compile_train_step, create_state
+from atonet_jax.training.step import Objective, compile_train_step, create_state
 from tests import torch_reference
 
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -39,7 +39,6 @@ RUNS = ('ours', 'PyTorch', 'PyTorch, other dropout')
 BATCH_SIZE, EPOCHS = 4, 10
 AUGMENTATION = Augmentation(crop_size=(128, 256))
 PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.02, 0.9, 1e-4, 0.1
-AUX_WEIGHTS = {f'aux{level}': 1.0 for level in torch_reference.AUX_LEVELS}
 
 count = jax.jit(confusion_matrix, static_argnums=2)
 
@@ -58,14 +57,14 @@ class OurTraining:
             for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
         }
         decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
-        optimizer = create_optimizer('sgd', learning_rates, momentum=MOMENTUM, weight_decays=decays)
+        contract = network(self._model)
+        optimizer = create_optimizer('sgd', learning_rates, contract, momentum=MOMENTUM, weight_decays=decays)
         mesh = create_mesh()
         self._step = compile_train_step(
             mesh,
-            model=self._model,
+            objective=Objective.of(self._model),
             optimizer=optimizer,
             learning_rates=learning_rates,
-            loss_options={'aux_weights': AUX_WEIGHTS},
             augmentation=AUGMENTATION,
             seed=seed,
             ema_decay=0.0,

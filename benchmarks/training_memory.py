@@ -23,15 +23,15 @@ import optax
 
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models import create_model, init_variables
+from atonet_jax.models import create_model, init_variables, network
+from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
-from atonet_jax.training.losses import segmentation_loss
+from atonet_jax.training.losses import total_loss
 from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import compile_train_step, create_state
+from atonet_jax.training.step import Objective, compile_train_step, create_state
 
 NUM_CLASSES = 19
-AUX_WEIGHTS = {'aux3': 1.0, 'aux4': 1.0, 'aux5': 1.0}
 
 
 def compiler_options(runs: bool) -> dict:
@@ -48,16 +48,16 @@ class TrainingStep:
     """The step that `--mode=train` takes, for one batch size and compute type."""
 
     def __init__(self, crop: tuple[int, int], batch_size: int, dtype: str, remat: bool):
-        self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype), remat=remat)
+        self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
         rates = {group: learning_rate_schedule(peak=0.01, name='constant', total_steps=1000) for group in GROUPS}
-        self._optimizer = create_optimizer('sgd', rates, momentum=0.9, weight_decays=dict.fromkeys(GROUPS, 1e-4))
+        decays = dict.fromkeys(GROUPS, 1e-4)
+        self._optimizer = create_optimizer('sgd', rates, network(self._model), momentum=0.9, weight_decays=decays)
         self._mesh = create_mesh()
         self._jitted = compile_train_step(
             self._mesh,
-            model=self._model,
+            objective=Objective.of(self._model, remat=remat),
             optimizer=self._optimizer,
             learning_rates=rates,
-            loss_options={'aux_weights': AUX_WEIGHTS},
             augmentation=Augmentation(crop),
             seed=0,
             ema_decay=0.0,
@@ -110,7 +110,7 @@ def plain_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 def our_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """The main term of the training loss."""
-    return segmentation_loss({'logits': logits}, labels, aux_weights={})[0]
+    return total_loss({'logits': logits}, labels, (Term('logits'),))[0]
 
 
 def megabytes(program: jax.stages.Compiled) -> tuple[float, float]:
@@ -154,24 +154,25 @@ def time_steps(crop, batch_size, dtype, rounds) -> None:
     )
 
 
-def compare_losses(crop, batch_size, rounds) -> None:
+def compare_losses(crop, batch_size, strides, rounds) -> None:
     labels = jnp.asarray(noise_labels(crop, batch_size))
-    shape = batch_size, -(-crop[0] // 4), -(-crop[1] // 4), NUM_CLASSES
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    programs = {
-        name: jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile(compiler_options(runs=True))
-        for name, loss in {'plain': plain_loss, 'by phases': our_loss}.items()
-    }
-    turns = {
-        name: lambda program=program: jax.block_until_ready(program(logits, labels))
-        for name, program in programs.items()
-    }
-    times = median_times(turns, rounds)
     print(f'main loss and its gradient, {batch_size} crops of {crop[0]}x{crop[1]}:')
-    print('| loss | MB temporary | ms |')
-    print('|---|---|---|')
-    for name, program in programs.items():
-        print(f'| {name} | {megabytes(program)[1]:.0f} | {times[name]:.1f} |')
+    print('| stride of the logits | loss | MB temporary | ms |')
+    print('|---|---|---|---|')
+    for stride in strides:
+        shape = batch_size, -(-crop[0] // stride), -(-crop[1] // stride), NUM_CLASSES
+        logits = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+        programs = {
+            name: jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile(compiler_options(runs=True))
+            for name, loss in {'plain': plain_loss, 'in parts': our_loss}.items()
+        }
+        turns = {
+            name: lambda program=program: jax.block_until_ready(program(logits, labels))
+            for name, program in programs.items()
+        }
+        times = median_times(turns, rounds)
+        for name, program in programs.items():
+            print(f'| {stride} | {name} | {megabytes(program)[1]:.0f} | {times[name]:.1f} |', flush=True)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -184,13 +185,14 @@ def main() -> None:
     parser.add_argument('--crops', type=size, nargs='+', default=[(256, 512), (512, 512)], metavar='HEIGHTxWIDTH')
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 4])
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'], choices=('float32', 'bfloat16'))
+    parser.add_argument('--strides', type=int, nargs='+', default=[4, 8, 32], help='of the logits, for the loss alone')
     parser.add_argument('--rounds', type=int, default=9, help='of the timings')
     arguments = parser.parse_args()
     crops, batch_sizes = arguments.crops, arguments.batch_sizes
     print(f'{device_names()}; {versions("jax")}')
     compare_steps(crops, batch_sizes, arguments.dtypes)
     time_steps(crops[0], batch_sizes[-1], arguments.dtypes[0], arguments.rounds)
-    compare_losses(crops[-1], batch_sizes[-1], arguments.rounds)
+    compare_losses(crops[-1], batch_sizes[-1], arguments.strides, arguments.rounds)
 
 
 if __name__ == '__main__':

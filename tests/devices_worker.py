@@ -15,11 +15,11 @@ from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.pipeline import prefetch_to_device, train_batches
 from atonet_jax.evaluation.evaluate import Evaluator
-from atonet_jax.models import create_model
+from atonet_jax.models import create_model, network
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import initialize, is_main_process
 from atonet_jax.training.optimizer import create_optimizer
-from atonet_jax.training.step import compile_train_step, create_state
+from atonet_jax.training.step import Objective, compile_train_step, create_state
 
 BATCH_SIZE = 8
 AUGMENTATION = Augmentation((64, 64), (0.75, 1.25), brightness=0.3, erasing=0.5, rotation=5.0)
@@ -34,14 +34,14 @@ def run(scenes, variables, learning_rate, num_steps, seed=0, accumulation=1, **_
     mesh = create_mesh()
     model = tiny_network()
     rates = {group: lambda step: learning_rate for group in ('backbone', 'rest')}
-    optimizer = create_optimizer('sgd', rates, momentum=0.9, weight_decays={'backbone': 1e-5, 'rest': 1e-4})
+    decays = {'backbone': 1e-5, 'rest': 1e-4}
+    optimizer = create_optimizer('sgd', rates, network(model), momentum=0.9, weight_decays=decays)
     state = create_state(variables, optimizer, averaging=False, mesh=mesh)
     step_fn = compile_train_step(
         mesh,
-        model=model,
+        objective=Objective.of(model),
         optimizer=optimizer,
         learning_rates=rates,
-        loss_options={'aux_weights': {'aux3': 1.0, 'aux4': 1.0, 'aux5': 1.0}},
         augmentation=AUGMENTATION,
         seed=seed,
         ema_decay=0.0,

@@ -115,7 +115,7 @@ def test_config_file_is_valid_and_its_network_can_be_created(path):
     num_classes = CLASS_TABLES[config.data.name].num_classes if config.data.name in CLASS_TABLES else 5
     model = create_network(config, num_classes)
     variables = abstract_variables(model)
-    assert variables['params']['classifier']['conv']['kernel'].shape[-1] == num_classes
+    assert variables['params']['head']['classifier']['conv']['kernel'].shape[-1] == num_classes
 
 
 def test_there_are_config_files():

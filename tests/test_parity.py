@@ -10,14 +10,15 @@ import pytest
 import torch
 from flax.traverse_util import flatten_dict
 
+from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation, Geometry
-from atonet_jax.models import create_model
+from atonet_jax.models import create_model, network
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch, to_torch
 from atonet_jax.training.augment import augment
-from atonet_jax.training.losses import HardExampleMining, segmentation_loss
+from atonet_jax.training.losses import configured_terms, total_loss
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import compile_train_step, create_state, loss_fn
+from atonet_jax.training.step import Objective, compile_train_step, create_state, gradient_of
 from tests import torch_reference
 
 NUM_CLASSES = 5
@@ -26,9 +27,6 @@ LEVEL_NAMES = ('layer1', 'layer2', 'layer3', 'layer4', 'spp')
 UP_NAMES = ('up1', 'up2', 'up3', 'up4', 'up5')
 AUGMENT = jax.jit(augment, static_argnums=1)
 UNUSED = ('aux_cls1', 'aux_cls2')  # heads of the PyTorch network that the default loss leaves alone
-LOSS_OPTIONS = {'aux_weights': {'aux3': 1.0, 'aux4': 1.0, 'aux5': 1.0}}
-
-
 def random_reference(seed, num_classes=NUM_CLASSES, **options):
     """A PyTorch network with random weights, BN scales and running statistics; no dropout."""
     torch.manual_seed(seed)
@@ -139,18 +137,21 @@ def test_logits_of_the_full_size_network():
     assert_same_forward(random_reference(seed=1, num_classes=19), model, jit_forward(model), images)
 
 
-@pytest.mark.parametrize('mining', [None, HardExampleMining(0.7, 1 / 16)])
-def test_loss_terms_with_ignored_pixels(mining):
+@pytest.mark.parametrize('mining', [False, True])
+def test_loss_terms_with_ignored_pixels(model, mining):
     generator = np.random.default_rng(3)
     sizes = {'logits': (16, 24), 'aux3': (4, 6), 'aux4': (2, 3), 'aux5': (2, 3)}
     logits = {name: generator.normal(0, 2, (2, *size, NUM_CLASSES)).astype(np.float32) for name, size in sizes.items()}
     labels = random_labels(4, 2, 64, 96)
-    average = torch_reference.mean_loss if mining is None else torch_reference.hard_example_loss
+    average = torch_reference.mean_loss if not mining else torch_reference.hard_example_loss
     aux = {level: to_nchw(logits[f'aux{level}']) for level in torch_reference.AUX_LEVELS}
     expected = torch_reference.loss_terms((to_nchw(logits['logits']), aux), to_int64(labels), average)
 
     outputs = {name: logits[name] for name in ('logits', 'aux3', 'aux4', 'aux5')}
-    loss, terms = jax.jit(lambda o, y: segmentation_loss(o, y, mining=mining, **LOSS_OPTIONS))(outputs, labels)
+    options = default_config().loss
+    options.mining = mining
+    terms = configured_terms(network(model).terms, options)
+    loss, terms = jax.jit(lambda o, y: total_loss(o, y, terms))(outputs, labels)
 
     names = ['main_loss', 'aux3_loss', 'aux4_loss', 'aux5_loss']
     assert sorted(terms) == sorted(names)
@@ -169,21 +170,19 @@ def test_gradients_of_all_parameters_and_running_statistics_after_a_step(model):
     expected_loss = sum(torch_reference.loss_terms(reference(to_nchw(images)), to_int64(labels)))
     expected_loss.backward()
 
-    @jax.jit
-    def gradients_of(params, batch_stats):
-        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        return gradient_fn(params, batch_stats, images, labels, jax.random.key(0), model, LOSS_OPTIONS)
+    gradient = jax.jit(
+        lambda variables: gradient_of(Objective.of(model), variables, images, labels, jax.random.key(0))
+    )(variables)
+    gradients, batch_stats = gradient.params, gradient.collections['batch_stats']
 
-    (loss, (batch_stats, _)), gradients = gradients_of(variables['params'], variables['batch_stats'])
-
-    assert float(loss) == pytest.approx(expected_loss.item(), rel=1e-5)
-    actual = to_torch({'params': gradients})
+    assert float(gradient.loss) == pytest.approx(expected_loss.item(), rel=1e-5)
+    actual = to_torch({'params': gradients, 'batch_stats': batch_stats}, model)
     expected = {name: p.grad.numpy() for name, p in reference.named_parameters() if not name.startswith(UNUSED)}
     assert len(expected) == len(jax.tree.leaves(gradients))
     errors = {name: assert_close(name, actual[name], gradient, 1e-3) for name, gradient in expected.items()}
     print(f'parity: gradients: {largest(errors)}')
 
-    actual = to_torch({'params': variables['params'], 'batch_stats': batch_stats})
+    actual = to_torch({'params': variables['params'], 'batch_stats': batch_stats}, model)
     errors = {
         name: assert_close(name, actual[name], buffer.numpy(), 1e-5)
         for name, buffer in reference.named_buffers()
@@ -217,16 +216,15 @@ def test_twenty_steps_of_the_recipe(model):
         for group, factor in {'backbone': 0.1, 'rest': 1.0}.items()
     }
     optimizer = create_optimizer(
-        'sgd', learning_rates, momentum=0.9, weight_decays={'backbone': 1e-5, 'rest': 1e-4}
+        'sgd', learning_rates, network(model), momentum=0.9, weight_decays={'backbone': 1e-5, 'rest': 1e-4}
     )
     mesh = create_mesh()
     state = create_state(settled, optimizer, averaging=False, mesh=mesh)
     step_fn = compile_train_step(
         mesh,
-        model=model,
+        objective=Objective.of(model),
         optimizer=optimizer,
         learning_rates=learning_rates,
-        loss_options=LOSS_OPTIONS,
         augmentation=Augmentation((64, 96)),
         seed=0,
         ema_decay=0.0,

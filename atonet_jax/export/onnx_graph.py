@@ -116,9 +116,9 @@ def _network(graph, images, model, params, stem) -> _Map:
         summed[up.size] = graph.add(summed[up.size], up) if up.size in summed else up
     ups = (graph.resize(up, levels[0].size) for up in summed.values())
     x = graph.relu(functools.reduce(graph.add, ups))
-    x = graph.conv(x, params['final'])
-    x = graph.conv(x, params['seg'])
-    return graph.conv(x, params['classifier']['conv'], relu=False)
+    x = graph.conv(x, params['head']['final'])
+    x = graph.conv(x, params['head']['seg'])
+    return graph.conv(x, params['head']['classifier']['conv'], relu=False)
 
 
 def _spp(graph, x, bins, params) -> _Map:

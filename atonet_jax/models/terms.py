@@ -121,6 +121,8 @@ Criterion = (
 class Edges:
     """Target 1 on the edges of the label map and 0 elsewhere, as in PIDNet: Canny's edges, made wider.
 
+    They are made on the device from the crop that the loss sees. PIDNet's code makes them before scaling and cropping.
+
     Attributes:
         border: pixels along the map's border that hold no edge before it is made wider.
         width: side of the box of ones that makes edges wider; 1 leaves them alone.

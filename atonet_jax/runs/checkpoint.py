@@ -47,8 +47,12 @@ class Checkpoints:
         self._folder = _folder(workdir)
         if keep is not None:
             _warn_of_half_written(self._folder)
+        trees = ('variables', 'optimizer', 'averaged')
         self._manager = ocp.CheckpointManager(
             self._folder,
+            # Known beforehand, or what a checkpoint holds cannot be asked before anything was saved or restored.
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in trees}
+            | {'numbers': ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda metrics: metrics[MIOU],
                 cleanup_tmp_directories=keep is not None,

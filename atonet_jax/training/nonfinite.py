@@ -8,15 +8,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.data.augmentation import Augmentation
-from atonet_jax.training.step import TrainState, gradient_of, step_inputs
+from atonet_jax.training.step import Objective, TrainState, gradient_of, step_inputs
 
 
 def first_nonfinite(
     state: TrainState,
     batch: Mapping[str, jax.Array],
     *,
-    model: nn.Module,
-    loss_options: Mapping[str, Any],
+    objective: Objective,
     augmentation: Augmentation,
     seed: int,
 ) -> str:
@@ -27,7 +26,7 @@ def first_nonfinite(
     Args:
         state: before the step.
         batch: of the step.
-        model, loss_options, augmentation, seed: as in `train_step`.
+        objective, augmentation, seed: as in `train_step`.
 
     Returns:
         One clause, such as "first in the output of layer3_0/conv1 (17 of 4096 values)".
@@ -41,9 +40,9 @@ def first_nonfinite(
         return outputs
 
     def count(state, batch):
-        images, labels, dropout_key = step_inputs(state, batch, augmentation, seed)
+        images, labels, dropout_key = step_inputs(objective, state, batch, augmentation, seed)
         with nn.intercept_methods(note):
-            loss, terms, _, gradients = gradient_of(state.variables, images, labels, dropout_key, model, loss_options)
+            loss, terms, _, gradients = gradient_of(objective, state.variables, images, labels, dropout_key)
         stages = [('the images', [_count(images)])]
         stages += [(f'{kind}/{path}', [_count(leaf)]) for kind, path, leaf in _leaves(state.variables)]
         # A layer is noted as it ends, before those that it is part of; autodiff may trace it more than once.

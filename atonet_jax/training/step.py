@@ -1,7 +1,8 @@
 """One training step: the state that it carries on, the loss that it follows, and the update. Needs JAX alone."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextlib import nullcontext
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -11,9 +12,12 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from atonet_jax.data.augmentation import Augmentation
+from atonet_jax.models import apply, network
+from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import label_weights, total_loss
+from atonet_jax.training.remat import rematerialized
 
 _AUGMENTATION = 1  # sets its random numbers apart from dropout's
 
@@ -23,7 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
 
     Attributes:
         step: int32 scalar, steps taken.
-        variables: {'params', 'batch_stats'} of the network, float32.
+        variables: of the network, float32: 'params' and its other collections.
         opt_state: the optimiser's.
         averaged: an exponential moving average of `variables`, or None.
     """
@@ -50,113 +54,148 @@ def create_state(
     return jax.jit(create, out_shardings=replicated(mesh))(variables)
 
 
-def loss_fn(
-    params: Any,
-    batch_stats: Any,
-    images: jax.Array,
-    labels: jax.Array,
-    dropout_key: jax.Array,
-    model: nn.Module,
-    loss_options: Mapping[str, Any],
-) -> tuple[jax.Array, tuple[Any, dict[str, jax.Array]]]:
-    """The loss, and beside it the new batch statistics and the loss's terms.
+class Objective(NamedTuple):
+    """What training minimises.
 
-    Args:
-        params: of `model`.
-        batch_stats: running statistics before the step.
-        images: [B, H, W, 3] float32, normalised.
-        labels: [B, H, W] uint8 train ids.
-        dropout_key: for channel dropout.
+    Attributes:
         model: the network.
-        loss_options: keyword arguments of `total_loss`.
+        terms: of its loss.
+        class_weights: [C], one a class; None: all alike.
+        remat: computes most activations again for the gradient instead of keeping them (`training.remat`).
     """
-    outputs, updates = model.apply(
-        {'params': params, 'batch_stats': batch_stats},
-        images,
-        train=True,
-        mutable=['batch_stats'],
-        rngs={'dropout': dropout_key},
-    )
-    loss, terms = total_loss(outputs, labels, **loss_options)
-    return loss, (updates['batch_stats'], terms)
+
+    model: nn.Module
+    terms: tuple[Term, ...]
+    class_weights: tuple[float, ...] | None = None
+    remat: bool = False
+
+    @classmethod
+    def of(cls, model: nn.Module, **options) -> 'Objective':
+        """The network with the loss that it declares; `options` are other attributes."""
+        return cls(model, network(model).terms, **options)
+
+    def outputs(
+        self, variables: Mapping[str, Any], images: jax.Array, dropout_key: jax.Array
+    ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        """Training outputs, and the collections beside 'params' after the step.
+
+        Args:
+            variables: of the network.
+            images: [B, H, W, 3] float32, normalised.
+            dropout_key: for dropout.
+        """
+
+        mutable = [name for name in variables if name != 'params']
+        with rematerialized() if self.remat else nullcontext():
+            outputs, updates = apply(
+                self.model, variables, images, True, mutable=mutable, rngs={'dropout': dropout_key}
+            )
+        return outputs, dict(updates)
+
+
+class Gradient(NamedTuple):
+    """What one batch says of the parameters.
+
+    Attributes:
+        loss: float32 scalar.
+        terms: the loss's terms, unweighted, by name.
+        collections: the network's collections beside 'params' after the step, such as batch statistics.
+        params: the gradient, as the parameters are.
+    """
+
+    loss: jax.Array
+    terms: dict[str, jax.Array]
+    collections: dict[str, Any]
+    params: Any
 
 
 def step_inputs(
-    state: TrainState, batch: Mapping[str, jax.Array], augmentation: Augmentation, seed: int
+    objective: Objective, state: TrainState, batch: Mapping[str, jax.Array], augmentation: Augmentation, seed: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Images, labels and dropout's key of the step after `state`, as `loss_fn` takes them."""
+    """Images, labels and dropout's key of the step after `state`, as `gradient_of` takes them."""
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
-    images, labels = augment(batch, augmentation, jax.random.fold_in(dropout_key, _AUGMENTATION))
+    images, labels = augment(
+        batch,
+        augmentation,
+        jax.random.fold_in(dropout_key, _AUGMENTATION),
+        network(objective.model).normalization,
+    )
     return images, labels, dropout_key
 
 
 def gradient_of(
+    objective: Objective,
     variables: Mapping[str, Any],
     images: jax.Array,
     labels: jax.Array,
     dropout_key: jax.Array,
-    model: nn.Module,
-    loss_options: Mapping[str, Any],
-) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
-    """Loss, its terms, the new batch statistics, and the gradient of the parameters; arguments as in `loss_fn`."""
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
-    (loss, (batch_stats, terms)), gradients = gradient_fn(
-        variables['params'], variables['batch_stats'], images, labels, dropout_key, model, loss_options
-    )
-    return loss, terms, batch_stats, gradients
+    **part: Any,
+) -> Gradient:
+    """The gradient of the loss.
+
+    Args:
+        objective: the network and its loss.
+        variables: of the network.
+        images: [B, H, W, 3] float32, normalised.
+        labels: [B, H, W] uint8 train ids.
+        dropout_key: for dropout.
+        part: `total_weights` and `parts` of `total_loss`, where this is a part of a batch.
+    """
+
+    def loss_fn(params):
+        outputs, collections = objective.outputs({**variables, 'params': params}, images, dropout_key)
+        loss, terms = total_loss(outputs, labels, objective.terms, class_weights=objective.class_weights, **part)
+        return loss, (terms, collections)
+
+    (loss, (terms, collections)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(variables['params'])
+    return Gradient(loss, terms, collections, gradient)
 
 
 def accumulated_gradient(
+    objective: Objective,
     variables: Mapping[str, Any],
     images: jax.Array,
     labels: jax.Array,
     dropout_key: jax.Array,
-    model: nn.Module,
-    loss_options: Mapping[str, Any],
     parts: int,
-) -> tuple[jax.Array, dict[str, jax.Array], Any, Any]:
+) -> Gradient:
     """`gradient_of` a batch that is taken in `parts` parts one after the other, in the memory of one.
 
     Plain cross-entropy is the average over the labelled pixels of the whole batch, as without parts. Terms that choose
     or weigh pixels by the part's own, such as hard example mining, are means over the parts. Batch normalisation
     normalises by the statistics of a part, and its running statistics take `parts` small steps instead of one.
     """
-    rngs = {'dropout': dropout_key}
-    outputs, _ = jax.eval_shape(lambda: model.apply(variables, images, train=True, mutable=['batch_stats'], rngs=rngs))
-    totals = label_weights(outputs, labels, **loss_options)
-    loss_options = dict(loss_options) | {'total_weights': totals, 'parts': parts}
+    outputs, _ = jax.eval_shape(lambda: objective.outputs(variables, images, dropout_key))
+    total_weights = label_weights(outputs, labels, objective.terms, class_weights=objective.class_weights)
     # Every parts-th example, so that each device holds its share of every part.
     images, labels = (array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1) for array in (images, labels))
 
-    def take(carry, part):
-        batch_stats, sums = carry
-        images, labels, i = part
-        loss, terms, batch_stats, gradients = gradient_of(
-            {'params': variables['params'], 'batch_stats': batch_stats},
-            images,
-            labels,
-            jax.random.fold_in(dropout_key, i),
-            model,
-            loss_options,
+    def gradient_of_part(collections, images, labels, key):
+        return gradient_of(
+            objective, {**variables, **collections}, images, labels, key, total_weights=total_weights, parts=parts
         )
-        return (batch_stats, jax.tree.map(jnp.add, sums, (loss, terms, gradients))), None
 
-    shapes = jax.eval_shape(lambda: gradient_of(variables, images[0], labels[0], dropout_key, model, loss_options))
-    loss, terms, _, gradients = jax.tree.map(jnp.zeros_like, shapes)
-    carry = variables['batch_stats'], (loss, terms, gradients)
-    (batch_stats, sums), _ = jax.lax.scan(take, carry, (images, labels, jnp.arange(parts)))
-    loss, terms, gradients = sums
-    return loss, terms, batch_stats, gradients
+    def take(carry, part):
+        collections, sums = carry
+        images, labels, i = part
+        gradient = gradient_of_part(collections, images, labels, jax.random.fold_in(dropout_key, i))
+        sums = jax.tree.map(jnp.add, sums, gradient._replace(collections=None))
+        return (gradient.collections, sums), None
+
+    collections = {name: tree for name, tree in variables.items() if name != 'params'}
+    shapes = jax.eval_shape(lambda: gradient_of_part(collections, images[0], labels[0], dropout_key))
+    zeros = jax.tree.map(jnp.zeros_like, shapes._replace(collections=None))
+    (collections, sums), _ = jax.lax.scan(take, (collections, zeros), (images, labels, jnp.arange(parts)))
+    return sums._replace(collections=collections)
 
 
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
     *,
-    model: nn.Module,
+    objective: Objective,
     optimizer: optax.GradientTransformation,
     learning_rates: Mapping[str, optax.Schedule],
-    loss_options: Mapping[str, Any],
     augmentation: Augmentation,
     seed: int,
     ema_decay: float,
@@ -167,10 +206,9 @@ def train_step(
     Args:
         state: before the step.
         batch: of `data.pipeline.train_batches`: windows of images and labels as bytes, and their geometry.
-        model: the network.
-        optimizer: of its parameters.
+        objective: the network and its loss.
+        optimizer: of the network's parameters.
         learning_rates: the schedules that `optimizer` follows, by group, to report.
-        loss_options: keyword arguments of `total_loss`.
         augmentation: what the crops are.
         seed: of dropout and of augmentation on the device, which depend on it and the step alone.
         ema_decay: of `state.averaged`, reached gradually.
@@ -179,20 +217,17 @@ def train_step(
     Returns:
         The state after the step, and float32 scalars: the loss, its terms, the gradient's norm, the learning rates.
     """
-    images, labels, dropout_key = step_inputs(state, batch, augmentation, seed)
-    arguments = state.variables, images, labels, dropout_key, model, loss_options
-    loss, terms, batch_stats, gradients = (
-        gradient_of(*arguments) if accumulation == 1 else accumulated_gradient(*arguments, accumulation)
-    )
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.variables['params'])
-    variables = {'params': optax.apply_updates(state.variables['params'], updates), 'batch_stats': batch_stats}
+    arguments = objective, state.variables, *step_inputs(objective, state, batch, augmentation, seed)
+    gradient = gradient_of(*arguments) if accumulation == 1 else accumulated_gradient(*arguments, accumulation)
+    updates, opt_state = optimizer.update(gradient.params, state.opt_state, state.variables['params'])
+    variables = {'params': optax.apply_updates(state.variables['params'], updates), **gradient.collections}
 
     averaged = state.averaged
     if averaged is not None:
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         averaged = optax.incremental_update(variables, averaged, 1 - decay)
 
-    metrics = {'loss': loss, **terms, 'gradient_norm': optax.global_norm(gradients)}
+    metrics = {'loss': gradient.loss, **gradient.terms, 'gradient_norm': optax.global_norm(gradient.params)}
     metrics |= {f'learning_rate_{group}': rate(state.step) for group, rate in learning_rates.items()}
     return TrainState(state.step + 1, variables, opt_state, averaged), metrics
 

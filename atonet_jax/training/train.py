@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import Evaluator
 from atonet_jax.evaluation.metrics import Scores
-from atonet_jax.models import network
+from atonet_jax.models import abstract_variables, network
 from atonet_jax.models.contract import Network
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import is_main_process, main_process_first
@@ -28,11 +29,11 @@ from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.workdir import changes_since, claim, holds_run, load_config, lock, write_json
-from atonet_jax.training.losses import configured_terms
+from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.recorder import Recorder
-from atonet_jax.training.step import TrainState, compile_train_step, create_state
+from atonet_jax.training.step import Objective, TrainState, compile_train_step, create_state
 
 _log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     if holds_run(workdir):
         changes_since(workdir, config, table)  # refuses another network before any data is read
     model = create_network(config, table.num_classes)
+    objective = _create_objective(config, model)
     resumes = has_checkpoint(workdir)
     if resumes and config.init_from != load_config(workdir).init_from:
         raise InputError(
@@ -64,10 +66,10 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         )
     variables = blank_variables(model) if resumes else starting_variables(config, model, table, mesh)
     with lock(workdir) if is_main_process() else nullcontext():
-        return _train(config, workdir, mesh, table, model, variables, resumes)
+        return _train(config, workdir, mesh, table, objective, variables, resumes)
 
 
-def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
+def _train(config, workdir, mesh, table, objective, variables, resumes) -> Scores:
     """`train` in a workdir that is ours."""
     with main_process_first('data'):
         train_set, eval_set = (
@@ -79,7 +81,7 @@ def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
 
     batch_size = config.train.batch_size
     total_steps = max(1, round(config.train.epochs * len(train_set) / batch_size))
-    learning_rates, optimizer = _create_optimizer(config, network(model), len(train_set), total_steps)
+    learning_rates, optimizer = _create_optimizer(config, network(objective.model), len(train_set), total_steps)
     averaging = config.optimizer.ema_decay > 0
     state = create_state(variables, optimizer, averaging=averaging, mesh=mesh)
     _log.info(
@@ -100,12 +102,7 @@ def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
         state, numbers = checkpoints.restore_latest(state)
         _log.info('resumed from step %d of %s', int(state.step), workdir)
     recorder = Recorder(workdir, config, table, int(state.step), len(train_set))
-    step_options = {
-        'model': model,
-        'loss_options': _loss_options(config, model),
-        'augmentation': train_augmentation(config),
-        'seed': config.seed,
-    }
+    step_options = {'objective': objective, 'augmentation': train_augmentation(config), 'seed': config.seed}
     step_fn = compile_train_step(
         mesh,
         optimizer=optimizer,
@@ -121,7 +118,7 @@ def _train(config, workdir, mesh, table, model, variables, resumes) -> Scores:
             total_steps,
             max(1, round(config.train.eval_every_epochs * len(train_set) / batch_size)),
             step_fn,
-            Evaluator(model, eval_set, config.eval, mesh),
+            Evaluator(objective.model, eval_set, config.eval, mesh),
             _batches(config, train_set, int(state.step), total_steps, mesh),
             partial(first_nonfinite, **step_options) if config.debug.nans else None,
         )
@@ -283,26 +280,27 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
     return learning_rates, optimizer
 
 
-def _loss_options(config: ConfigDict, model: nn.Module) -> dict:
-    """Keyword arguments of `total_loss`.
+def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
+    """What the config's section `loss` makes of the terms that the network declares.
 
     Raises:
-        InputError: as `configured_terms`.
+        InputError: the settings do not fit the terms, or the terms not the network's outputs.
     """
-    return {
-        'terms': configured_terms(network(model).terms, config.loss),
-        'class_weights': config.loss.class_weights or None,
-    }
+    terms = configured_terms(network(model).terms, config.loss)
+    objective = Objective(model, terms, config.loss.class_weights or None, config.train.remat)
+    images = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
+    outputs, _ = jax.eval_shape(objective.outputs, abstract_variables(model), images, jax.random.key(0))
+    check_terms(outputs, terms)
+    return objective
 
 
-def step_options(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
+def step_arguments(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
     """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced."""
     learning_rates, optimizer = _create_optimizer(config, network(model), num_images, total_steps)
     return {
-        'model': model,
+        'objective': _create_objective(config, model),
         'optimizer': optimizer,
         'learning_rates': learning_rates,
-        'loss_options': _loss_options(config, model),
         'augmentation': train_augmentation(config),
         'seed': config.seed,
         'ema_decay': config.optimizer.ema_decay,

@@ -1,25 +1,37 @@
 """Convolutions equal `jax.lax`'s own, in value and in every gradient, whatever program computes them."""
 
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.ops import conv
-from atonet_jax.ops.cpu import convolution as cpu_convolution
+from atonet_jax.errors import InputError
+from atonet_jax.ops import conv, conv_prepared, conv_transpose, cpu, prepare_kernel
+from atonet_jax.ops.cpu import strips
 
 CHANNELS, FEATURES = 4, 8
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 # (stride, dilation, groups); 4 groups are a depthwise convolution
-CASES = [(1, 1, 1), (2, 1, 1), ((1, 2), 1, 1), (1, 2, 1), (2, (3, 1), 1), (2, 2, 1), (1, 1, 2), (2, 2, 2), (1, 2, 4), (2, 1, 4)]  # fmt: skip
+CASES = [
+    (1, 1, 1),
+    (2, 1, 1),
+    ((1, 2), 1, 1),
+    (1, 2, 1),
+    (2, (3, 1), 1),
+    (2, 2, 1),
+    (1, 1, 2),
+    (2, 2, 2),
+    (1, 2, 4),
+    (2, 1, 4),
+]
 DTYPES = (jnp.float32, jnp.bfloat16)
 
 
 @pytest.fixture
 def many_strips(monkeypatch):
-    """Tiny maps are taken in as many strips as large ones."""
-    monkeypatch.setattr(cpu_convolution, '_STRIP_PIXELS', 60)
+    """Maps of few pixels and channels are taken in as many strips as large ones."""
+    monkeypatch.setattr(strips, 'LEAST_CHANNELS', 1)
+    monkeypatch.setattr(strips, '_PIXELS', 60)
 
 
 def noise(*shape, seed=0):
@@ -79,10 +91,176 @@ def assert_all_equal(x, kernels, cases):
     @jax.jit
     def compute(x, kernels):
         return [
-            ([with_gradients(ours, x, kernel, dtype) for dtype in DTYPES], with_gradients(plain, x, kernel, jnp.float32))
+            (
+                [with_gradients(ours, x, kernel, dtype) for dtype in DTYPES],
+                with_gradients(plain, x, kernel, jnp.float32),
+            )
             for kernel, (ours, plain) in zip(kernels, cases.values(), strict=True)
         ]
 
     for what, (by_dtype, expected) in zip(cases, compute(x, kernels), strict=True):
         for dtype, actual in zip(DTYPES, by_dtype, strict=True):
             assert_equal_but_for_rounding(actual, expected, dtype, f'{what}, {dtype.__name__}')
+
+
+def test_every_form_of_padding(many_strips):
+    x, forms = bfloat16_noise(2, 9, 7, CHANNELS), [None, 0, 2, (0, 3), ((0, 2), (1, 0)), ((3, 0), (0, 0))]
+    sides = [(1, 1, 1, 1), (0, 0, 0, 0), (2, 2, 2, 2), (0, 0, 3, 3), (0, 2, 1, 0), (3, 0, 0, 0)]
+
+    def case(form, top, bottom, left, right, stride):
+        def plain(x, kernel):
+            x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+            return jax.lax.conv_general_dilated(x, kernel, stride, 'VALID', dimension_numbers=DIMENSIONS)
+
+        return (lambda x, kernel: conv(x, kernel, stride, form)), plain
+
+    cases = {
+        f'{form}, stride {stride}': case(form, *of_sides, stride)
+        for stride in ((1, 1), (3, 2))
+        for form, of_sides in zip(forms, sides, strict=True)
+    }
+    assert_all_equal(x, [bfloat16_noise(3, 3, CHANNELS, FEATURES, seed=1)] * len(cases), cases)
+    forms = ((1, 1), (0, 0)), ((0, 3), (0, 0)), ((0, 0), (0, 2))
+    pointwise = {str(form): case(form, *form[0], *form[1], (2, 1)) for form in forms}
+    assert_all_equal(x, [bfloat16_noise(1, 1, CHANNELS, FEATURES, seed=1)] * 3, pointwise)
+
+
+def test_depthwise_convolution_with_any_padding():
+    x, sides = (
+        bfloat16_noise(2, 9, 7, CHANNELS),
+        [((1, 1), (1, 1)), ((0, 2), (1, 0)), ((3, 0), (0, 0)), ((4, 4), (5, 4))],
+    )
+
+    def case(padding, stride):
+        def plain(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x, kernel, stride, padding, dimension_numbers=DIMENSIONS, feature_group_count=CHANNELS
+            )
+
+        return (lambda x, kernel: conv(x, kernel, stride, padding, groups=CHANNELS)), plain
+
+    cases = {f'{form}, stride {stride}': case(form, stride) for stride in ((1, 1), (3, 2)) for form in sides}
+    assert_all_equal(x, [bfloat16_noise(3, 3, 1, CHANNELS, seed=1)] * len(cases), cases)
+
+
+@pytest.mark.parametrize('kernel_size', [(3, 3), (2, 2), (4, 3)])
+def test_transposed_convolution_is_a_convolution_transposed(kernel_size, many_strips):
+    """Of a map of torch's size; the convolution's kernel has its channels swapped."""
+    height, width = 5, 4
+    x = bfloat16_noise(2, height, width, CHANNELS)
+    # (stride, padding, output padding, groups)
+    cases = [(2, 1, 1, 1), (2, 0, 0, 1), (1, 1, 0, 1), ((2, 3), (1, 0), (0, 2), 1), ((2, 3), (1, 0), (0, 2), 2)]
+    cases += [(2, 1, 1, CHANNELS), ((3, 1), 0, (2, 0), CHANNELS)]
+
+    def plain(stride, padding, output_padding, groups):
+        strides, pads, more = (np.broadcast_to(value, 2).tolist() for value in (stride, padding, output_padding))
+        sides = zip((height, width), kernel_size, strides, pads, more, strict=True)
+        size = [(old - 1) * stride - 2 * pad + kernel + extra for old, kernel, stride, pad, extra in sides]
+
+        def transposed(x, kernel):
+            shape = jax.ShapeDtypeStruct((2, *size, kernel.shape[3] * groups), x.dtype)
+            return jax.linear_transpose(
+                lambda y: jax.lax.conv_general_dilated(
+                    y,
+                    kernel.swapaxes(2, 3),
+                    strides,
+                    [(pad, pad) for pad in pads],
+                    dimension_numbers=DIMENSIONS,
+                    feature_group_count=groups,
+                ),
+                shape,
+            )(x)[0]
+
+        return transposed
+
+    def ours(*options):
+        return lambda x, kernel: conv_transpose(x, kernel, *options)
+
+    features = [1 if groups == CHANNELS else FEATURES // groups for *_, groups in cases]
+    kernels = [bfloat16_noise(*kernel_size, CHANNELS, number, seed=1) for number in features]
+    assert_all_equal(x, kernels, {str(case): (ours(*case), plain(*case)) for case in cases})
+
+
+def test_bfloat16_kernel_gradients_are_summed_in_float32(monkeypatch):
+    """Over 64 strips, sums in bfloat16 would be off by 2 %."""
+    monkeypatch.setattr(strips, 'LEAST_CHANNELS', 1)
+    monkeypatch.setattr(strips, '_PIXELS', 1)
+    x, cotangent, kernel = noise(1, 64, 8, 3), noise(1, 64, 8, 5, seed=2), noise(3, 3, 3, 5)
+
+    @jax.jit
+    def compute(*arrays):
+        def gradient(function, *arrays):
+            x, kernel, cotangent = arrays
+            return jax.vjp(lambda kernel: function(x, kernel), kernel)[1](cotangent)[0].astype(jnp.float32)
+
+        halves = [array.astype(jnp.bfloat16) for array in arrays]
+
+        def plain(x, kernel):
+            return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=DIMENSIONS)
+
+        return gradient(conv, *halves), gradient(plain, *(half.astype(jnp.float32) for half in halves))
+
+    actual, expected = compute(x, kernel, cotangent)
+    assert np.linalg.norm(actual - expected) <= 2.5e-3 * np.linalg.norm(expected)
+
+
+def test_a_prepared_kernel_convolves_as_before():
+    x, kernel = noise(2, 9, 10, 128), noise(3, 3, 128, FEATURES)
+
+    @jax.jit
+    def compute(x, kernel):
+        return conv_prepared(x, prepare_kernel(kernel)), conv(x, kernel)
+
+    actual, expected = compute(x, kernel)
+    np.testing.assert_allclose(actual, expected, atol=3e-6 * np.abs(expected).max())
+
+
+def test_kernels_are_prepared_by_their_shapes_where_it_pays():
+    def is_prepared(shape, *options, dtype=jnp.float32):
+        return jax.eval_shape(lambda: prepare_kernel(jnp.zeros(shape, dtype), *options)) is not None
+
+    assert is_prepared((3, 3, 128, 8))
+    assert is_prepared((3, 3, 128, 8), (1, 1), ((1, 1), (1, 1)), 1, 1)
+    assert not is_prepared((3, 3, 64, 256))
+    assert not is_prepared((3, 1, 128, 8))
+    assert not is_prepared((3, 3, 128, 8), 2)
+    assert not is_prepared((3, 3, 128, 8), 1, 0)
+    assert not is_prepared((3, 3, 128, 8), 1, 2, 2)
+    assert not is_prepared((3, 3, 128, 8), 1, 1, 1, 2)
+    assert not is_prepared((3, 3, 128, 8), dtype=jnp.bfloat16)
+    with cpu.fast_paths(False):
+        assert not is_prepared((3, 3, 128, 8))
+
+
+def test_one_switch_turns_the_fast_paths_off(monkeypatch):
+    def has_loop_over_strips():
+        x, kernel = jnp.ones((1, 8, 8, 64)), jnp.ones((3, 3, 64, 4))
+        gradient = jax.jit(jax.grad(lambda kernel: jnp.sum(conv(x, kernel))))
+        return 'stablehlo.while' in gradient.lower(kernel).as_text()
+
+    assert has_loop_over_strips()
+    with cpu.fast_paths(False):
+        assert not has_loop_over_strips()
+        with cpu.fast_paths(True):
+            assert has_loop_over_strips()
+    monkeypatch.setenv('ATONET_JAX_CPU_FAST_PATHS', '0')
+    assert not has_loop_over_strips()
+    with cpu.fast_paths(True):
+        assert has_loop_over_strips()
+
+
+def test_without_fast_paths_there_is_a_forward_mode_gradient():
+    x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 4))
+    with cpu.fast_paths(False):
+        _, tangent = jax.jvp(conv, (x, kernel), (x, kernel))
+    np.testing.assert_allclose(tangent, 2 * conv(x, kernel))
+
+
+def test_channels_that_do_not_go_together_are_said_in_one_line():
+    x = jnp.zeros((1, 4, 4, 6))
+    with pytest.raises(InputError, match=r'x has 6 channels, .* is \(3, 3, 4, 8\) and groups is 1; C must be 4'):
+        conv(x, jnp.zeros((3, 3, 4, 8)))
+    with pytest.raises(InputError, match='groups divide O'):
+        conv(x, jnp.zeros((3, 3, 2, 8)), groups=3)
+    with pytest.raises(InputError, match='C must be 4 and groups divide it'):
+        conv_transpose(x, jnp.zeros((3, 3, 4, 8)), 2, 1)

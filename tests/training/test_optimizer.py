@@ -8,9 +8,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from atonet_jax.models import abstract_variables, create_model
+from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
 from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule, parameter_group
+
+NETWORK = network('atonet')
 
 STEPS_PER_EPOCH, EPOCHS = 4, 5
 FLOOR = 1e-6
@@ -43,7 +45,7 @@ def test_backbone_group_is_the_convolutions_of_the_four_stages():
         for conv in ('conv1', 'conv2')
     }
     expected |= {f'layer{stage}/block0/shortcut/conv/kernel' for stage in (2, 3, 4)}
-    groups = {'/'.join(path): parameter_group(path) for path in flatten_dict(params)}
+    groups = {'/'.join(path): parameter_group(path, NETWORK) for path in flatten_dict(params)}
     assert set(groups.values()) == set(GROUPS)
     assert {path for path, group in groups.items() if group == 'backbone'} == expected
 
@@ -52,7 +54,7 @@ def test_sgd_is_torchs():
     """Decay joins the gradient, momentum keeps the sum, and the step's own rate comes last."""
     peaks, decays, momentum = {'backbone': 0.05, 'rest': 0.5}, {'backbone': 0.01, 'rest': 0.1}, 0.9
     learning_rates = {group: lambda step, peak=peak: peak / (1 + step) for group, peak in peaks.items()}
-    optimizer = create_optimizer('sgd', learning_rates, momentum=momentum, weight_decays=decays)
+    optimizer = create_optimizer('sgd', learning_rates, NETWORK, momentum=momentum, weight_decays=decays)
     params = two_parameters(seed=0)
     expected = {group: values.astype(np.float64) for group, values in by_group(params).items()}
     buffers = dict.fromkeys(GROUPS, 0.0)
@@ -72,7 +74,7 @@ def test_adamw_decays_apart_from_the_gradient():
     """Its first step goes by the gradient's sign and by the decay, each times the rate."""
     peaks, decays = {'backbone': 0.01, 'rest': 0.1}, {'backbone': 0.05, 'rest': 0.5}
     learning_rates = {group: optax.constant_schedule(peak) for group, peak in peaks.items()}
-    optimizer = create_optimizer('adamw', learning_rates, momentum=0.9, weight_decays=decays)
+    optimizer = create_optimizer('adamw', learning_rates, NETWORK, momentum=0.9, weight_decays=decays)
     params, gradients = two_parameters(seed=0), two_parameters(seed=1)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params)
     for group in GROUPS:

@@ -44,7 +44,7 @@ def test_convolutions_of_many_channels_go_by_winograd():
 @pytest.mark.parametrize(('features', 'on_cpu'), [(4, 'stablehlo.while'), (128, 'stablehlo.dot_general')])
 def test_accelerators_get_the_plain_program(platform, features, on_cpu):
     """Three convolutions: forward, and a gradient each of image and kernel; no loop over strips, no product."""
-    x, kernel = jnp.ones((2, 128, 64, 3)), jnp.ones((3, 3, 3, features))
+    x, kernel = jnp.ones((2, 128, 64, 64)), jnp.ones((3, 3, 64, features))
 
     def loss(x, kernel):
         return jnp.sum(jnp.square(conv(x, kernel)))

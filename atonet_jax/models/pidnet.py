@@ -1,0 +1,268 @@
+"""PIDNet-S: Xu, Xiong, Bhattacharyya, "PIDNet: A Real-time Semantic Segmentation Network Inspired by PID Controllers".
+
+Three branches share a stem. P keeps details at an eighth of the input, I goes down to a 64th for context, D finds the
+borders between classes. P and D take from I on the way, and the borders decide where P counts more than I. Follows the
+authors' code (github.com/XuJiacong/PIDNet, 4c158cf).
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from atonet_jax import ops
+from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, kaiming_fan_out_init
+from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
+from atonet_jax.models.resnet import BasicBlock, Bottleneck, Stage
+from atonet_jax.models.terms import (
+    BalancedBinaryCrossEntropy,
+    CrossEntropy,
+    Edges,
+    HardExampleCount,
+    LabelsOnEdges,
+    Term,
+)
+
+HEADS = ('final', 'aux_p', 'boundary')
+
+_ConvNorm = partial(ConvNorm, kernel_init=kaiming_fan_out_init)
+_NormConv = partial(NormConv, kernel_init=kaiming_fan_out_init)
+
+
+class PIDNet(nn.Module):
+    """The network of the paper's Fig. 4 with the channels of PIDNet-S.
+
+    Attributes:
+        num_classes: classes to tell apart.
+        width: channels of the stem; all others are multiples of it. 32 is PIDNet-S.
+        edge_border: pixels along the border of a label map in which the loss of 'boundary' sees no edge: 6 is for
+            Cityscapes, whose images have a frame without labels; on CamVid the authors take 0.
+        dtype: compute type, float32 or bfloat16. Parameters, running statistics and outputs are float32 in both.
+    """
+
+    num_classes: int
+    width: int = 32
+    edge_border: int = 6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """images: [B, H, W, 3] float, normalised, of any size.
+
+        Returns {'logits': [B, ceil(H / 8), ceil(W / 8), num_classes] float32}, and with `train` also, at the same size,
+        'aux_p': [..., num_classes], logits of the P branch, and 'boundary': [..., 1], logits of lying on the border of
+        a class. With `train`, 'batch_stats' must be mutable.
+        """
+        width, dtype = self.width, self.dtype
+        relu_norm, norm = partial(_ConvNorm, dtype=dtype), partial(_ConvNorm, activation=None, dtype=dtype)
+        stage, bottleneck = partial(Stage, dtype=dtype), partial(Bottleneck, dtype=dtype)
+        head = partial(Head, dtype=dtype)
+
+        x = relu_norm(width, 3, stride=2, use_bias=True, name='stem1')(images, train)
+        x = relu_norm(width, 3, stride=2, use_bias=True, name='stem2')(x, train)
+        x = stage(width, 2, name='layer1')(x, train)
+        x2 = stage(2 * width, 2, stride=2, name='layer2')(x, train)
+        size = x2.shape[1:3]
+
+        x3 = stage(4 * width, 3, stride=2, name='layer3')(x2, train)
+        context = norm(2 * width, 1, name='compression3')(x3, train)
+        p = stage(2 * width, 2, last_activation=False, name='p3')(x2, train)
+        p = nn.relu(PixelAttention(width, dtype, name='pag3')(p, context, train))
+        difference = ops.resize_bilinear(norm(width, 3, name='diff3')(x3, train), size)
+        d = BasicBlock(width, activation=None, dtype=dtype, name='d3')(x2, train)
+        d = nn.relu(d + difference)
+        p_of_head = p
+
+        x4 = stage(8 * width, 3, stride=2, name='layer4')(x3, train)
+        context = norm(2 * width, 1, name='compression4')(x4, train)
+        p = stage(2 * width, 2, last_activation=False, name='p4')(p, train)
+        p = nn.relu(PixelAttention(width, dtype, name='pag4')(p, context, train))
+        difference = ops.resize_bilinear(norm(2 * width, 3, name='diff4')(x4, train), size)
+        d = nn.relu(bottleneck(width, name='d4')(d, train) + difference)
+        d_of_head = d
+
+        x5 = bottleneck(8 * width, stride=2, name='layer5_block0')(x4, train)
+        x5 = bottleneck(8 * width, name='layer5_block1')(x5, train)
+        context = PoolingPyramid(3 * width, 4 * width, dtype, name='spp')(x5, train)
+        p = bottleneck(2 * width, name='p5')(p, train)
+        d = bottleneck(2 * width, name='d5')(d, train)
+        x = BoundaryFusion(4 * width, dtype, name='fusion')(p, ops.resize_bilinear(context, size), d, train)
+
+        outputs = {'logits': head(4 * width, self.num_classes, name='final')(x, train)}
+        if train:
+            outputs['aux_p'] = head(4 * width, self.num_classes, name='aux_p')(p_of_head, train)
+            outputs['boundary'] = head(width, 1, name='boundary')(d_of_head, train)
+        return outputs
+
+
+class PixelAttention(nn.Module):
+    """Pixel-attention-guided fusion (PAG, the paper's Fig. 5): each pixel takes from the context what resembles it.
+
+    Attributes:
+        width: channels in which pixels are compared.
+        dtype: compute type.
+    """
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, context: jax.Array, train: bool) -> jax.Array:
+        """x: [B, H, W, C]. context: [B, h, w, C] -> [B, H, W, C]."""
+        compared = partial(_ConvNorm, self.width, 1, activation=None, dtype=self.dtype)
+        size = x.shape[1:3]
+        of_context = ops.resize_bilinear(compared(name='f_y')(context, train), size)
+        likeness = nn.sigmoid(jnp.sum(compared(name='f_x')(x, train) * of_context, -1, keepdims=True))
+        return (1 - likeness) * x + likeness * ops.resize_bilinear(context, size)
+
+
+class PoolingPyramid(nn.Module):
+    """Parallel aggregation pyramid pooling (PAPPM, the paper's Fig. 6).
+
+    Attributes:
+        width: channels of a level.
+        features: output channels.
+        dtype: compute type.
+    """
+
+    width: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, features]."""
+        norm_conv = partial(_NormConv, dtype=self.dtype)
+        size = x.shape[1:3]
+        whole = norm_conv(self.width, 1, name='scale0')(x, train)
+        pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
+        levels = [
+            ops.resize_bilinear(norm_conv(self.width, 1, name=f'scale{i}')(level, train), size) + whole
+            for i, level in enumerate(pooled, 1)
+        ]
+        mean = jnp.mean(x, (1, 2), keepdims=True)
+        levels.append(norm_conv(self.width, 1, name='scale4')(mean, train) + whole)
+        pyramid = jnp.concatenate(levels, -1)
+        pyramid = norm_conv(pyramid.shape[-1], 3, groups=len(levels), name='scale_process')(pyramid, train)
+        pyramid = norm_conv(self.features, 1, name='compression')(jnp.concatenate([whole, pyramid], -1), train)
+        return pyramid + norm_conv(self.features, 1, name='shortcut')(x, train)
+
+
+class BoundaryFusion(nn.Module):
+    """Boundary-attention-guided fusion, Light-Bag (the paper's Fig. 7): details on borders, context elsewhere."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, details: jax.Array, context: jax.Array, boundary: jax.Array, train: bool) -> jax.Array:
+        """Three maps [B, H, W, features] -> [B, H, W, features]."""
+        norm = partial(_ConvNorm, self.features, 1, activation=None, dtype=self.dtype)
+        edge = nn.sigmoid(boundary)
+        x = norm(name='conv_p')((1 - edge) * context + details, train)
+        return x + norm(name='conv_i')(context + edge * details, train)
+
+
+class Head(nn.Module):
+    """Logits of a map.
+
+    Attributes:
+        width: channels within.
+        features: output channels.
+        dtype: compute type, but for the logits.
+    """
+
+    width: int
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, features] float32."""
+        x = nn.relu(BatchNorm(dtype=self.dtype, name='bn')(x, train))
+        x = _ConvNorm(self.width, 3, dtype=self.dtype, name='conv1')(x, train)
+        return Conv(self.features, 1, use_bias=True, kernel_init=kaiming_fan_out_init, name='conv2')(x)
+
+
+def check(model: PIDNet) -> None:
+    """Raises ValueError where an option cannot work."""
+    if model.width < 1:
+        raise ValueError(f'width={model.width!r}: must be greater than 0')
+    if model.edge_border < 0:
+        raise ValueError(f'edge_border={model.edge_border!r}: must not be below 0')
+
+
+def describe(model: PIDNet) -> Network:
+    term = partial(Term, upsampling='align_corners')
+    return Network(
+        terms=(
+            term('logits', criterion=HardExampleCount()),
+            term('aux_p', weight=0.4, criterion=CrossEntropy(over='all')),
+            term('boundary', weight=20.0, target=Edges(model.edge_border), criterion=BalancedBinaryCrossEntropy()),
+            term('logits', target=LabelsOnEdges(), criterion=HardExampleCount()),
+        ),
+        training_only=HEADS[1:],
+        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
+        reduced=lambda path: False,  # the published recipe has one rate for all
+        upsampling='align_corners',
+        weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
+        published=Published(
+            title='PIDNet-S',
+            source='Xu, Xiong, Bhattacharyya: CVPR 2023, and their code',
+            parameters=7_625_715,
+            macs=((1024, 2048), 47_194_226_688),
+        ),
+    )
+
+
+def _block(path: str, name: str) -> tuple[Rule, ...]:
+    """The rules of a `BasicBlock` or a `Bottleneck`."""
+    return (
+        *conv_norm(rf'{path}/conv(?P<i>\d)', rf'{name}.conv\g<i>', rf'{name}.bn\g<i>'),
+        *conv_norm(f'{path}/shortcut', f'{name}.downsample.0', f'{name}.downsample.1'),
+    )
+
+
+def _norm_conv(path: str, name: str, first: int = 0) -> tuple[Rule, ...]:
+    """The rules of a `NormConv`, whose normalisation is the element `first` of a sequence."""
+    return conv_norm(path, f'{name}.{first + 2}', f'{name}.{first}')
+
+
+def _head(path: str, name: str) -> tuple[Rule, ...]:
+    """The rules of a `Head`; those of training alone are optional."""
+    optional = path in HEADS[1:]
+    return (
+        Rule(f'{path}/bn', f'{name}.bn1', optional),
+        *conv_norm(f'{path}/conv1', f'{name}.conv1', f'{name}.bn2', optional),
+        Rule(f'{path}/conv2', f'{name}.conv2', optional),
+    )
+
+
+_PUBLISHED_NAMES = WeightNames(
+    (
+        *conv_norm('stem1', 'conv1.0', 'conv1.1'),
+        *conv_norm('stem2', 'conv1.3', 'conv1.4'),
+        *_block(r'(layer\d)[/_]block(\d)', r'\1.\2'),
+        *_block(r'p([34])/block(\d)', r'layer\1_.\2'),
+        *_block('p5', 'layer5_.0'),
+        *_block('d3', 'layer3_d'),
+        *_block(r'd([45])', r'layer\1_d.0'),
+        *conv_norm(r'((?:compression|diff)[34])', r'\1.0', r'\1.1'),
+        *conv_norm(r'(pag[34])/(f_[xy])', r'\1.\2.0', r'\1.\2.1'),
+        *conv_norm(r'fusion/(conv_[pi])', r'dfm.\1.0', r'dfm.\1.1'),
+        *_norm_conv(r'spp/(scale[1-4])', r'spp.\1', first=1),
+        *_norm_conv(r'spp/(\w+)', r'spp.\1'),
+        *_head('final', 'final_layer'),
+        *_head('aux_p', 'seghead_p'),
+        *_head('boundary', 'seghead_d'),
+    )
+)
+# Checkpoints of the authors' training hold the network as 'model', beside the buffers of its losses.
+_NAMES_BESIDE_LOSSES = WeightNames(
+    tuple(dataclasses.replace(rule, name=f'model.{rule.name}') for rule in _PUBLISHED_NAMES.rules),
+    ignored=r'(sem|bd)_loss\..*',
+)
+
+FAMILY = Family(PIDNet, describe, {'pidnet_s': {}, 'pidnet': {}}, check)

@@ -1,0 +1,363 @@
+"""What the rest of the program takes for granted of every network, on tiny ones. A new network adds a row to `ROWS`."""
+
+import asyncio
+import functools
+import io
+import os
+import shutil
+from typing import NamedTuple
+
+import httpx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from flax.traverse_util import flatten_dict, path_aware_map
+
+from atonet_jax import ops
+from atonet_jax.benchmark.macs import convolutions
+from atonet_jax.config import EXPORT_FORMATS, default_config
+from atonet_jax.data.synthetic import render_scene
+from atonet_jax.evaluation.evaluate import evaluate
+from atonet_jax.export import export
+from atonet_jax.inference.label_map import label_map
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import (
+    MODEL_NAMES,
+    abstract_variables,
+    apply,
+    create_model,
+    default_options,
+    network,
+    prepare,
+)
+from atonet_jax.models.contract import GROUPS
+from atonet_jax.models.terms import LabelsOnEdges
+from atonet_jax.predict import predict
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.checkpoint import Checkpoints
+from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.serve.app import create_app
+from atonet_jax.torch_files import read_state_dict
+from atonet_jax.torch_weights import from_torch, identify, to_torch
+from atonet_jax.training.train import train
+from tests.runtimes import RUN
+
+
+class Row(NamedTuple):
+    """How the tests take a network.
+
+    Attributes:
+        options: that make it small.
+        whole: it is also trained, evaluated, served and exported. Between them such networks have every part that any
+            network has.
+    """
+
+    options: dict
+    whole: bool = False
+
+
+ROWS = {
+    'atonet': Row({'width': 16, 'backbone_width': 8, 'aux_levels': (1, 2, 3, 4, 5)}),
+    'pidnet_s': Row({'width': 4}, whole=True),
+}
+# Other names of networks that have a row.
+ALIASES = {'pidnet': 'pidnet_s'}
+WHOLE = [name for name, row in ROWS.items() if row.whole]
+
+CLASSES = 5
+SIZE = (64, 128)
+MOST_DIFFERENT = 1e-3  # share of pixels: each runtime rounds in its own way
+
+every_network = pytest.mark.parametrize('name', ROWS)
+every_whole_network = pytest.mark.parametrize('name', WHOLE)
+
+
+def tiny(name, **options):
+    return create_model(name, CLASSES, **ROWS[name].options, **options)
+
+
+abstract = functools.cache(abstract_variables)  # traced once a network
+
+
+def drawn_variables(model, train=True, seed=0):
+    """Numbers in the range of trained ones, without a program to draw them."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, array):
+        if path[-1].endswith('kernel'):
+            fan_in = np.prod(array.shape[:-1])
+            return (generator.standard_normal(array.shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+        low, high = {'scale': (0.8, 1.2), 'var': (0.5, 1.5), 'slope': (0.1, 0.4)}.get(path[-1], (-0.1, 0.1))
+        return generator.uniform(low, high, array.shape).astype(np.float32)
+
+    return path_aware_map(draw, abstract(model, train))
+
+
+def drawn_images(*size, seed=0):
+    return np.random.default_rng(seed).normal(size=(2, *size, 3)).astype(np.float32)
+
+
+def abstract_images(*size):
+    return jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
+
+
+def training_options(variables):
+    mutable = [collection for collection in variables if collection != 'params']
+    return {'train': True, 'mutable': mutable, 'rngs': {'dropout': jax.random.key(0)}}
+
+
+def training_outputs(model, variables, size=SIZE):
+    """Shapes and types of what the network gives in training."""
+    options = training_options(variables)
+    return jax.eval_shape(lambda v, x: apply(model, v, x, **options), variables, abstract_images(*size))[0]
+
+
+def test_every_registered_network_has_a_row():
+    assert {*ROWS, *ALIASES} == set(MODEL_NAMES)
+
+
+@pytest.mark.parametrize(('alias', 'name'), ALIASES.items())
+def test_an_alias_is_the_network_that_it_stands_for(alias, name):
+    assert create_model(alias, CLASSES) == create_model(name, CLASSES)
+
+
+@every_network
+def test_options_have_defaults_and_the_module_says_which_cannot_work(name):
+    options = default_options(name)
+    assert set(ROWS[name].options) <= set(options)
+    with pytest.raises(ValueError, match=f"model '{name}' has no option no_such_option; known: "):
+        create_model(name, CLASSES, no_such_option=1)
+    with pytest.raises(ValueError, match='width=0: must be greater than 0'):
+        create_model(name, CLASSES, width=0)
+
+
+@every_network
+def test_any_size_gives_logits_and_labels_of_that_size(name):
+    model = tiny(name)
+    variables, smallest = abstract(model), network(model).smallest
+    for size in [(smallest, smallest), (smallest + 2, smallest + 5), (33, 47), (97, 66)]:
+        if min(size) < smallest:
+            continue
+
+        def labels(variables, images, size=size):
+            logits = apply(model, variables, images)['logits']
+            return logits, label_map(logits, size, network(model).upsampling)
+
+        logits, labels = jax.eval_shape(labels, variables, abstract_images(*size))
+        assert logits.shape[0] == 2 and logits.shape[3] == CLASSES
+        assert all(1 <= rows <= length for rows, length in zip(logits.shape[1:3], size))
+        assert (labels.shape, labels.dtype) == ((2, *size), np.uint8)
+
+
+@every_network
+def test_every_training_output_is_taken_by_a_term_and_every_term_has_its_output(name):
+    model = tiny(name)
+    outputs = training_outputs(model, abstract(model))
+    terms = network(model).terms
+    edges = {term.target.output for term in terms if isinstance(term.target, LabelsOnEdges)}
+    assert set(outputs) == {term.output for term in terms} | edges
+    assert len({term.loss_name for term in terms}) == len(terms), 'metrics would overwrite each other'
+
+
+@every_network
+def test_inference_has_logits_alone_and_no_module_of_training_alone(name):
+    model = tiny(name)
+    in_training, in_inference = (abstract(model, train)['params'] for train in (True, False))
+    assert set(in_training) - set(in_inference) == set(network(model).training_only)
+    outputs = jax.eval_shape(lambda v, x: apply(model, v, x), abstract(model, False), abstract_images(*SIZE))
+    assert set(outputs) == {'logits'}
+
+
+@every_network
+def test_bfloat16_computes_most_and_neither_stores_nor_returns_anything(name):
+    model = tiny(name, dtype=jnp.bfloat16)
+    variables = abstract(model)
+    assert {array.dtype for array in jax.tree.leaves(variables)} == {np.dtype(np.float32)}
+    assert {output.dtype for output in training_outputs(model, variables).values()} == {np.dtype(np.float32)}
+    program = jax.make_jaxpr(lambda v, x: apply(model, v, x))(variables, abstract_images(*SIZE))
+    dtypes = [convolution.outvars[0].aval.dtype for convolution in convolutions(program.jaxpr)]
+    assert dtypes.count(jnp.bfloat16) > len(dtypes) / 2
+
+
+@every_network
+def test_every_parameter_is_in_a_group(name):
+    model = tiny(name)
+    contract, paths = network(model), list(flatten_dict(abstract(model)['params']))
+    assert {contract.group(path) for path in paths} <= set(GROUPS)
+    assert contract.reduced is None or all(contract.reduced(path) in (True, False) for path in paths)
+
+
+@every_network
+def test_prepared_variables_give_what_the_variables_give(name):
+    model = tiny(name)
+    variables, images = drawn_variables(model), drawn_images(37, 53)
+    program = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])
+    expected = np.asarray(program(variables, images))
+    assert np.isfinite(expected).all() and np.ptp(expected) > 0.1
+    prepared = prepare(model, variables, transform_kernels=True)
+    assert not {'batch_stats'} & set(prepared)
+    np.testing.assert_allclose(program(prepared, images), expected, atol=2e-5 * np.ptp(expected))
+
+
+@every_network
+def test_weights_go_to_torch_and_back_and_the_file_is_recognised(name):
+    model = tiny(name)
+    variables = drawn_variables(model)
+    if not network(model).weights:
+        pytest.fail(f'{name} has no names in PyTorch; say so in its row')
+    state_dict = to_torch(variables, model)
+    assert identify(state_dict) == name
+    jax.tree.map(np.testing.assert_array_equal, from_torch(state_dict, model), variables)
+
+
+@every_whole_network
+def test_gradients_on_cpus_are_those_of_the_plain_program(name):
+    model = tiny(name)
+    variables, images = drawn_variables(model), drawn_images(64, 96)
+    shapes = training_outputs(model, variables, (64, 96))
+    generator = np.random.default_rng(1)
+    directions = {key: generator.normal(size=shape.shape).astype(np.float32) for key, shape in shapes.items()}
+
+    def gradients(params):
+        def loss_fn(params):
+            outputs, _ = apply(model, variables | {'params': params}, images, **training_options(variables))
+            return sum(jnp.mean(directions[key] * outputs[key]) for key in outputs)
+
+        return jax.grad(loss_fn)(params)
+
+    fast = jax.jit(gradients)(variables['params'])
+    with ops.cpu.fast_paths(False):
+        plain = jax.jit(lambda params: gradients(params))(variables['params'])
+    norm = np.sqrt(sum(np.sum(np.square(array)) for array in jax.tree.leaves(plain)))
+    for (path, ours), expected in zip(jax.tree.leaves_with_path(fast), jax.tree.leaves(plain)):
+        assert np.linalg.norm(ours - expected) <= 1e-3 * np.linalg.norm(expected) + 1e-5 * norm, path
+
+
+@pytest.fixture(scope='module')
+def scenes(tmp_path_factory):
+    """The folder of a few scenes that all networks here share."""
+    return str(tmp_path_factory.mktemp('scenes'))
+
+
+def config_of(name, scenes):
+    """Two steps on scenes of SIZE, and scores after them."""
+    config = default_config(name)
+    config.model.update(ROWS[name].options)
+    config.data.update(name='synthetic', root=scenes, crop_size=SIZE)
+    config.data.synthetic.update(train_scenes=4, val_scenes=2, height=SIZE[0], width=SIZE[1])
+    config.optimizer.learning_rate = 1e-3
+    config.schedule.per = 'step'
+    config.train.update(batch_size=2, epochs=1.0, log_every_steps=1, checkpoint_every_steps=1)
+    config.eval.update(batch_size=2, pictures=1)
+    config.export.size = SIZE
+    return config
+
+
+class Life(NamedTuple):
+    """A network's way from training to use: the config, the workdir, and what training said at its end."""
+
+    config: object
+    workdir: str
+    scores: object
+
+
+@pytest.fixture(scope='module', params=WHOLE)
+def life(request, scenes, tmp_path_factory):
+    config, workdir = config_of(request.param, scenes), str(tmp_path_factory.mktemp(request.param) / 'run')
+    return Life(config, workdir, train(config, workdir))
+
+
+@pytest.fixture(scope='module')
+def segment(life):
+    return Segmenter.from_workdir(life.workdir)
+
+
+@pytest.fixture(scope='module')
+def images():
+    return np.stack([render_scene(1, i, *SIZE)[0] for i in range(2)])
+
+
+@pytest.fixture(scope='module')
+def labels(segment, images):
+    return np.asarray(segment(images))
+
+
+def variables_after(life, step, workdir):
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.latest_step() == step
+    model = create_model(life.config.model.name, 19, **ROWS[life.config.model.name].options)
+    variables = checkpoints.restore_variables(step, model, create_mesh(), averaged=False)
+    checkpoints.close()
+    return jax.device_get(variables)
+
+
+def test_a_run_resumed_after_its_first_step_ends_as_it_did(life, tmp_path):
+    workdir = str(shutil.copytree(life.workdir, tmp_path / 'resumed'))
+    expected = variables_after(life, 2, workdir)
+    shutil.rmtree(os.path.join(workdir, 'checkpoints', '2'))
+    before = variables_after(life, 1, workdir)
+    scores = train(life.config, workdir)
+    assert scores.miou == life.scores.miou
+    after = variables_after(life, 2, workdir)
+    jax.tree.map(np.testing.assert_array_equal, after, expected)
+    for (path, old), new in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after)):
+        assert np.isfinite(new).all() and (old != new).any(), path
+
+
+def test_training_tells_each_term(life):
+    first, *_ = (line for line in read_metrics(life.workdir) if 'train/loss' in line)
+    terms = network(create_model(life.config.model.name, 19)).terms
+    assert {f'train/{term.loss_name}' for term in terms} <= set(first)
+    total = sum(term.weight * first[f'train/{term.loss_name}'] for term in terms)
+    assert first['train/loss'] == pytest.approx(total, rel=1e-4)
+
+
+def test_evaluation_finds_the_scores_that_training_found(life):
+    assert evaluate(life.config, life.workdir).miou == pytest.approx(life.scores.miou, abs=1e-9)
+
+
+def test_predictions_are_the_labels_of_segmenter(life, segment, images, labels, tmp_path):
+    PIL.Image.fromarray(images[0]).save(tmp_path / 'a.png')
+    config = life.config.copy_and_resolve_references()
+    config.predict.update(input=str(tmp_path / 'a.png'), output=str(tmp_path / 'predicted'), pictures=('labels',))
+    assert predict(config, life.workdir)
+    with PIL.Image.open(tmp_path / 'predicted' / 'a_labels.png') as picture:
+        assert np.mean(np.asarray(picture) != labels[0]) <= MOST_DIFFERENT
+
+
+def test_the_server_gives_the_labels_of_segmenter(life, segment, images, labels):
+    options = life.config.serve.copy_and_resolve_references()
+    options.long_side = SIZE[1]
+    app = create_app(segment, options, life.config.model.name)
+    picture = io.BytesIO()
+    PIL.Image.fromarray(images[0]).save(picture, 'PNG')
+
+    async def ask():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url='http://localhost') as client:
+            return await client.post('/segment', content=picture.getvalue())
+
+    response = asyncio.run(ask())
+    assert response.status_code == 200, response.text
+    with PIL.Image.open(io.BytesIO(response.content)) as answer:
+        assert np.mean(np.asarray(answer) != labels[0]) <= MOST_DIFFERENT
+
+
+@pytest.mark.parametrize('form', [form for form in EXPORT_FORMATS if form != 'torch'])
+def test_each_export_gives_the_labels_of_segmenter(life, images, labels, tmp_path, form):
+    config = life.config.copy_and_resolve_references()
+    config.export.update(format=form, output=str(tmp_path / 'export'))
+    result = RUN[form](export(config, life.workdir, force=False), images[:1])
+    assert (result.shape, result.dtype) == (labels[:1].shape, np.uint8)
+    assert np.mean(result != labels[:1]) <= MOST_DIFFERENT
+
+
+def test_the_torch_export_holds_what_was_learned_and_starts_a_run(life, labels, images, tmp_path):
+    config = life.config.copy_and_resolve_references()
+    config.export.update(format='torch', output=str(tmp_path / 'export.pth'))
+    path = export(config, life.workdir, force=False)
+    model = create_model(config.model.name, 19, **ROWS[config.model.name].options)
+    learned = from_torch(read_state_dict(path), model)
+    assert np.mean(np.asarray(Segmenter(model, learned)(images)) != labels) <= MOST_DIFFERENT
