@@ -21,7 +21,7 @@ from atonet_jax.models import create_model, default_options
 from atonet_jax.models.contract import GROUPS
 
 DTYPES = ('float32', 'bfloat16')
-CACHES = ('none', 'memory', 'disk')
+CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
 PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
@@ -55,7 +55,8 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'train_split': 'train',  # or several: 'train+val'
                 'eval_split': 'val',
                 'on_corrupt': 'error',  # or skip: leave out what cannot be read, and say so
-                'cache': 'none',  # of decoded images: or memory, disk
+                # Of decoded images: none, memory, disk, device. auto: device, where an accelerator has room; else none.
+                'cache': 'auto',
                 'cache_dir': '',  # of disk; none: in the workdir
                 'crop_size': (1024, 1024),  # height, width
                 'scale_range': (1.0, 2.0),
