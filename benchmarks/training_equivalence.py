@@ -57,7 +57,8 @@ class OurTraining:
             for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
         }
         decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
-        optimizer = create_optimizer('sgd', learning_rates, network(self._model), momentum=MOMENTUM, weight_decays=decays)
+        contract = network(self._model)
+        optimizer = create_optimizer('sgd', learning_rates, contract, momentum=MOMENTUM, weight_decays=decays)
         mesh = create_mesh()
         self._step = compile_train_step(
             mesh,

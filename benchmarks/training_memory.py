@@ -154,24 +154,25 @@ def time_steps(crop, batch_size, dtype, rounds) -> None:
     )
 
 
-def compare_losses(crop, batch_size, rounds) -> None:
+def compare_losses(crop, batch_size, strides, rounds) -> None:
     labels = jnp.asarray(noise_labels(crop, batch_size))
-    shape = batch_size, -(-crop[0] // 4), -(-crop[1] // 4), NUM_CLASSES
-    logits = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    programs = {
-        name: jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile(compiler_options(runs=True))
-        for name, loss in {'plain': plain_loss, 'by phases': our_loss}.items()
-    }
-    turns = {
-        name: lambda program=program: jax.block_until_ready(program(logits, labels))
-        for name, program in programs.items()
-    }
-    times = median_times(turns, rounds)
     print(f'main loss and its gradient, {batch_size} crops of {crop[0]}x{crop[1]}:')
-    print('| loss | MB temporary | ms |')
-    print('|---|---|---|')
-    for name, program in programs.items():
-        print(f'| {name} | {megabytes(program)[1]:.0f} | {times[name]:.1f} |')
+    print('| stride of the logits | loss | MB temporary | ms |')
+    print('|---|---|---|---|')
+    for stride in strides:
+        shape = batch_size, -(-crop[0] // stride), -(-crop[1] // stride), NUM_CLASSES
+        logits = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
+        programs = {
+            name: jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile(compiler_options(runs=True))
+            for name, loss in {'plain': plain_loss, 'in parts': our_loss}.items()
+        }
+        turns = {
+            name: lambda program=program: jax.block_until_ready(program(logits, labels))
+            for name, program in programs.items()
+        }
+        times = median_times(turns, rounds)
+        for name, program in programs.items():
+            print(f'| {stride} | {name} | {megabytes(program)[1]:.0f} | {times[name]:.1f} |', flush=True)
 
 
 def size(text: str) -> tuple[int, int]:
@@ -184,13 +185,14 @@ def main() -> None:
     parser.add_argument('--crops', type=size, nargs='+', default=[(256, 512), (512, 512)], metavar='HEIGHTxWIDTH')
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 4])
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'], choices=('float32', 'bfloat16'))
+    parser.add_argument('--strides', type=int, nargs='+', default=[4, 8, 32], help='of the logits, for the loss alone')
     parser.add_argument('--rounds', type=int, default=9, help='of the timings')
     arguments = parser.parse_args()
     crops, batch_sizes = arguments.crops, arguments.batch_sizes
     print(f'{device_names()}; {versions("jax")}')
     compare_steps(crops, batch_sizes, arguments.dtypes)
     time_steps(crops[0], batch_sizes[-1], arguments.dtypes[0], arguments.rounds)
-    compare_losses(crops[-1], batch_sizes[-1], arguments.rounds)
+    compare_losses(crops[-1], batch_sizes[-1], arguments.strides, arguments.rounds)
 
 
 if __name__ == '__main__':

@@ -34,7 +34,8 @@ def run(scenes, variables, learning_rate, num_steps, seed=0, accumulation=1, **_
     mesh = create_mesh()
     model = tiny_network()
     rates = {group: lambda step: learning_rate for group in ('backbone', 'rest')}
-    optimizer = create_optimizer('sgd', rates, network(model), momentum=0.9, weight_decays={'backbone': 1e-5, 'rest': 1e-4})
+    decays = {'backbone': 1e-5, 'rest': 1e-4}
+    optimizer = create_optimizer('sgd', rates, network(model), momentum=0.9, weight_decays=decays)
     state = create_state(variables, optimizer, averaging=False, mesh=mesh)
     step_fn = compile_train_step(
         mesh,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import validate
 from atonet_jax.errors import InputError
 from atonet_jax.export.model_card import model_card
+from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import write_json
@@ -69,12 +70,8 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
 
 def _module(name: str) -> ModuleType:
     """The module of a format. Each has ENDING, write(path, network, config), and check(path, network, config)."""
-    try:
+    with explain_missing_package(f'config.export.format={name}', 'export'):
         return importlib.import_module(f'atonet_jax.export.{name}_format')
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f'config.export.format={name!r}: needs the package {error.name}; pip install {error.name}'
-        ) from error
 
 
 def _remove(path: str) -> None:

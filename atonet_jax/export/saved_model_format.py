@@ -1,32 +1,42 @@
-"""`saved_model`: a TensorFlow SavedModel for CPU, CUDA and TPU, by jax2tf."""
+"""`saved_model`: a TensorFlow SavedModel for CPU, CUDA and TPU."""
 
+import jax
 import tensorflow as tf
-from jax.experimental import jax2tf
 from ml_collections import ConfigDict
 
+from atonet_jax.errors import ExportError
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
+from atonet_jax.export.tensorflow_function import tensorflow_function
 from atonet_jax.runs.network import TrainedNetwork
-
-tf.config.set_visible_devices([], 'GPU')  # it would reserve the memory of the accelerators that JAX computes on
 
 ENDING = '_saved_model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    function = jax2tf.convert(
-        forward_function(network, config.export),
-        polymorphic_shapes=['({}, {}, {}, {})'.format(*images_shape(config.export, 'batch'))],
-        with_gradient=False,
-        native_serialization_platforms=PLATFORMS,
-    )
-    spec = tf.TensorSpec(images_shape(config.export, None), images_dtype(config.export), name='images')
     module = tf.Module()
-    module.function = tf.function(lambda images: {config.export.outputs: function(images)}, [spec], autograph=False)
+    module.function = tensorflow_function(
+        forward_function(network, config.export),
+        images_shape(config.export, any_batch=None),
+        images_dtype(config.export),
+        config.export.outputs,
+        PLATFORMS,
+    )
     tf.saved_model.save(module, path, signatures=module.function)
 
 
 def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
     signature = tf.saved_model.load(path).signatures['serving_default']
-    return compare(lambda images: signature(images=images)[config.export.outputs].numpy(), network, config.export)
+
+    def run(images):
+        try:
+            return signature(images=images)[config.export.outputs].numpy()
+        except tf.errors.OpError as error:
+            reason = error.message.strip().splitlines()[0]
+            raise ExportError(
+                f'TensorFlow {tf.__version__} cannot run what jax {jax.__version__} wrote ({reason}); jax 0.10 to 0.12 '
+                'and TensorFlow 2.21 go together, or export another format'
+            ) from error
+
+    return compare(run, network, config.export)

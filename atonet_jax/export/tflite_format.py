@@ -3,24 +3,25 @@
 import pathlib
 
 import tensorflow as tf
-from jax.experimental import jax2tf
 from ml_collections import ConfigDict
 
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
+from atonet_jax.export.tensorflow_function import tensorflow_function
 from atonet_jax.runs.network import TrainedNetwork
-
-tf.config.set_visible_devices([], 'GPU')  # it would reserve the memory of the accelerators that JAX computes on
 
 ENDING = '.tflite'
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    forward = forward_function(network.in_float32(), config.export, enlarge_logits=True)
-    function = jax2tf.convert(forward, with_gradient=False, native_serialization_platforms=('cpu',))
-    spec = tf.TensorSpec(images_shape(config.export, any_batch=1), images_dtype(config.export), name='images')
     module = tf.Module()
-    module.function = tf.function(function, [spec], autograph=False)
+    module.function = tensorflow_function(
+        forward_function(network.in_float32(), config.export, enlarge_logits=True),
+        images_shape(config.export, any_batch=1),
+        images_dtype(config.export),
+        config.export.outputs,
+        platforms=('cpu',),
+    )
     converter = tf.lite.TFLiteConverter.from_concrete_functions([module.function.get_concrete_function()], module)
     pathlib.Path(path).write_bytes(converter.convert())
 

@@ -10,7 +10,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import Classifier, ConvNorm
@@ -62,13 +61,10 @@ class ATONet(nn.Module):
         for level, features in zip(LEVELS, levels, strict=True):
             up = conv_norm(self.width, self.up_kernel_size, activation=None, name=f'up{level}')(features, train)
             summed[up.shape] = summed.get(up.shape, 0.0) + up
-        x = nn.relu(sum(ops.resize_bilinear(up, size) for up in summed.values()))
-        x = checkpoint_name(x, 'block')
+        x = sum(ops.resize_bilinear(up, size) for up in summed.values())
 
-        x = conv_norm(self.width, 3, transform=False, name='final')(x, train)
-        x = conv_norm(self.width, 3, transform=False, name='seg')(x, train)
-        x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
-        outputs = {'logits': Classifier(self.num_classes, name='classifier')(x)}
+        head = Head(self.width, self.num_classes, self.dropout_rate, self.dtype, name='head')
+        outputs = {'logits': head(x, train)}
         if train:
             for level in self.aux_levels:
                 width = self.width // 2 if level == 1 else self.width
@@ -101,6 +97,25 @@ class SPP(nn.Module):
 def spp_grid(rows: int, size: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of a pooled grid over a map of (height, width), whose cells are as square as can be."""
     return rows, max(1, round(rows * size[1] / size[0]))
+
+
+class Head(nn.Module):
+    """From the sum of all levels to logits."""
+
+    width: int
+    num_classes: int
+    dropout_rate: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, num_classes] float32."""
+        # The transforms of Winograd's convolution would be the largest arrays of inference here.
+        conv_norm = partial(ConvNorm, self.width, 3, dtype=self.dtype, transform=False)
+        x = conv_norm(name='final')(nn.relu(x), train)
+        x = conv_norm(name='seg')(x, train)
+        x = nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(x)
+        return Classifier(self.num_classes, name='classifier')(x)
 
 
 class AuxiliaryHead(nn.Module):
@@ -158,9 +173,9 @@ _PUBLISHED_NAMES = WeightNames(
         *conv_norm(r'spp/conv(\d)', r'spp.conv\1.0', r'spp.conv\1.1'),
         *conv_norm(r'spp/pool(\d)', r'spp.features.\1.0', r'spp.features.\1.1'),
         *conv_norm(r'up(\d)', r'up\1.blend_conv.0', r'up\1.blend_conv.1'),
-        *conv_norm('final', 'final_ocnv.0', 'final_ocnv.1'),  # spelt so
-        *conv_norm('seg', 'cls.0', 'cls.1'),
-        Rule('classifier/conv', 'cls.4'),
+        *conv_norm('head/final', 'final_ocnv.0', 'final_ocnv.1'),  # spelt so
+        *conv_norm('head/seg', 'cls.0', 'cls.1'),
+        Rule('head/classifier/conv', 'cls.4'),
         *conv_norm(r'aux(\d)/conv', r'aux_cls\1.0', r'aux_cls\1.1', optional=True),
         Rule(r'aux(\d)/classifier/conv', r'aux_cls\1.3', optional=True),
     ),

@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax import ops
 
@@ -227,7 +226,7 @@ class ConvNorm(_Preparing):
             make = functools.partial(_merge, conv, bn, 'kernel')
             x = self._convolve_prepared(x, make, convolve, shape if self.transform else None)
         else:
-            x = bn(checkpoint_name(conv(x), 'conv'), train)
+            x = bn(conv(x), train)
         return self.activation(x) if self.activation else x
 
 
@@ -246,7 +245,7 @@ class NormConv(nn.Module):
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn')(x, train))
         conv = Conv(self.features, self.kernel_size, groups=self.groups, kernel_init=self.kernel_init,
                     dtype=self.dtype, name='conv')  # fmt: skip
-        return checkpoint_name(conv(x), 'conv')
+        return conv(x)
 
 
 class ConvTransposeNorm(_Preparing):
@@ -278,7 +277,7 @@ class ConvTransposeNorm(_Preparing):
             make = functools.partial(_merge, conv, bn, 'transposed_kernel')
             x = self._convolve_prepared(x, make, convolve, None)
         else:
-            x = bn(checkpoint_name(conv(x), 'conv'), train)
+            x = bn(conv(x), train)
         return self.activation(x) if self.activation else x
 
 

@@ -11,7 +11,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, kaiming_fan_out_init
@@ -116,8 +115,7 @@ class PixelAttention(nn.Module):
         size = x.shape[1:3]
         of_context = ops.resize_bilinear(compared(name='f_y')(context, train), size)
         likeness = nn.sigmoid(jnp.sum(compared(name='f_x')(x, train) * of_context, -1, keepdims=True))
-        x = (1 - likeness) * x + likeness * ops.resize_bilinear(context, size)
-        return checkpoint_name(x, 'block')
+        return (1 - likeness) * x + likeness * ops.resize_bilinear(context, size)
 
 
 class PoolingPyramid(nn.Module):
@@ -149,8 +147,7 @@ class PoolingPyramid(nn.Module):
         pyramid = jnp.concatenate(levels, -1)
         pyramid = norm_conv(pyramid.shape[-1], 3, groups=len(levels), name='scale_process')(pyramid, train)
         pyramid = norm_conv(self.features, 1, name='compression')(jnp.concatenate([whole, pyramid], -1), train)
-        x = pyramid + norm_conv(self.features, 1, name='shortcut')(x, train)
-        return checkpoint_name(x, 'block')
+        return pyramid + norm_conv(self.features, 1, name='shortcut')(x, train)
 
 
 class BoundaryFusion(nn.Module):
@@ -165,8 +162,7 @@ class BoundaryFusion(nn.Module):
         norm = partial(_ConvNorm, self.features, 1, activation=None, dtype=self.dtype)
         edge = nn.sigmoid(boundary)
         x = norm(name='conv_p')((1 - edge) * context + details, train)
-        x += norm(name='conv_i')(context + edge * details, train)
-        return checkpoint_name(x, 'block')
+        return x + norm(name='conv_i')(context + edge * details, train)
 
 
 class Head(nn.Module):

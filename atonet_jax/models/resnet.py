@@ -6,7 +6,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import ConvNorm, kaiming_fan_out_init
@@ -33,9 +32,7 @@ def resnet18(images: jax.Array, train: bool, width: int = 64, dtype: jnp.dtype =
     Returns:
         [B, ceil(H / s), ceil(W / s), c] for (s, c) = (4, width), (8, 2 * width), (16, 4 * width), (32, 8 * width).
     """
-    conv_norm = partial(ConvNorm, kernel_init=kaiming_fan_out_init, dtype=dtype)
-    x = conv_norm(width, 7, stride=2, name='stem')(images, train)
-    x = checkpoint_name(ops.max_pool(x), 'block')
+    x = Stem(width, 7, stride=2, kernel_init=kaiming_fan_out_init, dtype=dtype, name='stem')(images, train)
     levels = []
     for i, num_blocks in enumerate(BLOCKS):
         x = Stage(width * 2**i, num_blocks, stride=1 if i == 0 else 2, dtype=dtype, name=f'layer{i + 1}')(x, train)
@@ -51,6 +48,14 @@ def resnet_group(path: tuple[str, ...]) -> str:
 def is_stage_kernel(path: tuple[str, ...]) -> bool:
     """Whether a parameter is a kernel of layer1 .. layer4, their shortcuts' too."""
     return path[0] != 'stem' and resnet_group(path) == 'backbone' and path[-2] == 'conv'
+
+
+class Stem(ConvNorm):
+    """Convolution, batch normalisation, ReLU, and max-pooling 3x3 with stride 2."""
+
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, 3] -> [B, ceil(H / 4), ceil(W / 4), features] with a convolution of stride 2."""
+        return ops.max_pool(super().__call__(x, train))
 
 
 class BasicBlock(nn.Module):
@@ -77,7 +82,7 @@ class BasicBlock(nn.Module):
             shortcut = conv_norm(kernel_size=1, stride=self.stride, activation=None, name='shortcut')(x, train)
         x = conv_norm(kernel_size=3, stride=self.stride, name='conv1')(x, train)
         x = conv_norm(kernel_size=3, activation=None, name='conv2')(x, train) + shortcut
-        return checkpoint_name(self.activation(x) if self.activation else x, 'block')
+        return self.activation(x) if self.activation else x
 
 
 class Bottleneck(nn.Module):
@@ -108,7 +113,7 @@ class Bottleneck(nn.Module):
         x = conv_norm(self.width, 1, name='conv1')(x, train)
         x = conv_norm(self.width, 3, stride=self.stride, name='conv2')(x, train)
         x = conv_norm(features, 1, activation=None, name='conv3')(x, train) + shortcut
-        return checkpoint_name(self.activation(x) if self.activation else x, 'block')
+        return self.activation(x) if self.activation else x
 
 
 class Stage(nn.Module):
@@ -123,6 +128,7 @@ class Stage(nn.Module):
     stride: int = 1
     last_activation: bool = True
     dtype: jnp.dtype = jnp.float32
+    is_sequence = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -6,8 +6,8 @@ import jax
 
 from atonet_jax.errors import InputError
 from atonet_jax.ops.cpu import convolution as cpu_convolution
-from atonet_jax.ops.cpu import has_fast_paths, winograd
-from atonet_jax.ops.window import ConvWindow, IntOrPair, Padding, padding_pairs, pair
+from atonet_jax.ops.cpu import has_fast_paths, transposed, winograd
+from atonet_jax.ops.window import ConvWindow, IntOrPair, Padding, TransposedWindow, padding_pairs, pair
 
 
 def conv(
@@ -67,6 +67,8 @@ def conv_transpose(
 ) -> jax.Array:
     """Transposed convolution, as torch's ConvTranspose2d computes it.
 
+    On CPUs the kernel's gradient, and depthwise ones, go by faster programs (`ops.cpu.transposed`).
+
     Args:
         x: [B, H, W, C] float32 or bfloat16.
         kernel: [kh, kw, C, O / groups], cast to x's dtype. Of torch's (in, out / groups, kh, kw) it is
@@ -82,24 +84,17 @@ def conv_transpose(
     Raises:
         InputError: the channels of x, the kernel and the groups do not go together.
     """
-    height, width, channels, features = kernel.shape
+    channels = kernel.shape[2]
     if x.shape[-1] != channels or channels % groups:
         raise InputError(
             f'transposed convolution: x has {x.shape[-1]} channels, the kernel [kh, kw, C, O / groups] is '
             f'{tuple(kernel.shape)} and groups is {groups}; C must be {channels} and groups divide it'
         )
-    kernel = kernel.astype(x.dtype)[::-1, ::-1].reshape(height, width, groups, channels // groups, features)
-    kernel = kernel.transpose(0, 1, 3, 2, 4).reshape(height, width, channels // groups, groups * features)
-    sides = zip((height, width), pair(padding), pair(output_padding), strict=True)
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=[(size - 1 - cut, size - 1 - cut + more) for size, cut, more in sides],
-        lhs_dilation=pair(stride),
-        dimension_numbers=cpu_convolution.DIMENSIONS,
-        feature_group_count=groups,
-    )
+    window = TransposedWindow(pair(stride), pair(padding), pair(output_padding), groups)
+    kernel = kernel.astype(x.dtype)
+    if has_fast_paths() and transposed.is_faster(x, kernel, window):
+        return transposed.convolve(x, kernel, window)
+    return transposed.plain(x, kernel, window)
 
 
 def prepare_kernel(

@@ -18,8 +18,7 @@ def max_pool(
 ) -> jax.Array:
     """Max-pooling. Pixels of the padding count as -infinity; NaN stays.
 
-    On CPUs the gradients of 3x3 windows with stride 2 and padding 1, and of 2x2 ones with stride 2, go by a faster
-    program (`ops.cpu.pooling`).
+    On CPUs the gradients of small windows with a stride of two or more go by a faster program (`ops.cpu.pooling`).
 
     Args:
         x: [B, H, W, C] float.
@@ -33,7 +32,7 @@ def max_pool(
         the first takes the gradient.
     """
     window = _pool_window(x, window, stride, padding, ceil)
-    if has_fast_paths() and cpu_pooling.has_fast_gradient(window):
+    if has_fast_paths() and cpu_pooling.is_faster(window):
         return cpu_pooling.max_pool(x, window)
     return cpu_pooling.plain_max_pool(x, window)
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')  # of a convolution's arrays
 Pair = tuple[int, int]
 IntOrPair = int | Sequence[int]
 Padding = int | Sequence[int] | Sequence[Sequence[int]]
@@ -40,6 +41,33 @@ class ConvWindow(NamedTuple):
     padding: tuple[Pair, Pair]
     dilation: Pair
     groups: int
+
+
+class TransposedWindow(NamedTuple):
+    """What the shapes of a transposed convolution's arrays do not tell.
+
+    Attributes:
+        stride: factors by which rows and columns grow.
+        padding: rows and columns cut from each side.
+        output_padding: rows at the bottom and columns on the right beyond that.
+        groups: of channels.
+    """
+
+    stride: Pair
+    padding: Pair
+    output_padding: Pair
+    groups: int
+
+    def output_size(self, size: Pair, kernel_size: Pair) -> Pair:
+        """(H', W') of a map of (H, W)."""
+        sides = zip(size, kernel_size, self.stride, self.padding, self.output_padding, strict=True)
+        rows, columns = ((old - 1) * stride - 2 * cut + taps + more for old, taps, stride, cut, more in sides)
+        return rows, columns
+
+    def of_convolution(self) -> ConvWindow:
+        """Of the convolution that this one is transposed of."""
+        rows, columns = self.padding
+        return ConvWindow(self.stride, ((rows, rows), (columns, columns)), (1, 1), self.groups)
 
 
 class PoolWindow(NamedTuple):

@@ -1,6 +1,7 @@
 """One training step: the state that it carries on, the loss that it follows, and the update. Needs JAX alone."""
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -16,6 +17,7 @@ from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import label_weights, total_loss
+from atonet_jax.training.remat import rematerialized
 
 _AUGMENTATION = 1  # sets its random numbers apart from dropout's
 
@@ -59,8 +61,7 @@ class Objective(NamedTuple):
         model: the network.
         terms: of its loss.
         class_weights: [C], one a class; None: all alike.
-        remat: computes most activations again for the gradient instead of keeping them; what a network names 'block'
-            is kept. Saves memory on accelerators; XLA undoes it on CPUs (benchmarks/training_memory.py).
+        remat: computes most activations again for the gradient instead of keeping them (`training.remat`).
     """
 
     model: nn.Module
@@ -84,13 +85,11 @@ class Objective(NamedTuple):
             dropout_key: for dropout.
         """
 
-        def run(variables, images):
-            mutable = [name for name in variables if name != 'params']
-            return apply(self.model, variables, images, True, mutable=mutable, rngs={'dropout': dropout_key})
-
-        if self.remat:
-            run = jax.checkpoint(run, policy=jax.checkpoint_policies.save_only_these_names('block'))
-        outputs, updates = run(variables, images)
+        mutable = [name for name in variables if name != 'params']
+        with rematerialized() if self.remat else nullcontext():
+            outputs, updates = apply(
+                self.model, variables, images, True, mutable=mutable, rngs={'dropout': dropout_key}
+            )
         return outputs, dict(updates)
 
 

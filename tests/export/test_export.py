@@ -10,6 +10,7 @@ import sys
 import flax
 import jax
 import numpy as np
+import onnxruntime
 import pytest
 import tensorflow as tf
 
@@ -26,7 +27,6 @@ from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 from tests.conftest import EXPORT_SIZE as SIZE
-from tests.runtimes import RUN as RUNTIMES
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
@@ -41,13 +41,44 @@ ENDINGS = {
 }
 
 
+def run_weights(path, images):
+    return np.asarray(Segmenter.from_workdir(path)(images))
+
+
+def run_jax_export(path, images):
+    return np.asarray(jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call(images))
+
+
+def run_saved_model(path, images):
+    return tf.saved_model.load(path).signatures['serving_default'](images=images)['labels'].numpy()
+
+
+def run_onnx(path, images):
+    return onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider']).run(None, {'images': images})[0]
+
+
+def run_tflite(path, images):
+    interpreter = tf.lite.Interpreter(path)
+    interpreter.allocate_tensors()
+    interpreter.set_tensor(interpreter.get_input_details()[0]['index'], images)
+    interpreter.invoke()
+    return interpreter.get_tensor(interpreter.get_output_details()[0]['index'])
+
+
 def run_torch(path, images):
     """Its numbers; that PyTorch loads the file and gives these labels, tests/parity says."""
     model = create_model('atonet', 19, width=16, backbone_width=8)
     return np.asarray(Segmenter(model, from_torch(read_state_dict(path), model))(images))
 
 
-RUN = RUNTIMES | {'torch': run_torch}
+RUN = {
+    'weights': run_weights,
+    'jax_export': run_jax_export,
+    'saved_model': run_saved_model,
+    'onnx': run_onnx,
+    'tflite': run_tflite,
+    'torch': run_torch,
+}
 
 
 @pytest.fixture
@@ -120,7 +151,7 @@ def test_logits_of_normalized_nchw_images_are_those_of_the_run(
 
 def test_a_batch_size_holds_in_tflite(tiny_config, finished, images, labels, tmp_path):
     config = to_export(tiny_config, format='tflite', batch_size=3, output=str(tmp_path / 'atonet.tflite'))
-    result = RUN['tflite'](export(config, finished, force=False), images)
+    result = run_tflite(export(config, finished, force=False), images)
     assert np.mean(result != labels) <= MOST_DIFFERENT
 
 
@@ -230,7 +261,7 @@ def test_missing_package_is_named(config, finished, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     monkeypatch.delitem(sys.modules, 'atonet_jax.export.onnx_format', raising=False)
     config.export.update(format='onnx', output=str(tmp_path / 'atonet.onnx'))
-    with pytest.raises(InputError, match="format='onnx': needs the package onnxruntime; pip install onnxruntime"):
+    with pytest.raises(InputError, match=r"format=onnx needs onnxruntime: pip install 'atonet_jax\[export\]'"):
         export(config, finished, force=False)
 
 

@@ -149,7 +149,8 @@ def test_transposed_convolution_is_a_convolution_transposed(kernel_size, many_st
     height, width = 5, 4
     x = bfloat16_noise(2, height, width, CHANNELS)
     # (stride, padding, output padding, groups)
-    cases = [(2, 1, 1, 1), (2, 0, 0, 1), (1, 1, 0, 1), ((2, 3), (1, 0), (0, 2), 2), (2, 1, 1, 4)]
+    cases = [(2, 1, 1, 1), (2, 0, 0, 1), (1, 1, 0, 1), ((2, 3), (1, 0), (0, 2), 1), ((2, 3), (1, 0), (0, 2), 2)]
+    cases += [(2, 1, 1, CHANNELS), ((3, 1), 0, (2, 0), CHANNELS)]
 
     def plain(stride, padding, output_padding, groups):
         strides, pads, more = (np.broadcast_to(value, 2).tolist() for value in (stride, padding, output_padding))
@@ -175,7 +176,8 @@ def test_transposed_convolution_is_a_convolution_transposed(kernel_size, many_st
     def ours(*options):
         return lambda x, kernel: conv_transpose(x, kernel, *options)
 
-    kernels = [bfloat16_noise(*kernel_size, CHANNELS, FEATURES // groups, seed=1) for *_, groups in cases]
+    features = [1 if groups == CHANNELS else FEATURES // groups for *_, groups in cases]
+    kernels = [bfloat16_noise(*kernel_size, CHANNELS, number, seed=1) for number in features]
     assert_all_equal(x, kernels, {str(case): (ours(*case), plain(*case)) for case in cases})
 
 

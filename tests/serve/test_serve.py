@@ -82,8 +82,8 @@ def segment(tiny_model, tiny_variables, scene):
     """Of a network that sees all classes alike in the mean, so that which one it sees depends on the place."""
     mean = Segmenter(tiny_model, tiny_variables).coarse_logits(scene[None]).mean((0, 1, 2))
     params = dict(tiny_variables['params'])
-    conv = params['classifier']['conv']
-    params['classifier'] = params['classifier'] | {'conv': conv | {'bias': conv['bias'] - mean}}
+    conv = params['head']['classifier']['conv']
+    params['head'] = params['head'] | {'classifier': {'conv': conv | {'bias': conv['bias'] - mean}}}
     return Segmenter(tiny_model, tiny_variables | {'params': params}, TABLE)
 
 

@@ -89,7 +89,7 @@ def test_backbone_of_torchvision_replaces_stem_and_stages_alone(published, tiny_
     np.testing.assert_array_equal(stem, published['layer0.0.weight'].transpose(2, 3, 1, 0))
     shortcut = loaded['batch_stats']['layer3']['block0']['shortcut']['bn']['var']
     np.testing.assert_array_equal(shortcut, published['layer3.0.downsample.1.running_var'])
-    for name in ('spp', 'up1', 'final', 'seg', 'aux3', 'classifier'):
+    for name in ('spp', 'up1', 'head', 'aux3'):
         assert_equal(loaded['params'][name], tiny_variables['params'][name])
 
 
@@ -140,7 +140,8 @@ def test_other_classes_load_all_but_the_heads_and_only_if_asked(tiny_model, tiny
     with caplog.at_level('INFO', 'atonet_jax'):
         loaded = load_network(path, tiny_model, fresh=tiny_variables, strict=False)
 
-    assert 'left fresh: aux3/classifier/conv, aux4/classifier/conv, aux5/classifier/conv, classifier/conv' in caplog.text
+    heads = 'aux3/classifier/conv, aux4/classifier/conv, aux5/classifier/conv, head/classifier/conv'
+    assert f'left fresh: {heads}' in caplog.text
     others = flatten_dict(from_torch(seven_classes, SEVEN_CLASSES))
     for path, array in flatten_dict(loaded).items():
         is_fresh = 'classifier' in path

@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from atonet_jax.ops.cpu import depthwise, strips, winograd
-from atonet_jax.ops.window import ConvWindow
+from atonet_jax.ops.window import DIMENSIONS, ConvWindow
 
-DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 _MOST_GROUPS = 32  # programs grow with them
 
 

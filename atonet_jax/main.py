@@ -1,0 +1,157 @@
+"""Trains, evaluates, times and exports networks for real-time semantic segmentation.
+
+    python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes --mode=check_data
+    python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
+    python main.py --workdir=runs/cityscapes --mode=evaluate
+    python main.py --mode=compare runs/a runs/b
+    python main.py --workdir=runs/cityscapes --mode=predict --config.predict.input=photos
+    python main.py --workdir=runs/cityscapes --mode=benchmark --config.benchmark.dtypes="('float32','bfloat16')"
+    python main.py --workdir=runs/cityscapes --mode=export --config.export.format=onnx
+    python main.py --workdir=runs/cityscapes --mode=serve
+
+Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
+Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
+is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended training
+after a step that is saved.
+Several processes as one run: docs/scaling.md.
+"""
+
+import logging
+import os
+import sys
+
+import jax
+from absl import flags
+
+from atonet_jax.command_line import define_config_flag
+from atonet_jax.errors import ExportError, InputError, TrainingError
+from atonet_jax.extras import explain_missing_package
+from atonet_jax.process.devices import keep_freed_memory
+from atonet_jax.process.distributed import initialize, is_main_process
+from atonet_jax.process.stopping import Stopped
+
+MODES = {  # and the extra of pyproject.toml that each needs beside the core
+    'train': 'train',
+    'evaluate': 'train',
+    'compare': 'train',
+    'benchmark': 'train',
+    'export': 'export',
+    'predict': 'video',
+    'check_data': 'train',
+    'prepare': 'train',
+    'serve': 'serve',
+}
+
+flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.')
+flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
+flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; not needed under srun, mpirun, on a TPU.')
+flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
+flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
+flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
+
+
+def command() -> int:
+    """What `python main.py` and `atonet` run: the mode that `sys.argv` asks for, and one line where it fails.
+
+    Returns:
+        The exit code.
+    """
+    if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
+        print(__doc__, flags.FLAGS, sep='\n')
+        return 0
+    try:
+        return main(sys.argv)
+    except (InputError, ExportError, TrainingError) as failure:
+        print(f'error: {failure}', file=sys.stderr)
+        return 2 if isinstance(failure, InputError) else 3
+    except Stopped as stopped:
+        print(f'{stopped}; the same command goes on from there', file=sys.stderr)
+        return 128 + stopped.signal
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        return 130
+
+
+def main(argv: list[str]) -> int:
+    """Runs one mode; returns the exit code.
+
+    Raises:
+        InputError: the input is at fault, or a package of the mode's extra is missing.
+        ExportError: an export does not compute what the network does.
+        TrainingError: training cannot go on.
+        Stopped: SIGINT or SIGTERM ended training after a step that is saved.
+    """
+    argv = define_config_flag(argv)
+    flags.FLAGS.set_gnu_getopt()  # flags may follow the runs that compare takes
+    try:
+        rest = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise InputError(f'{str(error).splitlines()[0]}; see python main.py --help') from error
+    if rest and flags.FLAGS.mode != 'compare':
+        raise InputError(f'{rest[0]!r} is no flag; settings are given as --config.key=value')
+
+    # A benchmark times how long compiling takes.
+    if jax.config.jax_compilation_cache_dir is None and flags.FLAGS.mode != 'benchmark':
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atonet_jax/compiled'))
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('atonet_jax').setLevel(logging.INFO)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # it repeats each failed write of a checkpoint
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of each checkpoint that has no metrics yet
+    # Before any import of TensorFlow, which computes nothing here: it would speak of it on the screen.
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+
+    with explain_missing_package(f'--mode={flags.FLAGS.mode}', MODES[flags.FLAGS.mode]):
+        return _run_mode(rest)
+
+
+def _run_mode(runs: list[str]) -> int:
+    if flags.FLAGS.mode == 'compare':
+        from atonet_jax.evaluation.report.compare import compare
+
+        compare(runs, flags.FLAGS.workdir or '.')
+        return 0
+    if flags.FLAGS.mode == 'train':
+        keep_freed_memory()
+    if flags.FLAGS.mode in ('train', 'evaluate'):
+        initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    if workdir is None and flags.FLAGS.mode != 'prepare':
+        raise InputError('give --workdir=DIR, where the run lives')
+    if flags.FLAGS.mode == 'train':
+        from atonet_jax.training.train import train
+
+        scores = train(config, workdir)
+        if not is_main_process():
+            return 0
+        print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
+        print(f'report: {os.path.join(workdir, "report.html")}')
+    elif flags.FLAGS.mode == 'evaluate':
+        from atonet_jax.evaluation.evaluate import evaluate
+
+        evaluate(config, workdir)
+    elif flags.FLAGS.mode == 'predict':
+        from atonet_jax.predict import predict
+
+        return 0 if predict(config, workdir) else 1
+    elif flags.FLAGS.mode == 'benchmark':
+        from atonet_jax.benchmark.benchmark import benchmark
+
+        benchmark(config, workdir)
+    elif flags.FLAGS.mode == 'export':
+        from atonet_jax.export import export
+
+        export(config, workdir, flags.FLAGS.force)
+    elif flags.FLAGS.mode == 'check_data':
+        from atonet_jax.check_data.check_data import check_data
+
+        return 0 if check_data(config, workdir) else 1
+    elif flags.FLAGS.mode == 'prepare':
+        from atonet_jax.data.sources import prepare_copy
+
+        print(f'written: {prepare_copy(config.data)}')
+    elif flags.FLAGS.mode == 'serve':
+        from atonet_jax.serve import serve
+
+        serve(config, workdir)
+    return 0

@@ -1,0 +1,105 @@
+"""Transposed convolution: its kernel gradient by strips, and depthwise ones phase by phase.
+
+XLA's own programs for CPUs take 10 to 100 times as long.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atonet_jax.ops.cpu import strips
+from atonet_jax.ops.window import DIMENSIONS, Pair, TransposedWindow
+
+
+def plain(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> jax.Array:
+    """The transposed convolution of [B, H, W, C] with [kh, kw, C, O / groups] by XLA's own program."""
+    height, width, channels, features = kernel.shape
+    groups = window.groups
+    kernel = kernel[::-1, ::-1].reshape(height, width, groups, channels // groups, features)
+    kernel = kernel.transpose(0, 1, 3, 2, 4).reshape(height, width, channels // groups, groups * features)
+    sides = zip((height, width), window.padding, window.output_padding, strict=True)
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(size - 1 - cut, size - 1 - cut + more) for size, cut, more in sides],
+        lhs_dilation=window.stride,
+        dimension_numbers=DIMENSIONS,
+        feature_group_count=groups,
+    )
+
+
+def is_faster(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> bool:
+    """Whether `convolve` has a faster program for CPUs than XLA's own, of values or of gradients."""
+    return x.dtype in (jnp.float32, jnp.bfloat16) and (window.groups == 1 or _is_depthwise(kernel, window))
+
+
+def _is_depthwise(kernel, window):
+    return kernel.shape[2] == window.groups and kernel.shape[3] == 1
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> jax.Array:
+    """`plain` for which CPUs run the programs of this module; `is_faster` must hold."""
+    by_default = functools.partial(plain, window=window)
+    if window.groups == 1:
+        return by_default(x, kernel)
+    by_phases = functools.partial(_depthwise, window=window)
+    return jax.lax.platform_dependent(x, kernel, cpu=by_phases, default=by_default)
+
+
+def _forward(x, kernel, window):
+    return convolve(x, kernel, window), (x, kernel)
+
+
+def _backward(window, saved, cotangent):
+    def by_default(x, kernel, cotangent):
+        transposed = jax.linear_transpose(lambda kernel: plain(x, kernel, window), kernel)
+        return input_gradient(x, kernel, cotangent), transposed(cotangent)[0]
+
+    def input_gradient(x, kernel, cotangent):
+        return jax.linear_transpose(lambda x: plain(x, kernel, window), x)(cotangent)[0]
+
+    def on_cpu(x, kernel, cotangent):
+        if window.groups > 1:
+            return jax.vjp(functools.partial(_depthwise, window=window), x, kernel)[1](cotangent)
+        *size, channels, features = kernel.shape
+        kernel_gradient = strips.kernel_gradient(cotangent, x, (*size, features, channels), window.of_convolution())
+        return input_gradient(x, kernel, cotangent), kernel_gradient.swapaxes(2, 3)
+
+    return jax.lax.platform_dependent(*saved, cotangent, cpu=on_cpu, default=by_default)
+
+
+convolve.defvjp(_forward, _backward)
+
+
+def _depthwise(x, kernel, window):
+    """[B, H, W, C], [kh, kw, C, 1]: the pixels that one step of the stride covers are computed side by side.
+
+    Output pixel q * stride + r takes tap j * stride + r of input pixel q - j.
+    """
+    batch, height, width, channels = x.shape
+    (rows, columns), size = window.stride, window.output_size(x.shape[1:3], kernel.shape[:2])
+    down, across = (-(-taps // stride) for taps, stride in zip(kernel.shape[:2], window.stride, strict=True))
+    missing = down * rows - kernel.shape[0], across * columns - kernel.shape[1]
+    kernel = jnp.pad(kernel[:, :, :, 0].astype(jnp.float32), ((0, missing[0]), (0, missing[1]), (0, 0)))
+    kernel = kernel.reshape(down, rows, across, columns, channels)
+    x_padded = jnp.pad(x, ((0, 0), (down - 1, down - 1), (across - 1, across - 1), (0, 0)))
+
+    whole = 0
+    height, width = height + down - 1, width + across - 1
+    for j, i in np.ndindex(down, across):
+        top, left = down - 1 - j, across - 1 - i
+        pixels = x_padded[:, top : top + height, left : left + width].astype(jnp.float32)
+        whole += pixels[:, :, None, :, None] * kernel[j, :, i][:, None]
+    whole = whole.reshape(batch, height * rows, width * columns, channels).astype(x.dtype)
+    return _cut(whole, window.padding, size)
+
+
+def _cut(x: jax.Array, first: Pair, size: Pair) -> jax.Array:
+    """The part of `size` that begins at `first`; zeros beyond the map."""
+    x = x[:, first[0] : first[0] + size[0], first[1] : first[1] + size[1]]
+    below, right = (new - old for new, old in zip(size, x.shape[1:3], strict=True))
+    return jnp.pad(x, ((0, 0), (0, below), (0, right), (0, 0)))
