@@ -15,7 +15,15 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from atonet_jax.errors import InputError
-from atonet_jax.models import MODEL_NAMES, abstract_variables, create_model, init_variables, network
+from atonet_jax.models import (
+    MODEL_NAMES,
+    abstract_variables,
+    create_model,
+    default_options,
+    family,
+    init_variables,
+    network,
+)
 from atonet_jax.models.contract import WeightNames
 from atonet_jax.torch_files import read_state_dict
 
@@ -127,7 +135,7 @@ def load_network(
         variables = from_torch(state_dict, model, fresh=fresh, strict=strict)
     except MismatchError as error:
         known = identify(state_dict)
-        if known is not None and type(create_model(known, 2)) is not type(model):
+        if known is not None and not _is_variant(model, known):
             raise InputError(f'{path}: holds another network, {known}; give --config.model.name={known}') from error
         of_classes = not error.unexpected and error.paths <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes else ''
@@ -161,6 +169,13 @@ def identify(state_dict: Iterable[str]) -> str | None:
             shares[candidate] = max(shares.get(candidate, 0.0), len(given & expected) / len(given | expected))
     best = max(shares, key=shares.get, default=None)
     return best if best is not None and shares[best] > 0.5 else None
+
+
+def _is_variant(model: nn.Module, name: str) -> bool:
+    """Whether `model` is the network `name`, but for options that no registered name sets."""
+    members, options = family(name), default_options(name)
+    chosen = {option for variant in members.variants.values() for option in variant}
+    return type(model) is members.module and all(getattr(model, option) == options[option] for option in chosen)
 
 
 @functools.cache  # networks are traced for it
