@@ -15,7 +15,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from atonet_jax.errors import InputError
-from atonet_jax.models import MODEL_NAMES, abstract_variables, create_model, init_variables, network
+from atonet_jax.models import (
+    MODEL_NAMES,
+    abstract_variables,
+    create_model,
+    init_variables,
+    network,
+)
 from atonet_jax.models.contract import WeightNames
 from atonet_jax.torch_files import read_state_dict
 
