@@ -1,6 +1,7 @@
 """Files of PyTorch weights as numpy arrays, without PyTorch and without running anything that a file contains.
 
     .safetensors    a table of contents and raw numbers, by the library of that name
+    .npz            NumPy's archive of arrays, one a name
     .pth, .pt       what `torch.save` writes: a pickle that describes the tensors, and their numbers apart from it. Both
                     lie in a zip archive, or one after the other in the legacy format (PyTorch before 1.6)
 """
@@ -25,6 +26,7 @@ import safetensors.numpy
 from atonet_jax.errors import InputError
 
 _SUFFIXES = ('.pth', '.pt', '.safetensors')
+_READ_SUFFIXES = (*_SUFFIXES, '.npz')
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
 _WRAPPERS = ('state_dict', 'model_state_dict', 'model', 'module', 'net')
 _PREFIXES = ('module.', 'model.', '_orig_mod.')  # of DataParallel, of a module around the network, of torch.compile
@@ -66,7 +68,7 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
         data = pathlib.Path(path).read_bytes()
     except OSError as error:
         raise InputError(
-            f'{path}: cannot be read ({error.strerror}); name a file of weights, {" or ".join(_SUFFIXES)}'
+            f'{path}: cannot be read ({error.strerror}); name a file of weights, {" or ".join(_READ_SUFFIXES)}'
         ) from error
     try:
         return _strip_prefixes(_parse(data, pathlib.Path(path).suffix))
@@ -108,7 +110,7 @@ class _RefusedError(Exception):
     """A file that is not read, though nothing is wrong with its bytes: what it is, and what to do."""
 
 
-_NOT_WEIGHTS = f'not a file of PyTorch weights; name a {" or ".join(_SUFFIXES)} file'
+_NOT_WEIGHTS = f'not a file of PyTorch weights; name a {" or ".join(_READ_SUFFIXES)} file'
 
 
 def _parse(data: bytes, suffix: str) -> dict[str, np.ndarray]:
@@ -142,6 +144,8 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
     """`<folder>/data.pkl` describes the tensors, `<folder>/data/<key>` holds the numbers of one storage."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         names = archive.namelist()
+        if names and all(name.endswith('.npy') for name in names):
+            return _read_npz(archive)
         folder = next((name.removesuffix('data.pkl') for name in names if name.endswith('/data.pkl')), None)
         if folder is None:
             raise _RefusedError(_NOT_WEIGHTS)
@@ -158,6 +162,24 @@ def _read_zip(data: bytes) -> dict[str, np.ndarray]:
 
         saved = _Unpickler(io.BytesIO(archive.read(f'{folder}data.pkl'))).load()
         return _arrays(saved, read_storage)
+
+
+def _read_npz(archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    """An array an entry; one of Python objects, whose reading could run code, is refused."""
+    arrays = {}
+    for name in archive.namelist():
+        stream, name = io.BytesIO(archive.read(name)), name.removesuffix('.npy')  # whose CRC-32 is checked
+        try:
+            array = np.lib.format.read_array(stream, allow_pickle=False)
+        except ValueError as error:
+            if 'Object arrays' in str(error):
+                raise _unknown_kind(f'{name} of Python objects') from error
+            raise
+        if array.dtype.kind not in 'fiub':
+            raise _unknown_kind(f'{name} of {array.dtype}')
+        arrays[name] = _as_float32(array)
+        arrays[name].flags.writeable = False
+    return arrays
 
 
 def _read_legacy(data: bytes) -> dict[str, np.ndarray]:

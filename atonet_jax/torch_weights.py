@@ -127,7 +127,7 @@ def load_network(
         variables = from_torch(state_dict, model, fresh=fresh, strict=strict)
     except MismatchError as error:
         known = identify(state_dict)
-        if known is not None and type(create_model(known, 2)) is not type(model):
+        if known is not None and _likeness(state_dict, create_model(known, 19)) > _likeness(state_dict, model):
             raise InputError(f'{path}: holds another network, {known}; give --config.model.name={known}') from error
         of_classes = not error.unexpected and error.paths <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes else ''

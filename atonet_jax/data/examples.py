@@ -6,6 +6,7 @@ import os
 import shutil
 import threading
 import weakref
+from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -13,6 +14,11 @@ import psutil
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import jax
+
+    from atonet_jax.data.device_cache import DeviceCache
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +41,8 @@ class Examples:
         """
         Args:
             dataset: from `verify`, where `cache` is not 'none': its size must be known.
-            cache: 'none', 'memory' or 'disk'. An example takes 4 bytes a pixel, in memory that in each process.
+            cache: 'none', 'memory', 'disk' or 'device'. An example takes 4 bytes a pixel, in memory that in each
+                process. With 'device', `device_cache` gives the batches.
             cache_dir: folder for 'disk', which runs and processes can share.
             on_corrupt: 'error' or 'skip', what `check` does about an example that cannot be used.
 
@@ -47,6 +54,8 @@ class Examples:
         self._on_corrupt = on_corrupt
         self._faults: dict[int, DataError] = dict(dataset.unusable)
         self._cache = None
+        self._on_device = cache == 'device'
+        self._device_cache = None
         if cache == 'memory':
             self._cache = _MemoryCache(dataset)
         elif cache == 'disk':
@@ -54,6 +63,18 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.dataset)
+
+    def device_cache(self, mesh: 'jax.sharding.Mesh') -> 'DeviceCache | None':
+        """The split in the memory of all devices, where `cache` is 'device': decoded at the first call, then kept.
+
+        Raises:
+            InputError: as `DeviceCache`.
+        """
+        if self._on_device and self._device_cache is None:
+            from atonet_jax.data.device_cache import DeviceCache
+
+            self._device_cache = DeviceCache(self, mesh)
+        return self._device_cache
 
     def read(self, i: int) -> Decoded | None:
         """Image [H, W, 3] uint8 RGB and labels [H, W] uint8 train ids of example `i`; not to be written to.

@@ -18,7 +18,7 @@ from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.decode import read_image_size
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.data.sampling import draw_geometry, example_of_sample, window_size
+from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 
 # TensorFlow would otherwise reserve the memory of the accelerators that JAX computes on.
 tf.config.set_visible_devices([], 'GPU')
@@ -68,9 +68,8 @@ def train_batches(
     dataset.require_labels()
     shard_size = _shard_size(batch_size, num_shards)
     window = window_size(augmentation)
-    # Of an image of one pixel, which the crop does not touch.
-    nothing = Geometry(1, 1, 1, 1, -augmentation.crop_size[0], -augmentation.crop_size[1], 0, 0, flip=0, rotation=0)
-    blank = np.zeros((*window, 3), np.uint8), np.full(window, IGNORE_LABEL, np.uint8), np.array(nothing, np.int32)
+    nothing = np.array(nothing_of(augmentation), np.int32)
+    blank = np.zeros((*window, 3), np.uint8), np.full(window, IGNORE_LABEL, np.uint8), nothing
 
     def load(g):
         i = example_of_sample(seed, len(examples), g)

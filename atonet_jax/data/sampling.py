@@ -24,6 +24,11 @@ def window_size(augmentation: Augmentation) -> tuple[int, int]:
     return tuple(math.ceil(extent / lowest) + 2 for extent in _largest_extent(augmentation))
 
 
+def nothing_of(augmentation: Augmentation) -> Geometry:
+    """The geometry of a sample whose example cannot be used: an image of one pixel, which the crop does not touch."""
+    return Geometry(1, 1, 1, 1, -augmentation.crop_size[0], -augmentation.crop_size[1], 0, 0, flip=0, rotation=0)
+
+
 def draw_geometry(
     seed: int, g: int, image_size: tuple[int, int], augmentation: Augmentation, labels: np.ndarray | None = None
 ) -> Geometry:

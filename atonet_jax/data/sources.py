@@ -9,12 +9,14 @@ from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.class_file import read_class_file
 from atonet_jax.data.dataset import SegmentationDataset, split_parts
+from atonet_jax.data.device_cache import suits
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.folder import load_folder
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.synthetic import write_dataset
 from atonet_jax.data.verify import verify
 from atonet_jax.errors import InputError
+from atonet_jax.process.devices import create_mesh
 
 
 def class_table(data: ConfigDict) -> ClassTable:
@@ -73,8 +75,11 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
         cache_path=os.path.join(workdir, f'verified_{split}.json'),
         on_corrupt=data.on_corrupt,
     )
+    cache = data.cache
+    if cache == 'auto':
+        cache = 'device' if suits(dataset, create_mesh()) else 'none'
     cache_dir = data.cache_dir or os.path.join(workdir, 'decoded')
-    return Examples(dataset, cache=data.cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
+    return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
 
 
 def prepare_copy(data: ConfigDict) -> str:

@@ -103,17 +103,9 @@ class Evaluator:
 
         Each then has the pictures of its own part of the split, as `Evaluation` says.
         """
-        from atonet_jax.data.pipeline import eval_batches, prefetch_to_device  # imports TensorFlow
-
         start = time.perf_counter()
         variables = prepared_variables(self._model, variables, self._mesh)
-        batches = eval_batches(
-            self._examples,
-            batch_size=-(-self._options.batch_size // self._mesh.size) * self._mesh.size,
-            shard_index=jax.process_index(),
-            num_shards=jax.process_count(),
-        )
-        batches = prefetch_to_device(batches, split_by_batch(self._mesh))
+        batches = self._batches(-(-self._options.batch_size // self._mesh.size) * self._mesh.size)
         dataset = self._examples.dataset
         confusion = np.zeros((dataset.class_table.num_classes,) * 2, np.int64)
         per_image, shown = [], _Shown(self._options.pictures)
@@ -139,6 +131,17 @@ class Evaluator:
             skipped=len(dataset) - len(per_image),
             seconds=time.perf_counter() - start,
         )
+
+    def _batches(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
+        cache = self._examples.device_cache(self._mesh)
+        if cache is not None:
+            return cache.eval_batches(batch_size)
+        from atonet_jax.data.pipeline import eval_batches, prefetch_to_device  # imports TensorFlow
+
+        batches = eval_batches(
+            self._examples, batch_size=batch_size, shard_index=jax.process_index(), num_shards=jax.process_count()
+        )
+        return prefetch_to_device(batches, split_by_batch(self._mesh))
 
     def _one_behind(self, variables: dict, batches: Iterator[dict]) -> Iterator[tuple]:
         """Yields a batch's results once the next batch is on its way to the devices, which so never wait."""

@@ -217,18 +217,19 @@ class _Run:
 def _batches(
     config: ConfigDict, examples: Examples, start_step: int, total_steps: int, mesh: Mesh
 ) -> Iterator[dict[str, jax.Array]]:
+    options = {
+        'batch_size': config.train.batch_size,
+        'augmentation': train_augmentation(config),
+        'seed': config.seed,
+        'start_step': start_step,
+        'num_steps': max(0, total_steps - start_step),
+    }
+    cache = examples.device_cache(mesh)
+    if cache is not None:
+        return cache.train_batches(**options)
     from atonet_jax.data.pipeline import prefetch_to_device, train_batches  # imports TensorFlow
 
-    batches = train_batches(
-        examples,
-        batch_size=config.train.batch_size,
-        augmentation=train_augmentation(config),
-        seed=config.seed,
-        start_step=start_step,
-        num_steps=max(0, total_steps - start_step),
-        shard_index=jax.process_index(),
-        num_shards=jax.process_count(),
-    )
+    batches = train_batches(examples, **options, shard_index=jax.process_index(), num_shards=jax.process_count())
     return prefetch_to_device(batches, split_by_batch(mesh))
 
 
@@ -291,3 +292,17 @@ def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
     outputs, _ = jax.eval_shape(objective.outputs, abstract_variables(model), images, jax.random.key(0))
     check_terms(outputs, terms)
     return objective
+
+
+def step_arguments(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
+    """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced."""
+    learning_rates, optimizer = _create_optimizer(config, network(model), num_images, total_steps)
+    return {
+        'objective': _create_objective(config, model),
+        'optimizer': optimizer,
+        'learning_rates': learning_rates,
+        'augmentation': train_augmentation(config),
+        'seed': config.seed,
+        'ema_decay': config.optimizer.ema_decay,
+        'accumulation': config.train.accumulation,
+    }

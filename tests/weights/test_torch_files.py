@@ -105,6 +105,32 @@ def test_safetensors_are_read_with_the_same_rules(tmp_path):
     assert set(arrays) == set(tensors)
 
 
+@pytest.mark.parametrize('save', [np.savez, np.savez_compressed])
+def test_numpy_archives_are_read_with_the_same_rules(tmp_path, save):
+    path = str(tmp_path / 'weights.npz')
+    save(path, **{'module.a': np.arange(6.0).reshape(2, 3), 'module.n': np.int64(3), 'module.h': np.float16([1, 2])})
+    arrays = read_state_dict(path)
+    assert {name: (array.shape, array.dtype.name) for name, array in arrays.items()} == {
+        'a': ((2, 3), 'float32'), 'n': ((), 'int64'), 'h': ((2,), 'float32')
+    }  # fmt: skip
+    np.testing.assert_array_equal(arrays['a'], np.arange(6.0).reshape(2, 3))
+    assert not any(array.flags.writeable for array in arrays.values())
+
+    data = open(path, 'rb').read()
+    for damaged in (data[:-30], data[: len(data) // 3], data[:150] + b'xxxxxxxx' + data[158:]):
+        with open(path, 'wb') as file:
+            file.write(damaged)
+        assert 'damaged or cut short' in read_error(path)
+
+
+def test_numpy_archive_of_objects_is_refused(tmp_path):
+    path = str(tmp_path / 'weights.npz')
+    np.savez(path, a=np.array([{}, []], object))
+    assert 'kind of tensor that is not read here (a of Python objects)' in read_error(path)
+    np.savez(path, a=np.array(['text']))
+    assert 'kind of tensor that is not read here (a of <U4)' in read_error(path)
+
+
 def test_weights_of_a_big_endian_machine_are_read(path):
     torch.save({'a': torch.arange(3.0), 'b': torch.arange(3.0).bfloat16()}, path)
     with zipfile.ZipFile(path) as archive:
@@ -276,11 +302,11 @@ def test_files_of_other_kinds_are_refused(path):
         with open(path, 'w') as file:
             file.write('version https://git-lfs.github.com/spec/v1\n')
 
-    def write_numpy_zip():
-        with open(path, 'wb') as file:
-            np.savez(file, weight=np.ones(2))
+    def write_other_zip():
+        with zipfile.ZipFile(path, 'w') as archive:
+            archive.writestr('notes.txt', 'none')
 
-    for write in (write_text, write_numpy_zip, lambda: PIL.Image.new('RGB', (4, 4)).save(path, 'PNG')):
+    for write in (write_text, write_other_zip, lambda: PIL.Image.new('RGB', (4, 4)).save(path, 'PNG')):
         write()
         assert 'not a file of PyTorch weights' in read_error(path)
 

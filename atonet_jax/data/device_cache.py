@@ -1,0 +1,256 @@
+"""A split that lives decoded in the devices' memory: the batches of pipeline.py, cut out there. Needs no TensorFlow.
+
+The host draws which example a sample shows and where its crop lies, a few numbers a sample and some steps ahead. Each
+device holds an equal share of the examples; of a batch's windows it cuts those that it holds, and they are exchanged.
+"""
+
+import collections
+import concurrent.futures
+import functools
+import logging
+import os
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, PartitionSpec
+
+from atonet_jax.data.augmentation import Augmentation, Geometry
+from atonet_jax.data.dataset import SegmentationDataset
+from atonet_jax.data.decode import read_image_size, read_labels
+from atonet_jax.data.examples import Examples
+from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
+from atonet_jax.errors import InputError
+from atonet_jax.process.devices import split_by_batch
+from atonet_jax.process.progress import watched
+
+_log = logging.getLogger(__name__)
+
+_AHEAD = 8  # steps whose samples are drawn before they are asked for
+_SHOWN_SIZES = 4
+_TOP, _LEFT = (1 + Geometry._fields.index(name) for name in ('window_top', 'window_left'))  # in a row of a plan
+_BYTES = 4  # of a pixel: three colours and its label
+
+
+class DeviceCache:
+    """A split in the memory of all devices of a mesh."""
+
+    def __init__(self, examples: Examples, mesh: Mesh):
+        """Decodes the split, each process the share of its devices.
+
+        Args:
+            examples: of a split whose images have one size.
+            mesh: of all devices.
+
+        Raises:
+            InputError: the images have several sizes, or the devices' memory does not hold them.
+            DataError: a file cannot be used, where `examples` do not skip such.
+        """
+        dataset = examples.dataset
+        self._examples = examples
+        self._mesh = mesh
+        self._size = _only_size(dataset)
+        self._share = -(-len(dataset) // mesh.size)
+        needed = self._share * _BYTES * self._size[0] * self._size[1]
+        free = _free_bytes(mesh)
+        _log.info('%s %s: decoded %.2f GB in the memory of each of %d device(s), where %.2f GB are free',
+                  dataset.name, dataset.split, needed / 1e9, mesh.size, free / 1e9)  # fmt: skip
+        if needed > free:
+            raise InputError(
+                f'config.data.cache=device: {dataset.name} {dataset.split} takes {needed / 1e9:.2f} GB of each device '
+                f'decoded, but {free / 1e9:.2f} GB are free; choose memory, disk or none'
+            )
+        self._images, self._labels, self._usable = self._load()
+        self._host_labels = {}
+
+    def train_batches(
+        self, *, batch_size: int, augmentation: Augmentation, seed: int, start_step: int, num_steps: int
+    ) -> Iterator[dict[str, jax.Array]]:
+        """The batches of `pipeline.train_batches` over all processes, the same in every bit, split over the devices."""
+        dataset = self._examples.dataset
+        dataset.require_labels()
+        window = window_size(augmentation)
+        rows = self._rows_of_this_process(batch_size)
+        if augmentation.class_aware_crops:
+            self._read_host_labels()
+
+        def draw(step):
+            plan = np.empty((len(rows), 1 + len(Geometry._fields)), np.int32)
+            for row, j in enumerate(rows):
+                g = step * batch_size + j
+                i = example_of_sample(seed, len(dataset), g)
+                if self._usable[i]:
+                    plan[row] = i, *draw_geometry(seed, g, self._size, augmentation, self._host_labels.get(i))
+                else:
+                    plan[row] = -1, *nothing_of(augmentation)
+            return plan
+
+        for plan in _drawn_ahead(draw, range(start_step, start_step + num_steps)):
+            image, label, _, geometry = self._cut(plan, window)
+            yield {'image': image, 'label': label, 'geometry': geometry}
+
+    def eval_batches(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
+        """The batches of `pipeline.eval_batches` over all processes, split over the devices."""
+        dataset = self._examples.dataset
+        rows = self._rows_of_this_process(batch_size)
+        indices = np.array([i for i in range(len(dataset)) if i not in dataset.unusable], np.int32)
+        indices = np.where(self._usable[indices], indices, -1)
+        indices = np.pad(indices, (0, -len(indices) % batch_size), constant_values=-1)
+        for start in range(0, len(indices), batch_size):
+            plan = np.zeros((len(rows), 1 + len(Geometry._fields)), np.int32)
+            plan[:, 0] = indices[start:][rows]
+            image, label, index, _ = self._cut(plan, self._size)
+            yield {'image': image, 'label': label, 'index': index}
+
+    def _load(self):
+        """Images [n, H, 3 W] and labels [n, H, W] on the devices, and which examples can be used, [n] bool.
+
+        A last axis of three would take a TPU forty times the memory.
+        """
+        dataset, (height, width) = self._examples.dataset, self._size
+        count = self._share * self._mesh.size
+        sharding = split_by_batch(self._mesh)
+        usable = np.zeros(count, np.bool_)
+        shards = []
+        for device, (part,) in sharding.addressable_devices_indices_map((count,)).items():
+            numbers = range(count)[part]
+            images = np.zeros((len(numbers), height, 3 * width), np.uint8)
+            labels = np.full((len(numbers), height, width), IGNORE_LABEL, np.uint8)
+
+            def load(i):
+                decoded = self._examples.read(i)
+                if decoded is not None:
+                    usable[i] = True
+                    images[i - numbers.start] = decoded[0].reshape(height, -1)
+                    labels[i - numbers.start] = decoded[1]
+
+            real = [i for i in numbers if i < len(dataset)]
+            with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+                for _ in watched(pool.map(load, real), f'decoding {dataset.name} {dataset.split}', len(real), 'image'):
+                    pass
+            for i in real:
+                if not usable[i] and i not in dataset.unusable:
+                    self._examples.check(i)
+            shards.append((jax.device_put(images, device), jax.device_put(labels, device)))
+        if jax.process_count() > 1:
+            usable = np.any(multihost_utils.process_allgather(usable), axis=0)
+
+        def whole(arrays, shape):
+            return jax.make_array_from_single_device_arrays((count, *shape), sharding, list(arrays))
+
+        images, labels = zip(*shards)
+        return whole(images, (height, 3 * width)), whole(labels, (height, width)), usable
+
+    def _rows_of_this_process(self, batch_size: int) -> range:
+        """Of each batch, which rows lie on this process's devices."""
+        if batch_size % self._mesh.size:
+            raise ValueError(f'batch_size {batch_size} is not a multiple of the {self._mesh.size} devices; change it')
+        share = batch_size // jax.process_count()
+        return range(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+    def _read_host_labels(self) -> None:
+        """Class-aware crops are drawn on the host, which then keeps all labels too: a byte a pixel."""
+        dataset = self._examples.dataset
+        missing = [i for i in range(len(dataset)) if self._usable[i] and i not in self._host_labels]
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+            labels = pool.map(lambda i: read_labels(dataset, i, self._size), missing)
+            self._host_labels |= dict(zip(missing, labels))
+
+    def _cut(self, plan: np.ndarray, window: tuple[int, int]):
+        """image, label, index, geometry of a batch, of which `plan` holds this process's rows: index, geometry."""
+        plan = jax.make_array_from_process_local_data(split_by_batch(self._mesh), plan)
+        return _compiled_cut(self._mesh, window)(self._images, self._labels, plan)
+
+
+def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
+    """Whether an accelerator computes, and a quarter of its memory holds its share of a split of one image size."""
+    if mesh.devices.flat[0].platform == 'cpu' or len(_sizes(dataset)) != 1:
+        return False
+    (height, width), share = _sizes(dataset).pop(), -(-len(dataset) // mesh.size)
+    return share * _BYTES * height * width <= _limit_bytes(mesh) / 4
+
+
+def _sizes(dataset: SegmentationDataset) -> set[tuple[int, int]]:
+    return {read_image_size(dataset, i) for i in range(len(dataset)) if i not in dataset.unusable}
+
+
+def _only_size(dataset: SegmentationDataset) -> tuple[int, int]:
+    sizes = sorted(_sizes(dataset))
+    if len(sizes) == 1:
+        return sizes[0]
+    shown = ', '.join(f'{height}x{width}' for height, width in sizes[:_SHOWN_SIZES])
+    more = f' and {len(sizes) - _SHOWN_SIZES} more' if len(sizes) > _SHOWN_SIZES else ''
+    raise InputError(
+        f'config.data.cache=device: the images of {dataset.name} {dataset.split} have {len(sizes)} sizes '
+        f'({shown}{more}), and it takes one; choose memory, disk or none'
+    )
+
+
+def _limit_bytes(mesh: Mesh) -> int:
+    """Memory of the smallest of this process's devices."""
+    statistics = [device.memory_stats() for device in mesh.local_devices]
+    return min(one['bytes_limit'] if one else psutil.virtual_memory().total // mesh.size for one in statistics)
+
+
+def _free_bytes(mesh: Mesh) -> int:
+    """Free memory of the fullest of this process's devices."""
+    statistics = [device.memory_stats() for device in mesh.local_devices]
+    on_host = psutil.virtual_memory().available // len(mesh.local_devices)
+    return min(one['bytes_limit'] - one['bytes_in_use'] if one else on_host for one in statistics)
+
+
+def _drawn_ahead(draw: Callable[[int], np.ndarray], steps: range) -> Iterator[np.ndarray]:
+    """`draw` of each step, in a thread that is some steps ahead: the device never waits for it."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        waiting = collections.deque()
+        try:
+            for step in steps:
+                waiting.append(pool.submit(draw, step))
+                if len(waiting) > _AHEAD:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_cut(mesh: Mesh, window: tuple[int, int]) -> Callable:
+    """(images [n, H, 3 W], labels [n, H, W], plan [B, 1 + geometry]), all split -> image, label, index, geometry.
+
+    `image` [B, *window, 3] and `label` [B, *window] are zeros beyond the image; with index -1 they are all padding.
+    """
+
+    def cut(array, row, depth):
+        """The window of one image, [H, W depth] -> [Wh, Ww depth]."""
+        corner, extent = (row[_TOP], row[_LEFT] * depth), (window[0], window[1] * depth)
+        array = jnp.pad(array, ((0, extent[0]), (0, extent[1])))  # a slice does not begin beyond the image
+        return jax.lax.dynamic_slice(array, corner, extent)
+
+    def of_device(images, labels, plan):
+        everywhere = jax.lax.all_gather(plan, 'data', tiled=True)
+        local = everywhere[:, 0] - jax.lax.axis_index('data') * images.shape[0]
+        is_here = (local >= 0) & (local < images.shape[0]) & (everywhere[:, 0] >= 0)
+        local = jnp.clip(local, 0, images.shape[0] - 1)
+
+        def windows(arrays, depth):
+            def of_sample(i, row, is_here):
+                array = jax.lax.dynamic_index_in_dim(arrays, i, keepdims=False)
+                return jnp.where(is_here, cut(array, row, depth), jnp.uint8(0))
+
+            # One device holds each sample; the others add zeros.
+            parts = jax.vmap(of_sample)(local, everywhere, is_here)
+            return jax.lax.psum_scatter(parts, 'data', scatter_dimension=0, tiled=True) if mesh.size > 1 else parts
+
+        image = windows(images, 3).reshape(-1, *window, 3)
+        is_padding = plan[:, 0] < 0
+        label = jnp.where(is_padding[:, None, None], jnp.uint8(IGNORE_LABEL), windows(labels, 1))
+        return image, label, plan[:, 0], plan[:, 1:]
+
+    split = PartitionSpec('data')
+    return jax.jit(jax.shard_map(of_device, mesh=mesh, in_specs=split, out_specs=split))

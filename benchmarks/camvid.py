@@ -1,0 +1,473 @@
+"""Trains and scores networks on CamVid, 360x480: recipes by networks by seeds, in one process.
+
+    python -m benchmarks.camvid --data data/camvid --protocol val --recipes scratch pretrained --minutes 3
+    python -m benchmarks.camvid --data data/camvid --protocol test --recipes best:scratch best:pretrained --seeds 0 1 2
+
+val: trains on train (367 images) and scores on val (101), to choose recipes. test: trains on train+val (468) and scores
+the last state once on test (233). `best:START` is the recipe with the best mean mIoU on val among those of a start.
+Each finished run is a line of the results file, and a run that is there is not repeated: give the same command again
+after an interruption. Every split is decoded into the devices' memory once (data.cache=device). Runs share a compiled
+step unless they differ in more than numbers: rates, decays, lengths and seeds are arguments of the program. Step,
+augmentation, loss, optimiser and evaluation are those of main.py; no checkpoint or report is written.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import os
+import pathlib
+import runpy
+import tempfile
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import unflatten_dict
+from ml_collections import ConfigDict
+
+from atonet_jax.config import create_network, flat_settings, validate, validate_batches, validate_classes
+from atonet_jax.data.labels import CAMVID
+from atonet_jax.data.sources import load_examples
+from atonet_jax.errors import InputError
+from atonet_jax.evaluation.evaluate import Evaluation, Evaluator
+from atonet_jax.models import init_variables
+from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated, split_by_batch
+from atonet_jax.process.progress import Progress, say
+from atonet_jax.runs.environment import device_names, git_revision, now, versions
+from atonet_jax.torch_files import read_state_dict, write_state_dict
+from atonet_jax.torch_weights import load_backbone, to_torch
+from atonet_jax.training.step import create_state, train_step
+from atonet_jax.training.train import step_arguments, train_augmentation
+
+SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Share of the train split's labelled pixels to the power -0.3, -0.4, -0.5; 1 on average over pixels.
+WEIGHTS_30 = (0.96, 0.87, 2.24, 0.79, 1.42, 1.13, 2.13, 2.15, 1.31, 2.55, 3.23)
+WEIGHTS_40 = (0.92, 0.81, 2.87, 0.72, 1.56, 1.15, 2.68, 2.72, 1.41, 3.41, 4.67)
+WEIGHTS_50 = (0.88, 0.75, 3.63, 0.64, 1.70, 1.15, 3.32, 3.39, 1.49, 4.50, 6.66)
+
+# What every recipe begins with, over configs/camvid.py.
+BASE = {
+    'model.dtype': 'bfloat16',
+    'data.cache': 'device',
+    'data.crop_size': (360, 480),
+    'data.scale_range': (0.5, 2.0),
+    'data.augmentation.brightness': 0.3,
+    'data.augmentation.contrast': 0.3,
+    'data.augmentation.saturation': 0.3,
+    'loss.class_weights': WEIGHTS_40,
+    'optimizer.name': 'adamw',
+    'optimizer.learning_rate': 1e-3,
+    'optimizer.weight_decay': 0.02,
+    'optimizer.backbone_factor': 1.0,
+    'optimizer.ema_decay': 0.998,
+    'schedule.per': 'step',
+    'schedule.warmup_epochs': 2.0,
+    'train.batch_size': 16,
+    'train.epochs': 100.0,
+    'eval.batch_size': 16,
+    'eval.pictures': 0,
+}
+_PRETRAINED = {'optimizer.learning_rate': 1e-3, 'optimizer.backbone_factor': 0.5}
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Attributes:
+        start: 'scratch', or 'pretrained' from the backbone of --backbone.
+        settings: over `BASE`, by the config's keys.
+    """
+
+    start: str
+    settings: dict[str, Any]
+
+
+RECIPES = {
+    'scratch': Recipe('scratch', {}),
+    'scratch_fast': Recipe('scratch', {'optimizer.learning_rate': 3e-3}),
+    'scratch_decay': Recipe('scratch', {'optimizer.learning_rate': 2e-3, 'optimizer.weight_decay': 0.1}),
+    'scratch_narrow': Recipe('scratch', {'data.scale_range': (0.5, 1.5)}),
+    'scratch_even': Recipe('scratch', {'loss.class_weights': ()}),
+    'pretrained': Recipe('pretrained', _PRETRAINED),
+    'pretrained_slow': Recipe('pretrained', _PRETRAINED | {'optimizer.learning_rate': 4e-4}),
+    'pretrained_low': Recipe('pretrained', _PRETRAINED | {'optimizer.backbone_factor': 0.2}),
+    'pretrained_decay': Recipe('pretrained', _PRETRAINED | {'optimizer.weight_decay': 0.1}),
+    'pretrained_narrow': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (0.5, 1.5)}),
+    'pretrained_even': Recipe('pretrained', _PRETRAINED | {'loss.class_weights': ()}),
+    'pretrained_mining': Recipe('pretrained', _PRETRAINED | {'loss.mining': True, 'loss.mining_min_kept': 0.25}),
+    'pretrained_sgd': Recipe(
+        'pretrained',
+        {'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.02, 'optimizer.weight_decay': 5e-4,
+         'optimizer.backbone_factor': 0.5},
+    ),
+    # For tests: a network of 16 channels in crops of 64x96.
+    'tiny': Recipe(
+        'scratch',
+        {'model.width': 16, 'model.backbone_width': 8, 'model.dtype': 'float32', 'data.crop_size': (64, 96),
+         'schedule.warmup_epochs': 0.0},
+    ),
+}  # fmt: skip
+
+# Numbers of a recipe that a compiled step takes as arguments.
+_NUMBERS = (
+    'optimizer.learning_rate', 'optimizer.weight_decay', 'optimizer.backbone_factor', 'optimizer.ema_decay',
+    'schedule.warmup_epochs', 'train.epochs',
+)  # fmt: skip
+# Settings that change no program; the scales change the windows' size alone, by which the jitted step goes itself.
+_OUTSIDE = (
+    'seed', 'init_', 'model.pretrained_backbone', 'data.name', 'data.root', 'data.cache', 'data.scale_range',
+    'data.flip', 'data.train_split', 'data.eval_split', 'eval.', 'predict.', 'benchmark.', 'export.', 'serve.',
+)  # fmt: skip
+_LOOK = 50  # steps between two looks at the loss
+
+
+class OutOfTimeError(Exception):
+    """A run that would end after the time that was given."""
+
+
+class Runs:
+    """Trains and scores; keeps what runs share: data on the devices, compiled programs."""
+
+    def __init__(self, root: str, backbone: str, deadline: float):
+        """deadline: of time.monotonic, after which no run goes on."""
+        self._root = root
+        self._backbone = backbone
+        self._deadline = deadline
+        self._mesh = create_mesh()
+        self._folder = tempfile.TemporaryDirectory()
+        self._examples, self._steps, self._evaluators, self._draws = {}, {}, {}, {}
+        self._step_seconds = {}  # by program
+
+    def config(self, network: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
+        """The config of a run; `settings` go over those of the recipe.
+
+        Raises:
+            InputError: a setting cannot work.
+        """
+        config = runpy.run_path(str(_ROOT / 'configs' / 'camvid.py'))['get_config'](network)
+        train_split, eval_split = SPLITS[protocol]
+        where = {'seed': seed, 'data.root': self._root, 'data.train_split': train_split, 'data.eval_split': eval_split}
+        config.update_from_flattened_dict(BASE | recipe.settings | settings | where)
+        if recipe.start == 'pretrained':
+            if not self._backbone:
+                raise InputError('recipes with a pretrained backbone need --backbone=FILE')
+            config.model.pretrained_backbone = self._backbone
+        validate(config)
+        validate_batches(config, self._mesh.size)
+        validate_classes(config, CAMVID.num_classes)
+        return config
+
+    def run(self, config: ConfigDict) -> tuple[dict[str, Any], Evaluation, Any, Any]:
+        """Trains once; returns figures, the evaluation of the last state, the model and its variables.
+
+        Raises:
+            OutOfTimeError: it would end too late.
+        """
+        start = time.monotonic()
+        model = create_network(config, CAMVID.num_classes)
+        train_set, eval_set = (self._load(config, split) for split in (config.data.train_split, config.data.eval_split))
+        cache = train_set.device_cache(self._mesh)
+        total_steps = max(1, round(config.train.epochs * len(train_set) / config.train.batch_size))
+        step_fn, key = self._compiled_step(config, model)
+        self._check_time(total_steps * self._step_seconds.get(key, 0.0))
+
+        options = step_arguments(config, model, len(train_set), total_steps)
+        averaging = config.optimizer.ema_decay > 0
+        state = create_state(self._start(config, model), options['optimizer'], averaging=averaging, mesh=self._mesh)
+        settings = flat_settings(config)
+        numbers = {name: jnp.float32(settings[name]) for name in _NUMBERS}
+        arguments = jnp.uint32(config.seed), jnp.float32(len(train_set)), jnp.float32(total_steps), numbers
+        batches = cache.train_batches(
+            batch_size=config.train.batch_size,
+            augmentation=train_augmentation(config),
+            seed=config.seed,
+            start_step=0,
+            num_steps=total_steps,
+        )
+        first, shown, losses, pending = None, 0, [], []
+        with Progress('training', total_steps, 'step') as progress:
+            for step, batch in enumerate(batches, 1):
+                state, metrics = step_fn(state, batch, *arguments)
+                pending.append(metrics['loss'])
+                if first is None:
+                    jax.block_until_ready(state.step)
+                    first = time.monotonic()
+                if step % _LOOK == 0 or step == total_steps:
+                    # The steps of one look are still under way while the losses of the look before are read.
+                    losses += self._read(pending[:-_LOOK])
+                    pending = pending[-_LOOK:]
+                    progress.update(step - shown, f'loss {losses[-1]:.3f}' if losses else '')
+                    shown = step
+                    self._check_time(0)
+        losses += self._read(pending)
+        jax.block_until_ready(state)
+        trained = time.monotonic()
+        self._step_seconds[key] = (trained - first) / max(1, total_steps - 1)
+        variables = state.averaged or state.variables
+        evaluation = self._evaluator(config, model, eval_set).run(variables)
+        figures = {
+            'steps': total_steps,
+            'images': len(train_set),
+            'seconds': round(time.monotonic() - start, 2),
+            'seconds_to_first_step': round(first - start, 2),
+            'ms_per_step': round(1e3 * self._step_seconds[key], 3),
+            'seconds_of_evaluation': round(evaluation.seconds, 2),
+            'loss': float(np.mean(losses[-_LOOK:])),
+        }
+        return figures, evaluation, model, variables
+
+    def _read(self, losses: list[jax.Array]) -> list[float]:
+        values = [float(loss) for loss in jax.device_get(losses)]
+        if not all(map(math.isfinite, values)):
+            raise FloatingPointError('the loss is no finite number')
+        return values
+
+    def _check_time(self, seconds: float) -> None:
+        if time.monotonic() + seconds > self._deadline:
+            raise OutOfTimeError
+
+    def _load(self, config: ConfigDict, split: str):
+        if split not in self._examples:
+            self._examples[split] = load_examples(config.data, split, self._folder.name)
+        return self._examples[split]
+
+    def _start(self, config: ConfigDict, model) -> dict[str, Any]:
+        """As `runs.network.starting_variables`, whose program is compiled once for all seeds here."""
+        if model not in self._draws:
+            self._draws[model] = jax.jit(lambda seed: init_variables(model, seed))
+        variables = self._draws[model](jnp.uint32(config.seed))
+        if config.model.pretrained_backbone:
+            return load_backbone(config.model.pretrained_backbone, model, variables)
+        return variables
+
+    def _compiled_step(self, config: ConfigDict, model):
+        """The jitted step, and what it is known by.
+
+        (state, batch, seed, images of an epoch, total steps, numbers by name) -> (state, metrics)
+        """
+        settings = {
+            name: value
+            for name, value in flat_settings(config).items()
+            if name not in _NUMBERS and not name.startswith(_OUTSIDE)
+        }
+        key = json.dumps(settings, sort_keys=True)
+
+        def step(state, batch, seed, num_images, total_steps, numbers):
+            traced = _as_namespace(flat_settings(config) | numbers | {'seed': seed})
+            return train_step(state, batch, **step_arguments(traced, model, num_images, total_steps))
+
+        if key not in self._steps:
+            whole, split = replicated(self._mesh), split_by_batch(self._mesh)
+            self._steps[key] = jax.jit(
+                step, donate_argnums=0, in_shardings=(whole, split, *[whole] * 4), out_shardings=(whole, whole)
+            )
+        return self._steps[key], key
+
+    def _evaluator(self, config: ConfigDict, model, examples) -> Evaluator:
+        key = model, examples
+        if key not in self._evaluators:
+            self._evaluators[key] = Evaluator(model, examples, config.eval, self._mesh)
+        return self._evaluators[key]
+
+
+def _as_namespace(settings: dict[str, Any]) -> SimpleNamespace:
+    """Settings by their whole key as nested attributes, which may be traced values, unlike those of a ConfigDict."""
+
+    def nested(section):
+        return _Section(**{key: nested(value) if isinstance(value, dict) else value for key, value in section.items()})
+
+    return nested(unflatten_dict(settings, sep='.'))
+
+
+class _Section(SimpleNamespace):
+    """Attributes that can also be taken as a mapping's items, as those of a ConfigDict."""
+
+    def keys(self):
+        return vars(self).keys()
+
+    def items(self):
+        return vars(self).items()
+
+    def __getitem__(self, key):
+        return vars(self)[key]
+
+
+class Results:
+    """The lines of a results file."""
+
+    def __init__(self, path: str):
+        self._path = path
+        self.rows = []
+        with contextlib.suppress(FileNotFoundError), open(path) as file:
+            for line in file:
+                with contextlib.suppress(ValueError):  # the last line of a process that was killed
+                    self.rows.append(json.loads(line))
+
+    def has(self, row: dict[str, Any]) -> bool:
+        row = json.loads(json.dumps(row))
+        return any(all(other.get(key) == value for key, value in row.items()) for other in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
+        with open(self._path, 'a') as file:
+            file.write(json.dumps(row) + '\n')
+            file.flush()
+            os.fsync(file.fileno())
+        self.rows.append(row)
+
+    def best(self, network: str, start: str) -> str:
+        """The recipe of a start with the best mean mIoU on val.
+
+        Raises:
+            InputError: there is no such result.
+        """
+        scores = {}
+        for row in self.rows:
+            if row['protocol'] == 'val' and row['network'] == network and row['start'] == start:
+                scores.setdefault(row['recipe'], []).append(row['miou'])
+        if not scores:
+            raise InputError(f'best:{start}: {self._path} holds no score of {network} on val; run --protocol=val first')
+        return max(scores, key=lambda recipe: np.mean(scores[recipe]))
+
+    def table(self) -> str:
+        """Markdown: a row a network, recipe and length, over its seeds; then the IoU of each class."""
+        groups = {}
+        for row in self.rows:
+            groups.setdefault((row['protocol'], row['network'], row['recipe'], row['epochs']), []).append(row)
+        order = sorted(groups, key=lambda key: (key[0], -np.mean([row['miou'] for row in groups[key]])))
+        lines = ['| scored on | network | recipe | epochs | seeds | mIoU % mean | each | pixel accuracy % | ms/step '
+                 '| s a run |', '|---|---|---|---|---|---|---|---|---|---|']  # fmt: skip
+        for key in order:
+            rows = groups[key]
+            each = ', '.join(f'{100 * row["miou"]:.2f}' for row in rows)
+            mean = {name: np.mean([row[name] for row in rows])
+                    for name in ('miou', 'pixel_accuracy', 'ms_per_step', 'seconds')}  # fmt: skip
+            lines.append(
+                f'| {key[0]} | {key[1]} | {key[2]} | {key[3]:g} | {len(rows)} | {100 * mean["miou"]:.2f} | {each} '
+                f'| {100 * mean["pixel_accuracy"]:.2f} | {mean["ms_per_step"]:.2f} | {mean["seconds"]:.0f} |'
+            )
+        lines += ['', '| IoU % | ' + ' | '.join(CAMVID.class_names) + ' |', '|---' * (1 + CAMVID.num_classes) + '|']
+        for key in order:
+            ious = [[row['classes'][name]['iou'] or 0.0 for name in CAMVID.class_names] for row in groups[key]]
+            ious = np.mean(ious, axis=0)
+            lines.append(f'| {key[0]} {key[1]} {key[2]} | ' + ' | '.join(f'{100 * iou:.1f}' for iou in ious) + ' |')
+        return '\n'.join(lines)
+
+
+def save(prefix: str, model, variables, megabytes: float) -> list[str]:
+    """Writes the weights as float16 in PyTorch names, in files of limited size: PREFIX_0.npz, PREFIX_1.npz, ..."""
+    arrays = to_torch(jax.device_get(variables), model)
+    arrays = {name: a.astype(np.float16) for name, a in arrays.items() if a.dtype == np.float32}
+    files = [{}]
+    for name, array in arrays.items():
+        if sum(a.nbytes for a in files[-1].values()) + array.nbytes > megabytes * 2**20:
+            files.append({})
+        files[-1][name] = array
+    paths = [f'{prefix}_{i}.npz' for i in range(len(files))]
+    for path, part in zip(paths, files):
+        np.savez(path, **part)
+    return paths
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--data', default='data/camvid', help='folder of the 360x480 repack')
+    parser.add_argument('--backbone', default='', help="file of an ImageNet ResNet-18 in torchvision's names")
+    parser.add_argument('--protocol', choices=SPLITS, default='val')
+    parser.add_argument('--networks', nargs='+', default=['atonet'])
+    parser.add_argument('--recipes', nargs='+', default=['scratch'], help=f'best:START, or of {", ".join(RECIPES)}')
+    parser.add_argument('--seeds', nargs='+', type=int, default=[0])
+    parser.add_argument('--epochs', type=float, help='instead of those of the recipes')
+    parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='settings over those of all recipes')
+    parser.add_argument('--results', default='runs/camvid.jsonl', help='file that lines are added to')
+    parser.add_argument('--minutes', type=float, default=math.inf, help='after which no run goes on')
+    parser.add_argument('--save', default='', help='folder for the weights of runs with the first seed, as float16')
+    parser.add_argument('--join', nargs='+', metavar='FILE', help='instead: OUT.safetensors, then files of --save')
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = parse_arguments(argv)
+    if arguments.join:
+        out, *parts = arguments.join
+        write_state_dict(out, {name: array for part in parts for name, array in read_state_dict(part).items()})
+        return
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('atonet_jax').setLevel(logging.INFO)
+    results = Results(arguments.results)
+    runs = Runs(arguments.data, arguments.backbone, time.monotonic() + 60 * arguments.minutes)
+    settings = dict(pair.split('=', 1) for pair in arguments.set)
+    settings = {key: _setting(value) for key, value in settings.items()}
+    if arguments.epochs is not None:
+        settings['train.epochs'] = arguments.epochs
+    say(f'{device_names()}; {versions("jax", "flax", "optax")}; revision {git_revision()}')
+    left = []
+    for seed in arguments.seeds:
+        for network in arguments.networks:
+            for name in arguments.recipes:
+                name = results.best(network, name.removeprefix('best:')) if name.startswith('best:') else name
+                if name not in RECIPES:
+                    raise InputError(f'{name!r} is no recipe here; known: {", ".join(RECIPES)}')
+                recipe = RECIPES[name]
+                config = runs.config(network, recipe, seed, arguments.protocol, settings)
+                row = {
+                    'protocol': arguments.protocol,
+                    'network': network,
+                    'recipe': name,
+                    'start': recipe.start,
+                    'seed': seed,
+                    'epochs': config.train.epochs,
+                    'settings': BASE | recipe.settings | settings,
+                }
+                title = f'{arguments.protocol} {network} {name}, seed {seed}, {config.train.epochs:g} epochs'
+                if results.has(row):
+                    say(f'{title}: done before')
+                    continue
+                try:
+                    figures, evaluation, model, variables = runs.run(config)
+                except OutOfTimeError:
+                    left.append(title)
+                    say(f'{title}: left, the time is up')
+                    continue
+                except FloatingPointError as error:
+                    say(f'{title}: given up, {error}')
+                    continue
+                scores = evaluation.scores
+                row |= figures | {'time': now(), 'device': device_names(), 'versions': versions('jax', 'flax', 'optax')}
+                row |= {'revision': git_revision(), **scores.to_dict(CAMVID.class_names)}
+                results.add(row | {'confusion': evaluation.confusion.tolist()})
+                say(
+                    f'{title}: mIoU {100 * scores.miou:.2f}%, {figures["ms_per_step"]:.2f} ms a step, '
+                    f'{figures["seconds_to_first_step"]:.1f} s to the first, {figures["seconds"]:.1f} s in all'
+                )
+                if arguments.save and seed == arguments.seeds[0]:
+                    os.makedirs(arguments.save, exist_ok=True)
+                    save(os.path.join(arguments.save, f'{network}_{name}_{seed}'), model, variables, megabytes=15)
+    print(results.table())
+    if left:
+        print(f'left: {"; ".join(left)}; the same command goes on with them')
+
+
+def _setting(text: str) -> Any:
+    value = json.loads(text) if text[:1] in '[{"-0123456789tfn' else text
+    return tuple(value) if isinstance(value, list) else value
+
+
+if __name__ == '__main__':
+    jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR') or
+                      os.path.expanduser('~/.cache/atonet_jax/compiled'))  # fmt: skip
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    keep_freed_memory()
+    try:
+        main()
+    except InputError as failure:
+        raise SystemExit(f'error: {failure}') from failure

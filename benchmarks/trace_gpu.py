@@ -1,0 +1,404 @@
+"""Where the time of ATONet's programs goes on a GPU, kernel by kernel.
+
+    python -m benchmarks.trace_gpu --out traces            # inference at 1024x2048, training on 16 crops of 1024x1024
+    python -m benchmarks.trace_gpu --out traces --tiny     # the same in small, to try it on a CPU
+
+For each program: the time of a call by the clock, and JAX's profile of some calls, read without TensorFlow. A row is a
+kernel of an HLO operation: its share of the device's time, its category, what the operation computes (GFLOP, from the
+shapes in the compiled program) and moves (MB, operands and results, each once), and the rates that follow. Prints the
+longest ones and the sums of the categories; writes all of them as JSON, and the compiled programs, beside it.
+By default CUDA graphs are off, with which kernels lose the names of their operations; --graphs leaves them on.
+"""
+
+import argparse
+import collections
+import glob
+import gzip
+import json
+import math
+import os
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+if '--graphs' not in sys.argv and 'command_buffer' not in os.environ.get('XLA_FLAGS', ''):  # before JAX is imported
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_command_buffer='.strip()
+
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
+from atonet_jax.config import create_network, default_config  # noqa: E402
+from atonet_jax.data.augmentation import Augmentation  # noqa: E402
+from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL  # noqa: E402
+from atonet_jax.data.sampling import draw_geometry, window_size  # noqa: E402
+from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
+from atonet_jax.models import create_model, init_variables  # noqa: E402
+from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
+from atonet_jax.runs.environment import device_names, versions  # noqa: E402
+from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
+from atonet_jax.training.train import step_arguments, train_augmentation  # noqa: E402
+
+PROGRAMS = ('label_map', 'coarse_logits', 'train')
+NUM_CLASSES = CITYSCAPES.num_classes
+_SHOWN = 22
+_ITEM_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'f16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4,
+               's64': 8, 'u64': 8, 'f64': 8}  # fmt: skip
+
+Shape = tuple[str, tuple[int, ...]]
+
+
+class Program:
+    """A compiled program with the arguments that it is called with."""
+
+    def __init__(self, name: str, compiled: jax.stages.Compiled, call: Callable[[], Any], flops: float):
+        """flops: of the convolutions of a call, by the shapes of the network."""
+        self.name = name
+        self.text = compiled.as_text()
+        self.call = call
+        self.flops = flops
+
+
+def inference(name: str, size: tuple[int, int], options: dict[str, Any]) -> Program:
+    """Batch 1, from a uint8 image on the device to what the method gives."""
+    method = {'label_map': '__call__', 'coarse_logits': 'coarse_logits'}[name]
+    model = create_model('atonet', NUM_CLASSES, dtype=jnp.bfloat16, **options)
+    variables = jax.jit(lambda: init_variables(model, 0))()
+    segment = Segmenter(model, variables)
+    compiled = segment.compile(method, (1, *size))
+    image = jax.device_put(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=False), variables, images)
+    return Program(name, compiled, lambda: getattr(segment, method)(image), 2 * macs)
+
+
+def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) -> Program:
+    """The step of --mode=train with the recipe of configs/cityscapes.py, the batch on the device."""
+    config = default_config()
+    config.update_from_flattened_dict({f'model.{key}': value for key, value in options.items()})
+    config.model.dtype = 'bfloat16'
+    config.data.crop_size = size
+    config.train.batch_size = batch_size
+    mesh = create_mesh()
+    model = create_network(config, NUM_CLASSES)
+    arguments = step_arguments(config, model, num_images=2975, total_steps=100_000)
+    variables = jax.jit(lambda: init_variables(model, 0))()
+    state = create_state(variables, arguments['optimizer'], averaging=False, mesh=mesh)
+    batch = jax.device_put(noise_batch(train_augmentation(config), batch_size), split_by_batch(mesh))
+    compiled = compile_train_step(mesh, **arguments).lower(state, batch).compile()
+
+    def call():
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return metrics
+
+    images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
+    rngs = {'dropout': jax.random.key(0)}
+    mutable = [name for name in variables if name != 'params']
+    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=True, mutable=mutable, rngs=rngs), variables, images)
+    # The gradients of a convolution's input and of its kernel each take what it takes.
+    return Program('train', compiled, call, 3 * 2 * macs)
+
+
+def noise_batch(augmentation: Augmentation, batch_size: int) -> dict[str, np.ndarray]:
+    """As `data.pipeline.train_batches` gives it: windows of noise, their labels in patches, a tenth of them ignored."""
+    rng = np.random.default_rng(0)
+    height, width = augmentation.crop_size
+    window = window_size(augmentation)
+    patches = rng.integers(0, NUM_CLASSES, (batch_size, -(-window[0] // 16), -(-window[1] // 16)), np.uint8)
+    patches[rng.random(patches.shape) < 0.1] = IGNORE_LABEL
+    labels = patches.repeat(16, 1).repeat(16, 2)[:, : window[0], : window[1]]
+    geometry = [draw_geometry(0, g, (height, 2 * width), augmentation) for g in range(batch_size)]
+    return {
+        'image': rng.integers(0, 256, (batch_size, *window, 3), np.uint8),
+        'label': labels,
+        'geometry': np.array(geometry, np.int32),
+    }
+
+
+class Operations:
+    """What the operations of a compiled program compute and move, from its text."""
+
+    _LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
+    _SHAPE = re.compile(r'\b(\w+)\[([\d,]*)\]')
+
+    def __init__(self, text: str):
+        self._lines = {}  # name -> what stands behind the equals sign
+        self._computations = collections.defaultdict(list)  # name -> names of its operations
+        self._shapes = {}
+        computation = ''
+        for line in text.splitlines():
+            if line.endswith('{') and ' = ' not in line.split('(')[0]:
+                computation = line.replace('ENTRY ', '').strip().split()[0].lstrip('%')
+            elif match := self._LINE.match(line):
+                name, rest = match.groups()
+                self._lines[name] = rest
+                self._computations[computation].append(name)
+                self._shapes[name] = self._shapes_of(rest[: self._end_of_type(rest)])
+
+    def flops(self, name: str) -> int:
+        """Of convolutions and matrix products of an operation, those that it calls included."""
+        line = self._lines.get(name, '')
+        if 'custom_call_target="__cudnn$conv' in line or re.search(r'\bconvolution\(', line):
+            return self._convolution_flops(name, line)
+        if re.search(r'\bdot\(', line):
+            return self._dot_flops(name, re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line))
+        if '__cublas' in line:
+            return self._dot_flops(name, re.search(r'"lhs_contracting_dimensions":\[([\d",]*)\]', line))
+        if match := re.search(r'\b(?:calls|to_apply)=%?([\w.\-]+)', line):
+            return sum(self.flops(called) for called in self._computations[match.group(1)])
+        return 0
+
+    def bytes(self, name: str) -> int:
+        """Of operands and results, each once."""
+        return sum(
+            _ITEM_BYTES.get(dtype, 0) * math.prod(dims)
+            for one in [name, *self._operands(self._lines.get(name, ''))]
+            for dtype, dims in self._shapes.get(one, [])
+        )
+
+    def origin(self, name: str) -> str:
+        """The part of the network that an operation came from, as far as it says."""
+        match = re.search(r'op_name="([^"]*)"', self._lines.get(name, ''))
+        if match is None:
+            return ''
+        parts = [part for part in match.group(1).split('/') if not re.match(r'(jit|pjit|jvp|transpose)\b', part)]
+        return ('grad ' if 'transpose(' in match.group(1) else '') + '/'.join(parts)[-60:]
+
+    def kind(self, name: str) -> str:
+        """The operation's name in HLO, with the result's type: 'fusion bf16[1,256,512,128]'."""
+        line = self._lines.get(name, '')
+        match = re.match(r'.*?\s([\w\-]+)\(', line[self._end_of_type(line) :])
+        shape = max(self._shapes.get(name, []), key=lambda shape: math.prod(shape[1]), default=('', ()))
+        return f'{match.group(1) if match else ""} {shape[0]}{list(shape[1])}'
+
+    def text(self, name: str) -> str:
+        return self._lines.get(name, '')
+
+    def _convolution_flops(self, name, line):
+        """2 * outputs * kernel height * kernel width * input channels of a group, forward or of a gradient."""
+        operands = [self._shapes[operand][0][1] for operand in self._operands(line)[:2]]
+        result = self._shapes[name][0][1]
+        labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line)
+        if labels is None or len(operands) < 2:
+            return 0
+        kernel, output = operands[1], result
+        if 'convBackwardInput' in line:
+            output = operands[0]
+        elif 'convBackwardFilter' in line:
+            kernel, output = result, operands[1]
+        dilation = re.search(r'lhs_dilate=([\dx]+)', line)
+        share = math.prod(map(int, dilation.group(1).split('x'))) if dilation else 1
+        return 2 * math.prod(output) * math.prod(kernel) // kernel[labels.group(2).index('o')] // share
+
+    def _dot_flops(self, name, contracted):
+        first = self._operands(self._lines[name])[0]
+        dims = self._shapes[first][0][1]
+        axes = [int(axis) for axis in re.findall(r'\d+', contracted.group(1))] if contracted else []
+        return 2 * math.prod(self._shapes[name][0][1]) * math.prod(dims[axis] for axis in axes)
+
+    def _operands(self, line):
+        rest = line[self._end_of_type(line) :]
+        start = rest.find('(')
+        depth, end = 0, len(rest)
+        for i in range(start, len(rest)):
+            depth += {'(': 1, ')': -1}.get(rest[i], 0)
+            if depth == 0:
+                end = i
+                break
+        names = re.findall(r'%?([\w.\-]+)', re.sub(r'/\*.*?\*/|\{[^{}]*\}', ' ', rest[start:end]))
+        return [name for name in names if name in self._shapes]
+
+    @staticmethod
+    def _end_of_type(rest):
+        """Where the type at the begin of a line ends: 'f32[2]{0}' or '(f32[2]{0}, u8[0]{0})'."""
+        depth = 0
+        for i, character in enumerate(rest):
+            depth += {'(': 1, '{': 1, '[': 1, ')': -1, '}': -1, ']': -1}.get(character, 0)
+            if character == ' ' and depth == 0:
+                return i
+        return len(rest)
+
+    def _shapes_of(self, text) -> list[Shape]:
+        return [(dtype, tuple(map(int, dims.split(','))) if dims else ()) for dtype, dims in self._SHAPE.findall(text)]
+
+
+def profile(program: Program, calls: int) -> list[dict[str, Any]]:
+    """Kernels of the program with their time in one call, the longest first."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            results = [program.call() for _ in range(calls)]
+            jax.block_until_ready(results)
+        (path,) = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
+        planes = list(jax.profiler.ProfileData.from_file(path).planes)
+        devices = [plane for plane in planes if plane.name.startswith('/device:GPU')]
+        times, counts = collections.Counter(), collections.Counter()
+        for plane in devices or planes:
+            for line in plane.lines:
+                if devices and not line.name.startswith('Stream'):
+                    continue  # sums that the profiler forms
+                for event in line.events:
+                    stats = dict(event.stats)
+                    if devices or 'hlo_op' in stats:
+                        key = str(stats.get('hlo_op', '')), event.name
+                        times[key] += event.duration_ns
+                        counts[key] += 1
+    operations = Operations(program.text)
+    longest = {}
+    for (operation, kernel), nanoseconds in times.items():
+        if nanoseconds > times.get((operation, longest.get(operation)), -1):
+            longest[operation] = kernel
+    rows = []
+    for (operation, kernel), nanoseconds in times.most_common():
+        seconds = nanoseconds / calls / 1e9
+        is_main = longest[operation] == kernel and operation != ''
+        flops = operations.flops(operation) if is_main else 0
+        moved = operations.bytes(operation) if is_main else 0
+        rows.append({
+            'ms': 1e3 * seconds,
+            'calls': counts[operation, kernel] / calls,
+            'category': category(operation, kernel, operations.text(operation), flops),
+            'operation': operation,
+            'kernel': kernel,
+            'what': operations.kind(operation),
+            'origin': operations.origin(operation),
+            'gflop': flops / 1e9,
+            'tflop_per_s': flops / seconds / 1e12 if seconds else 0,
+            'mb': moved / 1e6,
+            'gb_per_s': moved / seconds / 1e9 if seconds else 0,
+        })  # fmt: skip
+    return rows
+
+
+def category(operation: str, kernel: str, line: str, flops: float) -> str:
+    """What kind of work a kernel does."""
+    name = f'{operation} {kernel}'.lower()
+    if re.search(r'nchwtonhwc|nhwctonchw|transpose|memcpy|memset|\bcopy|copy_|convert_tensor', name):
+        return 'transpose, copy'
+    if 'conv' in line.split('(')[0] or '__cudnn$conv' in line or (flops and 'dim_labels' in line) or 'fprop' in name:
+        return 'convolution'
+    if flops or 'gemm' in name:
+        return 'matrix product'
+    if 'select-and-scatter' in line or 'reduce-window' in line or 'select_and_scatter' in name:
+        return 'pooling'
+    if 'scatter' in name or 'gather' in name:
+        return 'scatter, gather'
+    if 'reduce' in name:
+        return 'fusion with a reduction'
+    return 'fusion' if 'fusion' in name or 'fusion(' in line else 'other'
+
+
+def seconds_per_call(program: Program, calls: int) -> float:
+    """The median of five runs of so many calls, dispatched one after the other without waiting."""
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        for _ in range(calls):
+            results = program.call()
+        jax.block_until_ready(results)
+        times.append((time.perf_counter() - start) / calls)
+    return sorted(times)[2]
+
+
+def matrix_rate(length: int, products: int) -> float:
+    """FLOP/s of the fastest of five runs of square bfloat16 matrix products."""
+    matrix = jax.random.normal(jax.random.key(0), (length, length), jnp.bfloat16) * length**-0.5
+    multiply = jax.jit(jnp.matmul)
+    times = []
+    for _ in range(6):  # the first compiles
+        start, x = time.perf_counter(), matrix
+        for _ in range(products):
+            x = multiply(matrix, x)
+        jax.block_until_ready(x)
+        times.append(time.perf_counter() - start)
+    return products * 2 * length**3 / min(times)
+
+
+def report(program: Program, rows: list[dict[str, Any]], wall: float, rate: float) -> str:
+    """Markdown: sums by category, and the longest kernels."""
+    total = sum(row['ms'] for row in rows)
+    lines = [
+        f'## {program.name}: {1e3 * wall:.3f} ms a call by the clock, kernels {total:.3f} ms; convolutions '
+        f'{program.flops / 1e9:.1f} GFLOP, {1e3 * program.flops / rate:.3f} ms at the matrix rate: '
+        f'{100 * program.flops / rate / wall:.1f} % of it',
+        '| category | ms | % | kernels | TFLOP/s |',
+        '|---|---|---|---|---|',
+    ]
+    for name in sorted({row['category'] for row in rows}, key=lambda name: -_sum(rows, name, 'ms')):
+        ms = _sum(rows, name, 'ms')
+        lines.append(f'| {name} | {ms:.3f} | {100 * ms / total:.1f} | {_sum(rows, name, "calls"):.0f} '
+                     f'| {_sum(rows, name, "gflop") / ms if ms else 0:.0f} |')  # fmt: skip
+    lines += ['| ms | % | category | what | from | kernel | TFLOP/s | GB/s |', '|---|---|---|---|---|---|---|---|']
+    for row in rows[:_SHOWN]:
+        lines.append(
+            f'| {row["ms"]:.3f} | {100 * row["ms"] / total:.1f} | {row["category"]} | {row["what"][:44]} '
+            f'| {row["origin"][-44:]} | {row["kernel"][:40]} | {row["tflop_per_s"]:.0f} | {row["gb_per_s"]:.0f} |'
+        )
+    return '\n'.join(lines)
+
+
+def _sum(rows, category, key):
+    return sum(row[key] for row in rows if row['category'] == category)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--out', default='runs/traces', help='folder')
+    parser.add_argument('--programs', nargs='+', choices=PROGRAMS, default=PROGRAMS)
+    parser.add_argument('--size', type=int, nargs=2, default=(1024, 2048), help='of inference')
+    parser.add_argument('--crop-size', type=int, nargs=2, default=(1024, 1024))
+    parser.add_argument('--batch-size', type=int, default=16, help='of training; halved where memory does not hold it')
+    parser.add_argument('--graphs', action='store_true', help='leaves CUDA graphs on')
+    parser.add_argument('--tiny', action='store_true', help='small shapes')
+    arguments = parser.parse_args()
+    os.makedirs(arguments.out, exist_ok=True)
+    size, crop_size, batch_size, options = tuple(arguments.size), tuple(arguments.crop_size), arguments.batch_size, {}
+    if arguments.tiny:
+        size, crop_size, batch_size, options = (64, 128), (64, 64), 2, {'width': 16, 'backbone_width': 8}
+    began = time.perf_counter()
+    rate = matrix_rate(256, 2) if arguments.tiny else matrix_rate(8192, 20)
+    figures = {'device': device_names(), 'versions': versions('jax', 'jaxlib'), 'matrix_tflop_per_s': rate / 1e12,
+               'xla_flags': os.environ.get('XLA_FLAGS', ''), 'programs': {}}  # fmt: skip
+    print(f'{figures["device"]}; {figures["versions"]}; bfloat16 matrices: {rate / 1e12:.1f} TFLOP/s', flush=True)
+    for name in arguments.programs:
+        start = time.perf_counter()
+        while True:
+            try:
+                if name == 'train':
+                    program = training(crop_size, batch_size, options)
+                else:
+                    program = inference(name, size, options)
+                jax.block_until_ready(program.call())
+                break
+            except jax.errors.JaxRuntimeError as error:
+                if name != 'train' or batch_size == 1 or 'RESOURCE_EXHAUSTED' not in str(error):
+                    raise
+                batch_size //= 2
+                print(f'memory does not hold the batch; with {batch_size} crops', flush=True)
+        compiled = time.perf_counter() - start
+        calls = 2 if arguments.tiny else 5 if name == 'train' else 20
+        wall = seconds_per_call(program, calls)
+        rows = profile(program, calls)
+        with gzip.open(os.path.join(arguments.out, f'{name}.hlo.gz'), 'wt') as file:
+            file.write(program.text)
+        figures['programs'][name] = {
+            'size': size if name != 'train' else crop_size,
+            'batch_size': 1 if name != 'train' else batch_size,
+            'seconds_to_first_call': compiled,
+            'ms_by_the_clock': 1e3 * wall,
+            'gflop_of_convolutions': program.flops / 1e9,
+            'share_of_matrix_rate': program.flops / rate / wall,
+            'kernels': rows,
+        }
+        with open(os.path.join(arguments.out, 'kernels.json'), 'w') as file:
+            json.dump(figures, file, indent=1)
+        print(report(program, rows, wall, rate), flush=True)
+        print(f'{time.perf_counter() - began:.0f} s so far', flush=True)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,148 @@
+"""Batches cut out of the devices' memory are those of the host pipeline, bit for bit."""
+
+import json
+import logging
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from atonet_jax.data import device_cache, pipeline
+from atonet_jax.data.augmentation import Augmentation
+from atonet_jax.data.cityscapes import load_cityscapes
+from atonet_jax.data.dataset import DataError
+from atonet_jax.data.device_cache import DeviceCache
+from atonet_jax.data.examples import Examples
+from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.data.sources import load_dataset, load_examples
+from atonet_jax.data.verify import verify
+from atonet_jax.errors import InputError
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.training.augment import augment
+from tests.data.test_pipeline import write_dataset
+
+SIZE = (12, 20)
+AUGMENTATIONS = {
+    'enlarged': Augmentation((8, 8), scale_range=(1.0, 2.0)),
+    'reduced and turned': Augmentation((10, 14), scale_range=(0.5, 1.5), rotation=20.0),
+    'larger than the image': Augmentation((17, 33), scale_range=(0.7, 1.1), rotation=5.0, class_aware_crops=0.5),
+}
+
+
+@pytest.fixture(scope='module')
+def dataset(tmp_path_factory):
+    return verify(write_dataset(tmp_path_factory.mktemp('data'), [SIZE] * 7))
+
+
+def assert_batches_equal(actual, expected):
+    assert len(actual) == len(expected)
+    for one, other in zip(actual, expected):
+        jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize('augmentation', AUGMENTATIONS.values(), ids=AUGMENTATIONS)
+def test_training_batches_are_those_of_the_host_pipeline(dataset, augmentation):
+    options = dict(batch_size=4, augmentation=augmentation, seed=3, start_step=2, num_steps=6)
+    expected = list(pipeline.train_batches(Examples(dataset), **options))
+    assert_batches_equal(list(DeviceCache(Examples(dataset), create_mesh()).train_batches(**options)), expected)
+
+
+def test_evaluation_batches_are_those_of_the_host_pipeline(dataset):
+    expected = list(pipeline.eval_batches(Examples(dataset), batch_size=4))
+    assert_batches_equal(list(DeviceCache(Examples(dataset), create_mesh()).eval_batches(4)), expected)
+
+
+def test_any_step_can_be_started_from(dataset):
+    options = dict(batch_size=4, augmentation=AUGMENTATIONS['enlarged'], seed=0)
+    cache = DeviceCache(Examples(dataset), create_mesh())
+    whole = list(cache.train_batches(start_step=0, num_steps=20, **options))
+    assert_batches_equal(list(cache.train_batches(start_step=17, num_steps=3, **options)), whole[17:])
+    assert list(cache.train_batches(start_step=5, num_steps=0, **options)) == []
+
+
+def test_a_damaged_file_is_left_out_or_named(tmp_path):
+    dataset = write_dataset(tmp_path, [SIZE] * 7)
+    with open(dataset.image_paths[2], 'rb+') as file:
+        file.truncate(len(file.read()) - 40)
+    with pytest.raises(DataError, match='image2.png'):
+        DeviceCache(Examples(dataset), create_mesh())
+
+    examples = Examples(dataset, on_corrupt='skip')
+    cache = DeviceCache(examples, create_mesh())
+    assert list(examples.skipped) == [2]
+    host = Examples(dataset, on_corrupt='skip')
+    assert_batches_equal(list(cache.eval_batches(4)), list(pipeline.eval_batches(host, batch_size=4)))
+    augmentation = AUGMENTATIONS['enlarged']
+    options = dict(batch_size=4, augmentation=augmentation, seed=0, start_step=0, num_steps=4)
+    make_crops = jax.jit(augment, static_argnums=1)
+    for batch, other in zip(cache.train_batches(**options), pipeline.train_batches(host, **options)):
+        crops = make_crops(batch, augmentation)
+        assert_batches_equal([crops], [make_crops(other, augmentation)])
+    assert (np.asarray(crops[1]) == IGNORE_LABEL).any()
+
+
+def test_images_of_several_sizes_are_refused_with_their_sizes(tmp_path):
+    dataset = write_dataset(tmp_path, [(12, 20), (10, 20), (12, 20)])
+    with pytest.raises(InputError, match=r'have 2 sizes \(10x20, 12x20\).*choose memory, disk or none') as raised:
+        DeviceCache(Examples(dataset), create_mesh())
+    assert '\n' not in str(raised.value)
+
+
+def test_a_split_that_the_memory_does_not_hold_is_refused_before_it_is_read(dataset, monkeypatch, caplog):
+    monkeypatch.setattr(device_cache, '_free_bytes', lambda mesh: 6000)
+    examples = Examples(dataset)
+    examples.read = lambda i: pytest.fail('reads')
+    with caplog.at_level(logging.INFO, 'atonet_jax'), pytest.raises(InputError, match='are free; choose memory'):
+        DeviceCache(examples, create_mesh())
+    assert 'tiny train: decoded 0.00 GB in the memory of each of 1 device(s)' in caplog.text
+
+
+def test_chosen_by_itself_where_an_accelerator_has_room(tiny_config, tmp_path, monkeypatch):
+    def cache_of(data):
+        return load_examples(data, 'val', str(tmp_path)).device_cache(create_mesh())
+
+    data = tiny_config.data.copy_and_resolve_references()
+    assert data.cache == 'auto' and cache_of(data) is None  # on a CPU
+    monkeypatch.setattr('atonet_jax.data.sources.suits', lambda dataset, mesh: True)
+    assert isinstance(cache_of(data), DeviceCache)
+    data.cache = 'none'
+    assert cache_of(data) is None
+
+
+_WORKER = """
+import json, sys, jax, numpy as np
+from atonet_jax.data.augmentation import Augmentation
+from atonet_jax.data.cityscapes import load_cityscapes
+from atonet_jax.data.device_cache import DeviceCache
+from atonet_jax.data.examples import Examples
+from atonet_jax.process.devices import create_mesh
+
+cache = DeviceCache(Examples(load_cityscapes(sys.argv[1], 'val')), create_mesh())
+augmentation = Augmentation((40, 48), (0.75, 1.5), rotation=5.0)
+batches = [*cache.train_batches(batch_size=4, augmentation=augmentation, seed=0, start_step=1, num_steps=3),
+           *cache.eval_batches(4)]
+np.savez(sys.argv[2], **{f'{i}{name}': array for i, batch in enumerate(batches) for name, array in batch.items()})
+print(json.dumps([jax.device_count(), len(batches[0]['image'].sharding.device_set), 'tensorflow' in sys.modules]))
+"""
+
+
+def test_split_over_devices_it_gives_the_same_without_tensorflow(tiny_config, tmp_path):
+    load_dataset(tiny_config.data, 'val')  # generates it
+    root, out = tiny_config.data.root, str(tmp_path / 'out.npz')
+    env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+    command = [sys.executable, '-c', _WORKER, root, out]
+    run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout) == [4, 4, False]
+
+    examples = Examples(load_cityscapes(root, 'val'))
+    options = dict(batch_size=4, augmentation=Augmentation((40, 48), (0.75, 1.5), rotation=5.0), seed=0)
+    expected = [*pipeline.train_batches(examples, start_step=1, num_steps=3, **options),
+                *pipeline.eval_batches(examples, batch_size=4)]  # fmt: skip
+    with np.load(out) as arrays:
+        for i, batch in enumerate(expected):
+            for name, array in batch.items():
+                np.testing.assert_array_equal(arrays[f'{i}{name}'], array)
