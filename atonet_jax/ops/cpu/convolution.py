@@ -1,8 +1,9 @@
 """Which program CPUs run for a convolution and for its gradients.
 
 Winograd's for many channels; kernel gradients by strips of rows for the rest; taps for depthwise convolutions; for
-other groups one convolution a group, because XLA's own gradients of grouped convolutions take 20 times as long. What
-is left goes by XLA's own program. Values and gradients are those of the plain program but for rounding.
+other groups one convolution a group, because XLA's own grouped convolutions are slow
+(`benchmarks/cpu_operations.py`). What is left goes by XLA's own program. Values and gradients are those of the plain
+program but for rounding.
 """
 
 import functools
