@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import jax
 from jax.extend.core import jaxprs_in_params
 
+from atonet_jax.ops.cpu import fast_paths
+
 
 def convolutions(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
     """Every convolution of a traced program, those of the functions that it calls included."""
@@ -22,7 +24,9 @@ def count_conv_macs(fn, *args) -> int:
     Padding's zeros count as pixels do, as is usual. Pooling and resizing are matrix products and count nothing.
     """
     macs = 0
-    for equation in convolutions(jax.make_jaxpr(fn)(*args).jaxpr):
+    with fast_paths(False):  # which would stand beside the plain programs, to be counted twice
+        jaxpr = jax.make_jaxpr(lambda *args: fn(*args))(*args).jaxpr
+    for equation in convolutions(jaxpr):
         numbers = equation.params['dimension_numbers']
         kernel = equation.invars[1].aval.shape
         output_channels = kernel[numbers.rhs_spec[0]]
