@@ -36,7 +36,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
     try:
         options = default_options(network)
     except ValueError as error:
-        raise InputError(f'config.{error}') from error
+        raise InputError(f'config.model.{error}') from error
     config = ConfigDict(
         {
             'seed': 0,
@@ -340,7 +340,7 @@ def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
     try:
         return create_model(config.model.name, num_classes, **options | {'dtype': jnp.dtype(options['dtype'])})
     except ValueError as error:
-        raise InputError(f'config.model.{str(error).removeprefix("model.")}') from error
+        raise InputError(f'config.model.{error}') from error
 
 
 def validate_classes(config: ConfigDict, num_classes: int) -> None:

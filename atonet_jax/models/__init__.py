@@ -28,7 +28,7 @@ def family(name: str) -> Family:
         if name in candidate.variants:
             return candidate
     known = ', '.join(name for candidate in FAMILIES for name in candidate.variants)
-    raise ValueError(f'model.name={name!r} is no network here; known: {known}')
+    raise ValueError(f'name={name!r}: must be one of {known}')
 
 
 def create_model(name: str, num_classes: int, **options) -> nn.Module:

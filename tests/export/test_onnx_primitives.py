@@ -1,4 +1,4 @@
-"""Each kind of JAX operation computes in ONNX Runtime what it does in JAX, with few nodes and no needless transpose."""
+"""Each kind of JAX operation computes in ONNX Runtime what it does in JAX, in few nodes and transposes."""
 
 import collections
 
