@@ -231,6 +231,19 @@ def test_batch_norm_bias_and_scale_go_into_the_convolution():
     assert nodes(FUNCTIONS['scale before conv'])['Div'] == 0
 
 
+def test_sums_of_resized_convolutions_have_one_bias_on_the_smallest_map():
+    large, small = (after(lambda x, bias=bias: x + bias, conv()) for bias in draw(2, 4))
+
+    def function(x):
+        return large(x) + resize_bilinear(small(x[:, ::3, ::3]), x.shape[1:3])
+
+    model = to_onnx(function, SHAPE)
+    assert sorted(len(node.input) for node in model.graph.node if node.op_type == 'Conv') == [2, 3]
+    (biased,) = (node for node in model.graph.node if node.op_type == 'Conv' and len(node.input) == 3)
+    assert [node.op_type for node in model.graph.node if biased.output[0] in node.input] == ['Resize']
+    np.testing.assert_allclose(run(model, draw(*SHAPE)), np.asarray(function(draw(*SHAPE))), rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ('name', 'op'),
     [
