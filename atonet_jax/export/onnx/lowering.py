@@ -240,9 +240,7 @@ class Lowering:
 def stored_shape(x: Value | Constant) -> tuple[Size, ...]:
     if isinstance(x, Value):
         return x.stored
-    return tuple(
-        1 if all(array.shape[axis] == 1 for array in x.arrays) else size for axis, size in enumerate(x.shape)
-    )
+    return tuple(1 if all(array.shape[axis] == 1 for array in x.arrays) else size for axis, size in enumerate(x.shape))
 
 
 def onnx_type(dtype) -> int:

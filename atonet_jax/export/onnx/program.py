@@ -8,7 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from atonet_jax.errors import InputError
 
@@ -20,11 +20,12 @@ _CALLS = {  # primitive -> the parameter that holds the called jaxpr
 }  # fmt: skip
 _IDENTITIES = ('stop_gradient', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint', 'reduce_precision',
                'name', 'device_put')  # fmt: skip
-_ELEMENTWISE = frozenset((  # noqa: SIM905
-    'abs add add_any and ceil clamp convert_element_type cos div eq erf erfc exp exp2 expm1 floor ge gt integer_pow '
-    'is_finite le log log1p logistic lt max min mul ne neg not or pow rem round rsqrt select_n sign sin sqrt square '
-    'sub tan tanh xor'
-).split(' '))
+_ELEMENTWISE = {
+    'abs', 'add', 'add_any', 'and', 'ceil', 'clamp', 'convert_element_type', 'cos', 'div', 'eq', 'erf', 'erfc', 'exp',
+    'exp2', 'expm1', 'floor', 'ge', 'gt', 'integer_pow', 'is_finite', 'le', 'log', 'log1p', 'logistic', 'lt', 'max',
+    'min', 'mul', 'ne', 'neg', 'not', 'or', 'pow', 'rem', 'round', 'rsqrt', 'select_n', 'sign', 'sin', 'sqrt',
+    'square', 'sub', 'tan', 'tanh', 'xor',
+}  # fmt: skip
 _MOST_UNROLLED = 64  # turns of a scan
 _LARGEST_FOLDED = 2**24  # elements of a constant
 
@@ -332,7 +333,7 @@ def _folded(equation, inputs, shape) -> list[Constant]:
     arrays = [jax.numpy.asarray(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
     if op in _CALLS:
         called = params[_CALLS[op]]
-        results = jax.core.eval_jaxpr(called.jaxpr, called.consts, *arrays)
+        results = jaxpr_as_fun(called)(*arrays)
     else:
         results = equation.primitive.bind(*arrays, **params)
         results = results if equation.primitive.multiple_results else [results]
