@@ -36,7 +36,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
     try:
         options = default_options(network)
     except ValueError as error:
-        raise InputError(f'config.{error}') from error
+        raise InputError(f'config.model.{error}') from error
     config = ConfigDict(
         {
             'seed': 0,
@@ -158,10 +158,11 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 # Of programs, which weights and torch are not:
                 'size': (512, 1024),  # height, width of images
                 'batch_size': 0,  # 0: any, one in tflite
+                'dynamic_size': False,  # in onnx: images of any height and width; `size` is what is checked
                 'inputs': 'uint8',  # RGB bytes; or normalized: float32, as the model card says
                 'outputs': 'labels',  # uint8 train ids; or logits: float32 at the images' resolution
                 'layout': 'NHWC',  # of images and logits; or NCHW
-                'winograd': True,  # in onnx: faster in ONNX Runtime, slower in OpenVINO
+                'winograd': True,  # in onnx of a fixed size: faster in ONNX Runtime, slower in OpenVINO
             },
             'serve': {
                 'host': '127.0.0.1',  # this machine alone; 0.0.0.0: whoever reaches it over the network
@@ -277,6 +278,8 @@ def validate(config: ConfigDict) -> None:
     check(0 <= config.schedule.warmup_epochs < config.train.epochs, 'schedule.warmup_epochs', 'from 0 to train.epochs')
     size('export.size', optional=False)
     check(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
+    check(not config.export.dynamic_size or config.export.format == 'onnx', 'export.dynamic_size',
+          "False, except where config.export.format='onnx'")
     check(config.export.batch_size >= 0, 'export.batch_size', 'not below 0')
     size('eval.center_crop', optional=True)
     size('eval.window', optional=True)
@@ -337,7 +340,7 @@ def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
     try:
         return create_model(config.model.name, num_classes, **options | {'dtype': jnp.dtype(options['dtype'])})
     except ValueError as error:
-        raise InputError(f'config.model.{str(error).removeprefix("model.")}') from error
+        raise InputError(f'config.model.{error}') from error
 
 
 def validate_classes(config: ConfigDict, num_classes: int) -> None:

@@ -23,9 +23,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from atonet_jax.config import default_config
+from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.inference import Segmenter
-from atonet_jax.models import create_model, prepare
+from atonet_jax.models import create_model
 from atonet_jax.models.contract import IMAGENET
+from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.torch_weights import from_torch
 from tests import torch_reference
 
@@ -76,7 +79,7 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
     except ModuleNotFoundError as error:
         raise SystemExit(f'{error.name} is not installed: pip install -r requirements-benchmarks.txt') from error
 
-    from atonet_jax.export.onnx_graph import build
+    from atonet_jax.export.onnx_format import build
 
     torch.set_num_threads(CORES)
     reference = settled_reference(image)
@@ -89,9 +92,10 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
 
     theirs, ours, plain = (os.path.join(folder, name) for name in ('reference.onnx', 'ours.onnx', 'plain.onnx'))
     torch.onnx.export(end_to_end, (tensor,), theirs, dynamo=True, input_names=['images'], verbose=False)
-    params = jax.device_get(prepare(model, variables))['prepared']
-    for path, winograd in ((ours, True), (plain, False)):
-        onnx.save(build(model, params, image.shape[1:3], batch_size=1, winograd=winograd), path)
+    network, options = TrainedNetwork(model, variables, CITYSCAPES, step=None), default_config().export
+    options.update(size=image.shape[1:3], batch_size=1)
+    for path, options.winograd in ((ours, True), (plain, False)):
+        onnx.save(build(network, options), path)
 
     def in_torch(module):
         def run():

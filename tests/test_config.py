@@ -4,13 +4,13 @@ import pathlib
 import runpy
 
 import pytest
+from ml_collections import config_flags
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.config import default_config, validate, validate_classes
+from atonet_jax.config import create_network, default_config, validate, validate_batches, validate_classes
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
-from atonet_jax.runs.network import create_network
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
 
@@ -41,7 +41,6 @@ BAD_VALUES = [
     ('data.scale_range', (2.0, 1.0)),
     ('data.scale_range', (0.0, 1.0)),
     ('data.scale_range', (1.0, float('inf'))),
-    ('loss.aux_weights', (1.0, 1.0)),
     ('loss.aux_weights', (1.0, 1.0, -1.0)),
     ('loss.aux_weights', (1.0, 1.0, float('nan'))),
     ('loss.aux_target', 'upsampled_labels'),
@@ -111,7 +110,7 @@ def changed_config(values):
 @pytest.mark.parametrize('path', CONFIG_FILES, ids=lambda path: path.name)
 def test_config_file_is_valid_and_its_network_can_be_created(path):
     config = runpy.run_path(str(path))['get_config']()
-    validate(config, num_devices=1)
+    validate(config)
     num_classes = CLASS_TABLES[config.data.name].num_classes if config.data.name in CLASS_TABLES else 5
     model = create_network(config, num_classes)
     variables = abstract_variables(model)
@@ -125,7 +124,7 @@ def test_there_are_config_files():
 @pytest.mark.parametrize(('key', 'value'), BAD_VALUES, ids=lambda value: str(value))
 def test_value_that_cannot_work_is_named(key, value):
     with pytest.raises(InputError) as refusal:
-        validate(changed_config({key: value}), num_devices=1)
+        validate(changed_config({key: value}))
     assert str(refusal.value).startswith(f'config.{key}={value!r}: must be ')
     assert '\n' not in str(refusal.value)
 
@@ -138,14 +137,59 @@ def test_class_weights_that_do_not_fit_the_classes_are_named():
 
 
 def test_documented_alternatives_are_accepted():
-    validate(changed_config(OTHER_VALUES), num_devices=1)
+    validate(changed_config(OTHER_VALUES))
 
 
-@pytest.mark.parametrize('key', ['train.batch_size', 'eval.batch_size'])
-def test_batch_that_devices_cannot_share_is_named(key):
-    config = changed_config({'train.batch_size': 6, 'eval.batch_size': 6} | {key: 4})
-    with pytest.raises(InputError, match=f'config.{key}=4: must be a multiple of the 3 devices'):
-        validate(config, num_devices=3)
+def test_training_batch_that_devices_cannot_share_is_named_with_the_nearest_ones_that_can():
+    config = changed_config({'train.batch_size': 3})
+    with pytest.raises(InputError, match=r'config.train.batch_size=3: cannot be split over 2 device.*give 2 or 4$'):
+        validate_batches(config, num_devices=2)
+    config = changed_config({'train.batch_size': 3, 'train.accumulation': 4})
+    with pytest.raises(InputError, match='give 8$'):
+        validate_batches(config, num_devices=2)
+
+
+def test_a_batch_of_another_mode_is_no_matter():
+    """The Cityscapes config trains 4 at a time and evaluates 1: on 8 devices it can still be served."""
+    validate(default_config())
+
+
+@pytest.mark.parametrize(
+    'arguments',
+    [['--config=configs/camvid.py:pidnet_s'], ['--config=configs/camvid.py', '--config.model.name=pidnet_s']],
+)
+def test_a_network_is_chosen_beside_the_file(arguments, monkeypatch):
+    monkeypatch.chdir(CONFIG_FILES[0].parents[1])
+    monkeypatch.setattr(config_flags, 'DEFINE_config_dict', lambda name, config, **_: seen.append(config))
+    seen = []
+    define_config_flag(['main.py', *arguments])
+    (config,) = seen
+    assert config.model.name == 'pidnet_s' and 'edge_border' in config.model
+    assert 'spp_bins' not in config.model and config.data.name == 'camvid'
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'error'),
+    [
+        (['--config=configs/camvid.py:unet'], "^config.model.name='unet': must be one of atonet"),
+        (['--config=configs/camvid.py:pidnet_s', '--config.model.spp_bins=(1,)'], 'spp_bins: there is no such setting'),
+        (['--config=configs/camvid.py:atonet', '--config.model.name=pidnet_s'], 'name two networks'),
+    ],
+)
+def test_a_network_that_cannot_be_is_refused(arguments, error, monkeypatch):
+    monkeypatch.chdir(CONFIG_FILES[0].parents[1])
+    with pytest.raises(InputError, match=error):
+        define_config_flag(['main.py', *arguments])
+
+
+def test_a_typing_error_in_a_config_file_is_refused(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from atonet_jax.config import default_config\n'
+        'def get_config():\n    config = default_config()\n    config.train.update(batchsize=8)\n    return config\n'
+    )
+    with pytest.raises(InputError, match='mine.py.*batchsize'):
+        define_config_flag(['main.py', f'--config={path}'])
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_a_command_in_the_documents(command, world, helps, repository, tiny_conf
     monkeypatch.chdir(world)
     match words:
         case ['python', 'main.py', *_] if '--mode=serve' in words:
-            assert '--mode=serve' in (repository / 'tests' / 'test_serve.py').read_text()
+            assert '--mode=serve' in (repository / 'tests' / 'serve' / 'test_serve.py').read_text()
         case ['python', 'main.py', *arguments]:
             assert run_main(arguments, tiny_config) == 0
         case ['python', '-m', 'pytest', path, *_]:
@@ -140,7 +140,7 @@ def test_a_command_in_the_documents(command, world, helps, repository, tiny_conf
             assert helps[module].startswith('usage:')
             assert all(argument in helps[module] for argument in arguments if argument.startswith('--'))
         case ['curl', *_]:
-            assert "'^curl .*'" in (repository / 'tests' / 'test_serve.py').read_text()  # which runs them
+            assert "'^curl .*'" in (repository / 'tests' / 'serve' / 'test_serve.py').read_text()  # which runs them
         case ['make', target, *_]:
             assert re.search(rf'^{target}:', (world / 'Makefile').read_text(), re.MULTILINE)
         case ['pip', 'install', *_]:

@@ -1,26 +1,53 @@
 """`onnx`: one file for ONNX Runtime, OpenVINO and others, float32."""
 
-import jax
 import onnx
 import onnxruntime
 from ml_collections import ConfigDict
 
 from atonet_jax.export.comparison import compare
-from atonet_jax.export.onnx_graph import build
-from atonet_jax.models import prepare
+from atonet_jax.export.forward import forward_function, images_dtype, images_shape
+from atonet_jax.export.onnx import to_onnx
 from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.onnx'
-_OPTIONS = ('size', 'batch_size', 'inputs', 'outputs', 'layout', 'winograd')  # of config.export, for the graph
+_OTHER_SIZE = 13, 30  # pixels more: any size must be computed as well as that of the config
+
+
+def build(network: TrainedNetwork, options: ConfigDict) -> onnx.ModelProto:
+    """The graph of a network, from images to labels or logits as `config.export` says.
+
+    Raises:
+        InputError: ONNX, or a graph of any size, cannot express the network.
+    """
+    forward = forward_function(network.in_float32(), options, enlarge_logits=True)
+    shape = list(images_shape(options, any_batch=None))
+    size_axes = (2, 3) if options.layout == 'NCHW' else (1, 2)
+    if options.dynamic_size:
+        shape[size_axes[0]] = shape[size_axes[1]] = None
+    return to_onnx(
+        forward,
+        shape,
+        images_dtype(options),
+        size_axes=size_axes,
+        output_name=options.outputs,
+        winograd=options.winograd,
+    )
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    network = network.in_float32()
-    params = jax.device_get(prepare(network.model, network.variables))['prepared']
-    options = {name: config.export[name] for name in _OPTIONS}
-    onnx.save(build(network.model, params, **options), path)
+    onnx.save(build(network, config.export), path)
 
 
 def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
-    return compare(lambda images: session.run(None, {'images': images})[0], network.in_float32(), config.export)
+
+    def at_size(size):
+        options = config.export.copy_and_resolve_references()
+        options.size = tuple(size)
+        return compare(lambda images: session.run(None, {'images': images})[0], network.in_float32(), options)
+
+    text = at_size(config.export.size)
+    if config.export.dynamic_size:
+        height, width = (length + more for length, more in zip(config.export.size, _OTHER_SIZE, strict=True))
+        text = f'{text}; at {height}x{width}: {at_size((height, width))}'
+    return text

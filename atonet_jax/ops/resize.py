@@ -4,6 +4,7 @@ Each kind is a linear map along one axis at a time, so each is a small constant 
 factor needs no matrix: every output pixel is one of `factor` fixed blends of two neighbours, its phases.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 
+@functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""
     for axis in (2, 1):  # rows last: whole ones are moved where most is
@@ -25,12 +27,14 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x
 
 
+@functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
     rows, columns = (align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
     return map_axis(map_axis(x, rows, 1), columns, 2)
 
 
+@functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Resize of [B, H, W, C] to [B, *size, C]: pixel i takes pixel floor(i * old / new), as in torch's 'nearest'."""
     for axis in (2, 1):

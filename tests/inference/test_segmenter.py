@@ -15,15 +15,15 @@ from atonet_jax.inference.views import predict_labels
 from atonet_jax.models import create_model, prepare
 from atonet_jax.runs.network import blank_variables
 from atonet_jax.runs.workdir import claim
-from atonet_jax.torch_weights import from_torch
-from tests.test_parity import NUM_CLASSES, TINY, random_reference
+from tests.drawn_weights import drawn_variables
+from tests.parity_cases import NUM_CLASSES, TINY
 
 
 @pytest.fixture(scope='module')
 def network():
     """Random weights and running statistics."""
     model = create_model('atonet', NUM_CLASSES, **TINY)
-    return model, from_torch(random_reference(seed=1, **TINY).state_dict(), model)
+    return model, drawn_variables(model)
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +47,7 @@ def test_labels_are_the_plain_paths(network, segment, shape):
 
 def test_labels_of_the_full_size_network_whose_deep_stages_go_by_winograd():
     model = create_model('atonet', 19)
-    variables = from_torch(random_reference(seed=2, num_classes=19).state_dict(), model)
+    variables = drawn_variables(model, seed=2)
     images = random_images(1, 96, 160)
     plain = jax.jit(partial(predict_labels, model))(variables, images)
     assert np.mean(np.asarray(Segmenter(model, variables)(images)) == np.asarray(plain)) >= 0.9999

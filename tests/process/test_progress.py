@@ -56,7 +56,7 @@ def test_hours_and_unknown_totals(monkeypatch, caplog):
 def test_a_terminal_has_a_bar_whether_it_knows_its_width_or_not(columns):
     code = (
         'import time\n'
-        'from atonet_jax import progress\n'
+        'from atonet_jax.process import progress\n'
         'progress._DELAY = 0\n'
         "with progress.Progress('training', 10, 'step') as bar:\n"
         '    time.sleep(0.3)\n'

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import tensorflow as tf
-from tensorboardX.proto.event_pb2 import Event
+from tensorflow.core.util.event_pb2 import Event, SessionLog
 
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import TrainingError
@@ -22,17 +22,20 @@ from atonet_jax.training.tensorboard import EventFile
 
 
 def events_of(folder):
-    """(step, tag, value) of all files of a folder, whose checksums TensorFlow checks."""
+    """All events of a folder's files, in TensorFlow's own form; it checks their checksums."""
     for path in sorted(glob.glob(os.path.join(folder, '*'))):
         for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
-            event = Event.FromString(record)
-            for value in event.summary.value:
-                yield event.step, value.tag, value
+            yield Event.FromString(record)
+
+
+def values_of(folder):
+    """(step, tag, value) of them."""
+    return [(event.step, value.tag, value) for event in events_of(folder) for value in event.summary.value]
 
 
 @pytest.fixture(scope='module')
 def events(finished):
-    return list(events_of(os.path.join(finished, 'tensorboard')))
+    return values_of(os.path.join(finished, 'tensorboard'))
 
 
 def test_figures_are_those_of_the_metrics_file(finished, events):
@@ -51,6 +54,16 @@ def test_figures_are_those_of_the_metrics_file(finished, events):
     assert {'road', 'building', 'sky'} <= set(present)
 
 
+def test_a_file_says_its_version_and_from_which_step_on_it_replaces_earlier_files(tmp_path):
+    board = EventFile(str(tmp_path), 300)
+    board.scalar('loss', 0.25, 70_000)
+    board.close()
+    version, start, figure = events_of(tmp_path)
+    assert version.file_version == 'brain.Event:2' and version.wall_time > 1.7e9
+    assert (start.step, start.session_log.status) == (300, SessionLog.START)
+    assert (figure.step, figure.summary.value[0].tag, figure.summary.value[0].simple_value) == (70_000, 'loss', 0.25)
+
+
 def test_pictures_of_examples_and_confusion_come_with_each_evaluation(events, tiny_config):
     images = {(step, tag): value.image for step, tag, value in events if value.HasField('image')}
     tags = ['confusion', *(f'example/{i}' for i in range(tiny_config.eval.pictures))]
@@ -67,6 +80,8 @@ def test_pictures_of_examples_and_confusion_come_with_each_evaluation(events, ti
 def test_the_settings_are_there_once(events, tiny_config):
     ((step, text),) = [(step, value.tensor.string_val[0]) for step, tag, value in events if tag.startswith('config')]
     assert step == 0
+    (metadata,) = [value.metadata for _, tag, value in events if tag.startswith('config')]
+    assert metadata.plugin_data.plugin_name == 'text'  # or TensorBoard shows no text
     lines = text.decode().splitlines()
     assert '    train.batch_size = 4' in lines and f'    data.root = {tiny_config.data.root!r}' in lines
 
@@ -106,6 +121,7 @@ def test_a_full_disk_raises_in_the_call_that_writes(tmp_path):
     with full_disk(10_000), pytest.raises(OSError, match='File too large'):
         board.image('noise', noise, 1)
         board.flush()
+    board.close()
 
 
 def test_a_full_disk_ends_training_with_a_line(tmp_path, tiny_config):
@@ -115,4 +131,7 @@ def test_a_full_disk_ends_training_with_a_line(tmp_path, tiny_config):
         for step in range(100):
             recorder.write(step, {f'figure {i}': 0.5 for i in range(100)})
     assert '\n' not in str(failure.value)
-    recorder.close()
+    with full_disk(2_000):
+        recorder.close()
+    for file in (recorder._metrics._file, recorder._board._file):
+        assert file.closed

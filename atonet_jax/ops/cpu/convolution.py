@@ -112,8 +112,8 @@ def is_winograds(kernel: jax.Array, window: ConvWindow) -> bool:
 
 def _trains_by_winograd(x, kernel, window) -> bool:
     """Where it can, and transforming the kernel is less work than transforming the images."""
-    if not is_winograds(kernel, window):
-        return False
+    if not is_winograds(kernel, window) or not all(isinstance(length, int) for length in x.shape):
+        return False  # of any batch, as exports have it: which is less work is not known
     channels, features = kernel.shape[2:]
     tiles = x.shape[0] * -(-x.shape[1] // winograd.TILE) * -(-x.shape[2] // winograd.TILE)
     worth_transforming = channels * features <= tiles * (channels + features)
