@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network, flat_settings, validate, validate_batches, validate_classes
@@ -37,7 +37,7 @@ from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluate import Evaluation, Evaluator
-from atonet_jax.models import init_variables
+from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated, split_by_batch
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs.environment import device_names, git_revision, now, versions
@@ -131,6 +131,7 @@ _OUTSIDE = (
 )  # fmt: skip
 _LOOK = 50  # steps between two looks at the loss
 _BARE_STEPS = 100
+_ENTRY_BYTES = 500  # that an archive takes beside an array
 
 
 class OutOfTimeError(Exception):
@@ -391,18 +392,27 @@ class Results:
 
 
 def save(prefix: str, model, variables, megabytes: float) -> list[str]:
-    """Writes the weights as float16 in PyTorch names, in files of limited size: PREFIX_0.npz, PREFIX_1.npz, ..."""
-    arrays = to_torch(jax.device_get(variables), model)
-    arrays = {name: a.astype(np.float16) for name, a in arrays.items() if a.dtype == np.float32}
+    """Writes what inference needs of the variables, kernels as float16, in files of limited size: PREFIX_0.npz, ..."""
+    unused = network(model).training_only
     files = [{}]
-    for name, array in arrays.items():
-        if sum(a.nbytes for a in files[-1].values()) + array.nbytes > megabytes * 2**20:
+    for path, array in flatten_dict(jax.device_get(variables), sep='/').items():
+        if path.split('/')[1] in unused:
+            continue
+        array = array.astype(np.float16) if array.ndim > 1 else array
+        if sum(a.nbytes + _ENTRY_BYTES for a in [*files[-1].values(), array]) > megabytes * 2**20:
             files.append({})
-        files[-1][name] = array
+        files[-1][path] = array
     paths = [f'{prefix}_{i}.npz' for i in range(len(files))]
     for path, part in zip(paths, files):
         np.savez(path, **part)
     return paths
+
+
+def join(out: str, parts: list[str], name: str) -> None:
+    """Writes the files of `save` as one file of weights of the network `name`."""
+    arrays = {path: array for part in parts for path, array in read_state_dict(part).items()}
+    model = create_model(name, CAMVID.num_classes)
+    write_state_dict(out, to_torch(unflatten_dict(arrays, sep='/'), model))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -419,8 +429,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--results', default='runs/camvid.jsonl', help='file that lines are added to')
     parser.add_argument('--minutes', type=float, default=math.inf, help='after which no run goes on')
     parser.add_argument('--bare', action='store_true', help='also times steps whose batch is there already')
-    parser.add_argument('--save', default='', help='folder for the weights of runs with the first seed, as float16')
-    parser.add_argument('--join', nargs='+', metavar='FILE', help='instead: OUT.safetensors, then files of --save')
+    parser.add_argument('--save', default='', help='folder for the weights of runs with the first seed')
+    joining = 'instead: writes OUT.safetensors from the files of --save of one run, which follow'
+    parser.add_argument('--join', nargs='+', metavar='FILE', help=joining)
     return parser.parse_args(argv)
 
 
@@ -428,7 +439,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     if arguments.join:
         out, *parts = arguments.join
-        write_state_dict(out, {name: array for part in parts for name, array in read_state_dict(part).items()})
+        join(out, parts, arguments.networks[0])
         return
     logging.basicConfig(format='%(message)s')
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
@@ -441,25 +452,25 @@ def main(argv: list[str] | None = None) -> None:
     say(f'{device_names()}; {versions("jax", "flax", "optax")}; revision {git_revision()}')
     left = []
     for seed in arguments.seeds:
-        for network in arguments.networks:
+        for network_name in arguments.networks:
             for name in arguments.recipes:
                 name, _, epochs = name.partition('@')
-                name = results.best(network, name.removeprefix('best:')) if name.startswith('best:') else name
+                name = results.best(network_name, name.removeprefix('best:')) if name.startswith('best:') else name
                 if name not in RECIPES:
                     raise InputError(f'{name!r} is no recipe here; known: {", ".join(RECIPES)}')
                 recipe = RECIPES[name]
                 over = settings | ({'train.epochs': float(epochs)} if epochs else {})
-                config = runs.config(network, recipe, seed, arguments.protocol, over)
+                config = runs.config(network_name, recipe, seed, arguments.protocol, over)
                 row = {
                     'protocol': arguments.protocol,
-                    'network': network,
+                    'network': network_name,
                     'recipe': name,
                     'start': recipe.start,
                     'seed': seed,
                     'epochs': config.train.epochs,
                     'settings': BASE | recipe.settings | over,
                 }
-                title = f'{arguments.protocol} {network} {name}, seed {seed}, {config.train.epochs:g} epochs'
+                title = f'{arguments.protocol} {network_name} {name}, seed {seed}, {config.train.epochs:g} epochs'
                 if results.has(row):
                     say(f'{title}: done before')
                     continue
@@ -483,7 +494,7 @@ def main(argv: list[str] | None = None) -> None:
                 )
                 if arguments.save and seed == arguments.seeds[0]:
                     os.makedirs(arguments.save, exist_ok=True)
-                    save(os.path.join(arguments.save, f'{network}_{name}_{seed}'), model, variables, megabytes=15)
+                    save(os.path.join(arguments.save, f'{network_name}_{name}_{seed}'), model, variables, megabytes=15)
     print(results.table())
     if left:
         print(f'left: {"; ".join(left)}; the same command goes on with them')

@@ -1,14 +1,17 @@
 """benchmarks/camvid.py trains as main.py does, repeats nothing that is done, and ends when its time is up."""
 
 import json
+import os
 
 import jax
 import numpy as np
 import PIL.Image
 import pytest
+from flax.traverse_util import flatten_dict
 
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.torch_files import read_state_dict
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.train import step_arguments, train_augmentation
 from benchmarks import camvid, pack_camvid
@@ -29,7 +32,17 @@ def root(tmp_path_factory):
     return str(folder)
 
 
-def test_steps_are_those_of_training(root):
+def assert_saved_and_joined(model, variables, folder):
+    parts = camvid.save(str(folder / 'weights'), model, variables, megabytes=0.1)
+    assert len(parts) > 1 and all(os.path.getsize(part) < 120_000 for part in parts)
+    arrays = {name: array for part in parts for name, array in read_state_dict(part).items()}
+    expected = flatten_dict(variables, sep='/')
+    assert arrays.keys() == {name for name in expected if '/aux' not in name}
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_steps_are_those_of_training(root, tmp_path):
     runs = camvid.Runs(root, '', deadline=float('inf'))
     settings = {'train.epochs': 6.0, 'train.batch_size': 4, 'schedule.warmup_epochs': 1.0}
     config = runs.config('atonet', camvid.RECIPES['tiny'], 3, 'val', settings)
@@ -49,6 +62,7 @@ def test_steps_are_those_of_training(root):
         state, metrics = step_fn(state, batch)
         losses.append(float(metrics['loss']))
     np.testing.assert_allclose(figures['loss'], np.mean(losses), rtol=1e-4)
+    assert_saved_and_joined(model, variables, tmp_path)
     for ours, theirs in zip(jax.tree.leaves(variables), jax.tree.leaves(state.averaged), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
 
