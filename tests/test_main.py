@@ -65,7 +65,7 @@ def test_a_wrong_setting_is_named_before_anything_is_written(command, tmp_path, 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch):
     monkeypatch.setattr('atonet_jax.training.train.create_mesh', lambda: SimpleNamespace(size=3))
     process = command('--config=configs/tiny.py')
-    assert_one_clear_line(process, 'config.train.batch_size=4', 'the 3 devices')
+    assert_one_clear_line(process, 'config.train.batch_size=4', 'split over 3 device')
 
 
 def test_a_missing_config_file_is_named(command):

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import jax
 from jax.extend.core import jaxprs_in_params
 
+from atonet_jax.ops import cpu
+
 
 def convolutions(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
     """Every convolution of a traced program, those of the functions that it calls included."""
@@ -19,12 +21,18 @@ def convolutions(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.Jaxpr
 def count_conv_macs(fn, *args) -> int:
     """Multiply-accumulates of all convolutions in the program that `fn(*args)` traces to.
 
-    Padding's zeros count as pixels do, as is usual. Pooling and resizing are matrix products and count nothing.
+    Padding's zeros count as pixels do, as is usual; those between the pixels of a transposed convolution do not.
+    Pooling and resizing are matrix products and count nothing.
     """
+    with cpu.fast_paths(False):  # the plain program has each convolution once
+        jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
     macs = 0
-    for equation in convolutions(jax.make_jaxpr(fn)(*args).jaxpr):
+    for equation in convolutions(jaxpr):
         numbers = equation.params['dimension_numbers']
-        kernel = equation.invars[1].aval.shape
-        output_channels = kernel[numbers.rhs_spec[0]]
-        macs += equation.outvars[0].aval.size * (math.prod(kernel) // output_channels)
+        image, kernel = (variable.aval for variable in equation.invars)
+        is_transposed = math.prod(equation.params['lhs_dilation']) > 1
+        if is_transposed:  # each input pixel meets each tap
+            macs += image.size * (kernel.size // image.shape[numbers.lhs_spec[1]])
+        else:
+            macs += equation.outvars[0].aval.size * (kernel.size // kernel.shape[numbers.rhs_spec[0]])
     return macs

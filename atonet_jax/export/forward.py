@@ -1,4 +1,4 @@
-"""The function that JAX's exports hold."""
+"""The function that exports hold: images to labels or logits."""
 
 from collections.abc import Callable
 
@@ -21,8 +21,7 @@ def forward_function(
     Args:
         network: the network.
         options: `config.export`.
-        enlarge_logits: takes labels from logits at full resolution: slower, but of operations that every converter
-            knows.
+        enlarge_logits: takes labels from logits at full resolution: of operations that every converter knows.
     """
     variables = jax.device_get(prepare(network.model, network.variables))
     contract = contract_of(network.model)

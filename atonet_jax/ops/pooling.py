@@ -51,7 +51,8 @@ def max_pool_with_indices(
     """
     window = _pool_window(x, window, stride, padding, ceil)
     largest, places = _largest_and_places(x, window)
-    places = places.astype(jnp.int32)
+    first = window.first_inside(largest.shape[1:3])[:, :, None]
+    places = jnp.where(largest == -jnp.inf, first, places.astype(jnp.int32))
     rows, columns = (
         stride * np.arange(length) - before
         for length, stride, (before, _) in zip(largest.shape[1:3], window.stride, window.padding, strict=True)
@@ -99,19 +100,27 @@ def _missing(length: int, size: int, stride: int, before: int, after: int) -> in
     return stride - rest if rest and last < length + before else 0
 
 
-def max_unpool(x: jax.Array, indices: jax.Array, size: Pair, window: IntOrPair | None = None) -> jax.Array:
+def max_unpool(
+    x: jax.Array,
+    indices: jax.Array,
+    size: Pair,
+    window: IntOrPair | None = None,
+    stride: IntOrPair | None = None,
+    padding: Padding = 0,
+) -> jax.Array:
     """Puts each value back where `max_pool_with_indices` found it; zeros elsewhere.
 
     Args:
         x: [B, h, w, C].
         indices: [B, h, w, C] int32, row * W + column in a map of `size` = (H, W).
         size: (H, W) of the result.
-        window: rows and columns of the windows, or (rows, columns), where the indices come from windows that do not
-            overlap: of stride = window, without padding at the top and on the left. It is faster then. None: from any.
+        window: of the pool that gave the indices. It is faster then, and the same on all devices. None: of any.
+        stride: of that pool; None: `window`.
+        padding: of that pool.
 
     Returns:
-        [B, H, W, C]. Where several values have one index, which overlapping windows give, it is one of them, on CPUs
-        the last; each takes the pixel's gradient, as in torch.
+        [B, H, W, C]. Where several values have one index, which overlapping windows give, it is the last of them, row
+        by row; each takes the pixel's gradient, as in torch. With `window=None` accelerators may take another.
 
     Raises:
         InputError: `x` and `indices` have different shapes.
@@ -121,22 +130,51 @@ def max_unpool(x: jax.Array, indices: jax.Array, size: Pair, window: IntOrPair |
                          'both must be the same [B, h, w, C]')  # fmt: skip
     if window is None:
         return _scatter(x, indices, tuple(size))
-    return _unpool_windows(x, indices, size, pair(window))
+    pool = PoolWindow(pair(window), pair(window if stride is None else stride), padding_pairs(padding))
+    do_overlap = any(taps > step for taps, step in zip(pool.size, pool.stride, strict=True))
+    return (_unpool_overlapping if do_overlap else _unpool_windows)(x, indices, tuple(size), pool)
 
 
-def _unpool_windows(x, indices, size, window):
-    """A comparison for each place of a window, instead of a scatter."""
+def _unpool_windows(x, indices, size, pool):
+    """A comparison for each place of a window, instead of a scatter.
+
+    The map is made of phases: phase (a, b) holds the pixels a + i * stride, b + j * stride of the padded map. Windows
+    that overlap have several places in one phase; the values there are of window (i, j), of (i, j - 1) and so on.
+    """
     batch, height, width, channels = x.shape
-    first = (np.arange(height)[:, None] * window[0] * size[1] + np.arange(width) * window[1])[:, :, None]
-    places = indices - first.astype(np.int32)
+    (top, _), (left, _) = pool.padding
+    first = (np.arange(height) * pool.stride[0] - top)[:, None] * size[1] + np.arange(width) * pool.stride[1] - left
+    places = indices - first[:, :, None].astype(np.int32)
+    more = [(taps - 1) // step for taps, step in zip(pool.size, pool.stride, strict=True)]
+    shifted = {}  # by how many windows: values, and their places
+    for shift in np.ndindex(more[0] + 1, more[1] + 1):
+        edges = ((0, 0), *((before, all_ - before) for before, all_ in zip(shift, more, strict=True)), (0, 0))
+        shifted[shift] = jnp.pad(x, edges), jnp.pad(places, edges, constant_values=-1)
+
+    def phase(start):
+        pixels = jnp.zeros((batch, height + more[0], width + more[1], channels), x.dtype)
+        for shift in reversed(shifted):  # the last window is not shifted, and its value stays
+            row, column = (a + n * step for a, n, step in zip(start, shift, pool.stride, strict=True))
+            if row < pool.size[0] and column < pool.size[1]:
+                values, of_values = shifted[shift]
+                pixels = jnp.where(of_values == row * size[1] + column, values, pixels)
+        return pixels
+
     rows = [
-        jnp.stack([jnp.where(places == row * size[1] + column, x, 0) for column in range(window[1])], 3)
-        for row in range(window[0])
+        jnp.stack([phase((row, column)) for column in range(pool.stride[1])], 3) for row in range(pool.stride[0])
     ]
-    unpooled = jnp.stack(rows, 2).reshape(batch, window[0] * height, window[1] * width, channels)
-    unpooled = unpooled[:, : size[0], : size[1]]
+    lengths = [(n + beyond) * step for n, beyond, step in zip((height, width), more, pool.stride, strict=True)]
+    unpooled = jnp.stack(rows, 2).reshape(batch, *lengths, channels)
+    unpooled = unpooled[:, top : top + size[0], left : left + size[1]]
     below, right = (new - old for new, old in zip(size, unpooled.shape[1:3], strict=True))
     return jnp.pad(unpooled, ((0, 0), (0, below), (0, right), (0, 0)))
+
+
+_unpool_overlapping = jax.custom_vjp(_unpool_windows, nondiff_argnums=(2, 3))
+_unpool_overlapping.defvjp(
+    lambda x, indices, size, pool: (_unpool_windows(x, indices, size, pool), indices),
+    lambda size, pool, indices, cotangent: _take_gradient(indices, cotangent),
+)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -148,18 +186,17 @@ def _scatter(x, indices, size):
     return scattered.reshape(batch, *size, channels)
 
 
-def _scatter_forward(x, indices, size):
-    return _scatter(x, indices, size), indices
-
-
-def _scatter_backward(size, indices, cotangent):
-    batch, height, width, channels = indices.shape
+def _take_gradient(indices, cotangent):
+    batch, _, _, channels = indices.shape
     pixels = cotangent.reshape(batch, -1, channels)
     gradient = jnp.take_along_axis(pixels, indices.reshape(batch, -1, channels), 1)
     return gradient.reshape(indices.shape), None
 
 
-_scatter.defvjp(_scatter_forward, _scatter_backward)
+_scatter.defvjp(
+    lambda x, indices, size: (_scatter(x, indices, size), indices),
+    lambda size, indices, cotangent: _take_gradient(indices, cotangent),
+)
 
 
 def avg_pool(x: jax.Array, window: IntOrPair, stride: IntOrPair, padding: Padding = 0) -> jax.Array:

@@ -149,6 +149,15 @@ def test_logits_of_normalized_nchw_images_are_those_of_the_run(
     assert options.items() <= card['program'].items()
 
 
+def test_an_onnx_file_of_any_size_is_checked_at_two_sizes(tiny_config, finished, segment, tmp_path, capsys):
+    config = to_export(tiny_config, format='onnx', dynamic_size=True, output=str(tmp_path / 'atonet.onnx'))
+    path = export(config, finished, force=False)
+    assert 'labels; at 77x158: loaded back' in capsys.readouterr().out
+    assert card_of(path)['program']['dynamic_size'] is True
+    images = render_scene(1, 0, 90, 70)[0][None]
+    assert np.mean(run_onnx(path, images) != np.asarray(segment(images))) <= MOST_DIFFERENT
+
+
 def test_a_batch_size_holds_in_tflite(tiny_config, finished, images, labels, tmp_path):
     config = to_export(tiny_config, format='tflite', batch_size=3, output=str(tmp_path / 'atonet.tflite'))
     result = run_tflite(export(config, finished, force=False), images)

@@ -153,12 +153,25 @@ def test_unpooling_puts_values_back_and_takes_gradients_from_there(size):
         np.testing.assert_array_equal(gradient, expected)
 
 
-def test_unpooling_overlapping_windows_sets_and_does_not_add():
-    x = pixels((7, 8))
-    values, indices = jax.jit(max_pool_with_indices)(x)
+@pytest.mark.parametrize('case', [(3, 2, 1, False), (3, 2, 0, True), (3, 1, 1, False), ((2, 3), (2, 1), 0, False)])
+def test_unpooling_overlapping_windows_sets_the_last_value_and_gives_each_its_gradient(case):
+    x, cotangent = pixels((7, 8)), noise((2, 7, 8, 3))
+    _, indices = plain_max_pool(x, *case)
     assert len(np.unique(indices[0, :, :, 0])) < indices[0, :, :, 0].size, 'no two windows have the same largest pixel'
-    unpooled = jax.jit(max_unpool, static_argnums=2)(values, indices, (7, 8))
-    np.testing.assert_array_equal(unpooled, plain_scatter(*map(np.asarray, (values, indices)), (7, 8), add=False))
+    values = noise(indices.shape)  # unlike a pool's, values with the same index differ
+
+    @jax.jit
+    def compute(values, indices):
+        results = []
+        for pool in [(), case[:3]]:
+            unpooled, gradient = jax.vjp(lambda values: max_unpool(values, indices, (7, 8), *pool), values)
+            results.append((unpooled, gradient(cotangent)[0]))
+        return results
+
+    of_each = np.take_along_axis(cotangent.reshape(2, -1, 3), indices.reshape(2, -1, 3), 1).reshape(indices.shape)
+    for unpooled, gradient in compute(values, indices):
+        np.testing.assert_array_equal(unpooled, plain_scatter(values, indices, (7, 8), add=False))
+        np.testing.assert_array_equal(gradient, of_each)
 
 
 def test_avg_pool_counts_the_zeros_of_its_padding():

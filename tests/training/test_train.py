@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import jax
 import numpy as np
@@ -86,3 +87,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 def test_evaluating_a_workdir_without_a_run_says_so(tiny_config, tmp_path):
     with pytest.raises(InputError, match=r'config\.json: no such file'):
         evaluate(tiny_config, str(tmp_path))
+
+
+def test_a_run_from_device_memory_needs_no_tensorflow_and_ends_the_same(finished, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorflow', None)  # whose import then fails
+    monkeypatch.delitem(sys.modules, 'atonet_jax.data.pipeline', raising=False)
+    config = tiny_config.copy_and_resolve_references()
+    config.data.cache = 'device'
+    train(config, str(tmp_path))
+    assert 'atonet_jax.data.pipeline' not in sys.modules
+    assert_equal(restored_variables(config, str(tmp_path)), restored_variables(config, finished))
