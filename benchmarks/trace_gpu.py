@@ -292,7 +292,7 @@ def category(operation: str, kernel: str, line: str, flops: float) -> str:
     name = f'{operation} {kernel}'.lower()
     if re.search(r'nchwtonhwc|nhwctonchw|transpose|memcpy|memset|\bcopy|copy_|convert_tensor', name):
         return 'transpose, copy'
-    if 'conv' in line.split('(')[0] or '__cudnn$conv' in line or (flops and 'dim_labels' in line) or 'fprop' in name:
+    if re.search(r'convolution|conv_general|cudnn-conv|[fdw]prop|wgrad|dgrad', name) or '__cudnn' in line:
         return 'convolution'
     if flops or 'gemm' in name:
         return 'matrix product'

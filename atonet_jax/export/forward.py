@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax, enlarge, label_map
 from atonet_jax.models import apply, prepare
 from atonet_jax.models import network as contract_of
@@ -31,7 +32,8 @@ def forward_function(
             images = jnp.moveaxis(images, 1, -1)
         size = images.shape[1:3]
         images = contract.normalization(images) if options.inputs == 'uint8' else images
-        logits = apply(network.model, variables, images)['logits']
+        with ops.cpu.fast_paths(False):  # converters know the plain programs
+            logits = apply(network.model, variables, images)['logits']
         if options.outputs == 'labels' and not enlarge_logits:
             return label_map(logits, size, contract.upsampling)
         logits = enlarge(logits, size, contract.upsampling)

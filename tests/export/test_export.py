@@ -181,8 +181,8 @@ def test_lies_in_the_workdir_with_a_card_that_says_how_to_use_it(exported, run, 
     assert [c['name'] for c in card['classes']] == list(CITYSCAPES.class_names)
     assert [c['raw_id'] for c in card['classes']] == CITYSCAPES.train_to_raw[:19].tolist()
     assert card['classes'][0] == {'train_id': 0, 'name': 'road', 'color_rgb': [128, 64, 128], 'raw_id': 7}
-    assert card['normalization']['mean_rgb'] == MEAN_RGB.tolist()
-    assert card['normalization']['stddev_rgb'] == STDDEV_RGB.tolist()
+    assert card['normalization']['mean'] == MEAN_RGB.tolist()
+    assert card['normalization']['stddev'] == STDDEV_RGB.tolist()
     is_program = format not in ('weights', 'torch')
     assert card['normalization']['within_the_program'] == is_program
     assert (card['program'] is not None) == is_program
@@ -325,8 +325,8 @@ def test_an_ending_that_the_format_does_not_have_is_named_with_the_users_path(co
 
 
 def test_a_torch_file_of_other_numbers_is_refused(config, finished, tmp_path, monkeypatch):
-    def to_other(variables):
-        state_dict = to_torch(variables)
+    def to_other(variables, model):
+        state_dict = to_torch(variables, model)
         return state_dict | {'cls.4.bias': state_dict['cls.4.bias'] + 1}
 
     monkeypatch.setattr('atonet_jax.export.torch_format.to_torch', to_other)

@@ -241,7 +241,14 @@ class _Flattener:
     def _scan(self, equation, inputs) -> list:
         """Unrolled."""
         params = equation.params
-        length, consts, carries = params['length'], params['num_consts'], params['num_carry']
+        length, body = params['length'], params['jaxpr']
+        turn_jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+
+        def unsliced(outer, inner):  # what a turn takes or gives whole; JAX's parameters for that change
+            return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
+
+        carries = unsliced(equation.outvars, turn_jaxpr.outvars)
+        consts = unsliced(equation.invars, turn_jaxpr.invars) - carries
         if length > _MOST_UNROLLED:
             place = self._place(equation)
             raise InputError(f'ONNX: a scan of {length} turns; at most {_MOST_UNROLLED} are unrolled ({place})')
@@ -251,7 +258,7 @@ class _Flattener:
         turns = range(length)
         for turn in reversed(turns) if params['reverse'] else turns:
             elements = [self._element(x, turn, place) for x in xs]
-            outputs = self._call(params['jaxpr'], [*fixed, *carry, *elements], equation)
+            outputs = self._call(body, [*fixed, *carry, *elements], equation)
             carry = outputs[:carries]
             for column, output in zip(collected, outputs[carries:], strict=True):
                 column[turn] = output
