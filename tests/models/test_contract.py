@@ -129,8 +129,9 @@ def test_options_have_defaults_and_the_module_says_which_cannot_work(name):
     assert set(ROWS[name].options) <= set(options)
     with pytest.raises(ValueError, match=f"model '{name}' has no option no_such_option; known: "):
         create_model(name, CLASSES, no_such_option=1)
-    with pytest.raises(ValueError, match='width=0: must be greater than 0'):
-        create_model(name, CLASSES, width=0)
+    for option in (option for option, value in ROWS[name].options.items() if isinstance(value, int)):
+        with pytest.raises(ValueError, match=f'{option}=0: must be greater than 0'):
+            create_model(name, CLASSES, **{option: 0})
 
 
 @every_network
