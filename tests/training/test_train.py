@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import sys
 
 import jax
@@ -64,10 +65,11 @@ def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_t
 def test_another_network_in_the_workdir_is_refused_and_nothing_is_harmed(finished, tiny_config):
     config = tiny_config.copy_and_resolve_references()
     config.model.width = 8
-    before = sorted(os.listdir(finished)), open(os.path.join(finished, 'config.json')).read()
+    path = pathlib.Path(finished, 'config.json')
+    before = sorted(os.listdir(finished)), path.read_text()
     with pytest.raises(InputError, match=r'config\.model\.width was 16, is 8'):
         train(config, finished)
-    assert (sorted(os.listdir(finished)), open(os.path.join(finished, 'config.json')).read()) == before
+    assert (sorted(os.listdir(finished)), path.read_text()) == before
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoint(tiny_config, tmp_path):
