@@ -105,9 +105,9 @@ class PoolWindow(NamedTuple):
         """Of each window the largest pixel, and its place: the first of equal ones, the last that is NaN.
 
         Returns:
-            [B, H', W', C] of x's dtype; [B, H', W', C], uint8 where the window has at most 256 places, else int32.
+            [B, H', W', C] of x's dtype; [B, H', W', C], int8 where the window has at most 128 places, else int32.
         """
-        dtype = jnp.uint8 if self.size[0] * self.size[1] <= 256 else jnp.int32
+        dtype = jnp.int8 if self.size[0] * self.size[1] <= 128 else jnp.int32  # TFLite cannot select among uint8
         parts = self.parts(x, -jnp.inf)
         largest = jnp.full_like(parts[0], -jnp.inf)
         places = jnp.broadcast_to(self._first_inside(largest.shape[1:3]).astype(dtype)[:, :, None], largest.shape)
