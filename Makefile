@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test parity clean
 
 demo: $(VENV)/ready
 	$(BIN)/python main.py --config=configs/synthetic.py --workdir=runs/demo
@@ -12,6 +12,9 @@ demo: $(VENV)/ready
 test: $(VENV)/ready-test
 	$(BIN)/ruff check .
 	$(BIN)/python -m pytest
+
+parity: $(VENV)/ready-parity
+	$(BIN)/python -m pytest tests/parity
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ...")'
@@ -23,6 +26,10 @@ $(VENV)/ready: requirements.txt | $(VENV)/bin/python
 
 $(VENV)/ready-test: requirements-test.txt $(VENV)/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-test.txt
+	touch $@
+
+$(VENV)/ready-parity: requirements-parity.txt $(VENV)/ready-test
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	touch $@
 
 clean:

@@ -12,7 +12,6 @@ EXTRAS = {
         'jinja2',
         'markupsafe',
         'matplotlib',
-        'tensorboardX',
         'tensorflow',
         'tensorflow_datasets',
     ),

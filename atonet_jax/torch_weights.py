@@ -15,7 +15,13 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from atonet_jax.errors import InputError
-from atonet_jax.models import MODEL_NAMES, abstract_variables, create_model, init_variables, network
+from atonet_jax.models import (
+    MODEL_NAMES,
+    abstract_variables,
+    create_model,
+    init_variables,
+    network,
+)
 from atonet_jax.models.contract import WeightNames
 from atonet_jax.torch_files import read_state_dict
 
@@ -127,7 +133,8 @@ def load_network(
         variables = from_torch(state_dict, model, fresh=fresh, strict=strict)
     except MismatchError as error:
         known = identify(state_dict)
-        if known is not None and _likeness(state_dict, create_model(known, 19)) > _likeness(state_dict, model):
+        likeness = _likeness(state_dict, _names_in_files(model))
+        if known is not None and _likeness(state_dict, _known_names(known)) > likeness:
             raise InputError(f'{path}: holds another network, {known}; give --config.model.name={known}') from error
         of_classes = not error.unexpected and error.paths <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes else ''
@@ -154,19 +161,24 @@ def load_backbone(path: str, model: nn.Module, variables: Mapping[str, Any]) -> 
 
 def identify(state_dict: Iterable[str]) -> str | None:
     """The registered network whose names a file holds; None where none shares half of them."""
+    likeness = {name: _likeness(state_dict, _known_names(name)) for name in MODEL_NAMES}
+    best = max(likeness, key=likeness.get)
+    return best if likeness[best] > 0.5 else None
+
+
+def _likeness(state_dict: Iterable[str], vocabularies: Sequence[set[str]]) -> float:
+    """Names that a file shares with one of the vocabularies, of those that either has: 0 .. 1."""
     given = {name for name in state_dict if not name.endswith(_COUNTER)}
-    shares = {}
-    for candidate in MODEL_NAMES:
-        for expected in _known_names(candidate):
-            shares[candidate] = max(shares.get(candidate, 0.0), len(given & expected) / len(given | expected))
-    best = max(shares, key=shares.get, default=None)
-    return best if best is not None and shares[best] > 0.5 else None
+    return max((len(given & names) / len(given | names) for names in vocabularies), default=0.0)
 
 
 @functools.cache  # networks are traced for it
-def _known_names(candidate: str) -> list[set[str]]:
-    """The names in files of a registered network, in each of its vocabularies."""
-    model = create_model(candidate, 19)
+def _known_names(name: str) -> list[set[str]]:
+    return _names_in_files(create_model(name, 19))
+
+
+def _names_in_files(model: nn.Module) -> list[set[str]]:
+    """The names of a network's variables in files, in each of its vocabularies."""
     paths = list(_flatten(abstract_variables(model)))
     return [{_file_name(path, names) for path in paths} for names in network(model).weights.values()]
 

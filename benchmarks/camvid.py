@@ -28,15 +28,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network, flat_settings, validate, validate_batches, validate_classes
+from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluate import Evaluation, Evaluator
-from atonet_jax.models import init_variables
+from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated, split_by_batch
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs.environment import device_names, git_revision, now, versions
@@ -49,6 +50,7 @@ SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 # Share of the train split's labelled pixels to the power -0.3, -0.4, -0.5; 1 on average over pixels.
+EVEN = (1.0,) * CAMVID.num_classes
 WEIGHTS_30 = (0.96, 0.87, 2.24, 0.79, 1.42, 1.13, 2.13, 2.15, 1.31, 2.55, 3.23)
 WEIGHTS_40 = (0.92, 0.81, 2.87, 0.72, 1.56, 1.15, 2.68, 2.72, 1.41, 3.41, 4.67)
 WEIGHTS_50 = (0.88, 0.75, 3.63, 0.64, 1.70, 1.15, 3.32, 3.39, 1.49, 4.50, 6.66)
@@ -96,13 +98,13 @@ RECIPES = {
     'scratch_fast': Recipe('scratch', {'optimizer.learning_rate': 3e-3}),
     'scratch_decay': Recipe('scratch', {'optimizer.learning_rate': 2e-3, 'optimizer.weight_decay': 0.1}),
     'scratch_narrow': Recipe('scratch', {'data.scale_range': (0.5, 1.5)}),
-    'scratch_even': Recipe('scratch', {'loss.class_weights': ()}),
+    'scratch_even': Recipe('scratch', {'loss.class_weights': EVEN}),
     'pretrained': Recipe('pretrained', _PRETRAINED),
     'pretrained_slow': Recipe('pretrained', _PRETRAINED | {'optimizer.learning_rate': 4e-4}),
     'pretrained_low': Recipe('pretrained', _PRETRAINED | {'optimizer.backbone_factor': 0.2}),
     'pretrained_decay': Recipe('pretrained', _PRETRAINED | {'optimizer.weight_decay': 0.1}),
     'pretrained_narrow': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (0.5, 1.5)}),
-    'pretrained_even': Recipe('pretrained', _PRETRAINED | {'loss.class_weights': ()}),
+    'pretrained_even': Recipe('pretrained', _PRETRAINED | {'loss.class_weights': EVEN}),
     'pretrained_mining': Recipe('pretrained', _PRETRAINED | {'loss.mining': True, 'loss.mining_min_kept': 0.25}),
     'pretrained_sgd': Recipe(
         'pretrained',
@@ -120,7 +122,7 @@ RECIPES = {
 # Numbers of a recipe that a compiled step takes as arguments.
 _NUMBERS = (
     'optimizer.learning_rate', 'optimizer.weight_decay', 'optimizer.backbone_factor', 'optimizer.ema_decay',
-    'schedule.warmup_epochs', 'train.epochs',
+    'schedule.warmup_epochs', 'train.epochs', 'loss.class_weights',
 )  # fmt: skip
 # Settings that change no program; the scales change the windows' size alone, by which the jitted step goes itself.
 _OUTSIDE = (
@@ -128,6 +130,8 @@ _OUTSIDE = (
     'data.flip', 'data.train_split', 'data.eval_split', 'eval.', 'predict.', 'benchmark.', 'export.', 'serve.',
 )  # fmt: skip
 _LOOK = 50  # steps between two looks at the loss
+_BARE_STEPS = 100
+_ENTRY_BYTES = 500  # that an archive takes beside an array
 
 
 class OutOfTimeError(Exception):
@@ -137,8 +141,15 @@ class OutOfTimeError(Exception):
 class Runs:
     """Trains and scores; keeps what runs share: data on the devices, compiled programs."""
 
-    def __init__(self, root: str, backbone: str, deadline: float):
-        """deadline: of time.monotonic, after which no run goes on."""
+    def __init__(self, root: str, backbone: str, deadline: float, measure_bare_steps: bool = False):
+        """
+        Args:
+            root: folder of CamVid.
+            backbone: file of a ResNet-18, or ''.
+            deadline: of time.monotonic, after which no run goes on.
+            measure_bare_steps: after the first run also times steps on one batch that is there already.
+        """
+        self._measured = not measure_bare_steps
         self._root = root
         self._backbone = backbone
         self._deadline = deadline
@@ -174,7 +185,8 @@ class Runs:
         """
         start = time.monotonic()
         model = create_network(config, CAMVID.num_classes)
-        train_set, eval_set = (self._load(config, split) for split in (config.data.train_split, config.data.eval_split))
+        data = config.data
+        train_set, eval_set = (self.examples(config, split) for split in (data.train_split, data.eval_split))
         cache = train_set.device_cache(self._mesh)
         total_steps = max(1, round(config.train.epochs * len(train_set) / config.train.batch_size))
         step_fn, key = self._compiled_step(config, model)
@@ -184,7 +196,7 @@ class Runs:
         averaging = config.optimizer.ema_decay > 0
         state = create_state(self._start(config, model), options['optimizer'], averaging=averaging, mesh=self._mesh)
         settings = flat_settings(config)
-        numbers = {name: jnp.float32(settings[name]) for name in _NUMBERS}
+        numbers = {name: jnp.array(settings[name], jnp.float32) for name in _NUMBERS}
         arguments = jnp.uint32(config.seed), jnp.float32(len(train_set)), jnp.float32(total_steps), numbers
         batches = cache.train_batches(
             batch_size=config.train.batch_size,
@@ -208,13 +220,14 @@ class Runs:
                     progress.update(step - shown, f'loss {losses[-1]:.3f}' if losses else '')
                     shown = step
                     self._check_time(0)
-        losses += self._read(pending)
+        losses += self._read(pending)  # where the last steps end
         jax.block_until_ready(state)
         trained = time.monotonic()
         self._step_seconds[key] = (trained - first) / max(1, total_steps - 1)
         variables = state.averaged or state.variables
         evaluation = self._evaluator(config, model, eval_set).run(variables)
-        figures = {
+        bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, arguments)
+        figures = bare | {
             'steps': total_steps,
             'images': len(train_set),
             'seconds': round(time.monotonic() - start, 2),
@@ -224,6 +237,17 @@ class Runs:
             'loss': float(np.mean(losses[-_LOOK:])),
         }
         return figures, evaluation, model, variables
+
+    def _bare_milliseconds(self, step_fn, state, batch, arguments) -> dict[str, float]:
+        """Time of a step whose batch is there already."""
+        self._measured = True
+        state = jax.tree.map(jnp.copy, state)
+        jax.block_until_ready(state)
+        start = time.monotonic()
+        for _ in range(_BARE_STEPS):
+            state, _ = step_fn(state, batch, *arguments)
+        jax.block_until_ready(state)
+        return {'ms_per_bare_step': round(1e3 * (time.monotonic() - start) / _BARE_STEPS, 3)}
 
     def _read(self, losses: list[jax.Array]) -> list[float]:
         values = [float(loss) for loss in jax.device_get(losses)]
@@ -235,7 +259,7 @@ class Runs:
         if time.monotonic() + seconds > self._deadline:
             raise OutOfTimeError
 
-    def _load(self, config: ConfigDict, split: str):
+    def examples(self, config: ConfigDict, split: str) -> Examples:
         if split not in self._examples:
             self._examples[split] = load_examples(config.data, split, self._folder.name)
         return self._examples[split]
@@ -262,6 +286,7 @@ class Runs:
         key = json.dumps(settings, sort_keys=True)
 
         def step(state, batch, seed, num_images, total_steps, numbers):
+            numbers = {name: tuple(value) if value.ndim else value for name, value in numbers.items()}
             traced = _as_namespace(flat_settings(config) | numbers | {'seed': seed})
             return train_step(state, batch, **step_arguments(traced, model, num_images, total_steps))
 
@@ -307,9 +332,11 @@ class Results:
     def __init__(self, path: str):
         self._path = path
         self.rows = []
+        self._ends_within_a_line = False
         with contextlib.suppress(FileNotFoundError), open(path) as file:
             for line in file:
-                with contextlib.suppress(ValueError):  # the last line of a process that was killed
+                self._ends_within_a_line = not line.endswith('\n')  # of a process that was killed
+                with contextlib.suppress(ValueError):
                     self.rows.append(json.loads(line))
 
     def has(self, row: dict[str, Any]) -> bool:
@@ -319,9 +346,10 @@ class Results:
     def add(self, row: dict[str, Any]) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
         with open(self._path, 'a') as file:
-            file.write(json.dumps(row) + '\n')
+            file.write('\n' * self._ends_within_a_line + json.dumps(row) + '\n')
             file.flush()
             os.fsync(file.fileno())
+        self._ends_within_a_line = False
         self.rows.append(row)
 
     def best(self, network: str, start: str) -> str:
@@ -364,18 +392,27 @@ class Results:
 
 
 def save(prefix: str, model, variables, megabytes: float) -> list[str]:
-    """Writes the weights as float16 in PyTorch names, in files of limited size: PREFIX_0.npz, PREFIX_1.npz, ..."""
-    arrays = to_torch(jax.device_get(variables), model)
-    arrays = {name: a.astype(np.float16) for name, a in arrays.items() if a.dtype == np.float32}
+    """Writes what inference needs of the variables, kernels as float16, in files of limited size: PREFIX_0.npz, ..."""
+    unused = network(model).training_only
     files = [{}]
-    for name, array in arrays.items():
-        if sum(a.nbytes for a in files[-1].values()) + array.nbytes > megabytes * 2**20:
+    for path, array in flatten_dict(jax.device_get(variables), sep='/').items():
+        if path.split('/')[1] in unused:
+            continue
+        array = array.astype(np.float16) if array.ndim > 1 else array
+        if sum(a.nbytes + _ENTRY_BYTES for a in [*files[-1].values(), array]) > megabytes * 2**20:
             files.append({})
-        files[-1][name] = array
+        files[-1][path] = array
     paths = [f'{prefix}_{i}.npz' for i in range(len(files))]
     for path, part in zip(paths, files):
         np.savez(path, **part)
     return paths
+
+
+def join(out: str, parts: list[str], name: str) -> None:
+    """Writes the files of `save` as one file of weights of the network `name`."""
+    arrays = {path: array for part in parts for path, array in read_state_dict(part).items()}
+    model = create_model(name, CAMVID.num_classes)
+    write_state_dict(out, to_torch(unflatten_dict(arrays, sep='/'), model))
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -384,14 +421,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--backbone', default='', help="file of an ImageNet ResNet-18 in torchvision's names")
     parser.add_argument('--protocol', choices=SPLITS, default='val')
     parser.add_argument('--networks', nargs='+', default=['atonet'])
-    parser.add_argument('--recipes', nargs='+', default=['scratch'], help=f'best:START, or of {", ".join(RECIPES)}')
+    names = f'best:START, or of {", ".join(RECIPES)}; with @N behind it for N epochs'
+    parser.add_argument('--recipes', nargs='+', default=['scratch'], help=names)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--epochs', type=float, help='instead of those of the recipes')
     parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='settings over those of all recipes')
     parser.add_argument('--results', default='runs/camvid.jsonl', help='file that lines are added to')
     parser.add_argument('--minutes', type=float, default=math.inf, help='after which no run goes on')
-    parser.add_argument('--save', default='', help='folder for the weights of runs with the first seed, as float16')
-    parser.add_argument('--join', nargs='+', metavar='FILE', help='instead: OUT.safetensors, then files of --save')
+    parser.add_argument('--bare', action='store_true', help='also times steps whose batch is there already')
+    parser.add_argument('--save', default='', help='folder for the weights of runs with the first seed')
+    joining = 'instead: writes OUT.safetensors from the files of --save of one run, which follow'
+    parser.add_argument('--join', nargs='+', metavar='FILE', help=joining)
     return parser.parse_args(argv)
 
 
@@ -399,12 +439,12 @@ def main(argv: list[str] | None = None) -> None:
     arguments = parse_arguments(argv)
     if arguments.join:
         out, *parts = arguments.join
-        write_state_dict(out, {name: array for part in parts for name, array in read_state_dict(part).items()})
+        join(out, parts, arguments.networks[0])
         return
     logging.basicConfig(format='%(message)s')
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
     results = Results(arguments.results)
-    runs = Runs(arguments.data, arguments.backbone, time.monotonic() + 60 * arguments.minutes)
+    runs = Runs(arguments.data, arguments.backbone, time.monotonic() + 60 * arguments.minutes, arguments.bare)
     settings = dict(pair.split('=', 1) for pair in arguments.set)
     settings = {key: _setting(value) for key, value in settings.items()}
     if arguments.epochs is not None:
@@ -412,23 +452,25 @@ def main(argv: list[str] | None = None) -> None:
     say(f'{device_names()}; {versions("jax", "flax", "optax")}; revision {git_revision()}')
     left = []
     for seed in arguments.seeds:
-        for network in arguments.networks:
+        for network_name in arguments.networks:
             for name in arguments.recipes:
-                name = results.best(network, name.removeprefix('best:')) if name.startswith('best:') else name
+                name, _, epochs = name.partition('@')
+                name = results.best(network_name, name.removeprefix('best:')) if name.startswith('best:') else name
                 if name not in RECIPES:
                     raise InputError(f'{name!r} is no recipe here; known: {", ".join(RECIPES)}')
                 recipe = RECIPES[name]
-                config = runs.config(network, recipe, seed, arguments.protocol, settings)
+                over = settings | ({'train.epochs': float(epochs)} if epochs else {})
+                config = runs.config(network_name, recipe, seed, arguments.protocol, over)
                 row = {
                     'protocol': arguments.protocol,
-                    'network': network,
+                    'network': network_name,
                     'recipe': name,
                     'start': recipe.start,
                     'seed': seed,
                     'epochs': config.train.epochs,
-                    'settings': BASE | recipe.settings | settings,
+                    'settings': BASE | recipe.settings | over,
                 }
-                title = f'{arguments.protocol} {network} {name}, seed {seed}, {config.train.epochs:g} epochs'
+                title = f'{arguments.protocol} {network_name} {name}, seed {seed}, {config.train.epochs:g} epochs'
                 if results.has(row):
                     say(f'{title}: done before')
                     continue
@@ -448,10 +490,11 @@ def main(argv: list[str] | None = None) -> None:
                 say(
                     f'{title}: mIoU {100 * scores.miou:.2f}%, {figures["ms_per_step"]:.2f} ms a step, '
                     f'{figures["seconds_to_first_step"]:.1f} s to the first, {figures["seconds"]:.1f} s in all'
+                    + (f', bare step {figures["ms_per_bare_step"]:.2f} ms' if 'ms_per_bare_step' in figures else '')
                 )
                 if arguments.save and seed == arguments.seeds[0]:
                     os.makedirs(arguments.save, exist_ok=True)
-                    save(os.path.join(arguments.save, f'{network}_{name}_{seed}'), model, variables, megabytes=15)
+                    save(os.path.join(arguments.save, f'{network_name}_{name}_{seed}'), model, variables, megabytes=15)
     print(results.table())
     if left:
         print(f'left: {"; ".join(left)}; the same command goes on with them')

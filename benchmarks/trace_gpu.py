@@ -121,7 +121,11 @@ def noise_batch(augmentation: Augmentation, batch_size: int) -> dict[str, np.nda
 
 
 class Operations:
-    """What the operations of a compiled program compute and move, from its text."""
+    """What the operations of a compiled program compute and move, from its text.
+
+    Attributes:
+        entry: names of the operations of the entry computation.
+    """
 
     _LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
     _SHAPE = re.compile(r'\b(\w+)\[([\d,]*)\]')
@@ -130,15 +134,24 @@ class Operations:
         self._lines = {}  # name -> what stands behind the equals sign
         self._computations = collections.defaultdict(list)  # name -> names of its operations
         self._shapes = {}
-        computation = ''
+        computation = entry = ''
         for line in text.splitlines():
             if line.endswith('{') and ' = ' not in line.split('(')[0]:
                 computation = line.replace('ENTRY ', '').strip().split()[0].lstrip('%')
+                if line.startswith('ENTRY'):
+                    entry = computation
             elif match := self._LINE.match(line):
                 name, rest = match.groups()
                 self._lines[name] = rest
                 self._computations[computation].append(name)
                 self._shapes[name] = self._shapes_of(rest[: self._end_of_type(rest)])
+
+        self.entry = self._computations[entry]
+        self._of_kernel = {re.sub(r'[.\-]', '_', name): name for name in self._lines}
+
+    def of_kernel(self, kernel: str) -> str:
+        """The operation after which XLA has named a kernel of its own; '' for a library's."""
+        return self._of_kernel.get(kernel, '')
 
     def flops(self, name: str) -> int:
         """Of convolutions and matrix products of an operation, those that it calls included."""
@@ -236,6 +249,7 @@ def profile(program: Program, calls: int) -> list[dict[str, Any]]:
         (path,) = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
         planes = list(jax.profiler.ProfileData.from_file(path).planes)
         devices = [plane for plane in planes if plane.name.startswith('/device:GPU')]
+        operations = Operations(program.text)
         times, counts = collections.Counter(), collections.Counter()
         for plane in devices or planes:
             for line in plane.lines:
@@ -244,10 +258,9 @@ def profile(program: Program, calls: int) -> list[dict[str, Any]]:
                 for event in line.events:
                     stats = dict(event.stats)
                     if devices or 'hlo_op' in stats:
-                        key = str(stats.get('hlo_op', '')), event.name
+                        key = str(stats.get('hlo_op') or operations.of_kernel(event.name)), event.name
                         times[key] += event.duration_ns
                         counts[key] += 1
-    operations = Operations(program.text)
     longest = {}
     for (operation, kernel), nanoseconds in times.items():
         if nanoseconds > times.get((operation, longest.get(operation)), -1):
@@ -279,7 +292,7 @@ def category(operation: str, kernel: str, line: str, flops: float) -> str:
     name = f'{operation} {kernel}'.lower()
     if re.search(r'nchwtonhwc|nhwctonchw|transpose|memcpy|memset|\bcopy|copy_|convert_tensor', name):
         return 'transpose, copy'
-    if 'conv' in line.split('(')[0] or '__cudnn$conv' in line or (flops and 'dim_labels' in line) or 'fprop' in name:
+    if re.search(r'convolution|conv_general|cudnn-conv|[fdw]prop|wgrad|dgrad', name) or '__cudnn' in line:
         return 'convolution'
     if flops or 'gemm' in name:
         return 'matrix product'

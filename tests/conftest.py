@@ -3,6 +3,8 @@
 import os
 import pathlib
 import runpy
+import shutil
+import sys
 
 # Before JAX is imported, here and in the processes that tests start. The tests compare with references at float32
 # precision, which accelerators do not keep by default.
@@ -16,7 +18,20 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
+pytest.register_assert_rewrite('tests.golden_files', 'tests.parity_cases', 'tests.torch_file_cases')
+
 from atonet_jax.models import create_model  # noqa: E402
+
+
+def pytest_configure(config):
+    """PyTorch and TensorFlow never meet in one process, where PyTorch's Triton would end it with a crash.
+
+    The tests of tests/parity have PyTorch, all others TensorFlow; the other one cannot be imported.
+    """
+    of_parity = ['parity' in pathlib.Path(argument.partition('::')[0]).parts for argument in config.args]
+    if any(of_parity) and not all(of_parity):
+        raise pytest.UsageError('tests/parity is run alone, as by `make parity`')
+    sys.modules['tensorflow' if any(of_parity) else 'torch'] = None
 
 
 @pytest.fixture(scope='session')
@@ -54,3 +69,27 @@ def finished(tiny_config, tmp_path_factory):
     workdir = str(tmp_path_factory.mktemp('finished'))
     train(tiny_config, workdir)
     return workdir
+
+
+EXPORT_SIZE = (64, 128)
+
+
+@pytest.fixture(scope='session')
+def exported(tiny_config, finished, tmp_path_factory):
+    """(format) -> the path of that export of `finished` at EXPORT_SIZE, made once, in a copy of the workdir.
+
+    Do not change what lies there.
+    """
+    from atonet_jax.export import export
+
+    workdir = str(shutil.copytree(finished, tmp_path_factory.mktemp('exported') / 'runs' / 'demo'))
+    config = tiny_config.copy_and_resolve_references()
+    paths = {}
+
+    def path_of(format):
+        if format not in paths:
+            config.export.update(format=format, size=EXPORT_SIZE)
+            paths[format] = export(config, workdir, force=False)
+        return paths[format]
+
+    return path_of

@@ -1,13 +1,18 @@
-"""Ten steps and an evaluation on the devices of one or several processes; started by test_distributed.py.
+"""Ten steps and an evaluation on some devices of one or several processes; started by test_distributed.py.
 
-    python -m tests.devices_worker OUT.npz START.npz SCENES [coordinator num_processes process_id] < options as JSON
+    python -m tests.devices_worker OUT.npz START.npz SCENES [coordinator num_processes process_id] < jobs as JSON
+
+START.npz holds the variables that all jobs begin with; where it is missing, it is made. OUT.npz holds arrays under
+<job>/<name>.
 """
 
 import json
+import os
 import sys
 
 import jax
 import numpy as np
+from jax.sharding import AxisType, Mesh
 
 from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation
@@ -15,7 +20,8 @@ from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.pipeline import prefetch_to_device, train_batches
 from atonet_jax.evaluation.evaluate import Evaluator
-from atonet_jax.models import create_model, network
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import initialize, is_main_process
 from atonet_jax.training.optimizer import create_optimizer
@@ -29,21 +35,37 @@ def tiny_network():
     return create_model('atonet', 19, width=16, backbone_width=8)
 
 
-def run(scenes, variables, learning_rate, num_steps, seed=0, accumulation=1, **_):
-    """Losses, variables and a confusion matrix after so many steps on all devices."""
-    mesh = create_mesh()
+SETTLING_STEPS = 60  # from fresh weights a rounding error grows to per cents within a few steps
+
+
+def learning_rate(step):
+    """Small steps: where rounding moves an activation over ReLU's kink, gradients part by what one pixel counts."""
+    return jax.numpy.where(step < 0, 0.02, 0.0005)
+
+
+def first_devices(count):
+    """A mesh of so many devices, or of all of them."""
+    if count is None:
+        return create_mesh()
+    return Mesh(np.array(jax.devices()[:count]), ('data',), axis_types=(AxisType.Auto,))
+
+
+def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0):
+    """Losses and variables after so many steps. `first_step` is what the learning rate takes the first one for."""
     model = tiny_network()
-    rates = {group: lambda step: learning_rate for group in ('backbone', 'rest')}
+    rates = {group: learning_rate for group in ('backbone', 'rest')}
     decays = {'backbone': 1e-5, 'rest': 1e-4}
     optimizer = create_optimizer('sgd', rates, network(model), momentum=0.9, weight_decays=decays)
     state = create_state(variables, optimizer, averaging=False, mesh=mesh)
+    counts_from = jax.tree.map(lambda leaf: leaf + first_step if leaf.dtype == np.int32 else leaf, state.opt_state)
+    state = state.replace(opt_state=counts_from)
     step_fn = compile_train_step(
         mesh,
         objective=Objective.of(model),
         optimizer=optimizer,
         learning_rates=rates,
         augmentation=AUGMENTATION,
-        seed=seed,
+        seed=0,
         ema_decay=0.0,
         accumulation=accumulation,
     )
@@ -61,25 +83,63 @@ def run(scenes, variables, learning_rate, num_steps, seed=0, accumulation=1, **_
     for batch in prefetch_to_device(batches, split_by_batch(mesh)):
         state, metrics = step_fn(state, batch)
         losses.append(float(metrics['loss']))
-    options = default_config().eval
-    options.batch_size = BATCH_SIZE
-    # Of the starting variables: a rounding error in trained ones may turn a pixel.
-    confusion = Evaluator(model, Examples(load_cityscapes(scenes, 'val')), options, mesh).run(variables).confusion
-    return np.array(losses), jax.tree.map(np.asarray, state.variables), confusion
+    return np.array(losses), jax.tree.map(np.asarray, state.variables)
+
+
+def run(scenes, start, num_steps, devices=None, accumulation=1):
+    """{name: array}: losses, variables, and a confusion matrix of the starting variables."""
+    mesh = first_devices(devices)
+    losses, variables = train(scenes, start, mesh, num_steps, seed=0, accumulation=accumulation)
+    found = {f'{i:03}': array for i, array in enumerate(jax.tree.leaves(variables))}
+    found |= {'losses': losses, 'devices': np.array(mesh.size)}
+    if accumulation == 1:
+        options = default_config().eval
+        options.batch_size = BATCH_SIZE
+        # Of the starting variables: a rounding error in trained ones may turn a pixel.
+        evaluator = Evaluator(tiny_network(), Examples(load_cityscapes(scenes, 'val')), options, mesh)
+        found['confusion'] = evaluator.run(start).confusion
+    return found
+
+
+def segment(images):
+    """{name: array}: labels of as many images as there are devices and of one more, and the shapes on each device."""
+    segmenter = Segmenter(tiny_network(), init_variables(tiny_network(), 0))
+    found = {}
+    for name, batch in {'even': images[:-1], 'odd': images}.items():
+        labels = segmenter(batch)
+        found[name] = np.asarray(labels)
+        found[f'{name}_shards'] = np.array([shard.data.shape for shard in labels.addressable_shards])
+    return found
+
+
+def settled(scenes, path):
+    """The variables that all begin with, from `path` or into it."""
+    model = tiny_network()
+    key = jax.random.key(0, impl='rbg')
+    init = jax.jit(lambda: model.init(key, np.zeros((1, 64, 64, 3), np.float32), train=True))
+    structure = jax.tree.structure(jax.eval_shape(init))
+    if not os.path.exists(path):
+        fresh = jax.tree.map(np.asarray, init())
+        _, variables = train(scenes, fresh, first_devices(1), SETTLING_STEPS, seed=1, first_step=-SETTLING_STEPS)
+        np.savez(path, **{f'{i:03}': array for i, array in enumerate(jax.tree.leaves(variables))})
+    with np.load(path) as file:
+        return jax.tree.unflatten(structure, [file[name] for name in sorted(file.files)])
 
 
 def main():
     out, start, scenes, *address = sys.argv[1:]
     if address:
         initialize(address[0], *map(int, address[1:]))
-    with np.load(start) as file:
-        leaves = [file[name] for name in sorted(file.files)]
-    shapes = jax.eval_shape(lambda: tiny_network().init(jax.random.key(0), np.zeros((1, 64, 64, 3)), train=True))
-    variables = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-    losses, variables, confusion = run(scenes, variables, **json.load(sys.stdin))
+    variables, found = settled(scenes, start), {}
+    for name, options in json.load(sys.stdin).items():
+        if name == 'segment':
+            images = np.random.default_rng(0).integers(0, 256, (jax.device_count() + 1, 64, 64, 3), dtype=np.uint8)
+            made = segment(images)
+        else:
+            made = run(scenes, variables, **options)
+        found |= {f'{name}/{key}': array for key, array in made.items()}
     if is_main_process():
-        arrays = {f'{i:03}': array for i, array in enumerate(jax.tree.leaves(variables))}
-        np.savez(out, losses=losses, confusion=confusion, devices=jax.device_count(), **arrays)
+        np.savez(out, **found)
 
 
 if __name__ == '__main__':

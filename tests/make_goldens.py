@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from tests import golden_files, torch_reference  # noqa: E402
-from tests.parity import torch_side  # noqa: E402
+from tests.parity import saved_files, torch_side  # noqa: E402
 from tests.parity_cases import TINY  # noqa: E402
 
 
@@ -35,6 +35,10 @@ def main():
     )
     settled = np.concatenate([array.ravel() for array in torch_side.settled().values()])
     np.savez_compressed(golden_files.FOLDER / 'atonet_settled.npz', weights=settled.astype(np.float16))
+    files, arrays = saved_files.golden_files()
+    kept = {f'file/{name}': np.frombuffer(data, np.uint8) for name, data in files.items()}
+    kept |= {f'array/{file}/{name}': array for file, named in arrays.items() for name, array in named.items()}
+    np.savez_compressed(golden_files.FOLDER / 'torch_files.npz', **kept)
 
 
 if __name__ == '__main__':

@@ -74,6 +74,7 @@ BAD_VALUES = [
     ('eval.window_stride', (512, 1.5)),
     ('eval.window_stride', (512, 512)),  # without a window
     ('eval.pictures', -1),
+    ('export.dynamic_size', True),  # of the format weights
     ('schedule.floor', -1.0),
     ('schedule.floor', 0.5),
     ('schedule.power', 0.0),

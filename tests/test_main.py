@@ -6,12 +6,14 @@ import pickle
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 
 from atonet_jax.data.synthetic import write_dataset
+from tests.commands import main_command, run_command
 
 
 @pytest.fixture(scope='module')
@@ -24,16 +26,10 @@ def scenes(tmp_path_factory):
 
 @pytest.fixture
 def command(repository, tmp_path):
-    """Runs main.py in a fresh workdir; returns the finished process."""
+    """Runs main.py in a fresh workdir, in this process; returns how it finished."""
 
     def run(*arguments, workdir=tmp_path / 'workdir'):
-        return subprocess.run(
-            [sys.executable, 'main.py', f'--workdir={workdir}', *map(str, arguments)],
-            cwd=repository,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        return run_command(f'--workdir={workdir}', *arguments, cwd=repository)
 
     return run
 
@@ -67,9 +63,9 @@ def test_a_wrong_setting_is_named_before_anything_is_written(command, tmp_path, 
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch):
-    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=3')
+    monkeypatch.setattr('atonet_jax.training.train.create_mesh', lambda: SimpleNamespace(size=3))
     process = command('--config=configs/tiny.py')
-    assert_one_clear_line(process, 'config.train.batch_size=4', 'the 3 devices')
+    assert_one_clear_line(process, 'config.train.batch_size=4', 'split over 3 device')
 
 
 def test_a_missing_config_file_is_named(command):
@@ -146,8 +142,8 @@ def test_a_copy_is_prepared_and_unfit_data_ends_with_code_1(command, repository,
     root = tmp_path / 'cityscapes'
     shutil.copytree(scenes, root)
     settings = ['--config=configs/tiny.py', '--config.data.name=cityscapes', f'--config.data.root={root}']
-    prepare = [sys.executable, 'main.py', *settings, '--mode=prepare', f'--config.data.tfds_dir={tmp_path / "tfds"}']
-    process = subprocess.run(prepare, cwd=repository, capture_output=True, text=True, timeout=300)
+    prepare = [*settings, '--mode=prepare', f'--config.data.tfds_dir={tmp_path / "tfds"}']
+    process = run_command(*prepare, cwd=repository)
     assert process.returncode == 0, process.stderr
     assert process.stdout == f'written: {tmp_path}/tfds/atonet_cityscapes/1.0.0\n'
 
@@ -161,9 +157,19 @@ def test_a_copy_is_prepared_and_unfit_data_ends_with_code_1(command, repository,
 
 
 def test_a_mode_without_a_workdir_is_refused(repository):
-    arguments = [sys.executable, 'main.py', '--config=configs/tiny.py']
-    process = subprocess.run(arguments, cwd=repository, capture_output=True, text=True, timeout=300)
-    assert_one_clear_line(process, 'give --workdir=DIR')
+    assert_one_clear_line(run_command('--config=configs/tiny.py', cwd=repository), 'give --workdir=DIR')
+
+
+def test_a_process_of_its_own_says_the_same_and_nothing_else(repository, scenes, tmp_path):
+    """All other refusals here run within pytest's process: this one reads data, for which TensorFlow is imported."""
+    root = tmp_path / 'cityscapes'
+    shutil.copytree(scenes, root)
+    name = resize_label(root)
+    arguments = ['--config=configs/tiny.py', f'--workdir={tmp_path}/workdir', '--config.data.name=cityscapes']
+    command = [sys.executable, 'main.py', *arguments, f'--config.data.root={root}']
+    process = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    assert_one_clear_line(process, name, '32x64')
+    assert process.stdout == ''
 
 
 def test_a_run_of_other_classes_is_refused_and_left_as_it_is(command, scenes, tmp_path):
@@ -189,16 +195,18 @@ def test_a_run_started_again_with_missing_data_is_left_as_it_is(command, scenes,
     assert (workdir / 'config.json').read_text() == before
 
 
-def test_the_second_start_of_a_command_takes_its_compiled_programs_from_the_cache(
-    command, scenes, tmp_path, monkeypatch
-):
-    monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
-    monkeypatch.setenv('HOME', str(tmp_path))
+def test_the_second_start_of_a_command_takes_its_compiled_programs_from_the_cache(repository, tiny_config, tmp_path):
+    """In processes of their own: the cache is opened once in each."""
+    environment = {name: value for name, value in os.environ.items() if name != 'JAX_COMPILATION_CACHE_DIR'}
+    environment['HOME'] = str(tmp_path)
     cache = tmp_path / '.cache' / 'atonet_jax' / 'compiled'
-    settings = ['--config=configs/tiny.py', f'--config.data.root={scenes}', '--config.data.name=cityscapes']
-    settings += ['--config.train.epochs=0.5']
-    assert command(*settings, workdir=tmp_path / 'first').returncode == 0
-    first = {path.name for path in cache.iterdir() if path.name.endswith('-cache')}
+
+    def start(workdir):
+        command = main_command(tiny_config, tmp_path / workdir, '--config.train.epochs=0.34')
+        process = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stderr
+        return {path.name for path in cache.iterdir() if path.name.endswith('-cache')}
+
+    first = start('first')
     assert any('step' in name for name in first)
-    assert command(*settings, workdir=tmp_path / 'second').returncode == 0
-    assert {path.name for path in cache.iterdir() if path.name.endswith('-cache')} == first
+    assert start('second') == first

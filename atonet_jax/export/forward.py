@@ -1,4 +1,4 @@
-"""The function that JAX's exports hold."""
+"""The function that exports hold: images to labels or logits."""
 
 from collections.abc import Callable
 
@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax, enlarge, label_map
 from atonet_jax.models import apply, prepare
 from atonet_jax.models import network as contract_of
@@ -21,8 +22,7 @@ def forward_function(
     Args:
         network: the network.
         options: `config.export`.
-        enlarge_logits: takes labels from logits at full resolution: slower, but of operations that every converter
-            knows.
+        enlarge_logits: takes labels from logits at full resolution: of operations that every converter knows.
     """
     variables = jax.device_get(prepare(network.model, network.variables))
     contract = contract_of(network.model)
@@ -32,7 +32,8 @@ def forward_function(
             images = jnp.moveaxis(images, 1, -1)
         size = images.shape[1:3]
         images = contract.normalization(images) if options.inputs == 'uint8' else images
-        logits = apply(network.model, variables, images)['logits']
+        with ops.cpu.fast_paths(False):  # converters know the plain programs
+            logits = apply(network.model, variables, images)['logits']
         if options.outputs == 'labels' and not enlarge_logits:
             return label_map(logits, size, contract.upsampling)
         logits = enlarge(logits, size, contract.upsampling)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from atonet_jax.errors import InputError
 from atonet_jax.models import atonet, enet, pidnet
 from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
 from atonet_jax.models.terms import Term
@@ -86,12 +87,16 @@ def apply(
         What `model.apply` does.
 
     Raises:
-        ValueError: the images are smaller than the network takes.
+        InputError: the images are smaller than the network takes.
     """
     contract = network(model)
     size = images.shape[1:3]
     if min(size) < contract.smallest:
-        raise ValueError(f'images of {size[0]}x{size[1]}: {type(model).__name__} takes {contract.smallest} and more')
+        nearest = 'x'.join(str(max(length, contract.smallest)) for length in size)
+        raise InputError(
+            f'images of {size[0]}x{size[1]}: {type(model).__name__} takes heights and widths from {contract.smallest} '
+            f'pixels on; the nearest size is {nearest}'
+        )
     padded = pad_to_multiple(images, contract.multiple_of)
     result = model.apply(variables, padded, train=train, **options)
     if padded.shape == images.shape:

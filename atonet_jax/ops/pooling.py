@@ -51,7 +51,8 @@ def max_pool_with_indices(
     """
     window = _pool_window(x, window, stride, padding, ceil)
     largest, places = _largest_and_places(x, window)
-    places = places.astype(jnp.int32)
+    first = window.first_inside(largest.shape[1:3])[:, :, None]
+    places = jnp.where(largest == -jnp.inf, first, places.astype(jnp.int32))
     rows, columns = (
         stride * np.arange(length) - before
         for length, stride, (before, _) in zip(largest.shape[1:3], window.stride, window.padding, strict=True)

@@ -104,22 +104,23 @@ class PoolWindow(NamedTuple):
     def first_largest(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Of each window the largest pixel, and its place: the first of equal ones, the last that is NaN.
 
+        Where all pixels are -infinity it may be a place in the padding.
+
         Returns:
             [B, H', W', C] of x's dtype; [B, H', W', C], int8 where the window has at most 128 places, else int32.
         """
         dtype = jnp.int8 if self.size[0] * self.size[1] <= 128 else jnp.int32  # TFLite cannot select among uint8
-        parts = self.parts(x, -jnp.inf)
-        largest = jnp.full_like(parts[0], -jnp.inf)
-        places = jnp.broadcast_to(self._first_inside(largest.shape[1:3]).astype(dtype)[:, :, None], largest.shape)
-        for place, values in enumerate(parts):
+        largest, *others = self.parts(x, -jnp.inf)
+        places = jnp.zeros(largest.shape, dtype)
+        for place, values in enumerate(others, start=1):
             larger = (values > largest) | jnp.isnan(values)
-            largest, places = jnp.where(larger, values, largest), jnp.where(larger, jnp.array(place, dtype), places)
+            largest, places = jnp.where(larger, values, largest), jnp.where(larger, dtype(place), places)
         return largest, places
 
-    def _first_inside(self, output_size: Pair) -> np.ndarray:
-        """[H', W']: the place of each window's first pixel that is no padding."""
+    def first_inside(self, output_size: Pair) -> np.ndarray:
+        """[H', W'] int32: the place of each window's first pixel that is no padding."""
         rows, columns = (
             np.maximum(before - stride * np.arange(length), 0)
             for length, stride, (before, _) in zip(output_size, self.stride, self.padding, strict=True)
         )
-        return rows[:, None] * self.size[1] + columns
+        return (rows[:, None] * self.size[1] + columns).astype(np.int32)

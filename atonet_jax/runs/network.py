@@ -1,7 +1,7 @@
 """The network that a config describes, and where its variables come from: drawn, a PyTorch file, a run's checkpoint."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +17,7 @@ from atonet_jax.config import create_network
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import class_table
 from atonet_jax.errors import InputError
-from atonet_jax.models import abstract_variables, init_variables
+from atonet_jax.models import abstract_variables, init_variables, network
 from atonet_jax.process.devices import replicated
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.workdir import changes_since, holds_run, load_class_table, load_config
@@ -53,7 +53,7 @@ def starting_variables(config: ConfigDict, model: nn.Module, table: ClassTable, 
     """
     variables = jax.jit(lambda: init_variables(model, config.seed))()
     if config.init_from and holds_run(config.init_from):
-        return _from_run(config.init_from, model, table, variables, mesh)
+        return _from_run(config, model, table, variables, mesh)
     if config.init_from:
         return torch_weights.load_network(config.init_from, model, variables, strict=config.init_strict)
     if config.model.pretrained_backbone:
@@ -62,9 +62,10 @@ def starting_variables(config: ConfigDict, model: nn.Module, table: ClassTable, 
 
 
 def _from_run(
-    workdir: str, model: nn.Module, table: ClassTable, variables: Mapping[str, Any], mesh: Mesh
+    config: ConfigDict, model: nn.Module, table: ClassTable, variables: Mapping[str, Any], mesh: Mesh
 ) -> dict[str, Any]:
-    """What the run in `workdir` has learned; `variables` where shapes differ, and for layers of other classes."""
+    """What the run in `init_from` has learned; `variables` for layers of other classes."""
+    workdir = config.init_from
     source = trained_network(load_config(workdir), workdir, mesh)
     if type(source.model) is not type(model):
         raise InputError(
@@ -73,13 +74,23 @@ def _from_run(
         )
     learned, flat = flatten_dict(source.variables, sep='/'), flatten_dict(variables, sep='/')
     of_classes = torch_weights.class_layers(model) if source.class_table.class_names != table.class_names else set()
-    misfits = [path for path in flat if path not in learned or learned[path].shape != flat[path].shape]
-    fresh = {*misfits, *of_classes}
-    if len(fresh) > len(flat) // 2:
-        raise InputError(f'config.init_from={workdir}: most layers have other shapes; give the options of that run')
-    modules = sorted({path.split('/')[1] for path in fresh})
-    _log.info('network from step %d of %s%s', source.step, workdir, f'; fresh: {", ".join(modules)}' if modules else '')
+    misfits = {path for path in flat if path not in learned or learned[path].shape != flat[path].shape}
+    of_training = {path for path in flat if path.split('/')[1] in network(model).training_only}  # not in exports
+    wrong = misfits - of_classes - of_training
+    if wrong and config.init_strict:
+        raise InputError(
+            f'config.init_from={workdir}: has no weights of these shapes for {_modules(wrong)}; give the options of '
+            'that run, or --config.init_strict=false to start these layers fresh'
+        )
+    fresh = misfits | of_classes
+    named = f'; fresh: {_modules(fresh)}' if fresh else ''
+    _log.info('network from step %d of %s%s', source.step, workdir, named)
     return unflatten_dict({path: flat[path] if path in fresh else learned[path] for path in flat}, sep='/')
+
+
+def _modules(paths: Iterable[str]) -> str:
+    """The modules at the network's top that own variables."""
+    return ', '.join(sorted({path.split('/')[1] for path in paths}))
 
 
 def blank_variables(model: nn.Module) -> dict[str, Any]:

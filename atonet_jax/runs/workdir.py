@@ -151,9 +151,14 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
     """What `config` has changed since the run in `workdir` began, a line a key.
 
     Raises:
-        InputError: there is no run, or it is one of another network or of other classes.
+        InputError: there is no run, or it is one of another network, of other classes, or from other weights.
     """
     changes = list(_differences(load_config(workdir), config))
+    if any(change.startswith('config.init_from ') for change in changes):
+        raise InputError(
+            f'config.init_from={config.init_from}: {workdir} holds a run that has begun already; give a new --workdir '
+            'to use these weights, or leave config.init_from as it was'
+        )
     network = [c for c in changes if c.startswith('config.model.') and not c.startswith(_FREE_MODEL_KEYS)]
     classes = load_class_table(workdir)
     if classes.class_names != class_table.class_names:

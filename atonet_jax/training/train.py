@@ -18,7 +18,7 @@ from atonet_jax.config import create_network, validate, validate_batches, valida
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.sources import class_table, load_examples
-from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.errors import TrainingError
 from atonet_jax.evaluation.evaluate import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_variables, network
@@ -28,7 +28,7 @@ from atonet_jax.process.distributed import is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
-from atonet_jax.runs.workdir import changes_since, claim, holds_run, load_config, lock, write_json
+from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
@@ -59,11 +59,6 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     model = create_network(config, table.num_classes)
     objective = _create_objective(config, model)
     resumes = has_checkpoint(workdir)
-    if resumes and config.init_from != load_config(workdir).init_from:
-        raise InputError(
-            f'config.init_from={config.init_from}: {workdir} holds a run that has begun already; give a new --workdir '
-            'to start from these weights, or leave config.init_from as it was'
-        )
     variables = blank_variables(model) if resumes else starting_variables(config, model, table, mesh)
     with lock(workdir) if is_main_process() else nullcontext():
         return _train(config, workdir, mesh, table, objective, variables, resumes)

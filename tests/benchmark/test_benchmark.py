@@ -22,6 +22,7 @@ from atonet_jax.benchmark.benchmark import (
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model
+from tests.commands import run_command
 
 
 @pytest.fixture
@@ -181,9 +182,9 @@ def test_setting_that_cannot_work_is_named_in_one_line_before_anything_is_writte
 
 @pytest.mark.parametrize('sizes', ['(64,128)', '((64,128),(33,57))'])
 def test_command_line_takes_one_size_or_several(repository, tmp_path, sizes):
-    command = [sys.executable, 'main.py', '--config=configs/tiny.py', f'--workdir={tmp_path}', '--mode=benchmark']
+    command = ['--config=configs/tiny.py', f'--workdir={tmp_path}', '--mode=benchmark']
     command += [f'--config.benchmark.sizes={sizes}', '--config.benchmark.rounds=1', '--config.benchmark.warmup=0']
-    process = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300)
+    process = run_command(*command, cwd=repository)
     assert process.returncode == 0, process.stderr
     for size in ('64x128', '33x57')[: sizes.count('),') + 1]:
         assert f'\n{size}, float32, batch 1: ' in process.stdout

@@ -14,6 +14,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.report.compare import compare
 from atonet_jax.runs.workdir import read_metrics, write_json
+from tests.commands import run_command
 from tests.evaluation.test_report import text_of
 
 
@@ -142,7 +143,7 @@ def test_the_command_takes_runs_alone_and_needs_no_tensorflow(runs, repository, 
     assert process.returncode == 0, process.stderr
     assert process.stdout.splitlines()[-2:] == ['report: ./compare.html', 'False']
     assert (tmp_path / 'compare.html').exists()
-    process = command('first', '--workdir=elsewhere')
+    process = run_command('--mode=compare', 'first', '--workdir=elsewhere', cwd=tmp_path)
     assert process.returncode == 0, process.stderr
     assert (tmp_path / 'elsewhere' / 'compare.html').exists()
 

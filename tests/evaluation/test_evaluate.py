@@ -73,7 +73,7 @@ def test_the_best_and_the_worst_images_are_kept_and_no_others(run, pictures, num
     evaluation = run(pictures=pictures)
     ranked = sorted(evaluation.per_image, key=lambda score: -score.miou)
     assert [example.index for example in evaluation.best] == [score.index for score in ranked[:num_best]]
-    worst = [score.index for score in ranked[::-1][:num_worst]]
+    worst = [score.index for score in sorted(evaluation.per_image, key=lambda score: score.miou)[:num_worst]]
     assert [example.index for example in evaluation.worst] == worst
     assert len(evaluation.examples) == min(5, pictures)
 

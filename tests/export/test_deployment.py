@@ -1,7 +1,7 @@
 """Each loader in docs/deployment.md and README.md gives the labels of `Segmenter`, as it stands there."""
 
+import os
 import re
-import shutil
 
 import jax.export
 import numpy as np
@@ -12,10 +12,9 @@ import tensorflow as tf
 
 from atonet_jax.config import EXPORT_FORMATS
 from atonet_jax.data.synthetic import render_scene
-from atonet_jax.export import export
 from atonet_jax.inference.segmenter import Segmenter
+from tests.conftest import EXPORT_SIZE as SIZE
 
-SIZE = (64, 128)
 LOADERS = ('Segmenter', 'onnx', 'saved_model', 'tflite', 'jax_export', 'weights', 'torch')  # in the document's order
 
 
@@ -26,14 +25,12 @@ def blocks(repository):
 
 
 @pytest.fixture(scope='module')
-def folder(tiny_config, finished, tmp_path_factory):
+def folder(exported, tmp_path_factory):
     """Where the document's paths lead: a run with all exports, and an image of their size."""
     folder = tmp_path_factory.mktemp('deployment')
-    workdir = shutil.copytree(finished, folder / 'runs' / 'demo')
-    for format in EXPORT_FORMATS:
-        config = tiny_config.copy_and_resolve_references()
-        config.export.update(format=format, size=SIZE)
-        export(config, str(workdir), force=False)
+    workdir = {os.path.dirname(os.path.dirname(exported(format))) for format in EXPORT_FORMATS}.pop()
+    (folder / 'runs').mkdir()
+    (folder / 'runs' / 'demo').symlink_to(workdir)
     PIL.Image.fromarray(render_scene(1, 0, *SIZE)[0]).save(folder / 'street.png')
     return folder
 
@@ -45,7 +42,7 @@ def expected(finished):
     return labels
 
 
-@pytest.mark.parametrize('loader', LOADERS)
+@pytest.mark.parametrize('loader', [loader for loader in LOADERS if loader != 'torch'])  # which tests/parity runs
 def test_loader_gives_the_labels_of_the_run(blocks, folder, expected, monkeypatch, loader):
     monkeypatch.chdir(folder)
     # The document's network is of the usual width.

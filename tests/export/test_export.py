@@ -1,6 +1,7 @@
 """Each export gives the labels of the run that it was made of, in its own runtime, and no file is lost to one."""
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -12,7 +13,6 @@ import numpy as np
 import onnxruntime
 import pytest
 import tensorflow as tf
-import torch
 
 from atonet_jax.config import EXPORT_FORMATS
 from atonet_jax.data.labels import CITYSCAPES
@@ -21,14 +21,15 @@ from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.export import export
 from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.workdir import load_config
-from atonet_jax.torch_weights import to_torch
-from tests import torch_reference
+from atonet_jax.torch_files import read_state_dict
+from atonet_jax.torch_weights import from_torch, to_torch
+from tests.conftest import EXPORT_SIZE as SIZE
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
-SIZE = (64, 128)
 MOST_DIFFERENT = 1e-3  # share of pixels: each runtime rounds in its own way
 ENDINGS = {
     'weights': '_weights',
@@ -41,11 +42,11 @@ ENDINGS = {
 
 
 def run_weights(path, images):
-    return Segmenter.from_workdir(path)(images)
+    return np.asarray(Segmenter.from_workdir(path)(images))
 
 
 def run_jax_export(path, images):
-    return jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call(images)
+    return np.asarray(jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes())).call(images))
 
 
 def run_saved_model(path, images):
@@ -65,12 +66,9 @@ def run_tflite(path, images):
 
 
 def run_torch(path, images):
-    reference = torch_reference.ATONet(19, width=16, backbone_width=8).eval()
-    reference.load_state_dict(torch.load(path, weights_only=True), strict=True)
-    with torch.no_grad():
-        logits = reference(torch.from_numpy(np.array(IMAGENET(images)).transpose(0, 3, 1, 2)))
-        logits = torch.nn.functional.interpolate(logits, SIZE, mode='bilinear', align_corners=False)
-    return logits.argmax(1).numpy().astype(np.uint8)
+    """Its numbers; that PyTorch loads the file and gives these labels, tests/parity says."""
+    model = create_model('atonet', 19, width=16, backbone_width=8)
+    return np.asarray(Segmenter(model, from_torch(read_state_dict(path), model))(images))
 
 
 RUN = {
@@ -95,22 +93,9 @@ def to_export(tiny_config, **options):
 
 
 @pytest.fixture(scope='module')
-def run(finished, tmp_path_factory):
-    """A workdir that exports may be written into."""
-    return str(shutil.copytree(finished, tmp_path_factory.mktemp('exported') / 'run'))
-
-
-@pytest.fixture(scope='module')
-def exported(tiny_config, run):
-    """(format) -> the path of the run's export, made once, in the workdir."""
-    paths = {}
-
-    def path_of(format):
-        if format not in paths:
-            paths[format] = export(to_export(tiny_config, format=format), run, force=False)
-        return paths[format]
-
-    return path_of
+def run(exported):
+    """The workdir that the exports lie in."""
+    return os.path.dirname(os.path.dirname(exported('torch')))
 
 
 @pytest.fixture(scope='module')
@@ -164,6 +149,15 @@ def test_logits_of_normalized_nchw_images_are_those_of_the_run(
     assert options.items() <= card['program'].items()
 
 
+def test_an_onnx_file_of_any_size_is_checked_at_two_sizes(tiny_config, finished, segment, tmp_path, capsys):
+    config = to_export(tiny_config, format='onnx', dynamic_size=True, output=str(tmp_path / 'atonet.onnx'))
+    path = export(config, finished, force=False)
+    assert 'labels; at 77x158: loaded back' in capsys.readouterr().out
+    assert card_of(path)['program']['dynamic_size'] is True
+    images = render_scene(1, 0, 90, 70)[0][None]
+    assert np.mean(run_onnx(path, images) != np.asarray(segment(images))) <= MOST_DIFFERENT
+
+
 def test_a_batch_size_holds_in_tflite(tiny_config, finished, images, labels, tmp_path):
     config = to_export(tiny_config, format='tflite', batch_size=3, output=str(tmp_path / 'atonet.tflite'))
     result = run_tflite(export(config, finished, force=False), images)
@@ -187,8 +181,8 @@ def test_lies_in_the_workdir_with_a_card_that_says_how_to_use_it(exported, run, 
     assert [c['name'] for c in card['classes']] == list(CITYSCAPES.class_names)
     assert [c['raw_id'] for c in card['classes']] == CITYSCAPES.train_to_raw[:19].tolist()
     assert card['classes'][0] == {'train_id': 0, 'name': 'road', 'color_rgb': [128, 64, 128], 'raw_id': 7}
-    assert card['normalization']['mean_rgb'] == MEAN_RGB.tolist()
-    assert card['normalization']['stddev_rgb'] == STDDEV_RGB.tolist()
+    assert card['normalization']['mean'] == MEAN_RGB.tolist()
+    assert card['normalization']['stddev'] == STDDEV_RGB.tolist()
     is_program = format not in ('weights', 'torch')
     assert card['normalization']['within_the_program'] == is_program
     assert (card['program'] is not None) == is_program
@@ -214,8 +208,8 @@ def test_exported_weights_have_no_auxiliary_heads(exported):
 def test_export_holds_each_parameter_once(exported, format):
     path = pathlib.Path(exported(format))
     files = [path] if path.is_file() else [file for file in path.rglob('*') if file.is_file()]
-    reference = torch_reference.ATONet(19, width=16, backbone_width=8)
-    num_params = sum(p.numel() for name, p in reference.named_parameters() if not name.startswith('aux'))
+    inference = abstract_variables(create_model('atonet', 19, width=16, backbone_width=8), train=False)
+    num_params = sum(math.prod(array.shape) for array in jax.tree.leaves(inference['params']))
     assert card_of(path)['parameters'] == num_params
     num_bytes = sum(file.stat().st_size for file in files)
     assert 0.9 <= num_bytes / (4 * num_params) <= 1.6
@@ -331,8 +325,8 @@ def test_an_ending_that_the_format_does_not_have_is_named_with_the_users_path(co
 
 
 def test_a_torch_file_of_other_numbers_is_refused(config, finished, tmp_path, monkeypatch):
-    def to_other(variables):
-        state_dict = to_torch(variables)
+    def to_other(variables, model):
+        state_dict = to_torch(variables, model)
         return state_dict | {'cls.4.bias': state_dict['cls.4.bias'] + 1}
 
     monkeypatch.setattr('atonet_jax.export.torch_format.to_torch', to_other)

@@ -1,7 +1,5 @@
 """`Segmenter` gives the plain path's labels, and says what is wrong with images that it cannot take."""
 
-import subprocess
-import sys
 from functools import partial
 
 import jax
@@ -15,15 +13,15 @@ from atonet_jax.inference.views import predict_labels
 from atonet_jax.models import create_model, prepare
 from atonet_jax.runs.network import blank_variables
 from atonet_jax.runs.workdir import claim
-from atonet_jax.torch_weights import from_torch
-from tests.test_parity import NUM_CLASSES, TINY, random_reference
+from tests.drawn_weights import drawn_variables
+from tests.parity_cases import NUM_CLASSES, TINY
 
 
 @pytest.fixture(scope='module')
 def network():
     """Random weights and running statistics."""
     model = create_model('atonet', NUM_CLASSES, **TINY)
-    return model, from_torch(random_reference(seed=1, **TINY).state_dict(), model)
+    return model, drawn_variables(model)
 
 
 @pytest.fixture(scope='module')
@@ -47,7 +45,7 @@ def test_labels_are_the_plain_paths(network, segment, shape):
 
 def test_labels_of_the_full_size_network_whose_deep_stages_go_by_winograd():
     model = create_model('atonet', 19)
-    variables = from_torch(random_reference(seed=2, num_classes=19).state_dict(), model)
+    variables = drawn_variables(model, seed=2)
     images = random_images(1, 96, 160)
     plain = jax.jit(partial(predict_labels, model))(variables, images)
     assert np.mean(np.asarray(Segmenter(model, variables)(images)) == np.asarray(plain)) >= 0.9999
@@ -119,24 +117,3 @@ def test_a_workdir_whose_run_saved_nothing_yet_is_named(tiny_config, tmp_path):
 def test_images_that_are_none_are_refused(segment, images, text):
     with pytest.raises(InputError, match=r'images must be \[B, H, W, 3\] uint8 RGB, ' + text):
         segment(images)
-
-
-TWO_DEVICES = """
-import jax, numpy as np
-from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import create_model, prepare, init_variables
-model = create_model('atonet', 5, width=16, backbone_width=8)
-segment = Segmenter(model, init_variables(model, 0))
-images = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3), dtype=np.uint8)
-pair, three = segment(images[:2]), segment(images)
-assert jax.device_count() == 2
-assert [shard.data.shape for shard in pair.addressable_shards] == [(1, 64, 64)] * 2
-assert [shard.data.shape for shard in three.addressable_shards] == [(3, 64, 64)] * 2
-np.testing.assert_array_equal(pair, three[:2])
-"""
-
-
-def test_a_batch_is_split_over_the_devices_that_divide_it(repository, monkeypatch):
-    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
-    process = subprocess.run([sys.executable, '-c', TWO_DEVICES], cwd=repository, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr

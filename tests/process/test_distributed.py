@@ -6,20 +6,15 @@ import socket
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
 from atonet_jax.process import distributed
-from tests import devices_worker
 
 STEPS = 10
-# Weights that have settled: from fresh ones a rounding error grows to per cents within a few steps.
-SETTLING = {'learning_rate': 0.02, 'num_steps': 60, 'seed': 1}
-# Small steps: where rounding moves an activation over ReLU's kink, gradients part by what one pixel counts.
-OPTIONS = {'learning_rate': 0.0005, 'num_steps': STEPS}
+DEVICES = (1, 2, 8)
 
 
 @pytest.fixture(scope='module')
@@ -28,71 +23,89 @@ def scenes(tiny_config):
     return tiny_config.data.root
 
 
-@pytest.fixture(scope='module')
-def start(scenes, tmp_path_factory):
-    """File of the variables that all begin with."""
-    model = devices_worker.tiny_network()
-    key = jax.random.key(0, impl='rbg')
-    variables = jax.jit(lambda: model.init(key, np.zeros((1, 64, 64, 3), np.float32), train=True))()
-    _, variables, _ = devices_worker.run(scenes, jax.tree.map(np.asarray, variables), **SETTLING)
-    path = tmp_path_factory.mktemp('start') / 'variables.npz'
-    np.savez(path, **{f'{i:03}': array for i, array in enumerate(jax.tree.leaves(variables))})
-    return str(path)
-
-
-def run_workers(repository, start, scenes, out, num_processes=1, num_devices=1, **options):
-    """What the first of `num_processes` with `num_devices` each found."""
+def run_workers(repository, folder, scenes, jobs, num_devices, num_processes=1):
+    """{job: {name: array}} that the first of `num_processes` with `num_devices` each found."""
     with socket.socket() as free:
         free.bind(('localhost', 0))
         port = free.getsockname()[1]
     flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count={num_devices}'
+    out = str(folder / f'{num_processes}.npz')
     processes = []
     for i in range(num_processes):
         address = [f'localhost:{port}', str(num_processes), str(i)] if num_processes > 1 else []
         process = subprocess.Popen(
-            [sys.executable, '-m', 'tests.devices_worker', str(out), start, scenes, *address],
+            [sys.executable, '-m', 'tests.devices_worker', out, str(folder / 'start.npz'), scenes, *address],
             cwd=repository,
             env=os.environ | {'XLA_FLAGS': flags},
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        process.stdin.write(json.dumps(OPTIONS | options))
+        process.stdin.write(json.dumps(jobs))
         process.stdin.close()
         processes.append(process)
     for process in processes:
-        errors = process.stderr.read()
+        with process.stderr:
+            errors = process.stderr.read()
         assert process.wait(timeout=300) == 0, errors
+    found = {}
     with np.load(out) as file:
-        return dict(file)
+        for key in file.files:
+            job, name = key.split('/')
+            found.setdefault(job, {})[name] = file[key]
+    return found
 
 
 @pytest.fixture(scope='module')
-def one_device(repository, start, scenes, tmp_path_factory):
-    return run_workers(repository, start, scenes, tmp_path_factory.mktemp('one') / 'out.npz')
+def folder(tmp_path_factory):
+    """Where the variables lie that all begin with."""
+    return tmp_path_factory.mktemp('devices')
 
 
-@pytest.mark.parametrize(('num_processes', 'num_devices'), [(1, 2), (1, 4), (1, 8), (2, 1), (2, 2)])
-def test_all_train_and_evaluate_as_one_device_does(
-    repository, start, scenes, one_device, tmp_path, num_processes, num_devices
-):
-    found = run_workers(repository, start, scenes, tmp_path / 'out.npz', num_processes, num_devices)
-    assert found.pop('devices') == num_processes * num_devices
+@pytest.fixture(scope='module')
+def eight_devices(repository, folder, scenes):
+    """What one process with eight devices finds on some of them."""
+    jobs = {f'on {count}': {'devices': count, 'num_steps': STEPS} for count in DEVICES}
+    jobs |= {f'parts on {count}': {'devices': count, 'num_steps': STEPS, 'accumulation': 2} for count in (1, 2)}
+    return run_workers(repository, folder, scenes, jobs | {'segment': {}}, num_devices=8)
+
+
+def assert_trains_and_evaluates_alike(found, expected):
+    found, expected = dict(found), dict(expected)
     assert len(found['losses']) == STEPS
-    np.testing.assert_array_equal(found.pop('confusion'), one_device['confusion'])
+    np.testing.assert_array_equal(found.pop('confusion', 0), expected.pop('confusion', 0))
+    del found['devices'], expected['devices']
+    assert set(found) == set(expected)
     for name, array in found.items():
-        scale = np.abs(one_device[name]).max()
-        np.testing.assert_allclose(array, one_device[name], rtol=0, atol=1e-5 * scale, err_msg=name)
+        scale = np.abs(expected[name]).max()
+        np.testing.assert_allclose(array, expected[name], rtol=0, atol=1e-5 * scale, err_msg=name)
 
 
-def test_accumulated_parts_do_not_depend_on_the_devices(repository, start, scenes, one_device, tmp_path):
-    one, two = (
-        run_workers(repository, start, scenes, tmp_path / f'{n}.npz', num_devices=n, accumulation=2) for n in (1, 2)
-    )
-    for name in set(one) - {'devices', 'confusion'}:
-        np.testing.assert_allclose(two[name], one[name], rtol=0, atol=1e-5 * np.abs(one[name]).max(), err_msg=name)
+@pytest.mark.parametrize('count', [2, 8])
+def test_devices_of_a_process_train_and_evaluate_as_one_does(eight_devices, count):
+    assert eight_devices[f'on {count}']['devices'] == count
+    assert_trains_and_evaluates_alike(eight_devices[f'on {count}'], eight_devices['on 1'])
+
+
+def test_devices_of_two_processes_train_and_evaluate_as_one_does(repository, folder, scenes, eight_devices):
+    jobs = {'all': {'num_steps': STEPS}}
+    found = run_workers(repository, folder, scenes, jobs, num_devices=2, num_processes=2)['all']
+    assert found['devices'] == 4
+    assert_trains_and_evaluates_alike(found, eight_devices['on 1'])
+
+
+def test_accumulated_parts_do_not_depend_on_the_devices(eight_devices):
+    one, two = (eight_devices[f'parts on {count}'] for count in (1, 2))
+    assert_trains_and_evaluates_alike(two, one)
     # Batch normalisation sees four images at a time instead of eight, so it is another training.
-    assert np.abs(one['losses'] / one_device['losses'] - 1).max() > 1e-3
+    assert np.abs(one['losses'] / eight_devices['on 1']['losses'] - 1).max() > 1e-3
+
+
+def test_a_batch_is_segmented_by_all_devices_where_they_divide_it(eight_devices):
+    found = eight_devices['segment']
+    assert found['even_shards'].tolist() == [[1, 64, 64]] * 8
+    assert found['odd_shards'].tolist() == [[9, 64, 64]] * 8  # whole on each
+    np.testing.assert_array_equal(found['even'], found['odd'][:8])
 
 
 @pytest.mark.parametrize(

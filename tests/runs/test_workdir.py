@@ -7,7 +7,15 @@ import pytest
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CAMVID, CITYSCAPES
 from atonet_jax.errors import InputError
-from atonet_jax.runs.workdir import METRICS_FILE, MetricsLog, claim, load_class_table, load_config, read_metrics
+from atonet_jax.runs.workdir import (
+    METRICS_FILE,
+    MetricsLog,
+    changes_since,
+    claim,
+    load_class_table,
+    load_config,
+    read_metrics,
+)
 
 
 def contents(workdir):
@@ -54,6 +62,14 @@ def test_run_of_another_network_is_refused_and_the_workdir_unharmed(tmp_path):
     with pytest.raises(InputError, match='config.model.width was 128, is 64.*give a new --workdir'):
         claim(str(tmp_path), config, CITYSCAPES)
     assert contents(tmp_path) == before
+
+
+def test_other_weights_to_start_from_are_not_passed_over_where_a_run_has_begun(tmp_path):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    config.init_from = 'atonet.pth'
+    with pytest.raises(InputError, match='config.init_from=atonet.pth: .*has begun already; give a new --workdir'):
+        changes_since(str(tmp_path), config, CITYSCAPES)
 
 
 @pytest.mark.parametrize(('key', 'value'), [('name', 'adamw'), ('ema_decay', 0.99)])

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -119,3 +120,17 @@ def test_warmup_rises_linearly_into_the_schedule():
 def test_unknown_schedule_is_refused():
     with pytest.raises(ValueError, match="schedule.name='step' is unknown; known: cosine, poly, constant"):
         learning_rate_schedule(peak=0.1, name='step', total_steps=1)
+
+
+def test_a_frozen_group_stays_as_it_is():
+    learning_rates = {group: optax.constant_schedule(0.1) for group in GROUPS}
+    decays = dict.fromkeys(GROUPS, 0.1)
+    optimizer = create_optimizer(
+        'sgd', learning_rates, NETWORK, momentum=0.9, weight_decays=decays, frozen=('backbone',)
+    )
+    params = two_parameters(seed=0) | {'up1': {'conv': {'kernel': np.ones((1, 1, 2, 2), np.float32)}}}
+    gradients = jax.tree.map(np.ones_like, params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    assert not np.any(updates['layer1']['block0']['conv1']['conv']['kernel'])
+    assert not np.any(updates['stem']['conv']['kernel']), 'the stem is of the backbone, though at the full rate'
+    assert np.all(updates['up1']['conv']['kernel'])

@@ -70,10 +70,16 @@ _composed('exp2')(lambda g, n, params, x: g('Pow', n(2), x))
 _composed('expm1')(lambda g, n, params, x: g('Sub', g('Exp', x), n(1)))
 _composed('log1p')(lambda g, n, params, x: g('Log', g('Add', x, n(1))))
 _composed('erfc')(lambda g, n, params, x: g('Sub', n(1), g('Erf', x)))
-_composed('ne')(lambda g, n, params, x, y: g('Not', g('Equal', x, y)))
 _composed('rem')(lambda g, n, params, x, y: g('Mod', x, y, fmod=1))
 _composed('clamp')(lambda g, n, params, low, x, high: g('Min', g('Max', x, low), high))
 _composed('is_finite')(lambda g, n, params, x: g('Not', g('Or', g('IsInf', x), g('IsNaN', x))))
+
+
+@rule('ne')
+def _not_equal(lowering, step, x, y):
+    if x is y and x.dtype == np.float32:
+        return lowering.elementwise(step, [x], lambda x: lowering.graph('IsNaN', x))
+    return lowering.elementwise(step, [x, y], lambda *names: lowering.graph('Not', lowering.graph('Equal', *names)))
 
 
 @_composed('integer_pow')

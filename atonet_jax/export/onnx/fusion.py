@@ -1,7 +1,7 @@
 """Joins steps of a program that are one node of a graph, or cheaper as one."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -40,9 +40,17 @@ def fuse(program: Program) -> Program:
         producers |= dict.fromkeys(step.outputs, step)
 
     result = renamed.get(program.result, program.result)
+    for step in list(producers.values()):
+        if step.op in ('add', 'add_any'):
+            _bias_to_smallest_map(step, producers, uses)
+    return Program(program.given, _ordered(result, producers), result)
+
+
+def _ordered(result: Ref | Constant, producers: Mapping[Ref, Step]) -> list[Step]:
+    """The steps that the result needs, each after its inputs."""
     steps, wanted = [], [result]
     done = set()
-    while wanted:  # what is needed, each after its inputs
+    while wanted:
         ref = wanted[-1]
         step = producers.get(ref)
         missing = [x for x in step.inputs if x in producers and x not in done] if step and ref not in done else []
@@ -53,7 +61,42 @@ def fuse(program: Program) -> Program:
         if step and ref not in done:
             steps.append(step)
             done.update(step.outputs)
-    return Program(program.given, steps, result)
+    return steps
+
+
+def _bias_to_smallest_map(add: Step, producers: dict[Ref, Step], uses: Mapping[Ref, int]) -> None:
+    """Of convolutions that are summed, some of them resized, the one of the smallest map takes the biases of all.
+
+    Resizing keeps what is constant over a map.
+    """
+
+    def summed(x, shape) -> list[Step]:
+        step = producers.get(x)
+        if step is None or uses[x] != 1 or len(x.shape) != 4 or x.shape[::3] != shape[::3]:
+            return []
+        if step.op in ('resize_bilinear', 'resize_nearest', 'resize_align_corners'):
+            return summed(step.inputs[0], shape)
+        if step.op in ('add', 'add_any'):
+            return [conv for y in step.inputs if y in producers for conv in summed(y, shape)]
+        is_plain = step.op == 'conv_general_dilated' and not step.params.get('relu')
+        return [step] if is_plain and step.params['dimension_numbers'].out_spec[1] == 3 else []
+
+    def work(conv):
+        return [
+            np.prod([length[0] if isinstance(length, Varied) else length for length in of.shape])
+            for of in (conv.outputs[0], conv.inputs[1])
+        ]
+
+    convs = [conv for x in add.inputs if x in producers for conv in summed(x, add.outputs[0].shape)]
+    biases = [conv.inputs[2].array for conv in convs if len(conv.inputs) > 2]
+    if len(convs) < 2 or not biases:
+        return
+    smallest = min(convs, key=work)
+    for conv in convs:
+        producers[conv.outputs[0]] = _replace(conv, inputs=conv.inputs[:2])
+    bias = sum(biases).astype(np.float32)
+    inputs = (*smallest.inputs[:2], Constant((bias,), bias.shape))
+    producers[smallest.outputs[0]] = _replace(smallest, inputs=inputs)
 
 
 def _replace(step: Step, **changes) -> Step:

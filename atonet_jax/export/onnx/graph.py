@@ -53,6 +53,10 @@ class Graph:
             if isinstance(size, Varied):
                 self._sizes.setdefault(size, (name, axis))
 
+    def forget(self, name: str) -> None:
+        """Sizes are no longer read of this value, which is replaced by another."""
+        self._sizes = {size: place for size, place in self._sizes.items() if place[0] != name}
+
     def size(self, size: Size) -> str:
         """An int64 vector of one element: a size as it is when the graph runs.
 
@@ -69,6 +73,9 @@ class Graph:
             if name is not None:
                 return name
         latest = list(self._sizes)[::-1]  # of maps that are near
+        for a, b in itertools.permutations(latest, 2):
+            if size == combine(lambda a, b: a - b, a, b):
+                return self('Sub', self.size(a), self.size(b))
         for a, b in itertools.permutations(latest, 2):
             if self._sizes[a][0] == self._sizes[b][0]:
                 for factor in range(1, 33):

@@ -5,7 +5,9 @@ import dataclasses
 import numpy as np
 
 from atonet_jax.export.onnx.lowering import Value, rule
-from atonet_jax.export.onnx.program import Constant, Varied, combine
+from atonet_jax.export.onnx.program import Constant, Size, Varied, combine
+
+_TO_THE_END = 2**62
 
 
 @rule('slice')
@@ -22,10 +24,7 @@ def _sliced(lowering, step, x: Value, starts, stops, steps) -> Value:
             continue
         places.append(x.order.index(axis))
         begins.append(start)
-        missing = combine(lambda a, b: a - b, stop, x.shape[axis])
-        if not isinstance(missing, Varied):
-            stop = missing if missing < 0 else 2**62
-        ends.append(stop)
+        ends.append(_end(start, stop, stride, x.shape[axis]))
         strides.append(stride)
     if not places:
         return dataclasses.replace(x, shape=step.outputs[0].shape)
@@ -33,6 +32,20 @@ def _sliced(lowering, step, x: Value, starts, stops, steps) -> Value:
     name = graph('Slice', x.name, graph.size_vector(begins), graph.size_vector(ends), graph.integers(*places),
                  graph.integers(*strides))  # fmt: skip
     return lowering.new(name, step.outputs[0], x.order)
+
+
+def _end(start: Size, stop: Size, stride: int, length: Size) -> Size:
+    """An end that takes as much as `stop`, counted from the end of the axis where that is one number."""
+
+    def count(first, last):
+        return -(-(last - first) // stride)
+
+    for missing in range(stride):  # what lies between the last that is taken and the next is free to choose
+        same = combine(lambda a, b, n, m=missing: count(a, n - m) == count(a, b), start, stop, length)
+        if same is True:
+            return -missing if missing else _TO_THE_END
+    missing = combine(lambda a, b: a - b, stop, length)
+    return stop if isinstance(missing, Varied) or missing >= 0 else missing
 
 
 @rule('dynamic_slice')

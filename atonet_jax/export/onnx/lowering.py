@@ -98,12 +98,14 @@ class Lowering:
         graph: the nodes so far.
         values: of the program's `Ref`s.
         winograd: whether forms are taken that are faster in ONNX Runtime on CPUs.
+        resized: of the name of a resized map, what it was made of: (value, kind, sizes).
     """
 
     def __init__(self, winograd: bool):
         self.graph = Graph()
         self.values: dict[Ref, Value] = {}
         self.winograd = winograd
+        self.resized: dict[str, tuple] = {}
 
     def run(self, step: Step) -> None:
         """Adds the nodes of a step.
@@ -121,8 +123,9 @@ class Lowering:
         except KeyError as error:
             if not isinstance(error.args[0], Varied):
                 raise
-            raise refuse(f'{step.op!r}: a size that the graph cannot derive, {tuple(error.args[0])} in the traces; '
-                         'export with a fixed size', step.place) from error  # fmt: skip
+            sizes = list(map(int, error.args[0]))
+            raise refuse(f'{step.op!r}: a size that the graph cannot derive, {sizes} in the traces; export with a '
+                         'fixed size', step.place) from error  # fmt: skip
         results = results if isinstance(results, tuple) else (results,)
         for output, value in zip(step.outputs, results, strict=True):
             self.values[output] = value
@@ -155,8 +158,9 @@ class Lowering:
 
     def _ramp(self, x: Constant, order: Sequence[int]) -> str:
         """start + step * place along each axis, such as row * W + column: computed in the graph."""
-        rank = len(order)
+        rank, dtype = len(order), x.dtype
         origin = (0,) * rank
+        x = Constant(tuple(array.astype(np.result_type(array, np.int32)) for array in x.arrays), x.shape)
         ramps, steps = [array[origin] for array in x.arrays], {}
         for axis in range(rank):
             nexts = [(*origin[:axis], min(1, array.shape[axis] - 1), *origin[axis + 1 :]) for array in x.arrays]
@@ -177,7 +181,7 @@ class Lowering:
                 places = self.cast(self.range(x.shape[axis]), x.dtype)
                 places = self.graph('Reshape', places, self.graph.integers(*(-1 if i == axis else 1 for i in order)))
                 name = self.graph('Add', name, self.graph('Mul', places, self.constant(step, order)))
-        return name
+        return name if x.dtype == dtype else self.cast(name, dtype)
 
     def range(self, length: Size) -> str:
         """int64 0 .. length - 1."""
@@ -236,9 +240,7 @@ class Lowering:
 def stored_shape(x: Value | Constant) -> tuple[Size, ...]:
     if isinstance(x, Value):
         return x.stored
-    return tuple(
-        1 if all(array.shape[axis] == 1 for array in x.arrays) else size for axis, size in enumerate(x.shape)
-    )
+    return tuple(1 if all(array.shape[axis] == 1 for array in x.arrays) else size for axis, size in enumerate(x.shape))
 
 
 def onnx_type(dtype) -> int:

@@ -55,7 +55,9 @@ def _map_axis(lowering, step, x: Value, axis: int, matrix: Constant, value_first
             order = tuple(a for a in order if a != axis) + (axis,)
             place = len(order) - 1
         name = lowering.in_order(x, order)
-        array = _whole_array(matrix)
+        if matrix.array is None:
+            raise NotImplementedError('a matrix that depends on the size of the images')
+        (array,) = matrix.whole
         if place == len(order) - 1:
             name = lowering.graph('MatMul', name, lowering.graph.constant(array.T))
         elif place == len(order) - 2:
@@ -63,9 +65,3 @@ def _map_axis(lowering, step, x: Value, axis: int, matrix: Constant, value_first
         else:
             name = lowering.graph('Conv', name, lowering.graph.constant(array[:, :, None, None]), kernel_shape=[1, 1])
     return lowering.new(name, output, [places[a] for a in order])
-
-
-def _whole_array(x: Constant) -> np.ndarray:
-    if x.array is None:
-        raise NotImplementedError('a matrix that depends on the size of the images')
-    return np.broadcast_to(x.array, x.shape)

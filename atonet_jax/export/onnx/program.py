@@ -8,7 +8,7 @@ import jax
 import ml_dtypes
 import numpy as np
 from jax.extend import source_info_util
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from atonet_jax.errors import InputError
 
@@ -20,11 +20,12 @@ _CALLS = {  # primitive -> the parameter that holds the called jaxpr
 }  # fmt: skip
 _IDENTITIES = ('stop_gradient', 'copy', 'copy_p', 'optimization_barrier', 'sharding_constraint', 'reduce_precision',
                'name', 'device_put')  # fmt: skip
-_ELEMENTWISE = frozenset((  # noqa: SIM905
-    'abs add add_any and ceil clamp convert_element_type cos div eq erf erfc exp exp2 expm1 floor ge gt integer_pow '
-    'is_finite le log log1p logistic lt max min mul ne neg not or pow rem round rsqrt select_n sign sin sqrt square '
-    'sub tan tanh xor'
-).split(' '))
+_ELEMENTWISE = {
+    'abs', 'add', 'add_any', 'and', 'ceil', 'clamp', 'convert_element_type', 'cos', 'div', 'eq', 'erf', 'erfc', 'exp',
+    'exp2', 'expm1', 'floor', 'ge', 'gt', 'integer_pow', 'is_finite', 'le', 'log', 'log1p', 'logistic', 'lt', 'max',
+    'min', 'mul', 'ne', 'neg', 'not', 'or', 'pow', 'rem', 'round', 'rsqrt', 'select_n', 'sign', 'sin', 'sqrt',
+    'square', 'sub', 'tan', 'tanh', 'xor',
+}  # fmt: skip
 _MOST_UNROLLED = 64  # turns of a scan
 _LARGEST_FOLDED = 2**24  # elements of a constant
 
@@ -95,6 +96,17 @@ class Constant:
             return None
         return merge([array.item() for array in self.arrays])
 
+    @property
+    def whole(self) -> list[np.ndarray]:
+        """With all elements, in each trace that differs."""
+        shapes = [
+            tuple(size[i] if isinstance(size, Varied) else size for size in self.shape)
+            for i in range(max([1, *(len(size) for size in self.shape if isinstance(size, Varied))]))
+        ]
+        arrays = self.arrays * len(shapes) if len(self.arrays) == 1 else self.arrays
+        shapes = shapes * len(arrays) if len(shapes) == 1 else shapes
+        return [np.broadcast_to(array, shape) for array, shape in zip(arrays, shapes, strict=True)]
+
     def is_all(self, number: float) -> bool:
         return self.scalar == number
 
@@ -150,7 +162,7 @@ class _Flattener:
 
     def __init__(self, steps: list[Step]):
         self._steps = steps
-        self._layers = ''
+        self._outer = '', ''  # layer and line of the call that is being inlined
 
     def inline(self, jaxpr: Jaxpr, consts: Sequence, inputs: Sequence) -> list:
         """Returns the outputs: `Ref`, or `Constant` where nothing is to be computed."""
@@ -171,8 +183,9 @@ class _Flattener:
         op, params = equation.primitive.name, equation.params
         if op in _IDENTITIES:
             return inputs
+        place = self._place(equation)
         if op in _CALLS and not _is_named(equation):
-            return self._call(params[_CALLS[op]], inputs)
+            return self._call(params[_CALLS[op]], inputs, equation)
         if op == 'platform_index':
             return [Constant((np.zeros((), np.int32),), ())]  # the branch is chosen where it is used
         if op == 'cond':
@@ -183,19 +196,32 @@ class _Flattener:
         if all(isinstance(x, Constant) for x in inputs) and sum(map(np.prod, shapes)) <= _LARGEST_FOLDED:
             return _folded(equation, inputs, shapes[0])
         if op == 'stack':
-            return [self._stacked(inputs, params['axis'], shapes[0], _place(equation))]
+            return [self._stacked(inputs, params['axis'], shapes[0], place)]
         outputs = tuple(
             Ref(shape, _computed(variable.aval.dtype)) for shape, variable in zip(shapes, equation.outvars, strict=True)
         )
         if op in _CALLS:
             op, params = params['name'], {}
-        self._steps.append(Step(op, params, tuple(inputs), outputs, _place(equation)))
+        self._steps.append(Step(op, params, tuple(inputs), outputs, place))
         return outputs
 
-    def _call(self, called: ClosedJaxpr | Jaxpr, inputs) -> list:
-        if isinstance(called, ClosedJaxpr):
-            return self.inline(called.jaxpr, called.consts, inputs)
-        return self.inline(called, [], inputs)
+    def _call(self, called: ClosedJaxpr | Jaxpr, inputs, equation) -> list:
+        outer, self._outer = self._outer, self._layer_and_line(equation)
+        jaxpr, consts = (called.jaxpr, called.consts) if isinstance(called, ClosedJaxpr) else (called, [])
+        outputs = self.inline(jaxpr, consts, inputs)
+        self._outer = outer
+        return outputs
+
+    def _layer_and_line(self, equation) -> tuple[str, str]:
+        layer, line = self._outer
+        info = equation.source_info
+        layers = [part for part in (layer, str(info.name_stack)) if part]
+        return '/'.join(layers), source_info_util.summarize(info) or line
+
+    def _place(self, equation) -> str:
+        """The layer and the source line, as far as they are known."""
+        layer, line = self._layer_and_line(equation)
+        return f'layer {layer}, {line}' if layer else line or 'of an unknown line'
 
     def _cond(self, equation, inputs) -> list:
         """The plain branch of `platform_dependent`, or the branch of a constant."""
@@ -208,23 +234,31 @@ class _Flattener:
         elif isinstance(inputs[0], Constant):
             index = int(np.clip(int(inputs[0].array), 0, len(branches) - 1))
         else:
-            raise InputError(f'ONNX: a cond on computed values cannot be exported ({_place(equation)}); use jnp.where')
-        return self._call(branches[index], inputs[1:])
+            place = self._place(equation)
+            raise InputError(f'ONNX: a cond on computed values cannot be exported ({place}); use jnp.where')
+        return self._call(branches[index], inputs[1:], equation)
 
     def _scan(self, equation, inputs) -> list:
         """Unrolled."""
         params = equation.params
-        length, consts, carries = params['length'], params['num_consts'], params['num_carry']
+        length, body = params['length'], params['jaxpr']
+        turn_jaxpr = body.jaxpr if isinstance(body, ClosedJaxpr) else body
+
+        def unsliced(outer, inner):  # what a turn takes or gives whole; JAX's parameters for that change
+            return sum(a.aval.ndim == b.aval.ndim for a, b in zip(outer, inner, strict=True))
+
+        carries = unsliced(equation.outvars, turn_jaxpr.outvars)
+        consts = unsliced(equation.invars, turn_jaxpr.invars) - carries
         if length > _MOST_UNROLLED:
-            raise InputError(
-                f'ONNX: a scan of {length} turns, of which at most {_MOST_UNROLLED} are unrolled ({_place(equation)})'
-            )
+            place = self._place(equation)
+            raise InputError(f'ONNX: a scan of {length} turns; at most {_MOST_UNROLLED} are unrolled ({place})')
         fixed, carry, xs = inputs[:consts], inputs[consts : consts + carries], inputs[consts + carries :]
-        place = _place(equation)
+        place = self._place(equation)
         collected = [[None] * length for _ in equation.outvars[carries:]]
         turns = range(length)
         for turn in reversed(turns) if params['reverse'] else turns:
-            outputs = self._call(params['jaxpr'], [*fixed, *carry, *(self._element(x, turn, place) for x in xs)])
+            elements = [self._element(x, turn, place) for x in xs]
+            outputs = self._call(body, [*fixed, *carry, *elements], equation)
             carry = outputs[:carries]
             for column, output in zip(collected, outputs[carries:], strict=True):
                 column[turn] = output
@@ -306,20 +340,12 @@ def _folded(equation, inputs, shape) -> list[Constant]:
     arrays = [jax.numpy.asarray(array, dtype) for array, dtype in zip(arrays, dtypes, strict=True)]
     if op in _CALLS:
         called = params[_CALLS[op]]
-        results = jax.core.eval_jaxpr(called.jaxpr, called.consts, *arrays)
+        results = jaxpr_as_fun(called)(*arrays)
     else:
         results = equation.primitive.bind(*arrays, **params)
         results = results if equation.primitive.multiple_results else [results]
     results = [_constant(result) for result in results]
     return [Constant(results[0].arrays, shape)] if elementwise else results
-
-
-def _place(equation) -> str:
-    """The layer and the source line, as far as they are known."""
-    info = equation.source_info
-    layer = str(info.name_stack)
-    line = source_info_util.summarize(info)
-    return f'layer {layer}, {line}' if layer else line
 
 
 def _without_unused(program: Program) -> Program:

@@ -4,7 +4,7 @@ import numpy as np
 
 from atonet_jax.export.onnx import winograd
 from atonet_jax.export.onnx.lowering import Value, rule
-from atonet_jax.export.onnx.program import Constant, Size, Varied
+from atonet_jax.export.onnx.program import Constant, Size, Varied, combine
 from atonet_jax.ops import adaptive_pool_matrix, align_corners_matrix
 
 _LONGEST_PRODUCT = 64  # pixels along an axis; longer ones, `Resize` computes faster than a product with a matrix
@@ -24,19 +24,34 @@ def resized(lowering, x: Value, kind: str, sizes: dict[int, Size]) -> str:
         kind: 'half_pixel' or 'align_corners', both linear, or 'nearest': pixel i takes pixel floor(i * old / new).
         sizes: axis -> its new length.
     """
-    graph = lowering.graph
     changed = {axis: size for axis, size in sizes.items() if size != x.shape[axis]}
     if not changed:
         return x.name
-    whole = all(
-        not isinstance(n, Varied) and not isinstance(x.shape[axis], Varied) and n % x.shape[axis] == 0
-        for axis, n in changed.items()
-    )
-    if whole and kind != 'align_corners':
-        factors = [np.float32(changed[axis] / x.shape[axis]) if axis in changed else 1 for axis in x.order]
-        return graph('Resize', x.name, '', graph.constant(np.array(factors, np.float32)), **_MODES[kind])
-    target = graph.size_vector([sizes.get(axis, x.shape[axis]) for axis in x.order])
-    return graph('Resize', x.name, '', '', target, **_MODES[kind])
+    before = lowering.resized.get(x.name)
+    if before is not None and before[1] == kind and kind != 'nearest' and not set(before[2]) & set(changed):
+        lowering.graph.forget(x.name)
+        x, changed = before[0], before[2] | changed  # rows and columns at once
+    factors = [_factor(x.shape[axis], changed[axis]) if axis in changed else 1 for axis in x.order]
+    if None in factors:
+        target = lowering.graph.size_vector([changed.get(axis, x.shape[axis]) for axis in x.order])
+        name = lowering.graph('Resize', x.name, '', '', target, **_MODES[kind])
+    else:
+        scales = lowering.graph.constant(np.array(factors, np.float32))
+        name = lowering.graph('Resize', x.name, '', scales, **_MODES[kind])
+    lowering.resized[name] = x, kind, changed
+    return name
+
+
+def _factor(old: Size, new: Size) -> np.float32 | None:
+    """The factor of `Resize`, which rounds its product with `old` down; None where there is none."""
+    if isinstance(old, Varied) or isinstance(new, Varied):
+        same = combine(lambda a, b: b // a if b % a == 0 else 0, old, new)
+        return None if isinstance(same, Varied) or same == 0 else np.float32(same)
+    factor = np.float32(new / old)
+    if new % old:
+        factor = np.nextafter(factor, np.float32(np.inf))
+    products = factor * np.float32(old), float(factor) * old  # runtimes take either
+    return factor if all(int(product) == new for product in products) else None
 
 
 @rule('resize_bilinear')
@@ -82,6 +97,8 @@ def _resize_argmax(lowering, step, x):
 def lower_resizing_matrix(lowering, x: Value, axis: int, matrix: Constant) -> str | None:
     """`x` with one axis through a matrix [new, old], where that is better done otherwise; None where not."""
     new, old = matrix.shape
+    if new == 1 and all(np.allclose(array, 1 / array.size, rtol=1e-6, atol=0) for array in matrix.whole):
+        return lowering.graph('ReduceMean', x.name, lowering.graph.integers(x.order.index(axis)), keepdims=1)
     if matrix.array is not None:
         if max(new, old) > _LONGEST_PRODUCT and len(x.shape) == 4 and _is(align_corners_matrix, matrix):
             return resized(lowering, x, 'align_corners', {axis: new})
@@ -97,7 +114,7 @@ def lower_resizing_matrix(lowering, x: Value, axis: int, matrix: Constant) -> st
 
 def _is(build, matrix: Constant) -> bool:
     """Whether the matrix is `build(old, new)`, in every trace."""
-    return all(np.array_equal(array, build(array.shape[1], array.shape[0])) for array in matrix.arrays)
+    return all(np.array_equal(array, build(array.shape[1], array.shape[0])) for array in matrix.whole)
 
 
 def _half_pixel_matrix(old: int, new: int) -> np.ndarray:

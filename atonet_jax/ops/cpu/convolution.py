@@ -1,8 +1,9 @@
 """Which program CPUs run for a convolution and for its gradients.
 
 Winograd's for many channels; kernel gradients by strips of rows for the rest; taps for depthwise convolutions; for
-other groups one convolution a group, because XLA's own gradients of grouped convolutions take 20 times as long. What
-is left goes by XLA's own program. Values and gradients are those of the plain program but for rounding.
+other groups one convolution a group, because XLA's own grouped convolutions are slow
+(`benchmarks/cpu_operations.py`). What is left goes by XLA's own program. Values and gradients are those of the plain
+program but for rounding.
 """
 
 import functools
@@ -112,8 +113,8 @@ def is_winograds(kernel: jax.Array, window: ConvWindow) -> bool:
 
 def _trains_by_winograd(x, kernel, window) -> bool:
     """Where it can, and transforming the kernel is less work than transforming the images."""
-    if not is_winograds(kernel, window):
-        return False
+    if not is_winograds(kernel, window) or not all(isinstance(length, int) for length in x.shape):
+        return False  # of any batch, as exports have it: which is less work is not known
     channels, features = kernel.shape[2:]
     tiles = x.shape[0] * -(-x.shape[1] // winograd.TILE) * -(-x.shape[2] // winograd.TILE)
     worth_transforming = channels * features <= tiles * (channels + features)

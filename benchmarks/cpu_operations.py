@@ -1,0 +1,88 @@
+"""Times of single operations on CPUs, by the fast paths of `atonet_jax.ops` and without them.
+
+    JAX_PLATFORMS=cpu python -m benchmarks.cpu_operations
+
+Prints a table of milliseconds: of the forward pass, and of forward and backward pass together. Each is the best of
+`--rounds` rounds in which both programs take turns.
+"""
+
+import argparse
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from atonet_jax import ops
+
+
+def conv(size, kernel, **options):
+    return f'conv {kernel}, {options}', (size, kernel), lambda x, kernel: ops.conv(x, kernel, **options)
+
+
+def conv_transpose(size, kernel, **options):
+    what = f'conv_transpose {kernel}, {options}'
+    return what, (size, kernel), lambda x, kernel: ops.conv_transpose(x, kernel, **options)
+
+
+def max_pool(size, window, **options):
+    return f'max_pool {window}, {options}', (size,), lambda x: ops.max_pool(x, window, **options)
+
+
+CASES = [
+    conv((4, 64, 128, 64), (3, 3, 64, 64)),
+    conv((4, 32, 64, 128), (3, 3, 128, 128)),  # by Winograd
+    conv((4, 32, 64, 128), (3, 3, 128, 128), dilation=4),
+    conv((4, 64, 128, 64), (5, 1, 64, 64)),
+    conv((4, 64, 128, 64), (3, 3, 1, 64), groups=64),
+    conv((4, 64, 128, 64), (3, 3, 1, 64), stride=2, groups=64),
+    conv((4, 32, 64, 96), (3, 3, 24, 96), groups=4),
+    conv_transpose((4, 32, 64, 128), (3, 3, 128, 64), stride=2, padding=1, output_padding=1),
+    conv_transpose((1, 32, 64, 19), (4, 4, 19, 1), stride=2, padding=1, groups=19),
+    max_pool((4, 128, 256, 64), 3, stride=2, padding=1),
+    max_pool((4, 128, 256, 64), 2, stride=2, padding=0),
+]
+
+
+def program(function, arrays, fast, backward):
+    def run(cotangent, *arrays):
+        with ops.cpu.fast_paths(fast):
+            if not backward:
+                return function(*arrays)
+            value, transposed = jax.vjp(function, *arrays)
+            return value, transposed(cotangent)
+
+    with ops.cpu.fast_paths(False):
+        shape = jax.eval_shape(function, *arrays)
+    cotangent = jnp.ones(shape.shape)
+    compiled = jax.jit(run).lower(cotangent, *arrays).compile()
+    return lambda: jax.block_until_ready(compiled(cotangent, *arrays))
+
+
+def milliseconds(programs, rounds):
+    best = [float('inf')] * len(programs)
+    for run in programs:
+        run()
+    for _ in range(rounds):
+        for number, run in enumerate(programs):
+            start = time.perf_counter()
+            run()
+            best[number] = min(best[number], 1e3 * (time.perf_counter() - start))
+    return best
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=5)
+    rounds = parser.parse_args().rounds
+    print('| operation | map | forward, plain | forward | with gradients, plain | with gradients |')
+    print('|---|---|---|---|---|---|')
+    for what, shapes, function in CASES:
+        arrays = [jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32) for shape in shapes]
+        ways = [(fast, backward) for backward in (False, True) for fast in (False, True)]
+        times = milliseconds([program(function, arrays, *way) for way in ways], rounds)
+        print(f'| {what} | {shapes[0]} | {" | ".join(f"{value:.1f}" for value in times)} |', flush=True)
+
+
+if __name__ == '__main__':
+    main()

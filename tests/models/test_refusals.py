@@ -1,0 +1,146 @@
+"""Networks, files and sizes that do not go together end in one line that says what to do."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from atonet_jax import models, torch_weights
+from atonet_jax.config import default_config
+from atonet_jax.errors import InputError
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import abstract_variables, apply, create_model
+from atonet_jax.models.blocks import Classifier, Conv
+from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames
+from atonet_jax.models.terms import Term
+from atonet_jax.torch_files import write_state_dict
+from atonet_jax.torch_weights import load_network, to_torch
+from atonet_jax.training.train import train
+
+
+class Plain(nn.Module):
+    """A convolution and a classifier at an eighth of the image's size. In training they give `heads` as well."""
+
+    num_classes: int
+    width: int = 4
+    named_as: str = 'first'
+    heads: tuple[str, ...] = ()
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        x = Conv(self.width, 8, stride=8, padding=0, name='features')(images)
+        heads = self.heads if train else ()
+        return {head: Classifier(self.num_classes, name=head)(x) for head in ('logits', *heads)}
+
+
+def describe(model: Plain) -> Network:
+    names = WeightNames((Rule('features', f'{model.named_as}.0'), Rule(r'(\w+)/conv', rf'{model.named_as}.\1')))
+    return Network(
+        terms=(Term('logits'), Term('edges')) if model.width == 3 else (Term('logits'),),
+        published=Published('Plain', 'none'),
+        training_only=model.heads,
+        multiple_of=8,
+        smallest=16,
+        weights={'published': names},
+    )
+
+
+@pytest.fixture(autouse=True)
+def plain_networks(monkeypatch):
+    """Registers two variants of `Plain`, whose files have other names."""
+    variants = {'plain_a': {}, 'plain_b': {'named_as': 'second'}}
+    monkeypatch.setattr(models, 'FAMILIES', [*models.FAMILIES, Family(Plain, describe, variants)])
+    monkeypatch.setattr(torch_weights, 'MODEL_NAMES', (*torch_weights.MODEL_NAMES, *variants))
+
+
+def blank(model):
+    return jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), abstract_variables(model))
+
+
+@pytest.fixture
+def file_of(tmp_path):
+    """(network) -> the path of a file of it."""
+
+    def write(model):
+        path = str(tmp_path / 'weights.pth')
+        write_state_dict(path, to_torch(blank(model), model))
+        return path
+
+    return write
+
+
+def one_line(error, *texts):
+    message = str(error.value)
+    assert '\n' not in message
+    for text in texts:
+        assert text in message, message
+
+
+@pytest.mark.parametrize(
+    ('options', 'said'),
+    [
+        ({'heads': ('aux',)}, "loss terms: none takes the training output 'aux'; declare a Term('aux', ...)"),
+        ({'width': 3}, "loss terms: the network has no training output 'edges'; it has logits"),
+    ],
+)
+def test_outputs_and_terms_that_do_not_go_together_are_named_before_any_data_is_read(tmp_path, options, said):
+    config = default_config('plain_a')
+    config.model.update(options)
+    config.data.root = str(tmp_path / 'nothing')
+    with pytest.raises(InputError) as error:
+        train(config, str(tmp_path / 'run'))
+    one_line(error, said)
+
+
+def test_a_file_of_another_network_is_named(file_of):
+    path = file_of(create_model('plain_a', 5))
+    with pytest.raises(InputError) as error:
+        load_network(path, create_model('pidnet_s', 5, width=4))
+    one_line(error, path, 'holds another network, plain_a; give --config.model.name=plain_a')
+
+
+def test_a_file_of_another_variant_is_named(file_of):
+    path = file_of(create_model('plain_b', 5))
+    with pytest.raises(InputError) as error:
+        load_network(path, create_model('plain_a', 5))
+    one_line(error, path, 'holds another network, plain_b; give --config.model.name=plain_b')
+    load_network(path, create_model('plain_b', 5))
+
+
+def test_a_file_of_another_width_says_what_does_not_fit(file_of):
+    with pytest.raises(InputError) as error:
+        load_network(file_of(create_model('plain_a', 5, width=8)), create_model('plain_a', 5))
+    one_line(error, 'does not fit the network', 'misshapen: first.0.weight is 8x3x8x8, not 4x3x8x8')
+    assert 'init_strict' not in str(error.value)
+
+
+def test_a_file_of_other_classes_says_how_to_take_the_rest(file_of):
+    path, model = file_of(create_model('plain_a', 7)), create_model('plain_a', 5)
+    with pytest.raises(InputError) as error:
+        load_network(path, model)
+    one_line(
+        error, 'first.logits.weight is 7x4x1x1, not 5x4x1x1', '--config.init_strict=false leaves such layers fresh'
+    )
+    loaded = load_network(path, model, fresh=blank(model), strict=False)
+    assert loaded['params']['logits']['conv']['kernel'].shape == (1, 1, 4, 5)
+
+
+def test_a_size_that_is_too_small_is_said_with_the_nearest_that_works():
+    model = create_model('plain_a', 5)
+    with pytest.raises(InputError) as error:
+        Segmenter(model, blank(model))(np.zeros((1, 9, 40, 3), np.uint8))
+    one_line(error, 'images of 9x40: Plain takes heights and widths from 16 pixels on; the nearest size is 16x40')
+
+
+def test_other_sizes_are_padded_with_zeros_and_the_outputs_cut_back():
+    model, generator = create_model('plain_a', 5), np.random.default_rng(0)
+    variables = jax.tree.map(lambda a: generator.normal(size=a.shape).astype(np.float32), abstract_variables(model))
+    images = generator.normal(size=(2, 33, 46, 3)).astype(np.float32)
+    padded = np.zeros((2, 40, 48, 3), np.float32)
+    padded[:, :33, :46] = images
+    expected = model.apply(variables, padded, train=False)['logits']
+    logits = apply(model, variables, images)['logits']
+    assert logits.shape == (2, 5, 6, 5)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)

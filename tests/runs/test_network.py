@@ -1,0 +1,52 @@
+"""A network starts from what its config names: a run of ours, on other classes too."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from atonet_jax.config import create_network
+from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.errors import InputError
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import starting_variables, trained_network
+from atonet_jax.runs.workdir import load_config
+
+
+def started_from(workdir, config, table):
+    config = config.copy_and_resolve_references()
+    config.init_from = workdir
+    model = create_network(config, table.num_classes)
+    return flatten_dict(starting_variables(config, model, table, create_mesh()), sep='/')
+
+
+def learned(workdir):
+    network = trained_network(load_config(workdir), workdir, create_mesh())
+    return flatten_dict(network.variables, sep='/')
+
+
+def test_a_run_of_the_same_classes_gives_all_that_it_has_learned(finished, tiny_config):
+    expected = learned(finished)
+    for path, array in started_from(finished, tiny_config, CITYSCAPES).items():
+        np.testing.assert_array_equal(array, expected[path], err_msg=path)
+
+
+def test_layers_of_other_classes_start_fresh_and_are_named(finished, tiny_config, caplog):
+    others = dataclasses.replace(
+        CITYSCAPES,
+        class_names=('lane', *CITYSCAPES.class_names[1:]),  # as many classes, so that all shapes fit
+    )
+    expected = learned(finished)
+    with caplog.at_level('INFO', 'atonet_jax'):
+        started = started_from(finished, tiny_config, others)
+    fresh = {path for path, array in started.items() if not np.array_equal(array, expected[path])}
+    assert fresh == {path for path in started if 'classifier' in path}
+    assert 'fresh: aux3, aux4, aux5, head' in caplog.text
+
+
+def test_a_run_of_another_network_is_refused(finished, tiny_config):
+    config = tiny_config.copy_and_resolve_references()
+    config.model.width = 32
+    with pytest.raises(InputError, match='no weights of these shapes for .*up1.*give the options of that run'):
+        started_from(finished, config, CITYSCAPES)

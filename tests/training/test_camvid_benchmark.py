@@ -1,0 +1,98 @@
+"""benchmarks/camvid.py trains as main.py does, repeats nothing that is done, and ends when its time is up."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from flax.traverse_util import flatten_dict
+
+from atonet_jax.models import init_variables
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.torch_files import read_state_dict
+from atonet_jax.training.step import compile_train_step, create_state
+from atonet_jax.training.train import step_arguments, train_augmentation
+from benchmarks import camvid, pack_camvid
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """CamVid's folders with a few small pictures."""
+    folder, rng = tmp_path_factory.mktemp('camvid'), np.random.default_rng(0)
+    for split, count in (('train', 5), ('val', 3), ('test', 2)):
+        for kind, values, shape in (('', 256, (*SIZE, 3)), ('annot', 12, SIZE)):
+            (folder / f'{split}{kind}').mkdir()
+            for i in range(count):
+                pixels = rng.integers(0, values, shape, np.uint8)
+                PIL.Image.fromarray(pixels).save(folder / f'{split}{kind}' / f'{i}.png')
+    return str(folder)
+
+
+def assert_saved_and_joined(model, variables, folder):
+    parts = camvid.save(str(folder / 'weights'), model, variables, megabytes=0.1)
+    assert len(parts) > 1 and all(os.path.getsize(part) < 120_000 for part in parts)
+    arrays = {name: array for part in parts for name, array in read_state_dict(part).items()}
+    expected = flatten_dict(variables, sep='/')
+    assert arrays.keys() == {name for name in expected if '/aux' not in name}
+    for name, array in arrays.items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-6)
+
+
+def test_steps_are_those_of_training(root, tmp_path):
+    runs = camvid.Runs(root, '', deadline=float('inf'))
+    settings = {'train.epochs': 6.0, 'train.batch_size': 4, 'schedule.warmup_epochs': 1.0}
+    config = runs.config('atonet', camvid.RECIPES['tiny'], 3, 'val', settings)
+    figures, evaluation, model, variables = runs.run(config)
+    steps = figures['steps']
+    assert steps == 8 and evaluation.dataset == 'camvid val' and len(evaluation.per_image) == 3
+
+    mesh = create_mesh()
+    arguments = step_arguments(config, model, num_images=5, total_steps=steps)
+    state = create_state(jax.jit(lambda: init_variables(model, 3))(), arguments['optimizer'], averaging=True, mesh=mesh)
+    step_fn = compile_train_step(mesh, **arguments)
+    batches = runs.examples(config, 'train').device_cache(mesh).train_batches(
+        batch_size=4, augmentation=train_augmentation(config), seed=3, start_step=0, num_steps=steps
+    )
+    losses = []
+    for batch in batches:
+        state, metrics = step_fn(state, batch)
+        losses.append(float(metrics['loss']))
+    np.testing.assert_allclose(figures['loss'], np.mean(losses), rtol=1e-4)
+    assert_saved_and_joined(model, variables, tmp_path)
+    for ours, theirs in zip(jax.tree.leaves(variables), jax.tree.leaves(state.averaged), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
+
+
+def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
+    path = tmp_path / 'results.jsonl'
+    command = ['--data', root, '--recipes', 'tiny', '--epochs', '1', '--results', str(path)]
+    command += ['--set', 'train.batch_size=4']
+    camvid.main([*command, '--seeds', '0'])
+    with open(path, 'a') as file:
+        file.write('{"protocol": "val", "netw')  # of a process that was killed
+    camvid.main([*command, '--seeds', '0', '1'])
+    out = capsys.readouterr().out
+    assert out.count('done before') == 1 and '| val | atonet | tiny | 1 | 2 |' in out
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
+    assert [row['seed'] for row in rows] == [0, 1]
+    assert all(0 <= row['miou'] <= 1 and np.shape(row['confusion']) == (11, 11) for row in rows)
+
+    command[3] = 'best:scratch'
+    camvid.main([*command, '--protocol', 'test', '--minutes', '0'])
+    out = capsys.readouterr().out
+    assert 'left: test atonet tiny, seed 0, 1 epochs; the same command goes on' in out
+    assert len(camvid.Results(str(path)).rows) == 2
+
+
+def test_parts_hold_the_same_pixels(root, tmp_path):
+    extra = tmp_path / 'extra.bin'
+    extra.write_bytes(b'123')
+    paths = pack_camvid.pack(root, str(tmp_path / 'parts'), [str(extra)], megabytes=0.08)
+    assert len(paths) > 1
+    assert pack_camvid.unpack(paths, str(tmp_path / 'out')) == 21
+    assert pack_camvid.verify(root, str(tmp_path / 'out')) == 20
+    assert (tmp_path / 'out' / 'extra.bin').read_bytes() == b'123'
