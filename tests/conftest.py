@@ -21,6 +21,7 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite('tests.golden_files', 'tests.parity_cases', 'tests.torch_file_cases')
 
+from atonet_jax.data.synthetic import write_dataset  # noqa: E402
 from atonet_jax.models import create_model  # noqa: E402
 
 _STARTED = pytest.StashKey[float]()
@@ -100,6 +101,10 @@ def tiny_config(repository, tmp_path_factory):
     """configs/tiny.py, with scenes that all tests share. Copy it before changing it."""
     config = runpy.run_path(str(repository / 'configs' / 'tiny.py'))['get_config']()
     config.data.root = str(tmp_path_factory.mktemp('scenes') / 'tiny')
+    scenes = config.data.synthetic
+    sizes = {'height': scenes.height, 'width': scenes.width}
+    splits = {'train': scenes.train_scenes, 'val': scenes.val_scenes}
+    write_dataset(config.data.root, splits=splits, **sizes, seed=scenes.seed, workers=1)  # to start more takes longer
     return config
 
 
