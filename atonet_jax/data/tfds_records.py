@@ -11,6 +11,7 @@ from typing import BinaryIO
 from etils import epath
 
 from atonet_jax.data.dataset import DataError
+from atonet_jax.data.tfrecord import masked_crc32c
 
 ANEW = 'copy or prepare it anew'
 
@@ -99,7 +100,7 @@ class _TFRecordShard(_Shard):
                 file.seek(position)
                 header = file.read(12)
                 length = int.from_bytes(header[:8], 'little')
-                intact = header[8:] == _masked_crc32c(header[:8]) and position + length + 16 <= self.size
+                intact = header[8:] == masked_crc32c(header[:8]) and position + length + 16 <= self.size
                 if not intact:
                     raise DataError(f'{path}: breaks off or is damaged at byte {position}; {ANEW}')
                 self._starts.append(position + 12)
@@ -128,27 +129,6 @@ class _ArrayRecordShard(_Shard):
 
     def _read_bytes(self, i: int) -> bytes:
         return self._source[i]
-
-
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC32C = _crc32c_table()
-
-
-def _masked_crc32c(data: bytes) -> bytes:
-    """The checksum in TFRecord files: CRC-32C, rotated and shifted by a constant."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, 'little')
 
 
 @contextlib.contextmanager
