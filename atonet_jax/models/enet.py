@@ -159,10 +159,8 @@ class ENet(nn.Module):
                 elif kind == 'up':
                     x = Up(features, **options, name=name)(x, pools.pop(), train)
                 else:
-                    is_asymmetric = kind == 'asymmetric'
-                    x = Bottleneck(
-                        features, **options, is_asymmetric=is_asymmetric, dilation=dilation, name=name
-                    )(x, train)
+                    middle = {'is_asymmetric': kind == 'asymmetric', 'dilation': dilation}
+                    x = Bottleneck(features, **options, **middle, name=name)(x, train)
         shape = _doubling(form.last_kernel_size)
         return {'logits': ConvTranspose(self.num_classes, *shape, use_bias=form.use_bias, name='classifier')(x)}
 
