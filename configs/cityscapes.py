@@ -1,10 +1,11 @@
-"""The paper's Cityscapes run: 74.4% mIoU on the test server, 75.58% on val at full size (Table 4, 200 epochs).
+"""ATONet's Cityscapes run: the paper reports 74.4% mIoU on the test server, 75.58% on val at full size (Table 4).
 
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes --config.data.root=/path/to/cityscapes
 
-Needs leftImg8bit and gtFine unpacked in the root. 200 epochs are 148,750 steps; --config.model.dtype=bfloat16 makes
-them faster on a GPU or TPU. The published run starts from an ImageNet backbone: where you have torchvision's file, add
---config.model.pretrained_backbone=resnet18.pth.
+Needs leftImg8bit and gtFine, unpacked in the root. Trains for 200 epochs, 148,750 steps.
+--config.model.dtype=bfloat16 is faster on a GPU or TPU. The paper's run starts from an ImageNet backbone: with
+torchvision's file, add --config.model.pretrained_backbone=resnet18.pth. The figures are the paper's; they have not been
+repeated here.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
-"""Your own images and label files.
+"""A run on your own images and label files.
 
     python main.py --config=configs/folder.py --workdir=runs/mine --config.data.root=/path/to/data --mode=check_data
     python main.py --config=configs/folder.py --workdir=runs/mine --config.data.root=/path/to/data
 
-Expects images/{train,val}/ and labels/{train,val}/ with files of the same names, and a class file: name, color and
-value in label files of each class (docs/data.md). How long it takes and what comes of it depends on the data; the
-recipe is the paper's for CamVid, on crops of 512x512.
+Expects images/{train,val}/ and labels/{train,val}/ with files of the same names, and a class file with the name, the
+color and the label value of each class (docs/data.md). The first command checks the data, the second one trains. The
+recipe is that of ATONet's paper for CamVid, with crops of 512x512 and 200 epochs. Time and result depend on the data.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""For tests: a network of 16 channels on a few scenes of 64x128; seconds on a laptop, and no useful result.
+"""For tests: ATONet with 16 channels on a few scenes of 64x128. Takes seconds and gives no useful result.
 
     python main.py --config=configs/tiny.py --workdir=runs/tiny
 """

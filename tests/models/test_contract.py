@@ -41,6 +41,7 @@ from atonet_jax.runs.workdir import read_metrics
 from atonet_jax.serve.app import create_app
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, identify, to_torch
+from atonet_jax.training import train as train_module
 from atonet_jax.training.train import train
 
 
@@ -136,8 +137,9 @@ def test_options_have_defaults_and_the_module_says_which_cannot_work(name):
     assert set(ROWS[name].options) <= set(options)
     with pytest.raises(ValueError, match=f"model '{name}' has no option no_such_option; known: "):
         create_model(name, CLASSES, no_such_option=1)
-    with pytest.raises(ValueError, match='width=0: must be greater than 0'):
-        create_model(name, CLASSES, width=0)
+    for option in (option for option, value in ROWS[name].options.items() if isinstance(value, int)):
+        with pytest.raises(ValueError, match=f'{option}=0: must be greater than 0'):
+            create_model(name, CLASSES, **{option: 0})
 
 
 @every_network
@@ -248,7 +250,9 @@ class Life(NamedTuple):
 @pytest.fixture(scope='module', params=WHOLE)
 def life(request, scenes, tmp_path_factory):
     config, workdir = config_of(request.param, scenes), str(tmp_path_factory.mktemp(request.param) / 'run')
-    return Life(config, workdir, train(config, workdir))
+    with pytest.MonkeyPatch.context() as patched:  # drawing them by JAX takes seconds to compile
+        patched.setattr(train_module, 'starting_variables', lambda config, model, table, mesh: drawn_variables(model))
+        return Life(config, workdir, train(config, workdir))
 
 
 @pytest.fixture(scope='module')
