@@ -4,6 +4,8 @@
 against PyTorch itself.
 """
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import configured_terms, total_loss
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.step import Objective, compile_train_step, create_state, gradient_of
+from tests import golden_files
 from tests.drawn_weights import drawn_variables
 from tests.golden_files import assert_close
 
@@ -111,6 +114,25 @@ def largest(errors):
     return f'{errors[name]:.1e} ({name})'
 
 
+@functools.cache
+def golden_network():
+    """What tests/golden/ has of the network: ({case: {name: Digest}}, names and shapes)."""
+    return golden_files.read('atonet')
+
+
+def golden_settled():
+    """{name: array}, the weights that have settled; float16 in one array, in the order of the names."""
+    cases, more = golden_network()
+    with np.load(golden_files.FOLDER / 'atonet_settled.npz') as file:
+        flat, state = file['weights'].astype(np.float32), {}
+    for name, shape in more['names']['tiny']:
+        if name in cases['steps']:
+            size = int(np.prod(shape))
+            state[name], flat = flat[:size].reshape(shape), flat[size:]
+    assert not flat.size
+    return state
+
+
 class NetworkParity:
     """The tests. A subclass gives the other side by `expected` and `settled`."""
 
@@ -123,11 +145,13 @@ class NetworkParity:
         raise NotImplementedError
 
     @pytest.fixture(scope='class')
-    def model(self):
+    @classmethod
+    def model(cls):
         return create_model('atonet', NUM_CLASSES, dropout_rate=0.0, **TINY)
 
     @pytest.fixture(scope='class')
-    def forward(self, model):
+    @classmethod
+    def forward(cls, model):
         forward, variables = jit_forward(model), drawn_variables(model, SEEDS['forward'])
         return lambda images: forward(variables, images)
 

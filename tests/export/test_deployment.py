@@ -1,6 +1,7 @@
 """Each loader in docs/deployment.md and README.md gives the labels of `Segmenter`, as it stands there."""
 
 import os
+import pathlib
 import re
 
 import jax.export
@@ -57,7 +58,7 @@ def test_loader_gives_the_labels_of_the_run(blocks, folder, expected, monkeypatc
 def test_each_line_of_the_readme_gives_the_labels_of_the_run(repository, folder, expected, monkeypatch):
     monkeypatch.chdir(folder)
     (block,) = re.findall(r'```python\n(.*?)```', (repository / 'README.md').read_text(), re.DOTALL)
-    names = {'Segmenter': Segmenter, 'onnxruntime': onnxruntime, 'jax': jax, 'tf': tf}
+    names = {'Segmenter': Segmenter, 'onnxruntime': onnxruntime, 'jax': jax, 'pathlib': pathlib, 'tf': tf}
     names['images'] = np.asarray(PIL.Image.open('street.png'))[None]
     assert len(block.splitlines()) == 4
     for line in block.splitlines():

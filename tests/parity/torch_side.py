@@ -140,13 +140,17 @@ def rounded(array):
     return ((bits + 16) & 0xFFE0).view(np.float16).astype(np.float32)
 
 
+def steps_from(start):
+    """(figures of twenty steps from a state, parameters and statistics after them)."""
+    reference = drawn_reference(SEEDS['steps'], **TINY)
+    reference.load_state_dict({name: torch.from_numpy(array) for name, array in start.items()}, strict=False)
+    figures = train(reference, EPOCHS, PEAK)
+    return figures, {name: array for name, array in numpy_state(reference).items() if name in start}
+
+
 @functools.cache
 def steps():
-    """(figures of twenty steps, parameters and statistics after them)."""
-    reference = drawn_reference(SEEDS['steps'], **TINY)
-    reference.load_state_dict({name: torch.from_numpy(array) for name, array in settled().items()}, strict=False)
-    figures = train(reference, EPOCHS, PEAK)
-    return figures, {name: array for name, array in numpy_state(reference).items() if name in settled()}
+    return steps_from(settled())
 
 
 CASES = {
