@@ -5,9 +5,9 @@
     car,0 0 142,26,                       {"name": "van", "color": "#00008e", "value": 27, "class": "car"},
     ego vehicle,,1,true                   {"name": "ego vehicle", "value": 1, "ignore": true}]
 
-A row is a value of the label files. Train ids follow the order of the rows; a row with `class` counts as the class of
-that name, one with `ignore` not at all. A row without `value` takes its number, counted from 0; one without `color` is
-given one. 255 is always ignored.
+A row describes one value of the label files. Train ids follow the order of the rows. A row with `class` is merged into
+the class of that name; a row with `ignore` is left out. Without `value`, rows count from 0. Without `color`, a colour
+is chosen. The value 255 is always ignored.
 """
 
 import colorsys
@@ -31,7 +31,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
         name: of the table.
 
     Raises:
-        DataError: the file is missing or no such file; the message names the row, counted from 1.
+        DataError: the file is missing or is not a class file. The message names the row, counted from 1.
     """
     try:
         text = pathlib.Path(path).read_text(encoding='utf-8-sig')
