@@ -11,7 +11,7 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 parity: $(VENV)/ready-parity
 	$(BIN)/python -m pytest tests/parity

@@ -217,6 +217,8 @@ class Operations:
     def _operands(self, line):
         rest = line[self._end_of_type(line) :]
         start = rest.find('(')
+        if start < 0:  # the instruction is not in the program's text
+            return []
         depth, end = 0, len(rest)
         for i in range(start, len(rest)):
             depth += {'(': 1, ')': -1}.get(rest[i], 0)

@@ -5,6 +5,7 @@ import pathlib
 import runpy
 import shutil
 import sys
+import time
 
 # Before JAX is imported, here and in the processes that tests start. The tests compare with references at float32
 # precision, which accelerators do not keep by default.
@@ -20,7 +21,10 @@ import pytest  # noqa: E402
 
 pytest.register_assert_rewrite('tests.golden_files', 'tests.parity_cases', 'tests.torch_file_cases')
 
+from atonet_jax.data.synthetic import write_dataset  # noqa: E402
 from atonet_jax.models import create_model  # noqa: E402
+
+_STARTED = pytest.StashKey[float]()
 
 
 def pytest_configure(config):
@@ -32,6 +36,45 @@ def pytest_configure(config):
     if any(of_parity) and not all(of_parity):
         raise pytest.UsageError('tests/parity is run alone, as by `make parity`')
     sys.modules['tensorflow' if any(of_parity) else 'torch'] = None
+
+
+MOST_SECONDS = 360  # of the whole suite on two idle cores, with cold caches
+# Files that take longest begin first, so that no process of `make test` ends long after the others.
+_LONGEST = (
+    'training/test_survival.py',
+    'process/test_distributed.py',
+    'test_docs.py',
+    'test_lowering.py',
+    'models/test_contract.py',
+    'test_parity.py',
+    'training/test_train.py',
+    'export/test_export.py',
+    'serve/test_serve.py',
+)
+
+
+def pytest_collection_modifyitems(items):
+    def place(item):
+        name = item.nodeid.partition('::')[0].removeprefix('tests/')
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=place)
+
+
+def pytest_sessionstart(session):
+    session.config.stash[_STARTED] = time.monotonic()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Where the whole suite ran: how long that took, and whether it may take so long."""
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS:
+        return
+    seconds = time.monotonic() - config.stash[_STARTED]
+    kept = 'within' if seconds <= MOST_SECONDS else 'MORE THAN'
+    terminalreporter.write_line(
+        f'The suite took {seconds // 60:.0f} min {seconds % 60:.0f} s on {os.cpu_count()} cores: '
+        f'{kept} the {MOST_SECONDS // 60} minutes that it may take on two idle ones.'
+    )
 
 
 @pytest.fixture(scope='session')
@@ -58,6 +101,10 @@ def tiny_config(repository, tmp_path_factory):
     """configs/tiny.py, with scenes that all tests share. Copy it before changing it."""
     config = runpy.run_path(str(repository / 'configs' / 'tiny.py'))['get_config']()
     config.data.root = str(tmp_path_factory.mktemp('scenes') / 'tiny')
+    scenes = config.data.synthetic
+    sizes = {'height': scenes.height, 'width': scenes.width}
+    splits = {'train': scenes.train_scenes, 'val': scenes.val_scenes}
+    write_dataset(config.data.root, splits=splits, **sizes, seed=scenes.seed, workers=1)  # to start more takes longer
     return config
 
 

@@ -104,7 +104,7 @@ def run_main(arguments, tiny_config):
         return command_line.main(['main.py', *arguments, *(_TINY if begins else ())])
 
 
-@pytest.mark.parametrize('command', all_commands())
+@pytest.mark.parametrize('command', list(all_commands()))
 def test_a_command_in_the_documents(command, world, helps, repository, tiny_config, monkeypatch):
     if _MARK.search(command):
         return

@@ -107,9 +107,9 @@ class PoolWindow(NamedTuple):
         Where all pixels are -infinity it may be a place in the padding.
 
         Returns:
-            [B, H', W', C] of x's dtype; [B, H', W', C], uint8 where the window has at most 256 places, else int32.
+            [B, H', W', C] of x's dtype; [B, H', W', C], int8 where the window has at most 128 places, else int32.
         """
-        dtype = jnp.uint8 if self.size[0] * self.size[1] <= 256 else jnp.int32
+        dtype = jnp.int8 if self.size[0] * self.size[1] <= 128 else jnp.int32  # TFLite cannot select among uint8
         largest, *others = self.parts(x, -jnp.inf)
         places = jnp.zeros(largest.shape, dtype)
         for place, values in enumerate(others, start=1):

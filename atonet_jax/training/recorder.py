@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import jax
 import numpy as np
@@ -48,9 +48,13 @@ class Recorder:
         if self._writes:
             self._environment = environment.describe()
             record_start(workdir, start_step, self._environment)
-            self._metrics = MetricsLog(workdir, start_step)
-            self._board = EventFile(os.path.join(workdir, 'tensorboard'), start_step + 1)
-            self._board.text('config', _code_block(config), start_step)
+            with self._writing(start_step), ExitStack() as opened:
+                self._metrics = opened.enter_context(closing(MetricsLog(workdir, start_step)))
+                self._board = opened.enter_context(
+                    closing(EventFile(os.path.join(workdir, 'tensorboard'), start_step + 1))
+                )
+                self._board.text('config', _code_block(config), start_step)
+                opened.pop_all()  # stay open
 
     @contextmanager
     def progress(self, start_step: int, total_steps: int) -> Iterator['StepFigures']:

@@ -227,7 +227,7 @@ def train_step(
         decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
         averaged = optax.incremental_update(variables, averaged, 1 - decay)
 
-    metrics = {'loss': gradient.loss, **gradient.terms, 'gradient_norm': optax.global_norm(gradient.params)}
+    metrics = {'loss': gradient.loss, **gradient.terms, 'gradient_norm': optax.tree.norm(gradient.params)}
     metrics |= {f'learning_rate_{group}': rate(state.step) for group, rate in learning_rates.items()}
     return TrainState(state.step + 1, variables, opt_state, averaged), metrics
 

@@ -49,7 +49,8 @@ def test_sound_data_is_fit_to_train_on(config, tmp_path, capsys):
     assert not report['failures']
     samples = np.asarray(PIL.Image.open(workdir / 'check_data' / 'samples.png').convert('RGB'))
     assert len(np.unique(samples.reshape(-1, 3), axis=0)) > 1000
-    assert PIL.Image.open(workdir / 'check_data' / 'classes.png').width > 500
+    with PIL.Image.open(workdir / 'check_data' / 'classes.png') as picture:
+        assert picture.width > 500
     assert not (workdir / 'config.json').exists()  # it is no run
 
 

@@ -87,9 +87,14 @@ def own_copy(tfds_dir, tmp_path):
     return tmp_path / 'tfds'
 
 
+def stored(dataset, path):
+    with dataset.storage.open(path) as file:
+        return file.read()
+
+
 def encoded(dataset):
     return [
-        tuple(dataset.storage.open(paths[i]).read() for paths in (dataset.image_paths, dataset.label_paths))
+        tuple(stored(dataset, paths[i]) for paths in (dataset.image_paths, dataset.label_paths))
         for i in range(len(dataset))
     ]
 

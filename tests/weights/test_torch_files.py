@@ -4,6 +4,7 @@ import errno
 import functools
 import io
 import os
+import pathlib
 import pickle
 import tarfile
 import zipfile
@@ -127,7 +128,7 @@ def test_numpy_archives_are_read_with_the_same_rules(tmp_path, save):
     np.testing.assert_array_equal(arrays['a'], np.arange(6.0).reshape(2, 3))
     assert not any(array.flags.writeable for array in arrays.values())
 
-    data = open(path, 'rb').read()
+    data = pathlib.Path(path).read_bytes()
     for damaged in (data[:-30], data[: len(data) // 3], data[:150] + b'xxxxxxxx' + data[158:]):
         with open(path, 'wb') as file:
             file.write(damaged)

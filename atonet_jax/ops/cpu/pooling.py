@@ -34,7 +34,7 @@ def max_pool(x: jax.Array, window: PoolWindow) -> jax.Array:
 def _forward(x, window):
     def plain(x):
         largest = plain_max_pool(x, window)
-        return largest, jnp.zeros(largest.shape, jnp.uint8)
+        return largest, jnp.zeros(largest.shape, jnp.int8)
 
     largest, places = jax.lax.platform_dependent(x, cpu=window.first_largest, default=plain)
     return largest, (x, places)

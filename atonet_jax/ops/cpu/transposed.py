@@ -20,15 +20,19 @@ def plain(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> jax.Arra
     kernel = kernel[::-1, ::-1].reshape(height, width, groups, channels // groups, features)
     kernel = kernel.transpose(0, 1, 3, 2, 4).reshape(height, width, channels // groups, groups * features)
     sides = zip((height, width), window.padding, window.output_padding, strict=True)
-    return jax.lax.conv_general_dilated(
+    x = jax.lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(1, 1),
-        padding=[(size - 1 - cut, size - 1 - cut + more) for size, cut, more in sides],
+        padding=[2 * (size - 1 - cut + more,) for size, cut, more in sides],
         lhs_dilation=window.stride,
         dimension_numbers=DIMENSIONS,
         feature_group_count=groups,
     )
+    # Both sides are padded alike and the first rows cut off: TFLite's converter takes uneven padding, and gives wrong
+    # numbers.
+    above, before = window.output_padding
+    return x[:, above:, before:]
 
 
 def is_faster(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> bool:

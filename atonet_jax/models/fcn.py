@@ -1,0 +1,160 @@
+"""FCN-8s: Long, Shelhamer, Darrell, "Fully Convolutional Networks for Semantic Segmentation" (CVPR 2015).
+
+A VGG16 whose fully connected layers are convolutions. Its scores at a 32nd of the image are enlarged step by step, and
+those of two finer levels are added. The original form follows the authors' code
+(github.com/shelhamer/fcn.berkeleyvision.org, 1305c73); the form without its padding is what later papers run.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from atonet_jax import ops
+from atonet_jax.models.blocks import Classifier, Conv, kaiming_fan_in_init
+from atonet_jax.models.contract import IMAGENET, Family, Network, Normalization, Published, Rule, WeightNames
+from atonet_jax.models.terms import Term
+from atonet_jax.models.vgg import CAFFE_RULES, TORCHVISION_RULES, vgg16
+
+FORMS = ('resized', 'original')
+CAFFE = Normalization((104.00699, 116.66877, 122.67892), scale=1.0, channels='BGR')
+_PADDING = 100  # of the original form, at each side of the image
+_OFFSETS = {'pool4': 5, 'pool3': 9, 'image': 31}  # where maps are cut so that their pixels lie on each other
+
+
+class FCN8s(nn.Module):
+    """FCN-8s without padding, or in its original form.
+
+    Attributes:
+        num_classes: classes to tell apart.
+        form: 'resized': maps keep their places, and scores are resized to the next map; logits at an eighth.
+            'original': 100 pixels of padding, transposed convolutions with fixed bilinear kernels, and crops; logits at
+            the image's size.
+        fc_features: channels of fc6 and fc7; 0: without these two.
+        fc_kernel_size: of fc6.
+        width: channels of the first block; all others but those of fc6 and fc7 are multiples of it.
+        caffe_images: images are BGR minus a mean, as weights from Caffe take them, instead of ImageNet's usual RGB.
+        dropout_rate: share of the channels of fc6 and fc7 that training zeroes.
+        dtype: compute type, float32 or bfloat16. Parameters, scores and logits are float32 in both.
+    """
+
+    num_classes: int
+    form: str = 'resized'
+    fc_features: int = 4096
+    fc_kernel_size: int = 7
+    width: int = 64
+    caffe_images: bool = False
+    dropout_rate: float = 0.5
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """images: [B, H, W, 3] float, normalised, of any size.
+
+        Returns {'logits': [B, h, w, num_classes] float32}; (h, w) is (ceil(H / 8), ceil(W / 8)), or (H, W) of the
+        original form. With `train`, a 'dropout' key must be given.
+        """
+        is_original, score = self.form == 'original', functools.partial(Classifier, self.num_classes)
+        *_, pool3, pool4, x = vgg16(images, self.width, _PADDING if is_original else 1, self.dtype)
+        if self.fc_features:
+            padding = 0 if is_original else self.fc_kernel_size // 2
+            x = self.fully_connected(x, self.fc_kernel_size, padding, 'fc6', train)
+            x = self.fully_connected(x, 1, 0, 'fc7', train)
+        x = score(name='score_fr')(x)
+        of_pool4, of_pool3 = score(name='score_pool4')(pool4), score(name='score_pool3')(pool3)
+        if is_original:
+            x = enlarge(x, 2)
+            x = enlarge(x + crop(of_pool4, x.shape[1:3], _OFFSETS['pool4']), 2)
+            x = enlarge(x + crop(of_pool3, x.shape[1:3], _OFFSETS['pool3']), 8)
+            x = crop(x, images.shape[1:3], _OFFSETS['image'])
+        else:
+            x = of_pool4 + ops.resize_bilinear(x, of_pool4.shape[1:3])
+            x = of_pool3 + ops.resize_bilinear(x, of_pool3.shape[1:3])
+        return {'logits': x}
+
+    def fully_connected(self, x: jax.Array, kernel_size: int, padding: int, name: str, train: bool) -> jax.Array:
+        """A fully connected layer as a convolution, with its ReLU and dropout of channels."""
+        conv = Conv(self.fc_features, kernel_size, padding=padding, use_bias=True, kernel_init=kaiming_fan_in_init,
+                    bias_init=nn.initializers.zeros, dtype=self.dtype, name=name)  # fmt: skip
+        return nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(nn.relu(conv(x)))
+
+
+def enlarge(x: jax.Array, factor: int) -> jax.Array:
+    """Transposed convolution with the bilinear kernel of 2 * factor: [B, h, w, C] -> [B, (h + 1) * factor, ..., C].
+
+    Inside it is the bilinear half-pixel resize, with factor / 2 more rows and columns at each side; outer ones fade.
+    """
+    channels, line = x.shape[-1], 1 - np.abs(np.arange(2 * factor) + 0.5 - factor) / factor
+    kernel = np.broadcast_to(np.outer(line, line)[:, :, None, None], (2 * factor, 2 * factor, channels, 1))
+    return ops.conv_transpose(x, jnp.asarray(kernel, x.dtype), factor, 0, groups=channels)
+
+
+def crop(x: jax.Array, size: tuple[int, int], offset: int) -> jax.Array:
+    """[B, H, W, C] -> [B, *size, C], from row and column `offset` on."""
+    return x[:, offset : offset + size[0], offset : offset + size[1]]
+
+
+def check(model: FCN8s) -> None:
+    """Raises ValueError where an option cannot work."""
+    if model.form not in FORMS:
+        raise ValueError(f'form={model.form!r}: must be one of {", ".join(FORMS)}')
+    if model.width < 1:
+        raise ValueError(f'width={model.width!r}: must be greater than 0')
+    if model.fc_features < 0:
+        raise ValueError(f'fc_features={model.fc_features!r}: must be 0 or more')
+    if model.fc_kernel_size < 1 or model.fc_kernel_size % 2 == 0:
+        raise ValueError(f'fc_kernel_size={model.fc_kernel_size!r}: must be odd and greater than 0')
+    if model.form == 'original' and (not model.fc_features or model.fc_kernel_size != 7):
+        raise ValueError("form='original': its crops are those of fc_kernel_size=7 and fc_features greater than 0")
+    if not 0 <= model.dropout_rate < 1:
+        raise ValueError(f'dropout_rate={model.dropout_rate!r}: must be from 0 to below 1')
+
+
+def describe(model: FCN8s) -> Network:
+    is_original = model.form == 'original'
+    counts = _COUNTS.get((model.form, model.fc_features, model.fc_kernel_size), (None, None))
+    has_torchvisions_fc = (model.fc_features, model.fc_kernel_size) == (4096, 7)
+    backbone = WeightNames(
+        TORCHVISION_RULES + (_TORCHVISION_FC_RULES if has_torchvisions_fc else ()), ignored=r'classifier\..*'
+    )
+    return Network(
+        terms=(Term('logits'),),
+        group=lambda path: 'head' if backbone.name_of('/'.join(path[:-1])) is None else 'backbone',
+        normalization=CAFFE if model.caffe_images else IMAGENET,
+        weights={'published': _CAFFE_NAMES},
+        backbone=backbone,
+        published=Published(
+            title='FCN-8s',
+            source='Long, Shelhamer, Darrell: CVPR 2015, and their code' if is_original else 'without its padding',
+            parameters=counts[0],
+            macs=counts[1] and ((512, 1024), counts[1]),
+            notes='tables print 136.2 GFLOPs at 512x1024, less than the convolutions of VGG16 alone take there',
+        ),
+    )
+
+
+# Parameters, and multiply-accumulates at 512x1024.
+_COUNTS = {
+    ('resized', 4096, 7): (134_353_017, 221_659_529_216),
+    ('resized', 1024, 3): (20_518_009, 163_379_150_848),
+    ('resized', 0, 7): (14_739_065, 160_421_380_096),
+    ('original', 4096, 7): (134_353_017, 333_871_471_920),
+}
+_CAFFE_NAMES = WeightNames(
+    (*CAFFE_RULES, Rule('(fc[67])', r'\1'), Rule('(score_fr|score_pool[34])/conv', r'\1')),
+    ignored=r'upscore\w*\.weight',  # the fixed kernels
+)
+_TORCHVISION_FC_RULES = (Rule('fc6', 'classifier.0'), Rule('fc7', 'classifier.3'))
+
+FAMILY = Family(
+    FCN8s,
+    describe,
+    {
+        'fcn8s': {},
+        'fcn8s_fc1024': {'fc_features': 1024, 'fc_kernel_size': 3},
+        'fcn8s_original': {'form': 'original'},
+    },
+    check,
+)

@@ -1,0 +1,51 @@
+"""The backbone VGG16: Simonyan and Zisserman, "Very Deep Convolutional Networks for Large-Scale Image Recognition"."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from atonet_jax import ops
+from atonet_jax.models.blocks import Conv, kaiming_fan_out_init
+from atonet_jax.models.contract import Rule
+
+BLOCKS = (2, 2, 3, 3, 3)
+
+# Files of Caffe, and all that are made from them, call the convolutions what this file does.
+CAFFE_RULES = (Rule(r'(conv\d_\d)', r'\1'),)
+_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # in torchvision's sequence
+_CONVS = [f'conv{block}_{i}' for block, num_convs in enumerate(BLOCKS, 1) for i in range(1, num_convs + 1)]
+TORCHVISION_RULES = tuple(Rule(conv, f'features.{place}') for conv, place in zip(_CONVS, _PLACES, strict=True))
+
+
+def vgg16(
+    images: jax.Array, width: int = 64, first_padding: int = 1, dtype: jnp.dtype = jnp.float32
+) -> list[jax.Array]:
+    """The five levels of a VGG16, to be called within a compact module, which owns 'conv1_1' .. 'conv5_3'.
+
+    Args:
+        images: [B, H, W, 3], normalised.
+        width: channels of the first block.
+        first_padding: zeros at each side of the image; more than 1 enlarges all levels.
+        dtype: compute type.
+
+    Returns:
+        After each block's max-pool [B, ceil(H / s), ceil(W / s), c], for (s, c) = (2, width), (4, 2 * width),
+        (8, 4 * width), (16, 8 * width), (32, 8 * width).
+    """
+    x, levels = images, []
+    for block, num_convs in enumerate(BLOCKS, 1):
+        for i in range(1, num_convs + 1):
+            name = f'conv{block}_{i}'
+            conv = Conv(
+                width * min(2 ** (block - 1), 8),
+                padding=first_padding if name == 'conv1_1' else 1,
+                use_bias=True,
+                kernel_init=kaiming_fan_out_init,
+                bias_init=nn.initializers.zeros,
+                dtype=dtype,
+                name=name,
+            )
+            x = nn.relu(conv(x))
+        x = ops.max_pool(x, 2, 2, 0, ceil=True)
+        levels.append(x)
+    return levels

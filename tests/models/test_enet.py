@@ -1,0 +1,95 @@
+"""ENet in its three forms gives what other code gives for them, and has the published counts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.models import apply, create_model, network
+from atonet_jax.models.enet import FORMS, Bottleneck
+from atonet_jax.torch_weights import from_torch
+from tests.models import golden
+
+NAMES = ['enet_paper', 'enet_davidtvs_2018_03', 'enet_davidtvs_head']
+of_each_form = pytest.mark.parametrize('name', NAMES)
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def published(request):
+    """(golden, model, its variables)."""
+    expected = golden.load(request.param)
+    model = create_model(request.param, expected.num_classes)
+    return expected, model, from_torch(expected.state_dict, model)
+
+
+def test_logits_are_those_of_the_golden(published):
+    expected, model, variables = published
+    logits = jax.jit(lambda images: apply(model, variables, images)['logits'])(expected.inputs['96x72'])
+    assert expected.outputs['logits_96x72'].error(logits[0]) <= 10
+
+
+def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
+    errors = golden.statistics_errors(*published)
+    assert len(errors) in (168, 176)
+    assert max(errors.values()) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'options', 'parameters'),
+    [
+        ('enet', 19, {}, 364_647),
+        ('enet', 19, {'decoder_act': 'relu'}, 364_311),
+        ('enet', 20, {}, 364_712),
+        ('enet', 12, {}, 364_192),
+        ('enet_davidtvs_head', 12, {}, 350_652),
+        ('enet_davidtvs_2018_03', 12, {}, 359_780),
+    ],
+)
+def test_parameters_are_the_published_ones(name, num_classes, options, parameters):
+    assert count_parameters(create_model(name, num_classes, **options))['parameters'] == parameters
+
+
+@of_each_form
+def test_counts_are_those_that_the_contract_tells(name):
+    model, published = create_model(name, 19), network(name).published
+    size, macs = published.macs
+    assert count_parameters(model)['parameters'] == published.parameters
+    assert count_macs(model, size) == macs
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'size', 'giga_macs'),
+    [
+        ('enet', 19, (360, 640), 1.724),
+        ('enet', 11, (720, 960), 5.082),
+        ('enet_davidtvs_head', 19, (360, 640), 1.774),
+        ('enet_davidtvs_2018_03', 12, (360, 480), 1.315),
+    ],
+)
+def test_macs_count_transposed_convolutions_on_their_input(name, num_classes, size, giga_macs):
+    assert count_macs(create_model(name, num_classes), size) / 1e9 == pytest.approx(giga_macs, abs=5e-4)
+
+
+def test_dropout_zeroes_whole_maps_of_the_branch_and_training_alone_has_it():
+    block = Bottleneck(64, FORMS['paper'], 'relu', dropout=0.25, dtype=jnp.float32)
+    x = np.random.default_rng(0).uniform(1, 2, (8, 4, 4, 64)).astype(np.float32)
+    variables = jax.jit(lambda: block.init(jax.random.key(0), x, train=True))()
+    sums, _ = block.apply(variables, x, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1)})
+    is_shortcut = np.asarray(sums == x).mean((1, 2))
+    assert set(np.unique(is_shortcut)) == {0.0, 1.0}
+    assert 0.2 < is_shortcut.mean() < 0.3
+    assert not np.asarray(block.apply(variables, x, train=False) == x).any()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'form': 'caffe'}, "form='caffe': must be one of paper, davidtvs_2018_03, davidtvs_head"),
+        ({'decoder_act': 'elu'}, "decoder_act='elu': must be one of prelu, relu"),
+        ({'width': 24}, 'width=24: must be a multiple of 16'),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('enet', 19, **options)
