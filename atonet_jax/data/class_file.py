@@ -49,7 +49,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
     for number, row in enumerate(rows):
         unknown = set(row) - set(_KEYS)
         if unknown:
-            raise fault(number, f'{sorted(unknown)[0]!r} is unknown; there is {", ".join(_KEYS)}')
+            raise fault(number, f'{sorted(unknown)[0]!r} is unknown; known are {", ".join(_KEYS)}')
         row = {key: value for key, value in row.items() if value not in (None, '')}
         if not isinstance(row.get('name'), str):
             raise fault(number, 'has no name')
@@ -71,7 +71,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
         class_name = None if ignore else class_of_row
         if class_name == row['name']:
             if class_name in names:
-                raise fault(number, f'{class_name!r} is there twice; give a second value of it "class": "{class_name}"')
+                raise fault(number, f'{class_name!r} is there twice; give its second value "class": "{class_name}"')
             names.append(class_name)
         merged.setdefault(class_name, number)
         entries.append((row['name'], value, color, class_name))
@@ -79,9 +79,9 @@ def read_class_file(path: str, name: str) -> ClassTable:
     merged.pop(None, None)
     for class_name, number in merged.items():
         if class_name not in names:
-            raise fault(number, f'class {class_name!r} is no row of its own; add one, or correct the name')
+            raise fault(number, f'class {class_name!r} has no row of its own; add one, or correct the name')
     if not 1 <= len(names) < UNKNOWN_LABEL:
-        raise DataError(f'{path}: has {len(names)} classes that count; 1 to {UNKNOWN_LABEL - 1} can be')
+        raise DataError(f'{path}: has {len(names)} classes that are not ignored; must be from 1 to {UNKNOWN_LABEL - 1}')
     spares = iter(_spare_colors(len(entries)))
     entries = [(row, value, color or next(spares), class_name) for row, value, color, class_name in entries]
     class_colors = {row: color for row, _, color, class_name in entries if class_name == row}

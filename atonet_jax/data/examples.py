@@ -198,7 +198,7 @@ class _DiskCache:
                 first, self._full = not self._full, True
             if first:
                 _log.warning(
-                    '%s: the cache grows no further (%s); training goes on without', self._folder, error.strerror
+                    '%s: the cache cannot grow (%s); training continues without it', self._folder, error.strerror
                 )
             if os.path.exists(temporary):
                 os.remove(temporary)

@@ -203,8 +203,8 @@ def _finish_submission(sources: list[Source], folder: str, failures: list[str]) 
     path = os.path.join(folder, 'submission.zip')
     problems = ['not all was done'] if failures else submission.problems(paths)
     if problems:
-        earlier = f'; {path} is of an earlier call' if os.path.exists(path) else ''
-        print(f'no zip: the test server would not take it: {"; ".join(problems[:5])}{earlier}')
+        earlier = f'; {path} is from an earlier call' if os.path.exists(path) else ''
+        print(f'no zip, because the test server would refuse it: {"; ".join(problems[:5])}{earlier}')
         return False
     submission.write_zip(paths, path)
     print(f'checked: {len(paths)} files of {submission.SIZE[0]}x{submission.SIZE[1]} raw ids; to submit: {path}')

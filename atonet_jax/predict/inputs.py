@@ -54,7 +54,7 @@ def find_sources(given: str, output: str) -> list[Source]:
         base, paths = os.path.dirname(given), [given]
         if not given.lower().endswith(_suffixes()):
             raise InputError(
-                f'config.predict.input={given}: not a kind of picture or video that is known by its ending'
+                f'config.predict.input={given}: the ending is not that of a known picture or video format'
             )
     elif glob.has_magic(given):
         base = _fixed_part(given)
@@ -91,7 +91,7 @@ def _without(output: str, paths: list[str], given: str) -> list[str]:
     outside = [path for path in paths if folder not in pathlib.Path(os.path.realpath(path)).parents]
     if paths and not outside:
         raise InputError(
-            f'config.predict.input={given}: all of it lies in the folder that is written to, {output}; give another '
+            f'config.predict.input={given}: everything in it is in the output folder {output}; give another '
             '--config.predict.output'
         )
     return outside
@@ -120,6 +120,6 @@ def _named(paths: Iterable[str], base: str) -> list[Source]:
         source = Source(path, name if counts[stem] > 1 or is_folder else stem)
         other = path_of_name.setdefault(source.name, path)
         if other != path:
-            raise InputError(f'{path}: what is written for it would replace that for {other}; rename one of them')
+            raise InputError(f'{path}: its output would replace that of {other}; rename one of them')
         sources.append(source)
     return sources

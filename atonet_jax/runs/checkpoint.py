@@ -116,13 +116,13 @@ class Checkpoints:
                 continue
             for bad, reason in failures:
                 _log.warning(
-                    'checkpoint %d cannot be read (%s): it is now in %s, and the run goes on from step %d',
+                    'checkpoint %d cannot be read (%s): it is now in %s, and the run continues from step %d',
                     bad, reason, self._set_aside(bad), step,
                 )  # fmt: skip
             return restored
         step, reason = failures[0]
         raise InputError(
-            f'{self._folder}: no checkpoint can be read, the latest one not because of: {reason}; restore the folder '
+            f'{self._folder}: no checkpoint can be read (the latest one: {reason}); restore the folder '
             'from a copy, or give a new --workdir'
         )
 
@@ -201,10 +201,10 @@ class Checkpoints:
             yield
         except Exception as error:
             steps = [int(name) for name in os.listdir(self._folder) if name.isdecimal()]
-            kept = f'that of step {max(steps)} is whole' if steps else 'there is none yet'
+            kept = f'that of step {max(steps)} is complete' if steps else 'there is no other'
             raise TrainingError(
-                f'{self._folder}: a checkpoint could not be saved ({_reason(error)}); {kept}; free space or mend the '
-                'disk, then give the same command again'
+                f'{self._folder}: a checkpoint could not be saved ({_reason(error)}); {kept}; free space or repair '
+                'the disk, then give the same command again'
             ) from error
 
 
@@ -212,7 +212,7 @@ def _warn_of_half_written(folder: str) -> None:
     """Logs half-written checkpoints of a killed run. Orbax ignores and removes them."""
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         if ocp.utils.TMP_DIR_SUFFIX in name:
-            _log.warning('%s: a half-written checkpoint, passed over', os.path.join(folder, name))
+            _log.warning('%s: a half-written checkpoint, skipped', os.path.join(folder, name))
 
 
 def _reason(error: Exception) -> str:

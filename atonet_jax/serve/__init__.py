@@ -101,7 +101,7 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise InputError(f'config.serve.port={port}: is taken on {host}; give another, or 0 for any') from error
         raise InputError(
-            f'config.serve.port={port}: cannot be had on {host} ({error.strerror}); give one from 1024 to 65535'
+            f'config.serve.port={port}: is not available on {host} ({error.strerror}); give one from 1024 to 65535'
         ) from error
     return listener
 
