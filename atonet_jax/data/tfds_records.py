@@ -17,7 +17,7 @@ ANEW = 'copy or prepare it anew'
 
 
 class Records:
-    """The files in records, as `dataset.Storage`: '<path of shard>#<number of record>/<feature>'."""
+    """A `dataset.Storage` of files within records: '<path of shard>#<number of record>/<feature>'."""
 
     def __init__(self, shards: list['_TFRecordShard | _ArrayRecordShard']):
         self._shards = {shard.path: shard for shard in shards}
@@ -63,7 +63,7 @@ def open_shard(path: str, file_format: str, count: int) -> '_TFRecordShard | _Ar
 
 
 class _Shard:
-    """A file of records, each read at the cost of that one alone. Safe to use from many threads.
+    """A file of records with random access. Safe to use from many threads.
 
     Attributes:
         path: of the file.
@@ -89,7 +89,7 @@ class _Shard:
 
 
 class _TFRecordShard(_Shard):
-    """Has no index, but its records say how long they are: length (8 bytes), its checksum (4), record, checksum (4)."""
+    """A TFRecord file. It has no index; each record is length (8 bytes), checksum (4), data, checksum (4)."""
 
     def __init__(self, path: str):
         super().__init__(path)
@@ -111,7 +111,8 @@ class _TFRecordShard(_Shard):
         return len(self._starts)
 
     def _read_bytes(self, i: int) -> bytes:
-        # In Python, the record's own checksum takes longer than decoding, which finds nearly all damage to a PNG.
+        # The record's own checksum would take longer than decoding in Python. Decoding finds nearly all damage to a
+        # PNG.
         with epath.Path(self.path).open('rb') as file:
             file.seek(self._starts[i])
             return file.read(self._lengths[i])
@@ -133,7 +134,7 @@ class _ArrayRecordShard(_Shard):
 
 @contextlib.contextmanager
 def foreign_errors(path: epath.PathLike, problem: str, advice: str, kind: str = '') -> Iterator[None]:
-    """Makes one DataError of what TensorFlow, TFDS and array_record raise, each of its own kinds."""
+    """Turns the errors of TensorFlow, TFDS and array_record into DataErrors."""
     try:
         yield
     except DataError:
