@@ -33,15 +33,14 @@ import numpy as np  # noqa: E402
 
 from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
 from atonet_jax.config import create_network, default_config  # noqa: E402
-from atonet_jax.data.augmentation import Augmentation  # noqa: E402
-from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL  # noqa: E402
-from atonet_jax.data.sampling import draw_geometry, window_size  # noqa: E402
+from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
 from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
 from atonet_jax.models import create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
 from atonet_jax.training.train import step_arguments, train_augmentation  # noqa: E402
+from benchmarks.noise import noise_batch
 
 PROGRAMS = ('label_map', 'coarse_logits', 'train')
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -88,7 +87,7 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     arguments = step_arguments(config, model, num_images=2975, total_steps=100_000)
     variables = jax.jit(lambda: init_variables(model, 0))()
     state = create_state(variables, arguments['optimizer'], averaging=False, mesh=mesh)
-    batch = jax.device_put(noise_batch(train_augmentation(config), batch_size), split_by_batch(mesh))
+    batch = jax.device_put(noise_batch(train_augmentation(config), batch_size, NUM_CLASSES), split_by_batch(mesh))
     compiled = compile_train_step(mesh, **arguments).lower(state, batch).compile()
 
     def call():
@@ -102,22 +101,6 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     macs = count_conv_macs(lambda v, x: model.apply(v, x, train=True, mutable=mutable, rngs=rngs), variables, images)
     # The gradients of a convolution's input and of its kernel each take what it takes.
     return Program('train', compiled, call, 3 * 2 * macs)
-
-
-def noise_batch(augmentation: Augmentation, batch_size: int) -> dict[str, np.ndarray]:
-    """As `data.pipeline.train_batches` gives it: windows of noise, their labels in patches, a tenth of them ignored."""
-    rng = np.random.default_rng(0)
-    height, width = augmentation.crop_size
-    window = window_size(augmentation)
-    patches = rng.integers(0, NUM_CLASSES, (batch_size, -(-window[0] // 16), -(-window[1] // 16)), np.uint8)
-    patches[rng.random(patches.shape) < 0.1] = IGNORE_LABEL
-    labels = patches.repeat(16, 1).repeat(16, 2)[:, : window[0], : window[1]]
-    geometry = [draw_geometry(0, g, (height, 2 * width), augmentation) for g in range(batch_size)]
-    return {
-        'image': rng.integers(0, 256, (batch_size, *window, 3), np.uint8),
-        'label': labels,
-        'geometry': np.array(geometry, np.int32),
-    }
 
 
 class Operations:

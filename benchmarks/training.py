@@ -30,8 +30,7 @@ import torch  # noqa: E402
 
 from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
 from atonet_jax.data.augmentation import Augmentation  # noqa: E402
-from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL  # noqa: E402
-from atonet_jax.data.sampling import draw_geometry, window_size  # noqa: E402
+from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
 from atonet_jax.models import create_model, init_variables, network  # noqa: E402
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
@@ -39,6 +38,7 @@ from atonet_jax.torch_weights import from_torch  # noqa: E402
 from atonet_jax.training.augment import augment  # noqa: E402
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule  # noqa: E402
 from atonet_jax.training.step import Objective, compile_train_step, create_state  # noqa: E402
+from benchmarks.noise import noise_batch  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -47,22 +47,6 @@ DEVICE_COUNTS = (1, 2, 4, 8)
 TINY = {'width': 16, 'backbone_width': 8}  # for the simulated devices: what splitting costs, not what computing does
 TINY_SIZE, TINY_BATCH_SIZE, TINY_STEPS = (64, 128), 8, 10
 PAUSE = 0.2  # seconds, in which threads that spin while they wait for work fall asleep
-
-
-def noise_batch(augmentation: Augmentation, batch_size: int) -> dict[str, np.ndarray]:
-    """As `data.pipeline.train_batches` gives it: windows of noise, their labels in patches, a tenth of them ignored."""
-    rng = np.random.default_rng(0)
-    height, width = augmentation.crop_size
-    window = window_size(augmentation)
-    patches = rng.integers(0, NUM_CLASSES, (batch_size, -(-window[0] // 16), -(-window[1] // 16)), np.uint8)
-    patches[rng.random(patches.shape) < 0.1] = IGNORE_LABEL
-    labels = patches.repeat(16, 1).repeat(16, 2)[:, : window[0], : window[1]]
-    geometry = [draw_geometry(0, g, (height, 2 * width), augmentation) for g in range(batch_size)]
-    return {
-        'image': rng.integers(0, 256, (batch_size, *window, 3), np.uint8),
-        'label': labels,
-        'geometry': np.array(geometry, np.int32),
-    }
 
 
 class OurTraining:
@@ -169,7 +153,7 @@ def work(arguments: argparse.Namespace) -> None:
         augmentation = Augmentation(crop_size=TINY_SIZE, scale_range=(1.0, 2.0))
         model = create_model('atonet', NUM_CLASSES, **TINY)
         variables = jax.jit(lambda: init_variables(model, 0))()
-        training = OurTraining(model, variables, augmentation, noise_batch(augmentation, TINY_BATCH_SIZE))
+        training = OurTraining(model, variables, augmentation, noise_batch(augmentation, TINY_BATCH_SIZE, NUM_CLASSES))
     else:
         training = full_size_training(arguments)
     print(json.dumps({'loss': training.run(1)}), flush=True)
@@ -184,7 +168,7 @@ def full_size_training(arguments: argparse.Namespace) -> OurTraining | TorchTrai
     torch.manual_seed(0)
     state_dict = torch_reference.ATONet(NUM_CLASSES).state_dict()
     augmentation = Augmentation(crop_size=tuple(arguments.size), scale_range=(1.0, 2.0))
-    batch = noise_batch(augmentation, arguments.batch_size)
+    batch = noise_batch(augmentation, arguments.batch_size, NUM_CLASSES)
     if arguments.worker == 'jax':
         model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(arguments.dtype))
         return OurTraining(model, from_torch(state_dict, model), augmentation, batch)

@@ -1,12 +1,11 @@
 """ATONet's CamVid run: the paper reports 70.1% mIoU on the 233 test frames (Table 2).
 
     python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=/path/to/camvid
-
     python main.py --config=configs/camvid.py:pidnet_s --workdir=runs/pidnet --config.data.root=/path/to/camvid
 
 Trains on train+val (468 frames of 720x960) for 400 epochs, 11,700 steps. The paper's run starts from an ImageNet
-backbone: with torchvision's file, add --config.model.pretrained_backbone=resnet18.pth. The figure is the paper's; it has
-not been repeated here. Another network, as in the second command, is trained by the same recipe.
+backbone: with torchvision's file, add --config.model.pretrained_backbone=resnet18.pth. The figure is the paper's. It
+has not been repeated here. The second command trains another network by the same recipe.
 """
 
 from ml_collections import ConfigDict

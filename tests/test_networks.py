@@ -1,43 +1,32 @@
-"""A network that is added as docs/networks.md says goes through every mode that takes any network."""
+"""A network that is added as docs/networks.md says goes through training, evaluation, prediction and `Segmenter`."""
 
-import jax
-import jax.numpy as jnp
+import re
+import types
+
 import numpy as np
 import PIL.Image
 import pytest
-from flax import linen as nn
 
-from atonet_jax import config as config_module
 from atonet_jax import models
+from atonet_jax.config import default_config
 from atonet_jax.evaluation.evaluate import evaluate
-from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models.blocks import Classifier, ConvNorm
+from atonet_jax.inference import Segmenter
 from atonet_jax.predict import predict
 from atonet_jax.training.train import train
 
 
-class MyNet(nn.Module):
-    """Two convolutions."""
-
-    num_classes: int
-    width: int = 8
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, images: jax.Array, train: bool) -> dict:
-        x = ConvNorm(self.width, 3, stride=2, dtype=self.dtype)(images.astype(self.dtype), train)
-        x = ConvNorm(self.width, 3, stride=2, dtype=self.dtype)(x, train)
-        outputs = {'logits': Classifier(self.num_classes)(x, train)}
-        return outputs | {'aux': {}} if train else outputs
-
-
 @pytest.fixture
-def config(tiny_config, monkeypatch):
-    monkeypatch.setitem(models._MODELS, 'mynet', MyNet)
-    monkeypatch.setattr(config_module, 'MODEL_NAMES', tuple(models._MODELS))
-    config = tiny_config.copy_and_resolve_references()
-    config.model.update(name='mynet', width=4, aux_levels=())
-    config.loss.aux_weights = ()
+def config(repository, tiny_config, monkeypatch):
+    """Of the page's own example, on tiny scenes."""
+    page = (repository / 'docs' / 'networks.md').read_text()
+    example = next(block for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'class MyNet' in block)
+    module = types.ModuleType('mynet')
+    exec(example, vars(module))
+    monkeypatch.setattr(models, 'FAMILIES', [*models.FAMILIES, module.FAMILY])
+    config = default_config('mynet')
+    for section in ('data', 'optimizer', 'schedule', 'train', 'eval'):
+        config[section] = tiny_config[section]
+    config.model.width = 4
     config.train.epochs = 1.0
     return config
 

@@ -1,4 +1,4 @@
-"""`--mode=benchmark`: how fast the network is between four boundaries, beside the figures that the paper published."""
+"""`--mode=benchmark`: the network's time to four kinds of output, beside the paper's published figures."""
 
 import csv
 import itertools
@@ -32,7 +32,7 @@ from atonet_jax.runs.workdir import holds_run, write_json
 
 PUBLISHED_BOUNDARY = 'full-resolution logits'
 FROM_HOST = 'host image to host label map'
-# What is timed, and the method of `Segmenter` that does it.
+# What is timed: the name of the output, and the method of `Segmenter`.
 BOUNDARIES = {
     'coarse logits': 'coarse_logits',
     PUBLISHED_BOUNDARY: 'logits',
@@ -65,7 +65,7 @@ _PUBLISHED_TABLES = {
 def benchmark(config: ConfigDict, workdir: str) -> dict[str, Any]:
     """Times the network as `config.benchmark` says, for each of its dtypes, batch sizes and image sizes.
 
-    The weights are those of the run in `workdir`, else of `init_from`, else freshly drawn: the time is the same.
+    The weights are those of the run in `workdir`, else of `init_from`, else freshly drawn; times do not depend on them.
     Prints tables, and writes all figures to `workdir/benchmark/`.
 
     Returns:
@@ -105,7 +105,7 @@ def benchmark(config: ConfigDict, workdir: str) -> dict[str, Any]:
 
 
 def measure(segment: Segmenter, batch_size: int, size: tuple[int, int], options: ConfigDict) -> dict[str, Any]:
-    """Compiles and times every boundary.
+    """Compiles and times every kind of output.
 
     Args:
         segment: computes in its model's dtype.
@@ -114,7 +114,7 @@ def measure(segment: Segmenter, batch_size: int, size: tuple[int, int], options:
         options: `config.benchmark`.
 
     Returns:
-        JSON-ready figures: those of the boundaries under their names, in seconds and bytes.
+        Figures for JSON, by name of the output, in seconds and bytes.
     """
     shape = (batch_size, *size)
     programs, needs = {}, {}
@@ -152,12 +152,12 @@ def measure(segment: Segmenter, batch_size: int, size: tuple[int, int], options:
 
 
 def time_in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, limit: float) -> dict[str, list[float]]:
-    """Seconds that each call took in each round; a round makes each call once, so that disturbances hit all alike.
+    """Seconds of each call in each round. A round makes each call once, so that disturbances affect all alike.
 
     Args:
         calls: by name; each returns when it is done.
         rounds: how many.
-        limit: seconds after which no other round begins; the first one always does.
+        limit: seconds after which no further round starts. The first round always runs.
     """
     seconds = {name: [] for name in calls}
     end = time.perf_counter() + limit
@@ -184,7 +184,7 @@ def summarize(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
 
 
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """{'parameters', 'file_bytes'} of inference: file_bytes is of parameters and BN statistics as float32."""
+    """{'parameters', 'file_bytes'} for inference. file_bytes counts parameters and BN statistics in float32."""
     variables = abstract_variables(model, train=False)
     parameters, numbers = (
         sum(array.size for array in jax.tree.leaves(tree)) for tree in (variables['params'], variables)
@@ -193,7 +193,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of the convolutions that one image of `size`, (height, width), takes."""
+    """Multiply-accumulates of the convolutions for one image of `size`, (height, width)."""
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     return count_conv_macs(
         lambda variables, images: apply(model, variables, images), abstract_variables(model, train=False), images
@@ -201,7 +201,7 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def published_rows(size: tuple[int, int]) -> list[dict[str, Any]]:
-    """What the paper's tables print of images of `size`, (height, width); None where a cell is empty."""
+    """Rows of the paper's tables for images of `size`, (height, width); None for an empty cell."""
     rows = []
     for name, title in _PUBLISHED_TABLES.items():
         with open(pathlib.Path(__file__).with_name('published') / name, newline='') as file:
@@ -215,7 +215,7 @@ def published_rows(size: tuple[int, int]) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-    """What the figures depend on beside the network: devices, versions, settings of JAX and XLA."""
+    """What the figures depend on besides the network: devices, versions, settings of JAX and XLA."""
     device = jax.devices()[0]
     return {
         'platform': device.platform,
@@ -250,7 +250,7 @@ def _network(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[nn.Module, d
 
 
 def _needs(program: jax.stages.Compiled) -> dict[str, float | None]:
-    """Memory and arithmetic of a program as XLA sees them; None where the platform does not say."""
+    """Memory and arithmetic of a program as XLA reports them; None if the platform reports nothing."""
     memory = program.memory_analysis()
     return {
         'program_bytes': memory
@@ -274,7 +274,7 @@ def _heading(figures: dict[str, Any]) -> str:
 
 
 def _table(model: dict[str, Any], figures: dict[str, Any]) -> str:
-    """One measurement for the screen, and what is published of its size."""
+    """A table for the screen: one measurement, and the published figures for its size."""
     size = f'{figures["height"]}x{figures["width"]}'
     setting = f'{figures["dtype"]}, batch {figures["batch_size"]}'
     macs = figures['conv_macs_per_image'] / 1e9

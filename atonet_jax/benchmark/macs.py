@@ -10,7 +10,7 @@ from atonet_jax.ops import cpu
 
 
 def convolutions(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
-    """Every convolution of a traced program, those of the functions that it calls included."""
+    """Every convolution of a traced program and of the functions that it calls."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == 'conv_general_dilated':
             yield equation
@@ -21,8 +21,8 @@ def convolutions(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.Jaxpr
 def count_conv_macs(fn, *args) -> int:
     """Multiply-accumulates of all convolutions in the program that `fn(*args)` traces to.
 
-    Padding's zeros count as pixels do, as is usual; those between the pixels of a transposed convolution do not.
-    Pooling and resizing are matrix products and count nothing.
+    Zeros of the padding count like pixels, as usual. Zeros between the pixels of a transposed convolution do not.
+    Pooling and resizing are matrix products and are not counted.
     """
     with cpu.fast_paths(False):  # the plain program has each convolution once
         jaxpr = jax.make_jaxpr(fn)(*args).jaxpr

@@ -1,4 +1,4 @@
-"""`--mode=check_data`: reads all that a config trains and evaluates on, shows what it holds, and says what is wrong."""
+"""`--mode=check_data`: reads all data of a config, shows what it holds, and says what is wrong."""
 
 import os
 
@@ -20,13 +20,13 @@ from atonet_jax.runs.workdir import make_folder, write_json
 from atonet_jax.training.augment import augment
 from atonet_jax.training.train import train_augmentation
 
-_SHOWN = 5  # problems of a kind on the screen; the report lists all
+_SHOWN = 5  # problems of one kind on the screen; the report lists all
 _PICTURES = 12
 _PICTURE_WIDTH = 360
 
 
 def check_data(config: ConfigDict, workdir: str) -> bool:
-    """Reads all examples of `data.train_split` and `data.eval_split`, prints what they hold and what is wrong.
+    """Reads all examples of `data.train_split` and `data.eval_split`. Prints what they hold and what is wrong.
 
     Writes into `check_data/` of the workdir: report.json with every problem, classes.png with the share of each class,
     and samples.png with training crops as the network sees them.
@@ -152,7 +152,7 @@ def _plot_classes(reports: dict[str, SplitReport], table: ClassTable, path: str)
 
 
 def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
-    """Training crops of the first step, each beside its labels, after all augmentation."""
+    """Training crops of the first step after all augmentation, each beside its labels."""
     from atonet_jax.data.pipeline import train_batches  # imports TensorFlow
 
     augmentation = train_augmentation(config)

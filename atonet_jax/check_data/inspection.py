@@ -1,4 +1,4 @@
-"""What the files of a split hold, all of them decoded, and what their labels say about how they are meant."""
+"""Decodes all files of a split, lists their content, and guesses from the labels how they are meant."""
 
 import concurrent.futures
 import dataclasses
@@ -12,12 +12,12 @@ from atonet_jax.data.decode import check_label_size, read_image, read_label_valu
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
 from atonet_jax.process.progress import watched
 
-_MOST_IGNORED = 0.5  # share of unlabelled pixels beyond which training would ignore most of what it sees
+_MOST_IGNORED = 0.5  # share of unlabelled pixels above which training would ignore most of its data
 
 
 @dataclasses.dataclass
 class _Inspection:
-    """What one example holds.
+    """The content of one example.
 
     Attributes:
         size: (height, width), None where the image cannot be read.
@@ -34,7 +34,7 @@ class _Inspection:
 
 @dataclasses.dataclass
 class SplitReport:
-    """What was found in a split.
+    """The findings about a split.
 
     Attributes:
         dataset: the split, with `unusable`.
@@ -43,7 +43,7 @@ class SplitReport:
         pixels: [C + 1] of each class, and of what is ignored.
         images: [C + 1] images that show it.
         digests: of the images' content.
-        failures: by what is wrong, one line a file: training would stop or learn nothing useful.
+        failures: {fault: one line for each file}. With these, training would stop or learn nothing useful.
         warnings: what looks odd.
     """
 
@@ -72,7 +72,7 @@ class SplitReport:
 
 
 def inspect_split(dataset: SegmentationDataset, on_corrupt: str = 'error') -> SplitReport:
-    """Decodes every image and label of a split; with `on_corrupt` 'skip' an unusable example is a warning."""
+    """Decodes every image and label of a split. With `on_corrupt` 'skip' an unusable example is only a warning."""
     with concurrent.futures.ThreadPoolExecutor() as pool:
         inspections = pool.map(lambda i: _inspect(dataset, i), range(len(dataset)))
         inspections = list(watched(inspections, f'reading {dataset.name} {dataset.split}', len(dataset), 'example'))
@@ -112,7 +112,7 @@ def inspect_split(dataset: SegmentationDataset, on_corrupt: str = 'error') -> Sp
 
 
 def _inspect(dataset: SegmentationDataset, i: int) -> _Inspection:
-    """Decodes image and label wholly; a fault in one does not hide one in the other."""
+    """Decodes image and label completely. A fault in one does not hide a fault in the other."""
     found = _Inspection()
     try:
         with dataset.storage.open(dataset.image_paths[i]) as file:
@@ -172,7 +172,7 @@ def _judge_labels(report: SplitReport, inspections: list[_Inspection]) -> None:
 
 
 def _judge_ids(report: SplitReport, labelled: list[tuple[str, Counter]]) -> None:
-    """Train ids where raw ids belong show by what never occurs; raw ids where train ids belong by what is unknown."""
+    """Finds train ids in place of raw ids, by values that never occur, and the reverse, by unknown values."""
     dataset, num_classes = report.dataset, report.dataset.class_table.num_classes
     class_values = np.flatnonzero(dataset.train_ids < num_classes)
     takes_train_ids = np.array_equal(class_values, dataset.train_ids[class_values])
@@ -181,7 +181,7 @@ def _judge_ids(report: SplitReport, labelled: list[tuple[str, Counter]]) -> None
         if raw:
             report.failures[f'labels should hold train ids 0..{num_classes - 1}, but look like raw ids'] = raw
         return
-    # As many values as classes, and void as one more, are too few for raw ids that reach further.
+    # With so few raw ids, the two cannot be told apart.
     if class_values.max() <= num_classes:
         return
     alike = [path for path, values in labelled if max(set(values) - {IGNORE_LABEL}, default=0) <= num_classes]

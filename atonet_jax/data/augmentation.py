@@ -1,4 +1,4 @@
-"""What is drawn for each training sample, and how its crop comes from its image."""
+"""Settings of the augmentation, and the geometry of one crop."""
 
 import dataclasses
 from typing import NamedTuple
@@ -6,17 +6,17 @@ from typing import NamedTuple
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is drawn for each training sample; hashable, so that it can shape a jitted program.
+    """Settings of the augmentation. Hashable, so that a jitted program can depend on them.
 
-    The defaults are what the published runs did beside their scale range; whatever is 0 is left out of the program.
+    The defaults are those of the published runs, except for the scale range. What is 0 is left out of the program.
 
     Attributes:
         crop_size: (height, width) of the crops in pixels.
         scale_range: (lowest, highest) factor by which images are scaled, drawn uniformly.
         flip: whether half of the crops are mirrored.
         rotation: largest angle in degrees; drawn uniformly, to either side.
-        class_aware_crops: probability that a crop is placed so that it shows a pixel of a class, which is drawn
-            uniformly among those that the image has.
+        class_aware_crops: probability that a crop is placed to show a pixel of a class. The class is drawn uniformly
+            among those in the image.
         brightness: the factor is drawn uniformly in [1 - brightness, 1 + brightness], and not below 0.
         contrast: as brightness.
         saturation: as brightness.
@@ -43,12 +43,12 @@ class Augmentation:
 
     @property
     def needs_key(self) -> bool:
-        """Whether `augment` draws random numbers; those of the geometry come from the host."""
+        """Whether `augment` draws random numbers. Those of the geometry are drawn on the host."""
         return any((self.brightness, self.contrast, self.saturation, self.hue, self.blur, self.erasing))
 
 
 class Geometry(NamedTuple):
-    """How a crop comes from its image; integers, so that host and device agree exactly.
+    """How a crop is cut from its image. All are integers, so that host and device agree exactly.
 
     Attributes:
         image_height: of the image on disk.
@@ -60,8 +60,8 @@ class Geometry(NamedTuple):
         window_top: row of the image on disk at the window's top.
         window_left: column of the image on disk at the window's left.
         flip: 1 where the crop is mirrored left to right, else 0.
-        rotation: in 1/1000 degree, by which the scaled image is turned about the crop's centre before it is cropped;
-            positive is counterclockwise, as one sees the picture. 0 where `Augmentation.rotation` is.
+        rotation: angle in 1/1000 degree. The scaled image is turned about the crop's centre before it is cropped.
+            Positive is counterclockwise. 0 if `Augmentation.rotation` is 0.
     """
 
     image_height: int

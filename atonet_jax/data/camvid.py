@@ -1,4 +1,4 @@
-"""CamVid in the shapes that are in circulation.
+"""CamVid in the layouts that are in use.
 
 - 701 frames: an image folder and a label folder, whose `<frame>_L.png` (or `<frame>.png`) hold the colours of 32
   classes, or their indices 0..31 in alphabetical order.
@@ -29,13 +29,13 @@ _LAYOUT = (
 
 
 def load_camvid(root: str, split: str) -> SegmentationDataset:
-    """Finds out which shape of CamVid lies in `root`, logs it, and pairs the images and labels of a split by name.
+    """Finds the layout of CamVid in `root`, logs it, and pairs the images and labels of a split by name.
 
-    The 701 frames are split by train.txt, val.txt and test.txt in `root` where they are (a frame a line, with or
-    without folder and extension), and else into the usual 367, 101 and 233.
+    If `root` holds train.txt, val.txt and test.txt, they split the 701 frames: one frame a line, with or without folder
+    and extension. Otherwise the usual split of 367, 101 and 233 frames is used.
 
     Args:
-        root: the folder that holds one of the shapes above.
+        root: the folder that holds one of the layouts above.
         split: 'train', 'val', 'test', or several joined by '+'.
 
     Raises:
@@ -49,7 +49,7 @@ def load_camvid(root: str, split: str) -> SegmentationDataset:
 
 
 def _load_repack(root: str, split: str, parts: tuple[str, ...], label_suffix: str) -> SegmentationDataset:
-    """A folder of images and one of labels a part."""
+    """The layout with one image folder and one label folder for each part."""
     image_paths, label_paths = [], []
     for part in parts:
         images_folder, labels_folder = os.path.join(root, part), os.path.join(root, f'{part}{label_suffix}')
@@ -64,7 +64,7 @@ def _load_repack(root: str, split: str, parts: tuple[str, ...], label_suffix: st
 
 
 def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationDataset:
-    """All frames in one folder, all labels in another."""
+    """The layout with all frames in one folder and all labels in another."""
     images_folder, labels_folder = _existing_folder(root, _IMAGE_FOLDERS), _existing_folder(root, _LABEL_FOLDERS)
     images, labels = _frames(images_folder), _frames(labels_folder)
     if not labels:
@@ -90,7 +90,7 @@ def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationD
 
 
 def _dataset(root, split, image_paths, label_paths, indices, raw_to_train) -> SegmentationDataset:
-    """The data set of these files, whose labels hold colours or else `indices`."""
+    """The data set of these files. Their labels hold colours or `indices`."""
     if not image_paths:
         raise DataError(f'{root}: no frames in CamVid split {split}; {_LAYOUT}')
     label_values = detect_label_values(label_paths, CAMVID)
@@ -129,7 +129,7 @@ def _frame_name(path: str) -> str:
 
 
 def _usual_part(frame: str, root: str) -> str:
-    """The part that papers put a frame of the 701 in (367 train, 101 val, 233 test)."""
+    """The usual part of a frame of the 701 (367 train, 101 val, 233 test)."""
     sequence, _, number = frame.partition('_')
     number = number.lstrip('f')
     if number.isdecimal():

@@ -1,4 +1,4 @@
-"""Cityscapes as it unpacks: leftImg8bit/{split}/{city}/ beside gtFine/{split}/{city}/ and gtCoarse/{split}/{city}/."""
+"""Cityscapes as unpacked: leftImg8bit/{split}/{city}/ beside gtFine/{split}/{city}/ and gtCoarse/{split}/{city}/."""
 
 import glob
 import os
@@ -56,7 +56,7 @@ def load_cityscapes(root: str, split: str) -> SegmentationDataset:
     for part in parts:
         folder, label_kind = _PARTS[part]
         for name in sorted(images[part].keys() | labels[part].keys()):
-            # A file that is not there is named by the first who reads it.
+            # A missing file is reported when it is read.
             image = os.path.join(root, _IMAGES, folder, f'{name}_{_IMAGES}.png')
             label = os.path.join(root, label_kind, folder, f'{name}_{label_kind}_{kind}.png')
             image_paths.append(images[part].get(name, image))

@@ -5,9 +5,9 @@
     car,0 0 142,26,                       {"name": "van", "color": "#00008e", "value": 27, "class": "car"},
     ego vehicle,,1,true                   {"name": "ego vehicle", "value": 1, "ignore": true}]
 
-A row is a value of the label files. Train ids follow the order of the rows; a row with `class` counts as the class of
-that name, one with `ignore` not at all. A row without `value` takes its number, counted from 0; one without `color` is
-given one. 255 is always ignored.
+A row describes one value of the label files. Train ids follow the order of the rows. A row with `class` is merged into
+the class of that name; a row with `ignore` is left out. Without `value`, rows count from 0. Without `color`, a colour
+is chosen. The value 255 is always ignored.
 """
 
 import colorsys
@@ -31,7 +31,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
         name: of the table.
 
     Raises:
-        DataError: the file is missing or no such file; the message names the row, counted from 1.
+        DataError: the file is missing or is not a class file. The message names the row, counted from 1.
     """
     try:
         text = pathlib.Path(path).read_text(encoding='utf-8-sig')
@@ -49,7 +49,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
     for number, row in enumerate(rows):
         unknown = set(row) - set(_KEYS)
         if unknown:
-            raise fault(number, f'{sorted(unknown)[0]!r} is unknown; there is {", ".join(_KEYS)}')
+            raise fault(number, f'{sorted(unknown)[0]!r} is unknown; known are {", ".join(_KEYS)}')
         row = {key: value for key, value in row.items() if value not in (None, '')}
         if not isinstance(row.get('name'), str):
             raise fault(number, 'has no name')
@@ -71,7 +71,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
         class_name = None if ignore else class_of_row
         if class_name == row['name']:
             if class_name in names:
-                raise fault(number, f'{class_name!r} is there twice; give a second value of it "class": "{class_name}"')
+                raise fault(number, f'{class_name!r} is there twice; give its second value "class": "{class_name}"')
             names.append(class_name)
         merged.setdefault(class_name, number)
         entries.append((row['name'], value, color, class_name))
@@ -79,9 +79,9 @@ def read_class_file(path: str, name: str) -> ClassTable:
     merged.pop(None, None)
     for class_name, number in merged.items():
         if class_name not in names:
-            raise fault(number, f'class {class_name!r} is no row of its own; add one, or correct the name')
+            raise fault(number, f'class {class_name!r} has no row of its own; add one, or correct the name')
     if not 1 <= len(names) < UNKNOWN_LABEL:
-        raise DataError(f'{path}: has {len(names)} classes that count; 1 to {UNKNOWN_LABEL - 1} can be')
+        raise DataError(f'{path}: has {len(names)} classes that are not ignored; must be from 1 to {UNKNOWN_LABEL - 1}')
     spares = iter(_spare_colors(len(entries)))
     entries = [(row, value, color or next(spares), class_name) for row, value, color, class_name in entries]
     class_colors = {row: color for row, _, color, class_name in entries if class_name == row}

@@ -1,4 +1,4 @@
-"""What a data set is to the rest of the package: pairs of encoded files in a fixed order, and what they mean."""
+"""A data set: pairs of encoded files in a fixed order, and their meaning."""
 
 import dataclasses
 import functools
@@ -17,8 +17,7 @@ class DataError(InputError):
     """Files that are missing, unreadable or inconsistent; the message says which and what to do, in one line.
 
     Attributes:
-        kind: what is wrong in two or three words, the same for all files of which it is true; '' where it concerns no
-            single file.
+        kind: the kind of fault in two or three words; '' if the fault is not that of a single file.
     """
 
     def __init__(self, message: str, kind: str = ''):
@@ -61,15 +60,15 @@ class SegmentationDataset:
         name: the data set's name.
         split: such as 'train', or several parts as in 'train+val'.
         class_table: the classes.
-        image_paths: one image file an example. It need not exist: who reads it is told.
+        image_paths: the image file of each example. A missing file is reported when it is read.
         label_paths: the label file of each image, or None for a split without labels.
         label_values: 'index' where a label file holds one number a pixel, 'color' where it holds a colour of
             `class_table`.
         raw_to_train: [256] uint8, train id of each number in 'index' files, `UNKNOWN_LABEL` where a number has no
             meaning. None: `class_table.raw_to_train`.
         storage: opens the paths.
-        sizes: (height, width) of each image, None where it is unusable; or None where nobody has looked (verify.py).
-        unusable: why the examples that `verify` found unusable are so, by index.
+        sizes: (height, width) of each image, None for an unusable one. None altogether before `verify` has read them.
+        unusable: {index: reason} of the examples that `verify` found unusable.
     """
 
     name: str
@@ -87,7 +86,7 @@ class SegmentationDataset:
         return len(self.image_paths)
 
     def require_labels(self) -> None:
-        """Raises DataError where the split has none."""
+        """Raises DataError if the split has no labels."""
         if self.label_paths is None:
             raise DataError(
                 f'{self.name} {self.split}: has no labels, which training and evaluation need; choose another split'
@@ -118,7 +117,7 @@ class SegmentationDataset:
 
 
 def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
-    """The parts that make up a split: ('train', 'val') of 'train+val'.
+    """The parts of a split: ('train', 'val') for 'train+val'.
 
     Raises:
         DataError: one of them is empty, is not in `known` where that is given, or occurs twice.

@@ -13,8 +13,8 @@ _IMAGE_FORMATS = ('PNG', 'JPEG')
 _IMAGE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P')  # 8 bits a channel, and RGB by dropping alpha or repeating grey
 _PNG_END = b'IEND\xaeB`\x82'
 _JPEG_END = b'\xff\xd9'
-_MOST_PALETTES = 20  # files that are looked at to find out what palettes mean
-_UNDECODABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)  # what Pillow raises of bad files
+_MOST_PALETTES = 20  # files that are read to find out what palettes mean
+_UNDECODABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)  # what Pillow raises for bad files
 
 
 def read_example(dataset: SegmentationDataset, i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def read_image(dataset: SegmentationDataset, i: int) -> np.ndarray:
 
 
 def read_image_size(dataset: SegmentationDataset, i: int) -> tuple[int, int]:
-    """Height and width of image `i`, from its header where nobody knows them yet.
+    """Height and width of image `i`. Reads its header if they are not known yet.
 
     Raises:
         DataError: the file is missing, or not an 8-bit PNG or JPEG.
@@ -54,7 +54,7 @@ def read_image_size(dataset: SegmentationDataset, i: int) -> tuple[int, int]:
 
 
 def check_image_end(dataset: SegmentationDataset, i: int) -> None:
-    """Decodes image `i` where it does not end as PNGs and JPEGs do: most truncated files show so at little cost.
+    """Decodes image `i` if its end is not that of a PNG or JPEG. This finds most truncated files at little cost.
 
     Raises:
         DataError: it cannot be decoded.
@@ -88,7 +88,7 @@ def read_labels(dataset: SegmentationDataset, i: int, image_size: tuple[int, int
 
 
 def read_label_values(dataset: SegmentationDataset, i: int) -> np.ndarray:
-    """[H, W] integer values of label file `i`, as `SegmentationDataset.train_ids` is indexed by them.
+    """[H, W] integer values of label file `i`, which index `SegmentationDataset.train_ids`.
 
     Raises:
         DataError: the file is missing, unreadable or of a wrong kind.
@@ -109,18 +109,18 @@ def read_label_values(dataset: SegmentationDataset, i: int) -> np.ndarray:
 
 
 def _look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """`table[values]` of uint8 in half the time where the values are bytes."""
+    """`table[values]` for a uint8 table. Takes half the time if the values are bytes."""
     if values.dtype == np.uint8:
         return np.frombuffer(values.tobytes().translate(table.tobytes()), np.uint8).reshape(values.shape)
     return table[values]
 
 
 def detect_label_values(paths: Iterable[str], table: ClassTable) -> str:
-    """Whether label files hold 'index' or 'color', from the first one that tells; others are left to who reads them.
+    """Whether label files hold 'index' or 'color'. The first file that is clear decides.
 
-    A palette tells where all its colours are classes', but not those of the classes of its indices: these mean nothing
-    then. Where both mean the same, as in a palette made for the class table, the next file is asked, and in the end the
-    indices count, which may hold more than the table has colours for.
+    A file with a palette holds colours if all colours of the palette are classes' and their order is not that of the
+    class table. If colours and indices mean the same, the next file decides. If no file decides, the files hold
+    indices.
     """
     colors = {label.color for label in table.raw_labels}
     color_of_value = {label.raw_id: label.color for label in table.raw_labels}
@@ -148,7 +148,7 @@ def detect_label_values(paths: Iterable[str], table: ClassTable) -> str:
 def check_label_size(
     dataset: SegmentationDataset, i: int, label_size: tuple[int, ...], image_size: tuple[int, int]
 ) -> None:
-    """Raises DataError where the label of example `i` is not of its image's (height, width)."""
+    """Raises DataError if the label of example `i` has another (height, width) than its image."""
     if tuple(label_size) != tuple(image_size):
         raise DataError(
             f'{dataset.label_paths[i]}: label is {_size_text(label_size)} but its image {dataset.image_paths[i]} is '
@@ -158,7 +158,7 @@ def check_label_size(
 
 
 def unknown_values(dataset: SegmentationDataset, i: int, values: np.ndarray, counts: np.ndarray) -> DataError:
-    """Says which of `values` of label `i`, none of which has a train id, occurs most, and which ones are known."""
+    """The error for `values` of label `i` without a train id: it names the most frequent one and the known ones."""
     worst = counts.argmax()
     if dataset.label_values == 'color':
         red, green, blue = int(values[worst]).to_bytes(3, 'big')
@@ -176,7 +176,7 @@ def unknown_values(dataset: SegmentationDataset, i: int, values: np.ndarray, cou
 
 @contextmanager
 def _open_image(dataset: SegmentationDataset, path: str) -> Iterator[PIL.Image.Image]:
-    """The image file, its header read; nothing is decoded yet."""
+    """The image file, opened. Only its header is read."""
     with dataset.storage.open(path) as file:
         with _decoding(path):
             image = PIL.Image.open(file)

@@ -1,7 +1,8 @@
-"""A split that lives decoded in the devices' memory: the batches of pipeline.py, cut out there. Needs no TensorFlow.
+"""A split, decoded, in the memory of the devices. Batches are cut there, equal to those of pipeline.py. Needs no
+TensorFlow.
 
-The host draws which example a sample shows and where its crop lies, a few numbers a sample and some steps ahead. Each
-device holds an equal share of the examples; of a batch's windows it cuts those that it holds, and they are exchanged.
+The host draws, some steps ahead, which example a sample shows and where its crop lies. Each device holds an equal share
+of the examples. It cuts the windows of its own examples, and the devices exchange them.
 """
 
 import collections
@@ -30,7 +31,7 @@ from atonet_jax.process.progress import watched
 
 _log = logging.getLogger(__name__)
 
-_AHEAD = 8  # steps whose samples are drawn before they are asked for
+_AHEAD = 8  # steps whose samples are drawn ahead
 _SHOWN_SIZES = 4
 _TOP, _LEFT = (1 + Geometry._fields.index(name) for name in ('window_top', 'window_left'))  # in a row of a plan
 _BYTES = 4  # of a pixel: three colours and its label
@@ -40,7 +41,7 @@ class DeviceCache:
     """A split in the memory of all devices of a mesh."""
 
     def __init__(self, examples: Examples, mesh: Mesh):
-        """Decodes the split, each process the share of its devices.
+        """Decodes the split. Each process decodes the share of its devices.
 
         Args:
             examples: of a split whose images have one size.
@@ -48,7 +49,7 @@ class DeviceCache:
 
         Raises:
             InputError: the images have several sizes, or the devices' memory does not hold them.
-            DataError: a file cannot be used, where `examples` do not skip such.
+            DataError: a file cannot be used, and `examples` does not skip it.
         """
         dataset = examples.dataset
         self._examples = examples
@@ -70,7 +71,7 @@ class DeviceCache:
     def train_batches(
         self, *, batch_size: int, augmentation: Augmentation, seed: int, start_step: int, num_steps: int
     ) -> Iterator[dict[str, jax.Array]]:
-        """The batches of `pipeline.train_batches` over all processes, the same in every bit, split over the devices."""
+        """The batches of `pipeline.train_batches` over all processes, split over the devices. Equal bit for bit."""
         dataset = self._examples.dataset
         dataset.require_labels()
         window = window_size(augmentation)
@@ -109,7 +110,7 @@ class DeviceCache:
     def _load(self):
         """Images [n, H, 3 W] and labels [n, H, W] on the devices, and which examples can be used, [n] bool.
 
-        A last axis of three would take a TPU forty times the memory.
+        With a last axis of three, a TPU would need forty times the memory.
         """
         dataset, (height, width) = self._examples.dataset, self._size
         count = self._share * self._mesh.size
@@ -146,14 +147,14 @@ class DeviceCache:
         return whole(images, (height, 3 * width)), whole(labels, (height, width)), usable
 
     def _rows_of_this_process(self, batch_size: int) -> range:
-        """Of each batch, which rows lie on this process's devices."""
+        """The rows of each batch that lie on this process's devices."""
         if batch_size % self._mesh.size:
             raise ValueError(f'batch_size {batch_size} is not a multiple of the {self._mesh.size} devices; change it')
         share = batch_size // jax.process_count()
         return range(jax.process_index() * share, (jax.process_index() + 1) * share)
 
     def _read_host_labels(self) -> None:
-        """Class-aware crops are drawn on the host, which then keeps all labels too: a byte a pixel."""
+        """Keeps all labels on the host, one byte a pixel. Class-aware crops are drawn there and need them."""
         dataset = self._examples.dataset
         missing = [i for i in range(len(dataset)) if self._usable[i] and i not in self._host_labels]
         with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -161,13 +162,13 @@ class DeviceCache:
             self._host_labels |= dict(zip(missing, labels))
 
     def _cut(self, plan: np.ndarray, window: tuple[int, int]):
-        """image, label, index, geometry of a batch, of which `plan` holds this process's rows: index, geometry."""
+        """(image, label, index, geometry) of a batch. `plan` holds index and geometry of this process's rows."""
         plan = jax.make_array_from_process_local_data(split_by_batch(self._mesh), plan)
         return _compiled_cut(self._mesh, window)(self._images, self._labels, plan)
 
 
 def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
-    """Whether an accelerator computes, and a quarter of its memory holds its share of a split of one image size."""
+    """Whether `auto` chooses the device: an accelerator, one image size, and a share within a quarter of its memory."""
     if mesh.devices.flat[0].platform == 'cpu' or len(_sizes(dataset)) != 1:
         return False
     (height, width), share = _sizes(dataset).pop(), -(-len(dataset) // mesh.size)
@@ -204,7 +205,7 @@ def _free_bytes(mesh: Mesh) -> int:
 
 
 def _drawn_ahead(draw: Callable[[int], np.ndarray], steps: range) -> Iterator[np.ndarray]:
-    """`draw` of each step, in a thread that is some steps ahead: the device never waits for it."""
+    """`draw` of each step, some steps ahead in a thread, so that the device never waits."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         waiting = collections.deque()
         try:

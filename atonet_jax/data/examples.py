@@ -1,4 +1,4 @@
-"""Decoded examples of a split: read anew each time, or kept in memory or on disk; bad ones reported or skipped."""
+"""Decoded examples of a split, read each time or kept in memory or on disk. Bad ones are reported or skipped."""
 
 import hashlib
 import logging
@@ -28,11 +28,11 @@ Decoded = tuple[np.ndarray, np.ndarray]
 
 
 class Examples:
-    """What the pipeline reads. Safe to use from many threads.
+    """The examples that the pipeline reads. Safe to use from many threads.
 
     Attributes:
         dataset: the split.
-        skipped: why each example is left out that was met so far and could not be used, by index.
+        skipped: {index: reason} of the unusable examples that were met so far.
     """
 
     def __init__(
@@ -40,8 +40,8 @@ class Examples:
     ):
         """
         Args:
-            dataset: from `verify`, where `cache` is not 'none': its size must be known.
-            cache: 'none', 'memory', 'disk' or 'device'. An example takes 4 bytes a pixel, in memory that in each
+            dataset: a split; from `verify` if `cache` is not 'none', because the cache needs the sizes.
+            cache: 'none', 'memory', 'disk' or 'device'. An example takes 4 bytes a pixel; with 'memory', in each
                 process. With 'device', `device_cache` gives the batches.
             cache_dir: folder for 'disk', which runs and processes can share.
             on_corrupt: 'error' or 'skip', what `check` does about an example that cannot be used.
@@ -77,9 +77,9 @@ class Examples:
         return self._device_cache
 
     def read(self, i: int) -> Decoded | None:
-        """Image [H, W, 3] uint8 RGB and labels [H, W] uint8 train ids of example `i`; not to be written to.
+        """Image [H, W, 3] uint8 RGB and labels [H, W] uint8 train ids of example `i`. Do not write to them.
 
-        None where they cannot be used: `check` then says why, in the thread that iterates.
+        None if the example cannot be used. The iterating thread then calls `check`, which says why.
         """
         if i in self._faults:
             return None
@@ -95,7 +95,8 @@ class Examples:
         return cached
 
     def check(self, i: int) -> None:
-        """Of an example that `read` gave None for: raises its DataError, or counts it as skipped and says so once.
+        """For an example for which `read` returned None: raises its DataError, or logs it once and counts it as
+        skipped.
 
         Raises:
             DataError: the example's own, where `on_corrupt` is 'error'; or no example is left.
@@ -113,14 +114,14 @@ class Examples:
 
 
 def decoded_bytes(dataset: SegmentationDataset) -> int:
-    """Bytes that all decoded examples of a verified split take."""
+    """Bytes of all decoded examples of a verified split."""
     return sum(4 * size[0] * size[1] for size in dataset.sizes if size is not None)
 
 
 class _MemoryCache:
     """
     Attributes:
-        missing: bytes that it is yet to take.
+        missing: bytes that are still to be written.
     """
 
     def __init__(self, dataset: SegmentationDataset):
@@ -145,7 +146,7 @@ class _MemoryCache:
 
 
 class _DiskCache:
-    """A file an example, named by what its source files are, so that one that has changed is not found."""
+    """One file for each example. Its name depends on the source files, so that a changed source is decoded again."""
 
     def __init__(self, dataset: SegmentationDataset, folder: str):
         self._dataset = dataset
@@ -197,7 +198,7 @@ class _DiskCache:
                 first, self._full = not self._full, True
             if first:
                 _log.warning(
-                    '%s: the cache grows no further (%s); training goes on without', self._folder, error.strerror
+                    '%s: the cache cannot grow (%s); training continues without it', self._folder, error.strerror
                 )
             if os.path.exists(temporary):
                 os.remove(temporary)

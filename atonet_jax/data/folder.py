@@ -1,4 +1,4 @@
-"""Anyone's images and label files, paired by name, with a class file (class_file.py)."""
+"""A user's own images and label files, paired by name, with a class file (class_file.py)."""
 
 import os
 
@@ -44,7 +44,7 @@ def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -
             if not images:
                 wanted = f'*{options.image_suffix} with {" or ".join(_IMAGE_EXTENSIONS)}'
                 raise DataError(f'{images_folder}: holds no images ({wanted}); see config.data.folder')
-        # A file that is not there is named by the first who reads it.
+        # A missing file is reported when it is read.
         for name in names:
             image_paths.append(images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png')))
             label_paths.append(labels.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png')))

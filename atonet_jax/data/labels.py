@@ -1,4 +1,4 @@
-"""Class tables: what a label file's values mean, and how each class is named and drawn.
+"""Class tables: the meaning of the values in label files, and the name and colour of each class.
 
 A table lists every value that a data set's label files may hold. `train id` is the class index that
 the network predicts (0 .. num_classes - 1); `IGNORE_LABEL` marks pixels that neither the loss nor the
@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 IGNORE_LABEL = 255
-UNKNOWN_LABEL = 254  # what `ClassTable.raw_to_train` gives for a raw id that the table lacks
+UNKNOWN_LABEL = 254  # the value of `ClassTable.raw_to_train` for a raw id that the table lacks
 
 
 class RawLabel(NamedTuple):
@@ -55,7 +55,7 @@ class ClassTable:
 
     @functools.cached_property
     def train_to_raw(self) -> np.ndarray:
-        """[256] uint8: train id -> the first raw id that means it; 0 for what is no class."""
+        """[256] uint8: train id -> its first raw id; 0 for values that are no class."""
         table = np.zeros(256, np.uint8)
         for label in reversed(self.raw_labels):
             if label.train_id != IGNORE_LABEL:
@@ -64,7 +64,7 @@ class ClassTable:
 
     @functools.cached_property
     def palette(self) -> np.ndarray:
-        """[256, 3] uint8: train id -> RGB, black for what is no class."""
+        """[256, 3] uint8: train id -> RGB; black for values that are no class."""
         palette = np.zeros((256, 3), np.uint8)
         palette[: self.num_classes] = self.class_colors
         return palette

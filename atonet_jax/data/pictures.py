@@ -1,4 +1,4 @@
-"""Any picture that people have, as RGB bytes. Stricter for training: data/decode.py."""
+"""Any usual picture file as RGB bytes. Training is stricter: data/decode.py."""
 
 import warnings
 from collections.abc import Sequence
@@ -12,9 +12,9 @@ from atonet_jax.errors import InputError
 
 MOST_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # where Pillow refuses, whatever limit is given
 _SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
-_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)  # what Pillow raises of bad files
+_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)  # what Pillow raises for bad files
 
-# Our own limit, which is checked before anything is decoded, says it in one line.
+# Our own limit is checked before anything is decoded, and its error is one line.
 warnings.simplefilter('ignore', PIL.Image.DecompressionBombWarning)
 
 
@@ -23,7 +23,7 @@ class TooManyPixels(InputError):
 
 
 def formats() -> list[str]:
-    """Pillow's names of what it reads, but for EPS, for which it runs a program."""
+    """Pillow's names of the formats it reads, except EPS, for which it would run a program."""
     PIL.Image.init()
     return [kind for kind in PIL.Image.OPEN if kind != 'EPS']
 
@@ -31,16 +31,16 @@ def formats() -> list[str]:
 def read_picture(
     file: str | BinaryIO, name: str, max_pixels: int, limit: str, kinds: Sequence[str] | None = None
 ) -> np.ndarray:
-    """[H, W, 3] uint8 RGB, upright as EXIF says; of an animation the first frame.
+    """[H, W, 3] uint8 RGB, turned as EXIF says. Of an animation, the first frame.
 
-    Grey is repeated, alpha dropped, a palette looked up, CMYK converted, 16 bits a channel become 8.
+    Grey is repeated, alpha is dropped, palettes are looked up, CMYK is converted, 16 bits a channel become 8.
 
     Args:
         file: a path, or bytes to read.
-        name: what errors call it.
+        name: of the picture in errors.
         max_pixels: a picture with more is refused before it is decoded.
-        limit: the setting that is `max_pixels`.
-        kinds: those of `formats()` that are tried; None: all.
+        limit: the name of the setting behind `max_pixels`.
+        kinds: the formats to try, of `formats()`; None: all.
 
     Raises:
         TooManyPixels: it has more than `max_pixels`.

@@ -1,8 +1,8 @@
 """From decoded examples to batches on the devices.
 
-The host cuts out bytes; scaling, flipping and normalising happen on the device (augment.py). Which example a training
-sample shows, and how it is augmented, is a pure function of (seed, sample number): any step can be started from at
-once, and repeats exactly.
+The host cuts out bytes. Scaling, flipping and normalising happen on the device (training/augment.py). The example of a
+training sample and its augmentation are pure functions of (seed, sample number). So training can start at any step, and
+repeats exactly.
 """
 
 import collections
@@ -20,11 +20,12 @@ from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 
-# TensorFlow would otherwise reserve the memory of the accelerators that JAX computes on.
+# Otherwise TensorFlow would reserve the memory of the accelerators that JAX uses.
 tf.config.set_visible_devices([], 'GPU')
 
-_READ_AHEAD = 2  # batches decoded before they are asked for
-# An image a core. Left to find this out, tf.data lets a quarter of the time pass idle (benchmarks/input_pipeline.py).
+_READ_AHEAD = 2  # batches decoded ahead
+# One image for each core. tf.data's own choice leaves the cores idle a quarter of the time
+# (benchmarks/input_pipeline.py).
 _PARALLEL = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 _USED = np.int64(-1)  # in place of the index of an example that could not be
 
@@ -113,8 +114,8 @@ def eval_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Yields every example once, in order, at its own size.
 
-    All images of a batch have the same size: where the size changes a new batch begins. What then lacks to a full
-    batch is padded, so all shards yield the same number of batches with the same shapes. Skipped examples are padding.
+    All images of a batch have one size: a new batch begins when the size changes. Batches that are not full are padded,
+    so all shards yield the same number of batches with the same shapes. Skipped examples are padding.
 
     Args:
         examples: of a split; one without labels gives `IGNORE_LABEL` everywhere.
@@ -170,7 +171,7 @@ def eval_batches(
 def prefetch_to_device(
     iterator: Iterator[dict[str, np.ndarray]], sharding: jax.sharding.Sharding, size: int = 2
 ) -> Iterator[dict[str, jax.Array]]:
-    """Yields the batches of `iterator` as global arrays, with the transfer of `size` batches under way ahead.
+    """Yields the batches of `iterator` as global arrays, and starts the transfer of `size` batches ahead.
 
     Args:
         iterator: this process's slices of the batches.

@@ -12,20 +12,20 @@ _TRIES = 16  # at a crop that shows a class; the first succeeds, unless the crop
 
 
 def example_of_sample(seed: int, num_examples: int, g: int) -> int:
-    """The example that sample number `g` shows; all of them occur once an epoch, in an order of its own."""
+    """The example that sample number `g` shows. Each example occurs once an epoch, in a new order each epoch."""
     epoch, position = divmod(int(g), num_examples)
     return int(_epoch_order(seed, num_examples, epoch)[position])
 
 
 def window_size(augmentation: Augmentation) -> tuple[int, int]:
-    """(height, width) that holds every source pixel of a crop, at the lowest scale and any rotation too."""
+    """(height, width) of a window that holds all source pixels of a crop at any scale and rotation."""
     lowest, _ = augmentation.scale_range
     # Beside the length itself: a row for the start between two pixels, and one for bilinear's second neighbour.
     return tuple(math.ceil(extent / lowest) + 2 for extent in _largest_extent(augmentation))
 
 
 def nothing_of(augmentation: Augmentation) -> Geometry:
-    """The geometry of a sample whose example cannot be used: an image of one pixel, which the crop does not touch."""
+    """The geometry of a sample whose example cannot be used: a one-pixel image outside of the crop."""
     return Geometry(1, 1, 1, 1, -augmentation.crop_size[0], -augmentation.crop_size[1], 0, 0, flip=0, rotation=0)
 
 
@@ -34,7 +34,7 @@ def draw_geometry(
 ) -> Geometry:
     """The geometry of sample number `g`: scale, place of the crop, whether it is mirrored, and how far turned.
 
-    A scaled image that is smaller than the crop lies wholly in it, at a uniformly drawn place.
+    A scaled image that is smaller than the crop lies inside it, at a uniformly drawn place.
 
     Args:
         seed: not negative.
@@ -69,7 +69,7 @@ def _epoch_order(seed: int, num_examples: int, epoch: int) -> np.ndarray:
 
 
 def _largest_extent(augmentation: Augmentation) -> tuple[float, float]:
-    """(height, width) of the box about a crop that is turned as far as makes it highest, or as makes it widest."""
+    """(height, width) of the largest box around a crop, over all allowed angles."""
     largest = math.radians(augmentation.rotation)
     height, width = augmentation.crop_size
 
@@ -81,7 +81,7 @@ def _largest_extent(augmentation: Augmentation) -> tuple[float, float]:
 
 
 def _window_start(image_size, scaled_size, crop_size, crop_start, rotation):
-    """The pixel above and left of where the first place that the crop shows falls in the image: half-pixel centres."""
+    """The image pixel above and left of the crop's first pixel, by half-pixel centres."""
     if not rotation:
         return [
             max(0, ((2 * max(start, 0) + 1) * length - scaled) // (2 * scaled))
@@ -118,9 +118,8 @@ def _pixels_of_class(rng, labels, scaled_size):
 
 
 def _start_on_pixel(rng, pixels, image_size, scaled_size, crop_size, starts, rotation):
-    """(top, left) of a crop that shows the first of the pixels that it can show, drawn uniformly from such starts.
-
-    Crops that are turned do not reach into every corner of the image.
+    """(top, left) of a crop that shows one of the pixels: the first that is possible. Drawn uniformly among the
+    positions that show it. Turned crops do not reach every corner of the image.
 
     Returns:
         None where all tries failed.

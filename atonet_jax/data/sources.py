@@ -1,4 +1,4 @@
-"""Which data a config means."""
+"""The data that a config names."""
 
 import dataclasses
 import os
@@ -35,9 +35,9 @@ def class_table(data: ConfigDict) -> ClassTable:
 
 
 def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
-    """A split of the data that the config's section `data` names: of a prepared copy where `tfds_dir` is given.
+    """A split of the data that the config's section `data` names. Reads the prepared copy if `tfds_dir` is given.
 
-    'synthetic' is generated first where `data.root` does not hold it yet, and then read as Cityscapes.
+    'synthetic' is rendered first if `data.root` does not hold it yet, and is then read as Cityscapes.
 
     Raises:
         DataError: files are missing or do not fit each other, or `data.root` holds other data than asked for.
@@ -91,7 +91,7 @@ def prepare_copy(data: ConfigDict) -> str:
     from atonet_jax.data.tfds_builders import prepare
 
     if not data.tfds_dir:
-        raise InputError('config.data.tfds_dir is empty; say where the copy shall be')
+        raise InputError('config.data.tfds_dir is empty; give the folder for the copy')
     source = data.copy_and_resolve_references()
     source.tfds_dir = ''
     parts = dict.fromkeys(part for split in (data.train_split, data.eval_split) for part in split_parts(split))

@@ -1,8 +1,7 @@
 """Writes TFDS copies of data sets: `--mode=prepare`.
 
-The encoded bytes of image and label files are kept, so that a copy decodes to the very pixels of its source. It is a
-data set of TFDS like any other; what TFDS has no place for (class table, meaning of the label values) is in its
-`metadata.json`.
+A copy keeps the encoded bytes of image and label files, so it decodes to the pixels of its source. It is an ordinary
+TFDS data set. Its `metadata.json` holds what TFDS has no place for: class table and meaning of the label values.
 """
 
 import contextlib
@@ -28,14 +27,14 @@ from atonet_jax.process.progress import watched
 
 _log = logging.getLogger(__name__)
 
-_RUNS = 64  # a split is written as so many runs of examples, each of which TFDS holds in memory for a while
+_RUNS = 64  # a split is written in so many parts, each of which TFDS holds in memory for a while
 _KEY_BITS = 128  # of TFDS's keys
 _PALETTE = 3  # byte 25 of a PNG
 _RESERVED_PARTS = ('all',)
 
 
 class CopyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes splits as they are, in their order. Cannot be made by name: it has to be given the data."""
+    """Writes splits unchanged and in order. It needs the data, so TFDS cannot build it by name."""
 
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES = {'1.0.0': 'First.'}
@@ -86,11 +85,11 @@ class AtonetCityscapes(CopyBuilder, skip_registration=True):
 
 
 class AtonetCamvid(CopyBuilder, skip_registration=True):
-    """CamVid, from any of its shapes."""
+    """CamVid, from any of its layouts."""
 
 
 class AtonetFolder(CopyBuilder, skip_registration=True):
-    """Anyone's images and label files."""
+    """A user's own images and label files."""
 
 
 class AtonetSynthetic(CopyBuilder, skip_registration=True):
@@ -104,13 +103,13 @@ _BUILDERS = {
 
 
 def prepare(datasets: Mapping[str, SegmentationDataset], tfds_dir: str) -> str:
-    """Writes a TFDS copy, or finds that it is there already.
+    """Writes a TFDS copy, or finds that it exists already.
 
-    Interrupted, it leaves no copy; at most a folder `incomplete.*`, which nothing reads.
+    After an interruption there is no copy; at most a folder `incomplete.*`, which nothing reads.
 
     Args:
-        datasets: splits of one data set by part, such as 'train' and 'val'. Those without labels are left out, and
-            so are the examples that `verify` found unusable.
+        datasets: splits of one data set by part, such as 'train' and 'val'. Splits without labels and examples that
+            `verify` found unusable are left out.
         tfds_dir: folder or bucket of TFDS data sets.
 
     Returns:
@@ -150,7 +149,7 @@ def prepare(datasets: Mapping[str, SegmentationDataset], tfds_dir: str) -> str:
 
 
 def _description(datasets: Mapping[str, SegmentationDataset]) -> dict:
-    """What metadata.json says: all but the digest of each split's examples, which is known once they are written."""
+    """The content of metadata.json, without the digests of the examples. These are known after writing."""
     first = next(iter(datasets.values()))
     for part, dataset in datasets.items():
         if (dataset.name, dataset.class_table, dataset.label_values) != (
@@ -192,10 +191,10 @@ def _add(digest, name: str, image: bytes, label: bytes) -> None:
 
 
 def _key(position: int, count: int) -> int:
-    """TFDS's sort key of an example: in order, and spread over the keys' range.
+    """TFDS's sort key of an example: in order, and spread over the range of keys.
 
-    TFDS distributes what exceeds its memory over files by the keys' highest bits, and sorts a file at a time in memory.
-    Small numbers would all fall in one.
+    TFDS distributes data that exceeds its memory over files by the highest bits of the keys, and sorts one file at a
+    time. Small numbers would all be in one file.
     """
     run = position * _RUNS // count
     return (run << _KEY_BITS) // _RUNS + position
@@ -208,7 +207,7 @@ def _gray_png(values: np.ndarray) -> bytes:
 
 
 def _check_holds(directory: epath.Path, datasets: Mapping[str, SegmentationDataset]) -> None:
-    """Raises DataError where the copy in `directory` holds other examples than `datasets`."""
+    """Raises DataError if the copy in `directory` holds other examples than `datasets`."""
     wanted = _description(datasets)
     if not all((directory / file).exists() for file in (INFO, METADATA)):
         raise _other_data(directory, f'no {INFO} or no {METADATA}')
@@ -236,7 +235,7 @@ def _other_data(directory: epath.Path, what: str) -> DataError:
 
 @contextlib.contextmanager
 def _tfds_output() -> Iterator[None]:
-    """Progress bars on a terminal alone, and nothing else that TFDS says."""
+    """Shows TFDS's progress bars on terminals only, and none of its other messages."""
     if not sys.stderr.isatty():
         tfds.disable_progress_bar()
     try:

@@ -1,6 +1,6 @@
-"""Reads TFDS copies of data sets: in few large files, with random access from a disk or a bucket.
+"""Reads TFDS copies of data sets: few large files with random access, on a disk or in a bucket.
 
-Copies that tfds_builders.py prepared, and TFDS's own of Cityscapes (`cityscapes/semantic_segmentation`).
+Reads copies that tfds_builders.py prepared, and TFDS's own copy of Cityscapes (`cityscapes/semantic_segmentation`).
 """
 
 import concurrent.futures
@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds  # imports TensorFlow when that is needed, and not before
+import tensorflow_datasets as tfds  # imports TensorFlow only when it is needed
 from etils import epath
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
@@ -26,7 +26,7 @@ _STOCK = {  # by config of TFDS's Cityscapes builder: our parts, and its name fo
 
 
 def load_tfds(tfds_dir: str, name: str, split: str) -> SegmentationDataset:
-    """A split of a copy, as it was when prepared: the same bytes in the same order.
+    """A split of a copy: the bytes that were prepared, in the same order.
 
     Reads the index of its files, and no example yet.
 
@@ -71,7 +71,7 @@ def load_tfds(tfds_dir: str, name: str, split: str) -> SegmentationDataset:
 
 
 def read_class_table(tfds_dir: str, name: str) -> ClassTable:
-    """The classes of a copy that `load_tfds` reads. Does without TensorFlow where that is on a disk.
+    """The classes of a copy that `load_tfds` reads. Needs no TensorFlow if the copy is on a disk.
 
     Raises:
         DataError: no such copy.
@@ -121,7 +121,7 @@ def _newest_version(folder: epath.Path) -> epath.Path | None:
 
 
 def read_metadata(directory: epath.Path, name: str) -> dict | None:
-    """What `tfds_builders.CopyBuilder` kept of the data set `name`; None for Cityscapes as TFDS itself writes it."""
+    """The metadata that `tfds_builders.CopyBuilder` wrote for the data set `name`; None for TFDS's own Cityscapes."""
     with foreign_errors(directory / METADATA, 'cannot be read', ANEW):
         kept = json.loads((directory / METADATA).read_text()) if (directory / METADATA).exists() else None
     if kept is None and name == 'cityscapes':

@@ -11,12 +11,13 @@ from typing import BinaryIO
 from etils import epath
 
 from atonet_jax.data.dataset import DataError
+from atonet_jax.data.tfrecord import masked_crc32c
 
 ANEW = 'copy or prepare it anew'
 
 
 class Records:
-    """The files in records, as `dataset.Storage`: '<path of shard>#<number of record>/<feature>'."""
+    """A `dataset.Storage` of files within records: '<path of shard>#<number of record>/<feature>'."""
 
     def __init__(self, shards: list['_TFRecordShard | _ArrayRecordShard']):
         self._shards = {shard.path: shard for shard in shards}
@@ -62,7 +63,7 @@ def open_shard(path: str, file_format: str, count: int) -> '_TFRecordShard | _Ar
 
 
 class _Shard:
-    """A file of records, each read at the cost of that one alone. Safe to use from many threads.
+    """A file of records with random access. Safe to use from many threads.
 
     Attributes:
         path: of the file.
@@ -88,7 +89,7 @@ class _Shard:
 
 
 class _TFRecordShard(_Shard):
-    """Has no index, but its records say how long they are: length (8 bytes), its checksum (4), record, checksum (4)."""
+    """A TFRecord file. It has no index; each record is length (8 bytes), checksum (4), data, checksum (4)."""
 
     def __init__(self, path: str):
         super().__init__(path)
@@ -99,7 +100,7 @@ class _TFRecordShard(_Shard):
                 file.seek(position)
                 header = file.read(12)
                 length = int.from_bytes(header[:8], 'little')
-                intact = header[8:] == _masked_crc32c(header[:8]) and position + length + 16 <= self.size
+                intact = header[8:] == masked_crc32c(header[:8]) and position + length + 16 <= self.size
                 if not intact:
                     raise DataError(f'{path}: breaks off or is damaged at byte {position}; {ANEW}')
                 self._starts.append(position + 12)
@@ -110,7 +111,8 @@ class _TFRecordShard(_Shard):
         return len(self._starts)
 
     def _read_bytes(self, i: int) -> bytes:
-        # In Python, the record's own checksum takes longer than decoding, which finds nearly all damage to a PNG.
+        # The record's own checksum would take longer than decoding in Python. Decoding finds nearly all damage to a
+        # PNG.
         with epath.Path(self.path).open('rb') as file:
             file.seek(self._starts[i])
             return file.read(self._lengths[i])
@@ -130,30 +132,9 @@ class _ArrayRecordShard(_Shard):
         return self._source[i]
 
 
-def _crc32c_table() -> list[int]:
-    table = []
-    for value in range(256):
-        for _ in range(8):
-            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
-        table.append(value)
-    return table
-
-
-_CRC32C = _crc32c_table()
-
-
-def _masked_crc32c(data: bytes) -> bytes:
-    """The checksum in TFRecord files: CRC-32C, rotated and shifted by a constant."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = crc >> 8 ^ _CRC32C[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF).to_bytes(4, 'little')
-
-
 @contextlib.contextmanager
 def foreign_errors(path: epath.PathLike, problem: str, advice: str, kind: str = '') -> Iterator[None]:
-    """Makes one DataError of what TensorFlow, TFDS and array_record raise, each of its own kinds."""
+    """Turns the errors of TensorFlow, TFDS and array_record into DataErrors."""
     try:
         yield
     except DataError:

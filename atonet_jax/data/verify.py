@@ -1,4 +1,4 @@
-"""The check of every file before a run: what takes seconds to find should not wait for an hour of training."""
+"""Checks every file before a run, so that faults are found in seconds and not after an hour of training."""
 
 import concurrent.futures
 import dataclasses
@@ -22,7 +22,7 @@ _FEW_LABELLED = 0.5  # share of labelled pixels below which something is likely 
 
 
 class _Good(NamedTuple):
-    """What is remembered of an example without fault."""
+    """What the cache file holds of a good example."""
 
     height: int
     width: int
@@ -41,7 +41,7 @@ def verify(
 
     Args:
         dataset: the split to check.
-        cache_path: JSON file that remembers which unchanged files were found good, so that they are not read again.
+        cache_path: JSON file that lists good files. Files that have not changed since are not read again.
         on_corrupt: 'error', or 'skip' to log and mark unusable examples instead of refusing the split.
         decode_images: decodes every image too, which takes longer and also finds damage in the middle of a file.
 
@@ -49,8 +49,9 @@ def verify(
         The data set with `sizes` known, and with `unusable` where `on_corrupt` is 'skip'.
 
     Raises:
-        DataError: some example is unusable, or all are, or a labelled split has no labelled pixel (save 'test', which
-            some data sets publish with blank labels). One line names the first few problems and counts the others.
+        DataError: an example is unusable (with 'skip': all are), or a labelled split has no labelled pixel. ('test' may
+            have none: some data sets publish it with blank labels.) One line names the first problems and counts the
+            others.
     """
     known_good = _read_cache(cache_path)
 
@@ -103,7 +104,7 @@ def _check_labelled(dataset: SegmentationDataset, good) -> None:
 
 
 def _summary(problems: list[DataError], dataset: SegmentationDataset) -> str:
-    """One line on all problems: the first few, and how many there are."""
+    """One line: the first few problems, and how many there are."""
     text = '; '.join(str(problem) for problem in problems[:_MAX_REPORTED])
     others = len(problems) - _MAX_REPORTED
     if others > 0:
@@ -115,7 +116,7 @@ def _summary(problems: list[DataError], dataset: SegmentationDataset) -> str:
 
 
 def _read_cache(cache_path: str | None) -> dict[str, _Good]:
-    """By image path; empty where there is no usable cache."""
+    """{image path: record}; empty if there is no usable cache."""
     if cache_path is None:
         return {}
     try:
@@ -130,7 +131,7 @@ def _write_cache(cache_path: str | None, known_good: dict[str, _Good]) -> None:
         return
     folder = os.path.dirname(os.path.abspath(cache_path))
     os.makedirs(folder, exist_ok=True)
-    # A reader, or a process of the same run on another machine, never sees half a file.
+    # Other processes must never see half a file.
     with tempfile.NamedTemporaryFile('w', dir=folder, prefix=os.path.basename(cache_path), delete=False) as file:
         json.dump(known_good, file)
     os.replace(file.name, cache_path)

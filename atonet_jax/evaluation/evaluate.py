@@ -1,4 +1,4 @@
-"""Scores a network on a split: jitted forward pass and confusion matrix, in memory that does not grow."""
+"""Scores a network on a split, by a jitted forward pass and confusion matrix. Memory does not grow with the split."""
 
 import csv
 import heapq
@@ -30,11 +30,11 @@ from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import make_folder, write_json, write_text
 
-_MOST_EXTREMES = 4  # best, and as many worst examples that are kept
+_MOST_EXTREMES = 4  # best examples that are kept, and as many worst ones
 
 
 class Example(NamedTuple):
-    """An image, [H, W, 3] uint8, with its true and its predicted labels, [H, W] uint8 train ids."""
+    """An image, [H, W, 3] uint8, with its true and predicted labels, [H, W] uint8 train ids."""
 
     index: int
     image: np.ndarray
@@ -43,13 +43,13 @@ class Example(NamedTuple):
 
 
 class ImageScore(NamedTuple):
-    """How well one image is predicted, 0 .. 1; NaN where no pixel of it has a label.
+    """Scores of one image, 0 .. 1; NaN if no pixel has a label.
 
     Attributes:
         index: position in the data set.
         path: the image file.
-        miou: mean IoU over the classes that occur in this image's labels, or in its predictions where it has labels.
-        pixel_accuracy: share of its labelled pixels that are right.
+        miou: mean IoU over the classes in this image's labels or in its predictions at labelled pixels.
+        pixel_accuracy: share of its labelled pixels that are predicted right.
     """
 
     index: int
@@ -59,19 +59,19 @@ class ImageScore(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What evaluating a split found.
+    """The result of evaluating a split.
 
     Attributes:
         scores: of the whole split.
         confusion: [C, C] int64 counts by [true class, predicted class], of the whole split.
-        per_image: of every image of the split, in its order; skipped ones are left out.
+        per_image: scores of every image, in the order of the split, without skipped ones.
         examples: the first `eval.pictures` of this process's part of the split.
-        best: those with the highest mIoU of this process's part, the best first; at most 4, and `eval.pictures` with
-            `worst`.
-        worst: those with the lowest, the worst first; none that is in `best`.
+        best: the images of this process's part with the highest mIoU, best first. At most 4, and together with `worst`
+            at most `eval.pictures`.
+        worst: the images with the lowest mIoU, worst first; none of `best`.
         dataset: name and split, such as 'cityscapes val'.
         skipped: how many images could not be read.
-        seconds: that it took, with compilation where there was any.
+        seconds: duration, with any compilation.
     """
 
     scores: Scores
@@ -86,10 +86,10 @@ class Evaluation(NamedTuple):
 
 
 class Evaluator:
-    """Scores variables of one network on one split, as the config's section `eval` says."""
+    """Scores a network's variables on one split, as the config's section `eval` says."""
 
     def __init__(self, model: nn.Module, examples: Examples, options: ConfigDict, mesh: Mesh):
-        """The split's images are read at each `run`, one batch ahead."""
+        """Each `run` reads the images of the split, one batch ahead."""
         dataset = examples.dataset
         dataset.require_labels()
         self._examples = examples
@@ -99,9 +99,9 @@ class Evaluator:
         self._step = _compile_eval_step(model, dataset.class_table.num_classes, options, mesh)
 
     def run(self, variables: dict) -> Evaluation:
-        """Reads and scores the split once. Among several processes all call this alike and share the scores.
+        """Reads and scores the split once. With several processes, all call this and get the same scores.
 
-        Each then has the pictures of its own part of the split, as `Evaluation` says.
+        The pictures are those of the process's own part of the split.
         """
         start = time.perf_counter()
         variables = prepared_variables(self._model, variables, self._mesh)
@@ -144,7 +144,7 @@ class Evaluator:
         return prefetch_to_device(batches, split_by_batch(self._mesh))
 
     def _one_behind(self, variables: dict, batches: Iterator[dict]) -> Iterator[tuple]:
-        """Yields a batch's results once the next batch is on its way to the devices, which so never wait."""
+        """Yields the results of a batch after the next batch was sent to the devices, so that these never wait."""
         waiting = None
         for batch in batches:
             batch = _center_crop(batch, self._options.center_crop) if self._options.center_crop else batch
@@ -157,7 +157,7 @@ class Evaluator:
 
 
 class _Shown:
-    """The examples that pictures are made of: the first ones, the best, the worst; no others are kept."""
+    """Keeps the examples that are drawn: the first, the best and the worst ones."""
 
     def __init__(self, pictures: int):
         self.first: list[Example] = []
@@ -167,7 +167,7 @@ class _Shown:
         self._ranked = 0
 
     def look(self, batch: dict[str, jax.Array], predictions: jax.Array, mious: dict[int, float]) -> None:
-        """Keeps what it wants of this process's part of a batch. mious: by index."""
+        """Keeps examples of this process's part of a batch. mious: {index: mIoU}."""
         arrays = None
         for row, index in enumerate(_of_this_process(batch['index']).tolist()):
             if index < 0:
@@ -181,7 +181,7 @@ class _Shown:
                 continue
             if arrays is None:
                 arrays = [_of_this_process(array) for array in (batch['image'], batch['label'], predictions)]
-            example = Example(index, *(array[row].copy() for array in arrays))  # the rest of the batch may go
+            example = Example(index, *(array[row].copy() for array in arrays))  # frees the rest of the batch
             if len(self.first) < self._pictures:
                 self.first.append(example)
             for heap, rank in heaps:
@@ -193,13 +193,13 @@ class _Shown:
         return len(heap) < self._extremes or (len(heap) > 0 and rank > heap[0][0])
 
     def extremes(self) -> tuple[list[Example], list[Example]]:
-        """The best, best first, and the worst, worst first; of few images each is in one of them."""
+        """The best ones, best first, and the worst ones, worst first. No image is in both."""
         best, worst = ([example for _, example in sorted(heap, reverse=True)] for heap in (self._best, self._worst))
         return best[: -(-self._ranked // 2)], worst[: self._ranked // 2]
 
 
 def evaluate(config: ConfigDict, workdir: str) -> Scores:
-    """`--mode=evaluate`: scores a run's checkpoint, or the weights of `init_from` where `workdir` holds no run.
+    """`--mode=evaluate`: scores a run's checkpoint, or the weights of `init_from` if `workdir` holds no run.
 
     Prints a table, and writes into `evaluation/` of the workdir: scores.json, images.csv with the scores of each image,
     pictures, and report.html.
@@ -266,7 +266,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
 
 
 def _images_csv(scores: list[ImageScore]) -> str:
-    """A row an image, the worst first; those without a score, whose cells are empty, last."""
+    """One row for each image, the worst first. Images without a score come last, with empty cells."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator='\n')
     writer.writerow(['path', 'miou', 'pixel_accuracy'])
@@ -290,7 +290,7 @@ def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> l
 def _compile_eval_step(model: nn.Module, num_classes: int, options: ConfigDict, mesh: Mesh) -> Callable:
     """(variables, images, labels, index) -> (confusion matrix of each image, index, predictions), jitted.
 
-    The batch is split over the devices. Of the results the predictions are too; every process gets all of the rest.
+    The batch is split over the devices, and so are the predictions. Every process gets all other results.
     """
 
     def eval_step(variables, images, labels, index):

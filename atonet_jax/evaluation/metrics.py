@@ -29,7 +29,7 @@ def confusion_matrices(labels: jax.Array, predictions: jax.Array, num_classes: i
 
 
 def image_scores(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """mIoU and pixel accuracy of each image by itself, as `Scores` defines them; NaN where no pixel has a label.
+    """mIoU and pixel accuracy of each image, as `Scores` defines them; NaN if no pixel has a label.
 
     Args:
         confusions: [B, C, C] integer counts by [image, true class, predicted class].
@@ -45,11 +45,11 @@ def image_scores(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Scores(NamedTuple):
-    """What a confusion matrix says, all in 0 .. 1; NaN where a class does not occur.
+    """Scores from a confusion matrix, all in 0 .. 1; NaN for a class that does not occur.
 
     Attributes:
         miou: mean of `class_iou` over the classes that occur in labels or predictions.
-        pixel_accuracy: share of pixels that are right.
+        pixel_accuracy: share of pixels that are predicted right.
         mean_accuracy: mean of `class_accuracy` over the classes that occur in the labels.
         frequency_weighted_iou: mean of `class_iou` weighted by the classes' share of the labels.
         class_iou: [C], TP / (TP + FP + FN).
@@ -87,7 +87,7 @@ class Scores(NamedTuple):
         )
 
     def to_dict(self, class_names: Sequence[str]) -> dict:
-        """A JSON-ready form; None where a class does not occur."""
+        """A form for JSON; None for a class that does not occur."""
         scalars = {name: _json_number(value) for name, value in self._asdict().items() if np.ndim(value) == 0}
         per_class = {
             name: {
@@ -100,7 +100,7 @@ class Scores(NamedTuple):
         return scalars | {'classes': per_class}
 
     def table(self, class_names: Sequence[str]) -> str:
-        """A table of percentages for the screen, a line a class; '-' where a class does not occur."""
+        """A table of percentages for the screen, one line for each class; '-' for a class that does not occur."""
         width = max(len('frequency-weighted IoU'), *map(len, class_names))
         lines = [f'{"class":{width}}  {"IoU %":>7}  {"accuracy %":>10}  {"of pixels %":>11}']
         for name, iou, accuracy, frequency in zip(

@@ -147,7 +147,7 @@ class ENet(nn.Module):
         """
         form, widths = FORMS[self.form], (self.width, 2 * self.width, 2 * self.width, self.width, self.width // 4)
         x = Initial(self.width // 4, form, self.dtype, name='initial')(images.astype(self.dtype), train)
-        pools = []  # indices of the encoder's
+        indices_of_pools = []
         for s, (blocks, features) in enumerate(zip(STAGES, widths, strict=True), 1):
             act = self.decoder_act if s > 3 else 'prelu'
             options = {'form': form, 'act': act, 'dropout': form.dropout[s - 1], 'dtype': self.dtype}
@@ -155,14 +155,12 @@ class ENet(nn.Module):
                 name = f'stage{s}_{i}'
                 if kind == 'down':
                     x, indices = Down(features, **options, name=name)(x, train)
-                    pools.append(indices)
+                    indices_of_pools.append(indices)
                 elif kind == 'up':
-                    x = Up(features, **options, name=name)(x, pools.pop(), train)
+                    x = Up(features, **options, name=name)(x, indices_of_pools.pop(), train)
                 else:
-                    is_asymmetric = kind == 'asymmetric'
-                    x = Bottleneck(
-                        features, **options, is_asymmetric=is_asymmetric, dilation=dilation, name=name
-                    )(x, train)
+                    middle = {'is_asymmetric': kind == 'asymmetric', 'dilation': dilation}
+                    x = Bottleneck(features, **options, **middle, name=name)(x, train)
         shape = _doubling(form.last_kernel_size)
         return {'logits': ConvTranspose(self.num_classes, *shape, use_bias=form.use_bias, name='classifier')(x)}
 

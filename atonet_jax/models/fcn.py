@@ -32,7 +32,8 @@ class FCN8s(nn.Module):
         form: 'resized': maps keep their places, and scores are resized to the next map; logits at an eighth.
             'original': 100 pixels of padding, transposed convolutions with fixed bilinear kernels, and crops; logits at
             the image's size.
-        fc_features: channels of fc6 and fc7; 0: without these two.
+        has_fc: False: without fc6 and fc7.
+        fc_features: channels of these two.
         fc_kernel_size: of fc6.
         width: channels of the first block; all others but those of fc6 and fc7 are multiples of it.
         caffe_images: images are BGR minus a mean, as weights from Caffe take them, instead of ImageNet's usual RGB.
@@ -42,6 +43,7 @@ class FCN8s(nn.Module):
 
     num_classes: int
     form: str = 'resized'
+    has_fc: bool = True
     fc_features: int = 4096
     fc_kernel_size: int = 7
     width: int = 64
@@ -58,7 +60,7 @@ class FCN8s(nn.Module):
         """
         is_original, score = self.form == 'original', functools.partial(Classifier, self.num_classes)
         *_, pool3, pool4, x = vgg16(images, self.width, _PADDING if is_original else 1, self.dtype)
-        if self.fc_features:
+        if self.has_fc:
             padding = 0 if is_original else self.fc_kernel_size // 2
             x = self.fully_connected(x, self.fc_kernel_size, padding, 'fc6', train)
             x = self.fully_connected(x, 1, 0, 'fc7', train)
@@ -100,24 +102,23 @@ def check(model: FCN8s) -> None:
     """Raises ValueError where an option cannot work."""
     if model.form not in FORMS:
         raise ValueError(f'form={model.form!r}: must be one of {", ".join(FORMS)}')
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-    if model.fc_features < 0:
-        raise ValueError(f'fc_features={model.fc_features!r}: must be 0 or more')
+    for option in ('width', 'fc_features'):
+        if getattr(model, option) < 1:
+            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
     if model.fc_kernel_size < 1 or model.fc_kernel_size % 2 == 0:
         raise ValueError(f'fc_kernel_size={model.fc_kernel_size!r}: must be odd and greater than 0')
-    if model.form == 'original' and (not model.fc_features or model.fc_kernel_size != 7):
-        raise ValueError("form='original': its crops are those of fc_kernel_size=7 and fc_features greater than 0")
+    if model.form == 'original' and (not model.has_fc or model.fc_kernel_size != 7):
+        raise ValueError("form='original': its crops are those of has_fc=True and fc_kernel_size=7")
     if not 0 <= model.dropout_rate < 1:
         raise ValueError(f'dropout_rate={model.dropout_rate!r}: must be from 0 to below 1')
 
 
 def describe(model: FCN8s) -> Network:
     is_original = model.form == 'original'
-    counts = _COUNTS.get((model.form, model.fc_features, model.fc_kernel_size), (None, None))
-    has_torchvisions_fc = (model.fc_features, model.fc_kernel_size) == (4096, 7)
+    fc = (model.fc_features, model.fc_kernel_size) if model.has_fc else None
+    counts = _COUNTS.get((model.form, fc), (None, None))
     backbone = WeightNames(
-        TORCHVISION_RULES + (_TORCHVISION_FC_RULES if has_torchvisions_fc else ()), ignored=r'classifier\..*'
+        TORCHVISION_RULES + (_TORCHVISION_FC_RULES if fc == (4096, 7) else ()), ignored=r'classifier\..*'
     )
     return Network(
         terms=(Term('logits'),),
@@ -137,10 +138,10 @@ def describe(model: FCN8s) -> Network:
 
 # Parameters, and multiply-accumulates at 512x1024.
 _COUNTS = {
-    ('resized', 4096, 7): (134_353_017, 221_659_529_216),
-    ('resized', 1024, 3): (20_518_009, 163_379_150_848),
-    ('resized', 0, 7): (14_739_065, 160_421_380_096),
-    ('original', 4096, 7): (134_353_017, 333_871_471_920),
+    ('resized', (4096, 7)): (134_353_017, 221_659_529_216),
+    ('resized', (1024, 3)): (20_518_009, 163_379_150_848),
+    ('resized', None): (14_739_065, 160_421_380_096),
+    ('original', (4096, 7)): (134_353_017, 333_871_471_920),
 }
 _CAFFE_NAMES = WeightNames(
     (*CAFFE_RULES, Rule('(fc[67])', r'\1'), Rule('(score_fr|score_pool[34])/conv', r'\1')),

@@ -160,9 +160,7 @@ def _unpool_windows(x, indices, size, pool):
                 pixels = jnp.where(of_values == row * size[1] + column, values, pixels)
         return pixels
 
-    rows = [
-        jnp.stack([phase((row, column)) for column in range(pool.stride[1])], 3) for row in range(pool.stride[0])
-    ]
+    rows = [jnp.stack([phase((row, column)) for column in range(pool.stride[1])], 3) for row in range(pool.stride[0])]
     lengths = [(n + beyond) * step for n, beyond, step in zip((height, width), more, pool.stride, strict=True)]
     unpooled = jnp.stack(rows, 2).reshape(batch, *lengths, channels)
     unpooled = unpooled[:, top : top + size[0], left : left + size[1]]

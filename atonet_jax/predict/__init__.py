@@ -29,9 +29,9 @@ from atonet_jax.runs.workdir import make_folder
 
 
 def predict(config: ConfigDict, workdir: str) -> bool:
-    """Labels what `config.predict.input` names, and says where the results are.
+    """Predicts the label maps of `config.predict.input`, and prints where the results are.
 
-    A file that cannot be read stops no other; it is named at the end.
+    A file that cannot be read does not stop the others. It is named at the end.
 
     Returns:
         Whether all was done.
@@ -79,7 +79,7 @@ def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray
 
 
 class _Job:
-    """Everything of one call, with what came of it."""
+    """One call: its settings and its results."""
 
     def __init__(self, options: ConfigDict, label: Callable, table: ClassTable, folder: str):
         self._options = options
@@ -152,7 +152,7 @@ class _Job:
         from atonet_jax.predict.video import Video, VideoFile  # takes a moment to import
 
         name = os.path.join(self._folder, source.name)
-        everything = range(self._table.num_classes)  # a legend that stays as it is
+        everything = range(self._table.num_classes)  # one legend for all frames
         try:
             video = Video(source.path, self._options.max_pixels)
         except InputError as error:
@@ -191,7 +191,7 @@ class _Job:
 
 
 def _until_stopped(things, signals: StopSignals, most: int = 0) -> Iterator:
-    """Up to `most` of them (0: all), none after a signal."""
+    """At most `most` frames (0: all), and none after a signal."""
     for i, thing in enumerate(things):
         if signals.received(0) or (most and i == most):
             return
@@ -203,8 +203,8 @@ def _finish_submission(sources: list[Source], folder: str, failures: list[str]) 
     path = os.path.join(folder, 'submission.zip')
     problems = ['not all was done'] if failures else submission.problems(paths)
     if problems:
-        earlier = f'; {path} is of an earlier call' if os.path.exists(path) else ''
-        print(f'no zip: the test server would not take it: {"; ".join(problems[:5])}{earlier}')
+        earlier = f'; {path} is from an earlier call' if os.path.exists(path) else ''
+        print(f'no zip, because the test server would refuse it: {"; ".join(problems[:5])}{earlier}')
         return False
     submission.write_zip(paths, path)
     print(f'checked: {len(paths)} files of {submission.SIZE[0]}x{submission.SIZE[1]} raw ids; to submit: {path}')

@@ -1,4 +1,4 @@
-"""Decoding, the devices and drawing at the same time: pictures of one size go through the network together."""
+"""Decoding, computing and drawing at the same time. Pictures of one size go through the network together."""
 
 import collections
 import os
@@ -13,7 +13,7 @@ from atonet_jax.errors import InputError
 
 
 def in_order_ahead(function: Callable, things: Iterable[Any], pool: ThreadPoolExecutor) -> Iterator[tuple[Any, Future]]:
-    """(thing, future of function(thing)), a few of them computed ahead."""
+    """Yields (thing, future of function(thing)) and computes a few ahead."""
     waiting = collections.deque()
     for thing in things:
         waiting.append((thing, pool.submit(function, thing)))
@@ -25,13 +25,13 @@ def in_order_ahead(function: Callable, things: Iterable[Any], pool: ThreadPoolEx
 def predicted(
     images: Iterable[tuple[Any, np.ndarray]], label: Callable[[np.ndarray], jax.Array], batch_size: int
 ) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
-    """(key, image, labels) of each (key, image): [H, W, 3] uint8 -> [H, W] uint8 train ids.
+    """Yields (key, image, labels) for each (key, image): [H, W, 3] uint8 -> [H, W] uint8 train ids.
 
-    The results of a batch come while the devices work on the next one, and those of one size in their order. A batch
-    that is not full is filled up with its last image, so that one program does for a size.
+    The results of a batch are yielded while the devices work on the next one. Images of one size keep their order. A
+    batch that is not full is filled with its last image, so that each size needs one program.
 
     Args:
-        images: with what they are known by.
+        images: with their keys.
         label: [B, H, W, 3] -> [B, H, W] on the devices.
         batch_size: B.
     """
@@ -53,7 +53,7 @@ def _results(batch, labels):
 
 
 def _batches(images, batch_size) -> Iterator[list[tuple[Any, np.ndarray]]]:
-    """Of one size each. Where many sizes wait, the oldest goes on alone."""
+    """Batches of one size each. If many sizes wait, the oldest is yielded although it is not full."""
     waiting = {}
     for key, image in images:
         batch = waiting.setdefault(image.shape, [])
@@ -66,9 +66,9 @@ def _batches(images, batch_size) -> Iterator[list[tuple[Any, np.ndarray]]]:
 
 
 class Background:
-    """Runs functions in threads, only a few at a time: `submit` waits where more would be. A context.
+    """Runs functions in threads, a few at a time: `submit` waits for a free place. A context manager.
 
-    On leaving it all are done; with one worker, in their order.
+    On leaving it all functions are done. One worker runs them in order.
     """
 
     def __init__(self, workers: int | None = None):
@@ -100,7 +100,7 @@ def _workers() -> int:
 def errors_apart(
     ahead: Iterable[tuple[Any, Future]], failed: Callable[[Any, InputError], None]
 ) -> Iterator[tuple[Any, np.ndarray]]:
-    """The results that are there; of others `failed` is told."""
+    """Yields the results of those that succeeded, and gives the errors of the others to `failed`."""
     for thing, future in ahead:
         try:
             image = future.result()

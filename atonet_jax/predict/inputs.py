@@ -1,4 +1,4 @@
-"""What `--mode=predict` looks at: pictures, a folder of them, a pattern, a video, a camera."""
+"""The input of `--mode=predict`: pictures, a folder, a pattern, a video, a camera."""
 
 import glob
 import os
@@ -19,8 +19,8 @@ class Source(NamedTuple):
     """One input.
 
     Attributes:
-        path: of the file; of a camera its number.
-        name: of what is written for it, without an ending: the path within the input folder.
+        path: of the file, or the number of a camera.
+        name: of its output files, without an ending: the path within the input folder.
     """
 
     path: str | int
@@ -36,10 +36,10 @@ def find_sources(given: str, output: str) -> list[Source]:
 
     Args:
         given: a file, a folder (with all below it), a pattern with * ? [ or **, or 'camera:0'.
-        output: the folder that is written to; what lies there is no input.
+        output: the output folder. Files in it are not input.
 
     Raises:
-        InputError: there is nothing, or what is written would replace an input.
+        InputError: there is no input, or an output would replace an input.
     """
     if not given:
         raise InputError('config.predict.input: empty; give a picture, a folder, a pattern, a video or camera:0')
@@ -54,7 +54,7 @@ def find_sources(given: str, output: str) -> list[Source]:
         base, paths = os.path.dirname(given), [given]
         if not given.lower().endswith(_suffixes()):
             raise InputError(
-                f'config.predict.input={given}: not a kind of picture or video that is known by its ending'
+                f'config.predict.input={given}: the ending is not that of a known picture or video format'
             )
     elif glob.has_magic(given):
         base = _fixed_part(given)
@@ -74,7 +74,7 @@ def _suffixes() -> tuple[str, ...]:
 
 
 def _files_below(folder: str, output: str) -> list[str]:
-    """All files but hidden ones; and folders that cannot be looked into, for whoever reads them to say so."""
+    """All files except hidden ones. Folders that cannot be opened are included, so that reading gives the error."""
     if os.path.realpath(folder) == os.path.realpath(output):
         raise InputError(
             f'config.predict.output={output}: is the input folder itself; give another one, such as {output}_labels'
@@ -91,24 +91,24 @@ def _without(output: str, paths: list[str], given: str) -> list[str]:
     outside = [path for path in paths if folder not in pathlib.Path(os.path.realpath(path)).parents]
     if paths and not outside:
         raise InputError(
-            f'config.predict.input={given}: all of it lies in the folder that is written to, {output}; give another '
+            f'config.predict.input={given}: everything in it is in the output folder {output}; give another '
             '--config.predict.output'
         )
     return outside
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folders before the first one with a wildcard."""
+    """The part of a pattern before the first folder with a wildcard."""
     parts = pathlib.PurePath(pattern).parts
     count = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     return os.path.join('', *parts[:count])
 
 
 def _named(paths: Iterable[str], base: str) -> list[Source]:
-    """Names are without the ending, but where two would be alike, or a video like a folder.
+    """Names have no ending, unless two would be equal or a video would have the name of a folder.
 
     Raises:
-        InputError: two are alike all the same.
+        InputError: two names are equal even with their endings.
     """
     names = [os.path.relpath(path, base or '.') for path in paths]
     stems = [os.path.splitext(name)[0] for name in names]
@@ -120,6 +120,6 @@ def _named(paths: Iterable[str], base: str) -> list[Source]:
         source = Source(path, name if counts[stem] > 1 or is_folder else stem)
         other = path_of_name.setdefault(source.name, path)
         if other != path:
-            raise InputError(f'{path}: what is written for it would replace that for {other}; rename one of them')
+            raise InputError(f'{path}: its output would replace that of {other}; rename one of them')
         sources.append(source)
     return sources

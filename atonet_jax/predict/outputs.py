@@ -1,4 +1,4 @@
-"""What `--mode=predict` writes of a label map."""
+"""The files that `--mode=predict` writes for a label map."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def draw(kind: str, image: np.ndarray, labels: np.ndarray, table: ClassTable, le
         image: [H, W, 3] uint8.
         labels: [H, W] uint8 train ids.
         table: the classes.
-        legend: train ids that are named.
+        legend: train ids in the legend.
     """
     if kind == 'color':
         return table.palette[labels]
@@ -30,12 +30,12 @@ def draw(kind: str, image: np.ndarray, labels: np.ndarray, table: ClassTable, le
 
 
 def write_label_png(labels: np.ndarray, path: str, table: ClassTable, ids: str) -> None:
-    """Labels [H, W] uint8 train ids, as a grey PNG of these or of raw ids (`ids`: 'train', 'raw')."""
+    """Writes labels, [H, W] uint8 train ids, as a grey PNG of train ids or raw ids (`ids`: 'train', 'raw')."""
     write_png(table.train_to_raw[labels] if ids == 'raw' else labels, path)
 
 
 def write_png(pixels: np.ndarray, path: str) -> None:
-    """[H, W] or [H, W, 3] uint8, whole or not at all, into folders that are made.
+    """Writes [H, W] or [H, W, 3] uint8, completely or not at all. Makes missing folders.
 
     Raises:
         InputError: it cannot be written.

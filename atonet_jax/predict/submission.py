@@ -21,7 +21,7 @@ _NAME = re.compile(r'[a-z-]+_\d{6}_\d{6}_leftImg8bit')
 
 def check_sources(sources: Iterable[Source], table: ClassTable) -> None:
     """Raises:
-    InputError: an input is no Cityscapes image, or the network's classes are others.
+    InputError: an input is not a Cityscapes image, or the network has other classes.
     """
     if table.class_names != CITYSCAPES.class_names:
         raise InputError(
@@ -37,12 +37,12 @@ def check_sources(sources: Iterable[Source], table: ClassTable) -> None:
 
 
 def label_path(folder: str, source: Source) -> str:
-    """All in one folder: the server finds a prediction by city, sequence and frame at the beginning of its name."""
+    """All files are in one folder: the server finds a prediction by the beginning of its name, city_sequence_frame."""
     return os.path.join(folder, f'{os.path.basename(source.name).removesuffix("_leftImg8bit")}_labelIds.png')
 
 
 def problems(paths: list[str]) -> list[str]:
-    """What keeps the server from taking the label files, a line each; none where it takes them."""
+    """Reasons why the server would refuse the label files, one line each; empty if it would accept them."""
     found = []
     if len(paths) != TEST_IMAGES:
         found.append(f'{len(paths)} label files where the test split has {TEST_IMAGES} images')
@@ -60,7 +60,7 @@ def problems(paths: list[str]) -> list[str]:
 
 
 def write_zip(paths: list[str], path: str) -> None:
-    """The label files in one zip, as they are.
+    """Packs the label files into one zip, unchanged.
 
     Raises:
         InputError: it cannot be written.

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# Before OpenCV is imported: it and FFmpeg would speak of bad files on the screen.
+# Before OpenCV is imported: otherwise it and FFmpeg print messages about bad files.
 os.environ.setdefault('OPENCV_LOG_LEVEL', 'SILENT')
 os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 
@@ -15,15 +15,15 @@ import cv2  # noqa: E402
 from atonet_jax.errors import InputError  # noqa: E402
 from atonet_jax.predict.outputs import cannot_write  # noqa: E402
 
-_USUAL_RATE = 25.0  # frames a second, where a camera or file does not say
+_USUAL_RATE = 25.0  # frames a second, if a camera or file does not say
 
 
 class Video:
-    """A video file or a camera, opened. A context.
+    """An open video file or camera. A context manager.
 
     Attributes:
         rate: frames a second.
-        frame_count: that the file says it has; None of a camera.
+        frame_count: as the file says; None for a camera.
     """
 
     def __init__(self, path: str | int, max_pixels: int):
@@ -63,7 +63,7 @@ class Video:
         self._capture.release()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """[H, W, 3] uint8 RGB, as long as there are some."""
+        """Yields the frames, [H, W, 3] uint8 RGB, to the end."""
         while True:
             there, frame = self._capture.read()
             if not there:
@@ -72,9 +72,9 @@ class Video:
 
 
 class VideoFile:
-    """An MP4 (MPEG-4 part 2, which every player on a desktop knows), written whole or not at all. A context.
+    """An MP4 (MPEG-4 part 2, which desktop players can read), written completely or not at all. A context manager.
 
-    Raises InputError on leaving where the file does not hold what was written: OpenCV itself does not say so.
+    Raises InputError on leaving if the file does not hold all frames: OpenCV itself reports nothing.
     """
 
     def __init__(self, path: str, rate: float):
@@ -104,7 +104,7 @@ class VideoFile:
             )
 
     def write(self, frame: np.ndarray) -> None:
-        """[H, W, 3] uint8 RGB, all of one size; an odd side loses a row or column of pixels.
+        """Writes a frame, [H, W, 3] uint8 RGB. All have one size; an odd side loses a row or column of pixels.
 
         Raises:
             InputError: it cannot be written.

@@ -1,1 +1,1 @@
-"""The process: its devices, its fellows, its progress bar, its signals."""
+"""The process: devices, several processes, the progress bar, signals."""

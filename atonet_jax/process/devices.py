@@ -1,4 +1,4 @@
-"""All devices in one row, and how arrays lie on them."""
+"""The mesh of all devices, and how arrays are placed on it."""
 
 import ctypes
 import importlib.util
@@ -13,27 +13,27 @@ _HEAP_BYTES = 4 << 30
 
 
 def create_mesh() -> Mesh:
-    """All devices in one row, over which a batch is split; those of a process lie side by side, as its samples do."""
+    """All devices in one axis, over which a batch is split. Devices of one process are neighbours, like its samples."""
     devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(devices), ('data',), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def split_by_batch(mesh: Mesh) -> NamedSharding:
-    """The first axis in equal parts, one a device."""
+    """The first axis in equal parts, one for each device."""
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
 def keep_freed_memory() -> None:
-    """Lets a process that computes on CPUs keep the memory that it frees, in large pages, where glibc manages it.
+    """Makes a process that computes on CPUs keep freed memory, in large pages. Works with glibc only.
 
-    XLA allocates a program's temporaries at each call. Given back in between, their pages come zeroed, one fault after
-    the other, which takes a tenth of a training step; small ones cost as much again. The process grows instead, by
-    about what its largest program takes. To be called before JAX starts its threads, at its first use.
+    XLA allocates the temporaries of a program at each call. If freed memory goes back to the system, its pages must be
+    mapped and zeroed again, which takes a tenth of a training step; small pages cost as much again. The process then
+    grows by about the memory of its largest program. Call this before the first use of JAX, which starts threads.
     """
     has_accelerator = any(map(importlib.util.find_spec, ('jax_plugins', 'libtpu')))
     if has_accelerator and os.environ.get('JAX_PLATFORMS') != 'cpu':
@@ -44,11 +44,11 @@ def keep_freed_memory() -> None:
     except (OSError, AttributeError):  # another C library
         return
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
-    mallopt(arena_max, 1)  # others give large blocks back whatever is set
+    mallopt(arena_max, 1)  # other arenas give large blocks back in any case
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
 
-    # The heap is stretched once, untouched, so that one call asks for large pages in all that will be used of it.
+    # The heap is extended once, without touching it, so that one call asks for large pages in all of it.
     libc.malloc.restype = ctypes.c_void_p
     block = libc.malloc(ctypes.c_size_t(_HEAP_BYTES))
     if block is None:

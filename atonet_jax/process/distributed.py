@@ -1,4 +1,4 @@
-"""Several processes as one program: how they find each other, and who writes."""
+"""Several processes as one run: how they find each other, and which one writes."""
 
 import os
 from collections.abc import Iterator
@@ -16,11 +16,11 @@ _HOSTS = 'TPU_WORKER_HOSTNAMES'
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Joins the processes of a run; does nothing where there is one. Before anything else asks for devices.
+    """Connects the processes of a run. Does nothing for a single process. Must run before anything asks for devices.
 
     Args:
-        coordinator: 'host:port' of process 0, the same in all. None: as SLURM, Open MPI or a TPU pod say, where they
-            started more than one process.
+        coordinator: 'host:port' of process 0, the same in all processes. None: taken from SLURM, Open MPI or a TPU pod,
+            if they started more than one process.
         num_processes: how many there are.
         process_id: this one's number, from 0.
 
@@ -42,18 +42,18 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
 
 
 def is_main_process() -> bool:
-    """Whether this process writes what is written once: logs, metrics, pictures."""
+    """Whether this process writes what only one process writes: logs, metrics, pictures."""
     return jax.process_index() == 0
 
 
 @contextmanager
 def main_process_first(name: str) -> Iterator[None]:
-    """Lets the main process do something before the others do, who then find files that it made."""
+    """Runs the body in the main process first. The others then find the files that it made."""
     if not is_main_process():
         multihost_utils.sync_global_devices(name)
     try:
         yield
-    finally:  # what fails here fails in the others too
+    finally:  # an error here occurs in the others too
         if is_main_process():
             multihost_utils.sync_global_devices(name)
 

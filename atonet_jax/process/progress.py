@@ -1,4 +1,4 @@
-"""How far something is: a bar on a terminal, elsewhere a line a minute; nothing of what ends within two seconds."""
+"""Progress: a bar on a terminal, elsewhere a line a minute. Nothing is shown in the first two seconds."""
 
 import logging
 import os
@@ -17,16 +17,16 @@ _DELAY = 2
 
 
 class Progress:
-    """Counts what is done, with its rate and the time that is left. A context."""
+    """Shows the count, the rate and the time left. A context manager."""
 
     def __init__(self, what: str, total: int | None, unit: str, *, done: int = 0, quiet: bool = False):
         """
         Args:
             what: 'evaluating'.
-            total: to be done; None where nobody knows.
+            total: number to be done; None if unknown.
             unit: 'image'.
-            done: already, before this.
-            quiet: shows nothing, as in other processes than the main one.
+            done: number that was done before.
+            quiet: shows nothing; for all processes but the main one.
         """
         self._bar = tqdm.tqdm(
             desc=what,
@@ -49,7 +49,7 @@ class Progress:
         self._bar.close()
 
     def update(self, count: int = 1, figures: str = '') -> None:
-        """So many more are done; `figures` are shown behind."""
+        """Adds `count` to what is done. `figures` are shown at the end of the line."""
         self._done += count
         if not self._bar.disable:
             self._bar.set_postfix_str(figures, refresh=False)
@@ -82,7 +82,7 @@ def say(line: str) -> None:
 
 
 def _columns() -> int | None:
-    """Of a terminal that does not know its width; None leaves it to the bar."""
+    """Columns for a terminal that does not report its width; None lets the bar decide."""
     try:
         known = os.get_terminal_size(sys.stderr.fileno()).columns > 0
     except (OSError, ValueError, AttributeError):  # no terminal, which has no bar either

@@ -1,4 +1,4 @@
-"""An orderly end on SIGTERM, which schedulers send before they take a machine away, and on SIGINT."""
+"""Ends a run cleanly on SIGTERM, which schedulers send before they take a machine away, and on SIGINT."""
 
 import os
 import signal
@@ -9,11 +9,11 @@ from jax.experimental import multihost_utils
 
 
 class Stopped(Exception):
-    """The run was told to end, and has saved what it had.
+    """A signal ended the run, and its state is saved.
 
     Attributes:
-        signal: which one told it.
-        step: the last one taken, which is saved.
+        signal: the signal.
+        step: the last step, which is saved.
     """
 
     def __init__(self, signal_number: int, step: int):
@@ -23,9 +23,9 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """Within its context the first SIGTERM or SIGINT is remembered; a second one ends the process at once.
+    """A context manager. It records the first SIGTERM or SIGINT; a second one ends the process at once.
 
-    Among several processes JAX's own service hears SIGTERM, and has all of them agree on the step after which to end.
+    With several processes, JAX's own service receives SIGTERM and makes all processes agree on the last step.
     """
 
     def __init__(self):
@@ -43,7 +43,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def received(self, step: int) -> int | None:
-        """The signal that tells the run to end after `step`, or None. To be asked after every step."""
+        """The signal that ends the run after `step`, or None. Call this after every step."""
         if jax.process_count() == 1:
             return self._received
         if multihost_utils.reached_preemption_sync_point(step):

@@ -1,1 +1,1 @@
-"""What a workdir holds, and how it is read and written."""
+"""The content of a workdir: reading and writing it."""

@@ -31,18 +31,18 @@ def has_checkpoint(workdir: str) -> bool:
 
 
 class Checkpoints:
-    """The checkpoints in `workdir/checkpoints`, one a step.
+    """The checkpoints in `workdir/checkpoints`, one for each saved step.
 
-    Each holds the network's variables, what else training needs to go on, and a small dictionary of numbers,
-    separately, so that evaluation reads the network alone. Saving is asynchronous.
+    Each holds three parts: the network's variables, the rest of the training state, and a small dictionary of numbers.
+    They are stored separately, so that evaluation reads only the network. Saving is asynchronous.
     """
 
     def __init__(self, workdir: str, keep: int | None = None):
         """
         Args:
             workdir: of the run.
-            keep: how many of the latest stay where more are saved; the one with the highest mIoU stays beside them.
-                None: for who trains not, and leaves alone what another process is about to save.
+            keep: how many of the latest checkpoints are kept, beside the one with the highest mIoU. None outside of
+                training: unfinished checkpoints of other processes are then left alone.
         """
         self._folder = _folder(workdir)
         if keep is not None:
@@ -50,7 +50,7 @@ class Checkpoints:
         trees = ('variables', 'optimizer', 'averaged')
         self._manager = ocp.CheckpointManager(
             self._folder,
-            # Known beforehand, or what a checkpoint holds cannot be asked before anything was saved or restored.
+            # Given here, because otherwise item_metadata fails until something was saved or restored.
             item_handlers={name: ocp.StandardCheckpointHandler() for name in trees}
             | {'numbers': ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
@@ -84,7 +84,7 @@ class Checkpoints:
         return step
 
     def save(self, state: TrainState, numbers: dict[str, float], miou: float | None) -> None:
-        """Begins to save what `state` holds now; `miou` where it was just evaluated.
+        """Starts to save `state`, with `miou` if it was just evaluated.
 
         Raises:
             TrainingError: this checkpoint, or the one before, could not be saved.
@@ -98,11 +98,11 @@ class Checkpoints:
             )
 
     def save_variables(self, step: int, variables: dict[str, Any]) -> None:
-        """Begins to save a network's variables alone: enough to evaluate, not to train on."""
+        """Starts to save only a network's variables: enough to evaluate, not to continue training."""
         self._manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
 
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
-        """`restore` of the latest step that can be read; what cannot is moved to `workdir/unusable` and named.
+        """`restore` of the latest readable step. Unreadable ones are moved to `workdir/unusable` and logged.
 
         Raises:
             InputError: none can be read.
@@ -111,23 +111,23 @@ class Checkpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 restored = self.restore(state, step)
-            except Exception as error:  # Orbax and TensorStore have many ways to say that a file is damaged
+            except Exception as error:  # Orbax and TensorStore raise many kinds of errors for a damaged file
                 failures.append((step, _reason(error)))
                 continue
             for bad, reason in failures:
                 _log.warning(
-                    'checkpoint %d cannot be read (%s): it is now in %s, and the run goes on from step %d',
+                    'checkpoint %d cannot be read (%s): it is now in %s, and the run continues from step %d',
                     bad, reason, self._set_aside(bad), step,
                 )  # fmt: skip
             return restored
         step, reason = failures[0]
         raise InputError(
-            f'{self._folder}: no checkpoint can be read, the latest one not because of: {reason}; restore the folder '
+            f'{self._folder}: no checkpoint can be read (the latest one: {reason}); restore the folder '
             'from a copy, or give a new --workdir'
         )
 
     def restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
-        """The whole training state, placed as `state` is, and the numbers saved with it."""
+        """The whole training state, placed on devices as `state` is, and the numbers saved with it."""
         items = {
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _items(state).items()
@@ -144,9 +144,9 @@ class Checkpoints:
         return restored_state, restored.numbers
 
     def restore_variables(self, step: int, model: nn.Module, mesh: Mesh, averaged: bool) -> dict[str, Any]:
-        """The network's variables alone, on every device of the mesh; the averaged ones where asked.
+        """Only the network's variables, on every device of the mesh. With `averaged`, the averaged ones.
 
-        Modules of training alone are left out where the checkpoint has none, as exported weights.
+        Modules that only training has are left out if the checkpoint lacks them, as exported weights do.
         """
         item = 'averaged' if averaged else 'variables'
         saved = self._manager.item_metadata(step)[item] or {}
@@ -167,23 +167,23 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(**args))[item]
 
     def wait(self) -> None:
-        """Until all that was begun is saved.
+        """Waits until all checkpoints are saved.
 
         Raises:
-            TrainingError: it could not be.
+            TrainingError: saving failed.
         """
         with self._explains_failure():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """As `wait`, and ends the threads."""
+        """Waits as `wait` does, then ends the threads."""
         try:
             self.wait()
         finally:
             self._manager.close()
 
     def _set_aside(self, step: int) -> str:
-        """Moves a checkpoint out of the way of the one that will be saved at its step anew; returns where to."""
+        """Moves a checkpoint away, because a new one will be saved at its step. Returns the new folder."""
         folder = os.path.join(os.path.dirname(self._folder), 'unusable')
         if is_main_process():
             os.makedirs(folder, exist_ok=True)
@@ -201,26 +201,26 @@ class Checkpoints:
             yield
         except Exception as error:
             steps = [int(name) for name in os.listdir(self._folder) if name.isdecimal()]
-            kept = f'that of step {max(steps)} is whole' if steps else 'there is none yet'
+            kept = f'that of step {max(steps)} is complete' if steps else 'there is no other'
             raise TrainingError(
-                f'{self._folder}: a checkpoint could not be saved ({_reason(error)}); {kept}; free space or mend the '
-                'disk, then give the same command again'
+                f'{self._folder}: a checkpoint could not be saved ({_reason(error)}); {kept}; free space or repair '
+                'the disk, then give the same command again'
             ) from error
 
 
 def _warn_of_half_written(folder: str) -> None:
-    """Says what a killed run left behind; Orbax passes over it and removes it."""
+    """Logs half-written checkpoints of a killed run. Orbax ignores and removes them."""
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         if ocp.utils.TMP_DIR_SUFFIX in name:
-            _log.warning('%s: a half-written checkpoint, passed over', os.path.join(folder, name))
+            _log.warning('%s: a half-written checkpoint, skipped', os.path.join(folder, name))
 
 
 def _reason(error: Exception) -> str:
-    """What the system said, such as 'No space left on device', where it did; or the error's first line."""
+    """The system's message, such as 'No space left on device'; without one, the error's first line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     text = str(error).strip()
-    told = re.search(r'([^:]+) \[os_error_code=', text)  # TensorStore's way to pass it on
+    told = re.search(r'([^:]+) \[os_error_code=', text)  # how TensorStore passes it on
     return told[1].strip() if told else text.partition('\n')[0][:200] or type(error).__name__
 
 
@@ -229,6 +229,6 @@ def _folder(workdir: str) -> str:
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The parts of a state that are saved apart."""
+    """The separately saved parts of a state."""
     items = {'variables': state.variables, 'optimizer': {'step': state.step, 'opt_state': state.opt_state}}
     return items if state.averaged is None else items | {'averaged': state.averaged}

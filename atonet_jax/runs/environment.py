@@ -13,7 +13,7 @@ from atonet_jax import __version__
 
 
 def cpu_name() -> str:
-    """The processor's name, as far as the system knows it."""
+    """The processor's name, as the system reports it."""
     try:
         with open('/proc/cpuinfo') as file:
             return next(line.partition(':')[2].strip() for line in file if line.startswith('model name'))
@@ -29,13 +29,13 @@ def device_names() -> str:
 
 
 def versions(*packages: str) -> str:
-    """'jax 0.10.2, flax 0.12.8', and Python's."""
+    """Versions of packages and of Python: 'jax 0.10.2, flax 0.12.8, Python 3.11.9'."""
     installed = [f'{package} {importlib.metadata.version(package)}' for package in packages]
     return ', '.join([*installed, f'Python {platform.python_version()}'])
 
 
 def git_revision() -> str | None:
-    """Of the code's checkout, 12 digits, with '+changes' where files differ from it; None where it is no checkout."""
+    """Git revision of the code, 12 digits, with '+changes' if files differ from it. None outside of a checkout."""
     folder = pathlib.Path(__file__).resolve().parents[1]
 
     def git(*arguments):
@@ -44,7 +44,7 @@ def git_revision() -> str | None:
 
     try:
         if pathlib.Path(git('rev-parse', '--show-toplevel'), 'atonet_jax').resolve() != folder:
-            return None  # installed somewhere within a checkout of something else
+            return None  # installed inside a checkout of another project
         changes = git('status', '--porcelain', '--untracked-files=no')
         return git('rev-parse', '--short=12', 'HEAD') + ('+changes' if changes else '')
     except (OSError, subprocess.CalledProcessError):
@@ -57,7 +57,7 @@ def now() -> str:
 
 
 def describe() -> dict[str, str | None]:
-    """All of it, JSON-ready, and when: {'time', 'revision', 'devices', 'versions'}."""
+    """All of this and the time, ready for JSON: {'time', 'revision', 'devices', 'versions'}."""
     return {
         'time': now(),
         'revision': git_revision(),

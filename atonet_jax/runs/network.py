@@ -1,4 +1,4 @@
-"""The network that a config describes, and where its variables come from: drawn, a PyTorch file, a run's checkpoint."""
+"""The network of a config, and its variables: freshly drawn, from a PyTorch file, or from a run's checkpoint."""
 
 import logging
 from collections.abc import Iterable, Mapping
@@ -30,9 +30,9 @@ class TrainedNetwork(NamedTuple):
 
     Attributes:
         model: the module.
-        variables: of training, on every device.
+        variables: as in training, on every device.
         class_table: the classes that it predicts.
-        step: of the checkpoint; None where the variables are from a file.
+        step: of the checkpoint; None if the variables are from a file.
     """
 
     model: nn.Module
@@ -46,7 +46,7 @@ class TrainedNetwork(NamedTuple):
 
 
 def starting_variables(config: ConfigDict, model: nn.Module, table: ClassTable, mesh: Mesh) -> dict[str, Any]:
-    """Freshly drawn variables, over which those of `init_from` or `model.pretrained_backbone` are laid, where given.
+    """Freshly drawn variables. Those of `init_from` or `model.pretrained_backbone` replace them, if given.
 
     Raises:
         InputError: the file or run cannot be read or does not fit.
@@ -64,7 +64,7 @@ def starting_variables(config: ConfigDict, model: nn.Module, table: ClassTable, 
 def _from_run(
     config: ConfigDict, model: nn.Module, table: ClassTable, variables: Mapping[str, Any], mesh: Mesh
 ) -> dict[str, Any]:
-    """What the run in `init_from` has learned; `variables` for layers of other classes."""
+    """The weights of the run in `init_from`. Layers for other classes keep `variables`."""
     workdir = config.init_from
     source = trained_network(load_config(workdir), workdir, mesh)
     if type(source.model) is not type(model):
@@ -89,17 +89,17 @@ def _from_run(
 
 
 def _modules(paths: Iterable[str]) -> str:
-    """The modules at the network's top that own variables."""
+    """The top-level modules that own these variables."""
     return ', '.join(sorted({path.split('/')[1] for path in paths}))
 
 
 def blank_variables(model: nn.Module) -> dict[str, Any]:
-    """Zeros, to be filled from a checkpoint: drawing takes seconds to compile."""
+    """Zeros, to be filled from a checkpoint. Drawing would take seconds to compile."""
     return jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), abstract_variables(model))
 
 
 def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetwork:
-    """What the run in `workdir` has learned; the weights of `init_from` where it holds no run.
+    """The weights of the run in `workdir`, or of `init_from` if it holds no run.
 
     Raises:
         InputError: neither is there, or what is there does not fit the config.

@@ -1,14 +1,14 @@
-"""What a workdir carries beside its checkpoints: config, class table and metrics. Every mode but train starts from it.
+"""The files of a workdir, except the checkpoints. Every mode but train starts from them.
 
     config.json         every setting of the run
     class_table.json    the classes that it predicts
-    environment.json    when, on what and with which code training was started, each time
-    metrics.jsonl       a line of figures every few steps, and one an evaluation
+    environment.json    time, devices and versions of each start of training
+    metrics.jsonl       a line of figures every few steps, and one for each evaluation
     checkpoints/        the training state (checkpoint.py)
-    unusable/           checkpoints that could not be read, kept for you to look at
+    unusable/           checkpoints that could not be read
     lock                held by the process that trains here
     tensorboard/        the figures again, and pictures
-    report.html         what the last evaluation during training found, and the run so far
+    report.html         the last evaluation during training, and curves of the run
     evaluation/         scores, pictures and report of `--mode=evaluate`
     benchmark/          figures of `--mode=benchmark`
     export/             files of `--mode=export`
@@ -38,9 +38,9 @@ ENVIRONMENT_FILE = 'environment.json'
 METRICS_FILE = 'metrics.jsonl'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
-# These change no parameter's shape.
+# Settings that change no shape of a parameter.
 _FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ')
-_STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # what a training state holds depends on them
+_STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # a training state depends on these
 
 
 def load_config(workdir: str) -> ConfigDict:
@@ -50,7 +50,7 @@ def load_config(workdir: str) -> ConfigDict:
         InputError: `workdir` holds no run, or its file is damaged.
     """
     with _run_file(workdir, CONFIG_FILE) as stored:
-        if 'model' not in stored:  # or it would be taken for a run with all defaults
+        if 'model' not in stored:  # otherwise it would count as a run with all defaults
             raise KeyError('model')
         config = default_config(stored['model']['name'])  # for settings that are newer than the run
         config.update(_lists_to_tuples(stored))
@@ -69,7 +69,7 @@ def load_class_table(workdir: str) -> ClassTable:
 
 @contextmanager
 def _run_file(workdir: str, name: str) -> Iterator[dict]:
-    """The content of a JSON file that every run has; whoever finds it other than expected may say so by any error."""
+    """The content of a JSON file that every run has. Any error in the body means that the file is damaged."""
     path = os.path.join(workdir, name)
     try:
         with open(path, encoding='utf-8') as file:
@@ -83,7 +83,7 @@ def _run_file(workdir: str, name: str) -> Iterator[dict]:
 
 
 def make_folder(path: str, setting: str = '--workdir') -> None:
-    """Makes a folder, and those it lies in, where missing; `setting` says where it shall be.
+    """Makes a folder and its parents. Errors name `setting`, which gives the folder.
 
     Raises:
         InputError: nothing can be written there.
@@ -98,7 +98,7 @@ def make_folder(path: str, setting: str = '--workdir') -> None:
 
 @contextmanager
 def lock(workdir: str) -> Iterator[None]:
-    """Keeps every other run out of `workdir`, which is made where missing. Ends with the process, however that ends.
+    """Locks `workdir` against other runs, and makes it if missing. The lock ends with the process in any case.
 
     Raises:
         InputError: another process trains there, or nothing can be written there.
@@ -125,13 +125,13 @@ def lock(workdir: str) -> Iterator[None]:
 
 
 def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
-    """Makes `workdir` the place of this run, or finds that it is already.
+    """Starts a run in `workdir`, or finds the run that is there already.
 
     Returns:
-        What the config has changed since the run began, a line a key; empty for a new run.
+        Changes of the config since the run began, one line for each key; empty for a new run.
 
     Raises:
-        InputError: the workdir is of a run with another network, other classes, or another kind of training state.
+        InputError: the workdir belongs to a run with another network, other classes, or another kind of training state.
     """
     changes = changes_since(workdir, config, class_table) if holds_run(workdir) else []
     state = [change for change in changes if change.startswith(_STATE_KEYS)]
@@ -148,7 +148,7 @@ def holds_run(workdir: str) -> bool:
 
 
 def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
-    """What `config` has changed since the run in `workdir` began, a line a key.
+    """Changes of `config` since the run in `workdir` began, one line for each key.
 
     Raises:
         InputError: there is no run, or it is one of another network, of other classes, or from other weights.
@@ -173,7 +173,7 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes a text file whole or not at all."""
+    """Writes a text file completely or not at all."""
     temporary = f'{path}.{os.getpid()}'
     with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:  # paths may be of any bytes
         file.write(text)
@@ -181,18 +181,18 @@ def write_text(path: str, text: str) -> None:
 
 
 def write_json(path: str, values: dict) -> None:
-    """Writes a JSON file whole or not at all."""
+    """Writes a JSON file completely or not at all."""
     write_text(path, json.dumps(values, indent=1) + '\n')
 
 
 def record_start(workdir: str, step: int, environment: dict) -> None:
-    """Adds a start of training to `environment.json`: after which step, and `environment.describe()`."""
+    """Adds a start of training to `environment.json`: the step, and `environment.describe()`."""
     starts = [*read_starts(workdir), {'step': step} | environment]
     write_json(os.path.join(workdir, ENVIRONMENT_FILE), {'starts': starts})
 
 
 def read_starts(workdir: str) -> list[dict]:
-    """What `record_start` recorded, the first start first; none where there is no file."""
+    """What `record_start` recorded, in order of time; empty if there is no file."""
     try:
         return json.loads(pathlib.Path(workdir, ENVIRONMENT_FILE).read_text())['starts']
     except FileNotFoundError:
@@ -200,10 +200,10 @@ def read_starts(workdir: str) -> list[dict]:
 
 
 class MetricsLog:
-    """`metrics.jsonl`: appends, and forgets what a resumed run is about to do again."""
+    """Appends to `metrics.jsonl`. Lines after the step of a resumed run are removed."""
 
     def __init__(self, workdir: str, resumed_step: int):
-        """Keeps the lines up to `resumed_step` alone."""
+        """Keeps only the lines up to `resumed_step`."""
         self._path = os.path.join(workdir, METRICS_FILE)
         kept = [line for line in read_metrics(workdir) if line['step'] <= resumed_step]
         write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
@@ -217,9 +217,9 @@ class MetricsLog:
 
 
 def read_metrics(workdir: str) -> list[dict]:
-    """The lines of `metrics.jsonl`, without one that a killed run left half written; none where there is no file.
+    """The lines of `metrics.jsonl`, without a half-written last line of a killed run; empty if there is no file.
 
-    Any other line that is damaged is left out and said.
+    Other damaged lines are left out and logged.
     """
     path, lines = os.path.join(workdir, METRICS_FILE), []
     try:

@@ -20,20 +20,20 @@ from atonet_jax.serve.app import create_app
 
 _log = logging.getLogger(__name__)
 
-_ENDING_SECONDS = 10  # that requests which were taken have when it ends
+_ENDING_SECONDS = 10  # for accepted requests, once the server ends
 
 
 def serve(config: ConfigDict, workdir: str) -> None:
     """Serves the run in `workdir`, or the weights of `init_from`, as `config.serve` says, until SIGINT or SIGTERM.
 
-    Requests that were taken have ten seconds to be answered; a second signal ends the process at once.
+    Accepted requests then have ten seconds to be answered. A second signal ends the process at once.
 
     Raises:
-        InputError: a setting that cannot work, a host or port that cannot be had, no run, checkpoint or weights.
+        InputError: a setting that cannot work, a host or port that is not available, no run, checkpoint or weights.
     """
     mesh = create_mesh()
     validate(config)
-    listener = listen(config.serve.host, config.serve.port)  # first: loading and compiling take a while
+    listener = listen(config.serve.host, config.serve.port)  # first, because loading and compiling take a while
     with listener:
         network = trained_network(config, workdir, mesh)
         segment = Segmenter(network.model, network.variables, network.class_table)
@@ -56,7 +56,8 @@ def serve(config: ConfigDict, workdir: str) -> None:
         address = ipaddress.ip_address(host.partition('%')[0])
         if not address.is_loopback:
             _log.warning('config.serve.host=%r: anyone who reaches this machine over the network may use it', host)
-        # Uvicorn sets handlers of its own only once it runs, and what reads the line below may send a signal at once.
+        # Uvicorn sets its handlers only when it runs, but a program that reads the line below may send a signal
+        # at once.
         handlers = {number: signal.signal(number, server.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             url = _url(config.serve.host, address, port)
@@ -68,7 +69,7 @@ def serve(config: ConfigDict, workdir: str) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Ends in good order at the first signal, and does not raise it again afterwards, as Uvicorn's own does."""
+    """Ends cleanly at the first signal. Unlike Uvicorn's own server, it does not raise the signal again afterwards."""
 
     def handle_exit(self, sig: int, frame: types.FrameType | None) -> None:
         if self.should_exit:
@@ -78,7 +79,7 @@ class _Server(uvicorn.Server):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there.
+    """A listening socket.
 
     Raises:
         InputError: `host` is no address of this machine, or the port is taken or not allowed.
@@ -100,13 +101,13 @@ def listen(host: str, port: int) -> socket.socket:
         if error.errno == errno.EADDRINUSE:
             raise InputError(f'config.serve.port={port}: is taken on {host}; give another, or 0 for any') from error
         raise InputError(
-            f'config.serve.port={port}: cannot be had on {host} ({error.strerror}); give one from 1024 to 65535'
+            f'config.serve.port={port}: is not available on {host} ({error.strerror}); give one from 1024 to 65535'
         ) from error
     return listener
 
 
 def _url(host: str, address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> str:
-    """Where this machine finds it."""
+    """The address for a browser on this machine."""
     if address.is_unspecified:
         host = '127.0.0.1' if address.version == 4 else '::1'
     return f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'

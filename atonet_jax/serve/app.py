@@ -1,4 +1,4 @@
-"""The routes: a page for people, an endpoint for programs. docs/serving.md says what they take and answer."""
+"""The routes: a page for people, an endpoint for programs. docs/serving.md describes requests and answers."""
 
 import asyncio
 import base64
@@ -35,8 +35,8 @@ OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
 SIDE_STEP = 64  # pixels; sides that the network sees are multiples of it
 # Pillow's other formats are rare.
 FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
-UPLOAD_SECONDS = 30  # after which an upload that has not ended is given up, and its place with it
-ANSWER_SECONDS = 30  # the same of an answer that is not taken
+UPLOAD_SECONDS = 30  # after which an unfinished upload is dropped
+ANSWER_SECONDS = 30  # the same for an answer that the client does not read
 _PIECE = 65536  # bytes of an answer that are sent at once
 
 _HEADERS = {
@@ -135,13 +135,13 @@ def create_app(segment: Segmenter, options: ConfigDict, network: str) -> Starlet
     Args:
         segment: with a class table.
         options: `config.serve`.
-        network: what it is called.
+        network: its name.
     """
     endpoint = _Endpoint(_Pictures(segment, options), options)
     page = importlib.resources.files(__package__).joinpath('page.html').read_text(encoding='utf-8')
     classes = _classes(segment.class_table)
 
-    # Coroutines all: Starlette would run plain functions in threads.
+    # All are coroutines, because Starlette would run plain functions in threads.
     async def show_page(request: Request) -> Response:
         return HTMLResponse(page)
 
@@ -177,10 +177,10 @@ def create_app(segment: Segmenter, options: ConfigDict, network: str) -> Starlet
 
 
 def network_size(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """(width, height) at which the network sees a picture: few in all, as each is a program of its own.
+    """(width, height) of a picture for the network. There are few such sizes, because each needs its own program.
 
-    The picture is reduced until its long side is at most `long_side`; then each side goes to the nearest multiple of
-    `SIDE_STEP`, which is never 0.
+    The picture is reduced until its long side is at most `long_side`. Then each side becomes the nearest multiple of
+    `SIDE_STEP`, at least `SIDE_STEP`.
     """
     factor = min(1, long_side / max(width, height))
     width, height = (max(1, round(side * factor / SIDE_STEP)) * SIDE_STEP for side in (width, height))
@@ -188,7 +188,7 @@ def network_size(width: int, height: int, long_side: int) -> tuple[int, int]:
 
 
 class _Pictures:
-    """From the bytes of a picture to those of an answer. Its methods are called by one thread at a time."""
+    """Turns the bytes of a picture into those of an answer. One thread at a time calls its methods."""
 
     def __init__(self, segment: Segmenter, options: ConfigDict):
         self._segment = segment
@@ -245,7 +245,7 @@ class _Pictures:
 
 
 class _Endpoint:
-    """POST /segment: how many may wait, what is refused unread, and one computation at a time.
+    """POST /segment: limits the waiting requests, refuses some unread, and computes one at a time.
 
     Attributes:
         requests: how many are being answered or wait.
@@ -262,7 +262,7 @@ class _Endpoint:
         output = request.query_params.get('output', 'labels')
         if output not in OUTPUTS:
             raise HTTPException(400, f'output={output!r}: must be one of {", ".join(OUTPUTS)}')
-        # Other sites cannot read answers, but could keep the network busy. Programs send no such header.
+        # Other sites cannot read answers, but could keep the network busy. Programs do not send this header.
         if request.headers.get('sec-fetch-site', 'none') not in ('none', 'same-origin'):
             raise HTTPException(403, 'pages of other sites may not use this server; open its own page')
         with contextlib.ExitStack() as place:
@@ -272,7 +272,7 @@ class _Endpoint:
                 if await request.is_disconnected():
                     raise ClientDisconnect
                 try:
-                    # Not to be abandoned: the turn ends with the computation, whatever becomes of the request.
+                    # Must not be abandoned: the next request may start only when this computation has ended.
                     content, milliseconds = await anyio.to_thread.run_sync(self._pictures.answer, body, output)
                 except InputError as error:
                     if request.headers.get('content-type', '').startswith('multipart/'):
@@ -287,7 +287,7 @@ class _Endpoint:
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
-        """Taken before the body is read and until the answer is sent, so that what both hold in memory is bounded."""
+        """A place in the queue, held until the answer is sent, so that the memory of requests is bounded."""
         if self.requests >= self._most_requests:
             raise HTTPException(503, 'too many requests wait already; try again', headers={'Retry-After': '1'})
         self.requests += 1
@@ -321,14 +321,14 @@ class _Endpoint:
 
 
 class _Answer(Response):
-    """Sent piece by piece as the client takes it; given up after `ANSWER_SECONDS`. Keeps a place until then."""
+    """Sent in pieces as the client reads, and dropped after `ANSWER_SECONDS`. Keeps its place until then."""
 
     def __init__(self, content: bytes, place: contextlib.ExitStack, **options):
         super().__init__(content, **options)
         self._place = place
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Left unfinished, Uvicorn closes the connection and says so. It cancels what is left when it ends.
+        # Uvicorn closes an unfinished connection and logs it. It cancels the rest when it ends.
         with self._place, contextlib.suppress(TimeoutError, asyncio.CancelledError):
             async with asyncio.timeout(ANSWER_SECONDS):
                 await send({'type': 'http.response.start', 'status': self.status_code, 'headers': self.raw_headers})
@@ -339,7 +339,7 @@ class _Answer(Response):
 
 
 class _Clock:
-    """What passes between its stops, in milliseconds."""
+    """Milliseconds between its stops."""
 
     def __init__(self):
         self.milliseconds = {}
@@ -352,7 +352,7 @@ class _Clock:
 
 
 class _WithHeaders:
-    """Lays `_HEADERS` over every answer."""
+    """Adds `_HEADERS` to every answer."""
 
     def __init__(self, app: ASGIApp):
         self._app = app
@@ -367,7 +367,7 @@ class _WithHeaders:
 
 
 def _allowed_hosts(host: str) -> list[str]:
-    """Names by which a browser may call; others are of sites that had their name point here (DNS rebinding)."""
+    """Host names that a browser may use. Others belong to sites that point their own name here (DNS rebinding)."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -394,7 +394,7 @@ def _shares(labels: np.ndarray, table: ClassTable) -> list[dict[str, Any]]:
 
 
 def _overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """`visualize.overlay` in strips, as its intermediate results are many times the picture."""
+    """`visualize.overlay` in strips, because its intermediate results are many times as large as the picture."""
     rows = max(1, 1_000_000 // picture.shape[1])
     strips = [slice(top, top + rows) for top in range(0, len(picture), rows)]
     return np.concatenate([overlay(picture[strip], labels[strip], palette) for strip in strips])
@@ -424,7 +424,7 @@ async def _input_error(request: Request, error: InputError) -> Response:
 
 
 async def _gone(request: Request, error: ClientDisconnect) -> Response:
-    return _error(400, 'the request ended early')  # which nobody hears
+    return _error(400, 'the request ended early')  # which nobody receives
 
 
 async def _failure(request: Request, error: Exception) -> Response:

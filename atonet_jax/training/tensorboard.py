@@ -13,6 +13,8 @@ import time
 import numpy as np
 import PIL.Image
 
+from atonet_jax.data.tfrecord import masked_crc32c
+
 # Numbers of fields, from event.proto, summary.proto, tensor.proto, tensor_shape.proto and plugin_text.proto.
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY, _SESSION_LOG = 1, 2, 3, 5, 7
 _STATUS, _START = 1, 1
@@ -69,7 +71,7 @@ class EventFile:
     def _write(self, content: bytes, step: int) -> None:
         event = _double(_WALL_TIME, time.time()) + _whole(_STEP, step) + content
         length = struct.pack('<Q', len(event))
-        self._file.write(length + _masked_crc(length) + event + _masked_crc(event))
+        self._file.write(length + masked_crc32c(length) + event + masked_crc32c(event))
 
 
 def _varint(number: int) -> bytes:
@@ -96,25 +98,3 @@ def _bytes(field: int, content: bytes) -> bytes:
 
 def _float(field: int, number: float) -> bytes:
     return _varint(field << 3 | 5) + struct.pack('<f', number)
-
-
-def _crc_table() -> list[int]:
-    """The remainder of each byte under the Castagnoli polynomial, bits reversed."""
-    table = []
-    for remainder in range(256):
-        for _ in range(8):
-            remainder = remainder >> 1 ^ (0x82F63B78 if remainder & 1 else 0)
-        table.append(remainder)
-    return table
-
-
-_CRC_TABLE = _crc_table()
-
-
-def _masked_crc(data: bytes) -> bytes:
-    """CRC-32C of the data, rotated and shifted by a constant as record_writer.h asks."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8
-    crc ^= 0xFFFFFFFF
-    return struct.pack('<I', ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)

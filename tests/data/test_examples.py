@@ -111,7 +111,7 @@ def test_a_disk_that_fills_up_ends_the_cache_and_not_the_run(dataset, tmp_path, 
     with monkeypatch.context() as patched:
         patched.setattr(module.os, 'replace', full)
         assert_reads_all(examples, dataset)
-    assert caplog.text.count('the cache grows no further (No space left on device)') == 1
+    assert caplog.text.count('the cache cannot grow (No space left on device)') == 1
     assert os.listdir(tmp_path / 'cache') == []
 
 

@@ -40,7 +40,7 @@ def test_logits_are_those_of_the_golden_prepared_or_not(published, form):
     [
         ('fcn8s', {}, 134_353_017, 221.66),
         ('fcn8s_fc1024', {}, 20_518_009, 163.38),
-        ('fcn8s', {'fc_features': 0}, 14_739_065, 160.42),
+        ('fcn8s', {'has_fc': False}, 14_739_065, 160.42),
         # 103,968 parameters less, the fixed kernels; 0.91 less than with kernels from each class to each.
         ('fcn8s_original', {}, 134_353_017, 333.87),
     ],
@@ -140,9 +140,12 @@ def test_images_of_caffe_are_bgr_minus_a_mean():
     ('options', 'message'),
     [
         ({'form': 'padded'}, "form='padded': must be one of resized, original"),
-        ({'fc_features': -1}, 'fc_features=-1: must be 0 or more'),
+        ({'fc_features': -1}, 'fc_features=-1: must be greater than 0'),
         ({'fc_kernel_size': 4}, 'fc_kernel_size=4: must be odd'),
-        ({'form': 'original', 'fc_kernel_size': 3}, "form='original': its crops are those of fc_kernel_size=7"),
+        (
+            {'form': 'original', 'fc_kernel_size': 3},
+            "form='original': its crops are those of has_fc=True and fc_kernel_size=7",
+        ),
         ({'dropout_rate': 1.0}, 'dropout_rate=1.0: must be from 0 to below 1'),
     ],
 )

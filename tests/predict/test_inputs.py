@@ -83,7 +83,7 @@ def test_what_lies_in_the_output_folder_is_no_input(photos):
         ('empty', 'config.predict.input=empty: holds no pictures or videos'),
         ('photos/*.tiff', 'config.predict.input=photos/*.tiff: holds no pictures or videos'),
         ('photos/missing.png', 'config.predict.input=photos/missing.png: no such file or folder'),
-        ('photos/notes.txt', 'config.predict.input=photos/notes.txt: not a kind of picture or video'),
+        ('photos/notes.txt', 'config.predict.input=photos/notes.txt: the ending is not that of a known picture'),
         ('camera:front', 'config.predict.input=camera:front: a camera is given by its number'),
     ],
 )
@@ -108,7 +108,7 @@ def test_names_of_what_is_written_are_all_different(tmp_path):
         (tmp_path / name).touch()
     assert names(find_sources(str(tmp_path), 'out')) == ['b.jpg', 'b.png', 'c', 'film.avi', 'film/000000']
     (tmp_path / 'b.jpg.png').touch()
-    with pytest.raises(InputError, match=r'b.jpg.png: what is written for it would replace that for .*b.jpg; rename'):
+    with pytest.raises(InputError, match=r'b.jpg.png: its output would replace that of .*b.jpg; rename'):
         find_sources(str(tmp_path), 'out')
 
 
@@ -131,5 +131,5 @@ def test_a_folder_that_cannot_be_looked_into_is_for_the_reader_to_report(tmp_pat
 
 
 def test_an_input_within_the_output_is_called_so(photos):
-    with pytest.raises(InputError, match='trip: all of it lies in the folder that is written to'):
+    with pytest.raises(InputError, match='trip: everything in it is in the output folder'):
         find_sources(str(photos / 'trip'), str(photos))

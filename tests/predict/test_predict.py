@@ -246,7 +246,7 @@ def test_no_zip_is_written_that_the_server_would_not_take(config, finished, tmp_
     city(config, tmp_path, 2)
     assert predict(config, finished) is False
     output = capsys.readouterr().out
-    assert 'no zip: the test server would not take it: 2 label files where the test split has 1525 images' in output
+    assert 'no zip, because the test server would refuse it: 2 label files where the test split has 1525' in output
     assert 'where (1024, 2048) uint8 is asked' in output
     assert not (tmp_path / 'out' / 'submission.zip').exists()
 
@@ -258,7 +258,7 @@ def test_a_zip_of_an_earlier_call_is_called_so(config, finished, tmp_path, capsy
     (tmp_path / 'photos' / 'berlin' / 'berlin_000000_000019_leftImg8bit.png').write_bytes(b'')
     assert predict(config, finished) is False
     path = tmp_path / 'out' / 'submission.zip'
-    assert f'not all was done; {path} is of an earlier call' in capsys.readouterr().out
+    assert f'not all was done; {path} is from an earlier call' in capsys.readouterr().out
     assert path.read_bytes() == b'earlier'
 
 

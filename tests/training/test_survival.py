@@ -167,8 +167,8 @@ def test_half_written_and_damaged_checkpoints_are_passed_over_and_the_one_before
     damage(os.path.join(folder, '4'))
     with caplog.at_level(logging.WARNING):
         train(tiny_config, workdir)
-    assert '6.orbax-checkpoint-tmp: a half-written checkpoint, passed over' in caplog.text
-    assert 'checkpoint 4 cannot be read' in caplog.text and 'the run goes on from step 3' in caplog.text
+    assert '6.orbax-checkpoint-tmp: a half-written checkpoint, skipped' in caplog.text
+    assert 'checkpoint 4 cannot be read' in caplog.text and 'the run continues from step 3' in caplog.text
     assert os.listdir(os.path.join(workdir, 'unusable')) == ['4']
     assert_ends_as_undisturbed(tiny_config, workdir, finished)
     assert not any('tmp' in name for name in os.listdir(folder))
@@ -206,7 +206,7 @@ def test_a_disk_without_room_ends_the_run_and_the_last_checkpoint_is_whole(
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     assert 'a checkpoint could not be saved (' in str(failure.value)
-    assert 'that of step 2 is whole; free space or mend the disk' in str(failure.value)
+    assert 'that of step 2 is complete; free space or repair the disk' in str(failure.value)
     assert '\n' not in str(failure.value)
     train(tiny_config, workdir)
     assert_ends_as_undisturbed(tiny_config, workdir, finished)

@@ -1,4 +1,4 @@
-"""One HTML file an evaluation, which needs no other file: scores, confusion, curves, pictures, settings, origin."""
+"""The report of an evaluation, one HTML file: scores, confusion, curves, pictures, settings, origin."""
 
 import base64
 import io
@@ -16,8 +16,8 @@ from atonet_jax.evaluation.report.charts import chart, confusion_picture, curve,
 from atonet_jax.evaluation.report.page import write_page
 from atonet_jax.runs.workdir import METRICS_FILE, read_metrics, read_starts
 
-_PICTURE_SIZE = 640  # pixels that an image has at most on its longer side; a report takes a few MB at most
-_TABLE_CLASSES = 60  # with more of them the confusion matrix is a picture
+_PICTURE_SIZE = 640  # most pixels of an image's longer side, which keeps a report at a few MB
+_TABLE_CLASSES = 60  # with more classes the confusion matrix is a picture
 _MISTAKES = 12
 
 
@@ -32,11 +32,11 @@ def write_report(
     mode: str,
     environment: dict,
 ) -> None:
-    """Writes the report of one evaluation; what a workdir without a run lacks is left out, and the report says so.
+    """Writes the report of one evaluation. Without a run in the workdir, the report says what is missing.
 
     Args:
-        path: of the file, whose folder is made where missing.
-        evaluation: what was found.
+        path: of the file. Its folder is made if missing.
+        evaluation: the result.
         config: of the run and of the evaluation.
         table: the classes.
         workdir: of the run whose curves are drawn.
@@ -96,7 +96,7 @@ def write_report(
 
 
 def _training_charts(metrics: list[dict]) -> list[dict]:
-    """`charts.chart` of each kind for which the lines of `metrics.jsonl` hold figures."""
+    """`charts.chart` of each kind for which `metrics.jsonl` has figures."""
     steps = [line for line in metrics if 'train/loss' in line]
     timed = [line for line in steps if line.get('train/images_per_second')]  # 0 while the first steps compile
     names = list(dict.fromkeys(name for line in steps for name in line))
@@ -121,7 +121,7 @@ def _training_charts(metrics: list[dict]) -> list[dict]:
 
 
 def _mistakes(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict]:
-    """Which classes are taken for which, by the share of the true class, the largest first."""
+    """The most frequent confusions, by share of the true class, largest first."""
     shares = np.nan_to_num(row_shares(confusion))
     np.fill_diagonal(shares, 0)
     largest = np.argsort(-shares, axis=None, kind='stable')[:_MISTAKES]

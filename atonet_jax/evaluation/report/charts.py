@@ -1,4 +1,4 @@
-"""What matplotlib draws: curves as SVG for reports, confusion matrices as pictures."""
+"""Matplotlib's drawings: curves as SVG for reports, confusion matrices as pictures."""
 
 import io
 import math
@@ -16,9 +16,9 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 
 # Readable on white and on near black.
 _COLORS = ('#2f7fe0', '#e07612', '#1f9d63', '#c4439b', '#8a70d6', '#9c8a12', '#d24f4f', '#2aa3b5')
-_INK = '#010203'  # stands for the colour of the page's text, which only the page knows
+_INK = '#010203'  # placeholder for the text colour of the page
 _SIZE = (4.2, 2.4)  # inches: text keeps its size on a phone, and three stand side by side on a desk
-_MARGINS = {'left': 0.12, 'right': 0.98, 'bottom': 0.18, 'top': 0.94}  # fixed: to find the best takes half the time
+_MARGINS = {'left': 0.12, 'right': 0.98, 'bottom': 0.18, 'top': 0.94}  # fixed: half the time
 _LARGEST = 16  # inches that a confusion matrix of very many classes takes
 _POINTS = 300  # of a curve at most
 _STYLE = {
@@ -41,7 +41,7 @@ class Curve(NamedTuple):
 
 
 def curve(metrics: list[dict], key: str, name: str, factor: float = 1) -> Curve:
-    """The values of `key` in the lines of `metrics.jsonl`, times `factor`; without those that are no finite number."""
+    """The finite values of `key` in the lines of `metrics.jsonl`, times `factor`."""
     points = [(line['step'], factor * line[key]) for line in metrics if math.isfinite(line.get(key, math.nan))]
     return Curve(name, *zip(*points)) if points else Curve(name, (), ())
 
@@ -53,13 +53,13 @@ def chart(name: str, title: str, curves: Sequence[Curve], log: bool = False) -> 
 
 
 def curves_svg(name: str, title: str, curves: Sequence[Curve], log: bool = False) -> Markup:
-    """An <svg> element of curves over one another, of which long ones are averaged; '' where all are empty.
+    """An <svg> element with several curves. Long curves are averaged. '' if all are empty.
 
     Args:
-        name: begins every id in it, so that one page can hold several.
-        title: what is drawn, with its unit; for those who cannot see it.
-        curves: drawn the i-th in `color_of(i)`, for the legend beside it.
-        log: draws the values on a logarithmic axis, those that are positive.
+        name: prefix of every id in it, so that one page can hold several.
+        title: description with unit, for screen readers.
+        curves: the i-th one has the colour `color_of(i)`.
+        log: draws the positive values on a logarithmic axis.
     """
     if not any(curve.steps for curve in curves):
         return Markup('')
@@ -90,7 +90,7 @@ def curves_svg(name: str, title: str, curves: Sequence[Curve], log: bool = False
 
 
 def color_of(i: int) -> str:
-    """Of the i-th curve of a chart."""
+    """The colour of the i-th curve."""
     return _COLORS[i % len(_COLORS)]
 
 
@@ -124,13 +124,13 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> np.n
 
 
 def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """[C, C] counts -> [C, C] float64, each row divided by its sum; NaN in rows of classes that no label shows."""
+    """[C, C] counts -> [C, C] float64, each row divided by its sum; NaN in rows of classes without labels."""
     totals = confusion.sum(1, keepdims=True)
     return np.divide(confusion, totals, out=np.full(confusion.shape, np.nan), where=totals > 0)
 
 
 def _averaged(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values, at most `_POINTS`, each the mean of as many neighbours."""
+    """Steps and values, reduced to at most `_POINTS` by means of neighbours."""
     parts = min(len(curve.steps), _POINTS)
     if not parts:
         return np.array([]), np.array([])

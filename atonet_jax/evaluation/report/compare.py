@@ -27,21 +27,21 @@ _WAYS = ('center_crop', 'window', 'window_stride', 'scales', 'flip')  # settings
 
 
 class Run(NamedTuple):
-    """What a workdir says of its run.
+    """What a workdir holds about its run.
 
     Attributes:
-        name: of the run among those compared.
+        name: of the run in this comparison.
         workdir: its folder.
         table: its classes.
-        settings: by their whole keys.
+        settings: {whole key: value}.
         metrics: lines of metrics.jsonl.
-        scores: those of `_SCORES` by name, 'step' and 'split'; None where there are none.
-        ious: of each class that occurs, by its name.
+        scores: those of `_SCORES` by name, and 'step' and 'split'; None if there are none.
+        ious: {name: IoU} of the classes that occur.
         ways: how it was evaluated: settings of `eval`.
-        source: the file that the scores are from; None where it was not evaluated yet.
-        images_per_second: of training, the median; None where there is no record.
+        source: the file with the scores; None if the run was not evaluated yet.
+        images_per_second: median of training; None without a record.
         parameters: of inference.
-        start: the last one of training, as `workdir.record_start` wrote it; empty where there is no record.
+        start: the last start of training, as `workdir.record_start` wrote it; empty without a record.
     """
 
     name: str
@@ -98,7 +98,7 @@ def compare(workdirs: Sequence[str], folder: str) -> str:
 
 
 def _names(workdirs: Sequence[str]) -> list[str]:
-    """The folders' own names, or whole paths where two are alike."""
+    """The names of the folders, or whole paths if two names are equal."""
     names = [os.path.basename(os.path.abspath(workdir)) for workdir in workdirs]
     return names if len(set(names)) == len(names) else list(workdirs)
 
@@ -143,7 +143,7 @@ def _read_run(name: str, workdir: str) -> Run:
 
 
 def _notes(runs: list[Run]) -> list[str]:
-    """What the figures' reader must know before comparing them."""
+    """Notes that a reader needs before comparing the figures."""
     notes, first = [], runs[0]
     for run in runs[1:]:
         names, others = set(first.table.class_names), set(run.table.class_names)
@@ -181,7 +181,7 @@ def _charts(runs: list[Run]) -> list[dict]:
 
 
 def _table(runs: list[Run]) -> str:
-    """For the screen, a line a run."""
+    """A table for the screen, one line for each run."""
     width = max(len('run'), *(len(run.name) for run in runs))
     lines = [f'{"run":{width}}  {"step":>8}  {"mIoU %":>7}  {"accuracy %":>10}  {"images/s":>8}  {"parameters":>10}']
     for run in runs:

@@ -1,4 +1,4 @@
-"""What all reports share: templates, how values are printed."""
+"""What all reports share: templates and the printing of values."""
 
 import math
 import os
@@ -11,11 +11,11 @@ from markupsafe import Markup, escape
 
 from atonet_jax.runs.workdir import write_text
 
-NONE = '–'  # where there is no value
+NONE = '–'  # for a missing value
 
 
 def write_page(path: str, template: str, **values: Any) -> None:
-    """Renders a template of this folder into one file that needs no other. Raises OSError where the disk refuses."""
+    """Renders a template of this folder into one file that needs no other files. Raises OSError if writing fails."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
         autoescape=True,
@@ -35,7 +35,7 @@ def percent(share: float | None, digits: int = 2) -> str:
 
 
 def difference(share: float | None, first: float | None) -> str:
-    """What a share has more than the first one, in points: '+1.25'; '' where one of them is missing."""
+    """A share minus the first one, in points: '+1.25'; '' if one is missing."""
     if share is None or first is None or math.isnan(share) or math.isnan(first):
         return ''
     points = f'{100 * (share - first):+.2f}'
@@ -43,5 +43,5 @@ def difference(share: float | None, first: float | None) -> str:
 
 
 def breakable(key: str) -> Markup:
-    """A setting's key, which may go on in the next line after a part."""
+    """A setting's key, with places where the line may break."""
     return Markup(re.sub(r'([._])', r'\1<wbr>', str(escape(key))))
