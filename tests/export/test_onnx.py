@@ -12,8 +12,8 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.export import onnx_format
 from atonet_jax.export.onnx import winograd as winograd_form
 from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.training.augment import normalize
 
 SIZES = [(64, 128), (161, 97), (180, 240)]
 NUM_CLASSES = 5
@@ -105,7 +105,7 @@ def test_labels_are_the_networks(build, images_and_logits, size, winograd):
 @pytest.mark.parametrize('inputs', ['uint8', 'normalized'])
 def test_inputs_and_layout_change_no_logits(build, images_and_logits, inputs, layout, winograd):
     images, logits = images_and_logits(SIZES[0])
-    images = np.asarray(normalize(images)) if inputs == 'normalized' else images
+    images = np.asarray(IMAGENET(images)) if inputs == 'normalized' else images
     if layout == 'NCHW':
         images, logits = images.transpose(0, 3, 1, 2), logits.transpose(0, 3, 1, 2)
     model = build(SIZES[0], inputs=inputs, outputs='logits', layout=layout, winograd=winograd)
