@@ -20,7 +20,7 @@ class _Inspection:
     """The content of one example.
 
     Attributes:
-        size: (height, width), None where the image cannot be read.
+        size: (height, width), None if the image cannot be read.
         values: pixels of each value of the label file.
         digest: of the image file's content.
         problems: why it cannot be used.

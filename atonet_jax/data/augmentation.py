@@ -55,11 +55,11 @@ class Geometry(NamedTuple):
         image_width: of the image on disk.
         scaled_height: of the image after scaling.
         scaled_width: of the image after scaling.
-        crop_top: row of the scaled image at the crop's top; negative where the crop begins above the image.
-        crop_left: column of the scaled image at the crop's left; negative where it begins left of the image.
+        crop_top: row of the scaled image at the crop's top; negative if the crop begins above the image.
+        crop_left: column of the scaled image at the crop's left; negative if it begins left of the image.
         window_top: row of the image on disk at the window's top.
         window_left: column of the image on disk at the window's left.
-        flip: 1 where the crop is mirrored left to right, else 0.
+        flip: 1 if the crop is mirrored left to right, else 0.
         rotation: angle in 1/1000 degree. The scaled image is turned about the crop's centre before it is cropped.
             Positive is counterclockwise. 0 if `Augmentation.rotation` is 0.
     """

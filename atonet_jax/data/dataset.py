@@ -29,10 +29,10 @@ class Storage(Protocol):
     """Where the encoded files of a data set are."""
 
     def open(self, path: str) -> BinaryIO:
-        """Raises DataError where there is no such file."""
+        """Raises DataError if there is no such file."""
 
     def fingerprint(self, path: str) -> str:
-        """A text that changes when the file does. Raises DataError where there is no such file."""
+        """A text that changes when the file does. Raises DataError if there is no such file."""
 
 
 class LocalFiles:
@@ -62,9 +62,9 @@ class SegmentationDataset:
         class_table: the classes.
         image_paths: the image file of each example. A missing file is reported when it is read.
         label_paths: the label file of each image, or None for a split without labels.
-        label_values: 'index' where a label file holds one number a pixel, 'color' where it holds a colour of
+        label_values: 'index' if a label file holds one number per pixel, 'color' if it holds a colour of
             `class_table`.
-        raw_to_train: [256] uint8, train id of each number in 'index' files, `UNKNOWN_LABEL` where a number has no
+        raw_to_train: [256] uint8, train id of each number in 'index' files, `UNKNOWN_LABEL` if a number has no
             meaning. None: `class_table.raw_to_train`.
         storage: opens the paths.
         sizes: (height, width) of each image, None for an unusable one. None altogether before `verify` has read them.
@@ -120,7 +120,7 @@ def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, 
     """The parts of a split: ('train', 'val') for 'train+val'.
 
     Raises:
-        DataError: one of them is empty, is not in `known` where that is given, or occurs twice.
+        DataError: one of them is empty, is not in `known` (if that is given), or occurs twice.
     """
     parts = tuple(split.split('+'))
     if not all(parts):

@@ -58,7 +58,7 @@ class DeviceCache:
         self._share = -(-len(dataset) // mesh.size)
         needed = self._share * _BYTES * self._size[0] * self._size[1]
         free = _free_bytes(mesh)
-        _log.info('%s %s: decoded %.2f GB in the memory of each of %d device(s), where %.2f GB are free',
+        _log.info('%s %s: decoded %.2f GB in the memory of each of %d device(s); %.2f GB are free there',
                   dataset.name, dataset.split, needed / 1e9, mesh.size, free / 1e9)  # fmt: skip
         if needed > free:
             raise InputError(

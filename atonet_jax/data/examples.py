@@ -65,7 +65,7 @@ class Examples:
         return len(self.dataset)
 
     def device_cache(self, mesh: 'jax.sharding.Mesh') -> 'DeviceCache | None':
-        """The split in the memory of all devices, where `cache` is 'device': decoded at the first call, then kept.
+        """The split in the memory of all devices, for `cache` 'device': decoded at the first call, then kept.
 
         Raises:
             InputError: as `DeviceCache`.
@@ -99,7 +99,7 @@ class Examples:
         skipped.
 
         Raises:
-            DataError: the example's own, where `on_corrupt` is 'error'; or no example is left.
+            DataError: the example's own, if `on_corrupt` is 'error'; or no example is left.
         """
         if self._on_corrupt == 'error':
             raise self._faults[i]

@@ -46,7 +46,7 @@ class ClassTable:
 
     @functools.cached_property
     def raw_to_train(self) -> np.ndarray:
-        """[256] uint8: raw id -> train id, `IGNORE_LABEL`, or `UNKNOWN_LABEL` where the table has no such id."""
+        """[256] uint8: raw id -> train id, `IGNORE_LABEL`, or `UNKNOWN_LABEL` if the table has no such id."""
         table = np.full(256, UNKNOWN_LABEL, np.uint8)
         table[IGNORE_LABEL] = IGNORE_LABEL
         for label in self.raw_labels:

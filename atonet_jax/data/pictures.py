@@ -10,7 +10,7 @@ import PIL.ImageOps
 
 from atonet_jax.errors import InputError
 
-MOST_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # where Pillow refuses, whatever limit is given
+MOST_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # Pillow refuses more, whatever limit is given
 _SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
 _UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)  # what Pillow raises for bad files
 

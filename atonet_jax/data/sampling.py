@@ -100,7 +100,7 @@ def _pixels_of_class(rng, labels, scaled_size):
     """`_TRIES` pixels of a class that is drawn among those of the image.
 
     Returns:
-        Their rows and their columns, [2, _TRIES] int, or None where the image has no labelled pixel.
+        Their rows and their columns, [2, _TRIES] int, or None if the image has no labelled pixel.
     """
     # Only pixels that the scaled image shows: reducing passes over some.
     shown = [np.arange(length) for length in labels.shape]
@@ -122,7 +122,7 @@ def _start_on_pixel(rng, pixels, image_size, scaled_size, crop_size, starts, rot
     positions that show it. Turned crops do not reach every corner of the image.
 
     Returns:
-        None where all tries failed.
+        None if all tries failed.
     """
     cosine, sine = math.cos(math.radians(rotation / 1000)), math.sin(math.radians(rotation / 1000))
     tries, offsets = [], []  # each of rows, then of columns

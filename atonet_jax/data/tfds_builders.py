@@ -38,7 +38,7 @@ class CopyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version('1.0.0')
     RELEASE_NOTES = {'1.0.0': 'First.'}
-    code_path = None  # where TFDS would look for the checksums of downloads, by a package that it need not have
+    code_path = None  # the place of download checksums; TFDS would look for it with an extra package
 
     def __init__(self, datasets: Mapping[str, SegmentationDataset], **options):
         """

@@ -46,7 +46,7 @@ def verify(
         decode_images: decodes every image too, which takes longer and also finds damage in the middle of a file.
 
     Returns:
-        The data set with `sizes` known, and with `unusable` where `on_corrupt` is 'skip'.
+        The data set with `sizes` known, and with `unusable` if `on_corrupt` is 'skip'.
 
     Raises:
         DataError: an example is unusable (with 'skip': all are), or a labelled split has no labelled pixel. ('test' may

@@ -46,7 +46,7 @@ def comparison(image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, t
 
 
 def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
-    """Pictures of one size, [H, W, 3] uint8, in rows of `columns` with a gap between; white where the last row ends."""
+    """Pictures of one size, [H, W, 3] uint8, in rows of `columns` with a gap between; white after the last one."""
     height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
     canvas = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), _WHITE, np.uint8)

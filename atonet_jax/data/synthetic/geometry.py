@@ -53,11 +53,11 @@ class Frame:
         return Plane(self.at(a, 0, 0), (self.cos, 0, -self.sin), (0, 1, 0))
 
     def near_side(self, half: float) -> float:
-        """b of that side of a thing 2 * `half` wide which the camera sees, 0 where it sees none."""
+        """b of the side, of a thing 2 * `half` wide, that the camera sees; 0 if it sees none."""
         return math.copysign(half, self.camera_b) if abs(self.camera_b) > half else 0.0
 
     def near_end(self, half: float) -> float:
-        """a of that end of a thing 2 * `half` long which the camera sees, 0 where it sees none."""
+        """a of the end, of a thing 2 * `half` long, that the camera sees; 0 if it sees none."""
         return math.copysign(half, self.camera_a) if abs(self.camera_a) > half else 0.0
 
 

@@ -14,7 +14,7 @@ class Kind(NamedTuple):
     more: float  # chance of one more after each
     nearest: float  # metres ahead at which it may begin
     reach: float  # the farthest, as a multiple of the nearest
-    strips: tuple[str, ...]  # drawn from; the first serves where the street lacks the drawn one
+    strips: tuple[str, ...]  # drawn from; the first one if the street lacks the drawn one
     half: float = 0.5  # half of its length, metres
     height: float = 1.6  # metres
     pose: str = 'facing'  # the camera; or 'lengthwise' on its strip; or 'askew', as end on a two-wheeler is a line

@@ -1,6 +1,6 @@
 """What a street runs between: houses, walls, fences and plants.
 
-A `random_*` chooses a look when the street is laid out and returns what draws it, as one look may serve many plots.
+A `random_*` chooses a look for the street and returns a function that draws it. One look may serve many plots.
 """
 
 import functools

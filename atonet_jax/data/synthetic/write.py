@@ -26,7 +26,7 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
     `gtFine` with `_gtFine_labelIds.png`. A complete data set is left alone, an interrupted one completed.
 
     Args:
-        root: folder of the data set, made where missing.
+        root: folder of the data set, made if missing.
         splits: number of scenes of each split; no scene is in two.
         height, width: in pixels.
         seed: of the scenes.
