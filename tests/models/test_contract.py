@@ -63,6 +63,7 @@ class Row(NamedTuple):
 ROWS = {
     'atonet': Row({'width': 16, 'backbone_width': 8, 'aux_levels': (1, 2, 3, 4, 5)}),
     'pidnet_s': Row({'width': 4}, whole=True),
+    'ddrnet_23_slim': Row({'width': 4}),
     'enet_paper': Row({'width': 16}, whole=True),
     'enet_davidtvs_2018_03': Row({'width': 16}),
     'enet_davidtvs_head': Row({'width': 16}),
@@ -71,7 +72,7 @@ ROWS = {
     'fcn8s_original': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
 }
 # Other names of networks that have a row.
-ALIASES = {'pidnet': 'pidnet_s', 'enet': 'enet_paper'}
+ALIASES = {'pidnet': 'pidnet_s', 'ddrnet': 'ddrnet_23_slim', 'enet': 'enet_paper'}
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
 CLASSES = 5

@@ -1,0 +1,183 @@
+"""DDRNet-23-slim: Hong, Pan, Sun, Jia, "Deep Dual-resolution Networks" (arXiv 2101.06085).
+
+Two branches share a stem. The high one keeps details at an eighth of the input, the low one goes down to a 64th for
+context. They exchange their maps twice on the way, and their sum gives the logits. Follows the authors' code
+(github.com/ydhongHIT/DDRNet, de0db31).
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from atonet_jax import ops
+from atonet_jax.models.blocks import ConvNorm, NormConv, kaiming_fan_out_init
+from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
+from atonet_jax.models.pidnet import Head
+from atonet_jax.models.resnet import STAGE_RULES, Bottleneck, Stage
+from atonet_jax.models.terms import CrossEntropy, HardExampleCount, Term
+
+HEADS = ('final', 'aux')
+
+_ConvNorm = partial(ConvNorm, kernel_init=kaiming_fan_out_init)
+_NormConv = partial(NormConv, kernel_init=kaiming_fan_out_init)
+
+
+class DDRNet(nn.Module):
+    """The paper's network with the channels and blocks of DDRNet-23-slim.
+
+    Attributes:
+        num_classes: classes to tell apart.
+        width: channels of the stem; all others are multiples of it. 32 is DDRNet-23-slim.
+        dtype: compute type, float32 or bfloat16. Parameters, running statistics and outputs are float32 in both.
+    """
+
+    num_classes: int
+    width: int = 32
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:
+        """images: [B, H, W, 3] float, normalised, of any size.
+
+        Returns {'logits': [B, ceil(H / 8), ceil(W / 8), num_classes] float32}, and with `train` also 'aux', of the same
+        shape: logits of the high branch after the first exchange. With `train`, 'batch_stats' must be mutable.
+        """
+        width, dtype = self.width, self.dtype
+        relu_norm, norm = partial(_ConvNorm, dtype=dtype), partial(_ConvNorm, activation=None, dtype=dtype)
+        stage, bottleneck = partial(Stage, num_blocks=2, dtype=dtype), partial(Bottleneck, dtype=dtype)
+        sum_stage = partial(stage, last_activation=False)
+        head = partial(Head, 2 * width, self.num_classes, dtype)
+
+        x = relu_norm(width, 3, stride=2, use_bias=True, name='stem1')(images, train)
+        x = relu_norm(width, 3, stride=2, use_bias=True, name='stem2')(x, train)
+        x = stage(width, name='layer1')(x, train)
+        x = stage(2 * width, stride=2, name='layer2')(x, train)
+        size = x.shape[1:3]
+
+        low = sum_stage(4 * width, stride=2, name='layer3')(x, train)
+        high = sum_stage(2 * width, name='high3')(x, train)
+        details = norm(4 * width, 3, stride=2, name='down3')(nn.relu(high), train)
+        context = norm(2 * width, 1, name='compression3')(nn.relu(low), train)
+        low, high = low + details, high + ops.resize_bilinear(context, size)
+        high_of_head = high
+
+        low = sum_stage(8 * width, stride=2, name='layer4')(nn.relu(low), train)
+        high = sum_stage(2 * width, name='high4')(nn.relu(high), train)
+        details = relu_norm(4 * width, 3, stride=2, name='down4_1')(nn.relu(high), train)
+        details = norm(8 * width, 3, stride=2, name='down4_2')(details, train)
+        context = norm(2 * width, 1, name='compression4')(nn.relu(low), train)
+        low, high = low + details, high + ops.resize_bilinear(context, size)
+
+        low = bottleneck(8 * width, stride=2, name='layer5')(nn.relu(low), train)
+        high = bottleneck(2 * width, name='high5')(nn.relu(high), train)
+        context = PoolingPyramid(4 * width, dtype, name='spp')(low, train)
+        outputs = {'logits': head(name='final')(ops.resize_bilinear(context, size) + high, train)}
+        if train:
+            outputs['aux'] = head(name='aux')(high_of_head, train)
+        return outputs
+
+
+class PoolingPyramid(nn.Module):
+    """Deep aggregation pyramid pooling (the paper's DAPPM): each level takes the finer ones before it.
+
+    Attributes:
+        features: channels of a level, and of the output.
+        dtype: compute type.
+    """
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[B, H, W, C] -> [B, H, W, features]."""
+        norm_conv = partial(_NormConv, self.features, dtype=self.dtype)
+        pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
+        pooled.append(jnp.mean(x, (1, 2), keepdims=True))
+        levels = [norm_conv(1, name='scale0')(x, train)]
+        for i, level in enumerate(pooled, 1):
+            level = ops.resize_bilinear(norm_conv(1, name=f'scale{i}')(level, train), x.shape[1:3])
+            levels.append(norm_conv(3, name=f'process{i}')(level + levels[-1], train))
+        pyramid = norm_conv(1, name='compression')(jnp.concatenate(levels, -1), train)
+        return pyramid + norm_conv(1, name='shortcut')(x, train)
+
+
+def check(model: DDRNet) -> None:
+    """Raises ValueError where an option cannot work."""
+    if model.width < 1:
+        raise ValueError(f'width={model.width!r}: must be greater than 0')
+
+
+def describe(model: DDRNet) -> Network:
+    return Network(
+        terms=(
+            Term('logits', criterion=HardExampleCount()),
+            Term('aux', weight=0.4, criterion=CrossEntropy(over='all')),
+        ),
+        training_only=HEADS[1:],
+        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
+        reduced=lambda path: False,  # the published recipe has one rate for all
+        weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
+        backbone=_IMAGENET_NAMES,
+        published=Published(
+            title='DDRNet-23-slim',
+            source='Hong, Pan, Sun, Jia: arXiv 2101.06085, and their code',
+            parameters=5_695_987,
+            macs=((1024, 2048), 36_281_319_424),
+        ),
+    )
+
+
+def _norm_conv(path: str, name: str, first: int = 0) -> tuple[Rule, ...]:
+    """The rules of a `NormConv`, whose normalisation is the element `first` of a sequence."""
+    return conv_norm(path, f'{name}.{first + 2}', f'{name}.{first}')
+
+
+def _head(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
+    return (
+        Rule(f'{path}/bn', f'{name}.bn1', optional),
+        *conv_norm(f'{path}/conv1', f'{name}.conv1', f'{name}.bn2', optional),
+        Rule(f'{path}/conv2', f'{name}.conv2', optional),
+    )
+
+
+_LAYER5_RULES = (
+    *conv_norm(r'layer5/conv(\d)', r'layer5.0.conv\1', r'layer5.0.bn\1'),
+    *conv_norm('layer5/shortcut', 'layer5.0.downsample.0', 'layer5.0.downsample.1'),
+    *conv_norm(r'high5/conv(\d)', r'layer5_.0.conv\1', r'layer5_.0.bn\1'),
+    *conv_norm('high5/shortcut', 'layer5_.0.downsample.0', 'layer5_.0.downsample.1'),
+)
+_TRUNK_RULES = (
+    *conv_norm('stem1', 'conv1.0', 'conv1.1'),
+    *conv_norm('stem2', 'conv1.3', 'conv1.4'),
+    *STAGE_RULES,
+    *conv_norm(r'high(\d)/block(\d)/conv(\d)', r'layer\1_.\2.conv\3', r'layer\1_.\2.bn\3'),
+    *conv_norm(r'(compression[34]|down3)', r'\1.0', r'\1.1'),
+    *conv_norm('down4_1', 'down4.0', 'down4.1'),
+    *conv_norm('down4_2', 'down4.3', 'down4.4'),
+)
+_PUBLISHED_NAMES = WeightNames(
+    (
+        *_TRUNK_RULES,
+        *_LAYER5_RULES,
+        *_norm_conv(r'spp/(scale[1-4])', r'spp.\1', first=1),
+        *_norm_conv(r'spp/(\w+)', r'spp.\1'),
+        *_head('final', 'final_layer'),
+        *_head('aux', 'seghead_extra', optional=True),
+    )
+)
+# Files of ImageNet have a classifier of their own in place of the pyramid and the heads, and may lack layer5.
+_IMAGENET_NAMES = WeightNames(
+    _TRUNK_RULES + tuple(dataclasses.replace(rule, optional=True) for rule in _LAYER5_RULES),
+    ignored=r'(?!(conv1|layer[1-4]_?|compression[34]|down[34])\.).*',
+)
+# Files of a training in HRNet's code hold the network as 'model', beside the buffers of its loss.
+_NAMES_BESIDE_LOSSES = WeightNames(
+    tuple(dataclasses.replace(rule, name=f'model.{rule.name}') for rule in _PUBLISHED_NAMES.rules),
+    ignored=r'(\w+_)?loss\..*',
+)
+
+FAMILY = Family(DDRNet, describe, {'ddrnet_23_slim': {}, 'ddrnet': {}}, check)
