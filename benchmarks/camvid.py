@@ -36,7 +36,7 @@ from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
-from atonet_jax.evaluation.evaluate import Evaluation, Evaluator
+from atonet_jax.evaluation.evaluator import Evaluation, Evaluator
 from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated, split_by_batch
 from atonet_jax.process.progress import Progress, say

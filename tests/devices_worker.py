@@ -19,7 +19,7 @@ from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.pipeline import prefetch_to_device, train_batches
-from atonet_jax.evaluation.evaluate import Evaluator
+from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, split_by_batch

@@ -16,14 +16,15 @@ from jax.sharding import AbstractMesh, AxisType
 
 from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation, Geometry
-from atonet_jax.evaluation.evaluate import _compile_eval_step
+from atonet_jax.evaluation.evaluator import _compile_eval_step
 from atonet_jax.inference import segmenter as inference
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.ops.cpu import strips, winograd
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.state import TrainState
 from atonet_jax.training.losses import configured_terms
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, TrainState, compile_train_step
+from atonet_jax.training.step import Objective, compile_train_step
 
 ACCELERATORS = ('tpu', 'cuda')
 EVERY_AUGMENTATION = Augmentation(

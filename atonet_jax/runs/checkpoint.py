@@ -19,7 +19,7 @@ from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.process.devices import replicated
 from atonet_jax.process.distributed import is_main_process
-from atonet_jax.training.step import TrainState
+from atonet_jax.runs.state import TrainState
 
 MIOU = 'miou'
 _log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.data.augmentation import Augmentation
-from atonet_jax.training.step import Objective, TrainState, gradient_of, step_inputs
+from atonet_jax.runs.state import TrainState
+from atonet_jax.training.step import Objective, gradient_of, step_inputs
 
 
 def first_nonfinite(

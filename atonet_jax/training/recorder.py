@@ -15,7 +15,7 @@ from atonet_jax.config import flat_settings
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import TrainingError
-from atonet_jax.evaluation.evaluate import Evaluation
+from atonet_jax.evaluation.evaluator import Evaluation
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs import environment

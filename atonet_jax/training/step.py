@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -15,27 +14,12 @@ from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.models import apply, network
 from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import replicated, split_by_batch
+from atonet_jax.runs.state import TrainState
 from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import label_weights, total_loss
 from atonet_jax.training.remat import rematerialized
 
 _AUGMENTATION = 1  # sets its random numbers apart from dropout's
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """All that changes from step to step.
-
-    Attributes:
-        step: int32 scalar, steps taken.
-        variables: of the network, float32: 'params' and its other collections.
-        opt_state: the optimiser's.
-        averaged: an exponential moving average of `variables`, or None.
-    """
-
-    step: jax.Array
-    variables: Mapping[str, Any]
-    opt_state: optax.OptState
-    averaged: Mapping[str, Any] | None
 
 
 def create_state(

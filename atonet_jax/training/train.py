@@ -19,7 +19,7 @@ from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.errors import TrainingError
-from atonet_jax.evaluation.evaluate import Evaluator
+from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.models.contract import Network
@@ -28,12 +28,13 @@ from atonet_jax.process.distributed import is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
+from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.recorder import Recorder
-from atonet_jax.training.step import Objective, TrainState, compile_train_step, create_state
+from atonet_jax.training.step import Objective, compile_train_step, create_state
 
 _log = logging.getLogger(__name__)
 

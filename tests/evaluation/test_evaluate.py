@@ -10,7 +10,8 @@ from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
-from atonet_jax.evaluation.evaluate import Evaluator, evaluate
+from atonet_jax.evaluation.evaluate import evaluate
+from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh

@@ -13,7 +13,8 @@ import pytest
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL, ClassTable
 from atonet_jax.errors import TrainingError
-from atonet_jax.evaluation.evaluate import Evaluation, Example, ImageScore, evaluate
+from atonet_jax.evaluation.evaluate import evaluate
+from atonet_jax.evaluation.evaluator import Evaluation, Example, ImageScore
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.evaluation.report import write_report
 from atonet_jax.evaluation.report.compare import compare

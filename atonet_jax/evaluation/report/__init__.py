@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config, flat_settings
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.evaluation.evaluate import Evaluation, Example
+from atonet_jax.evaluation.evaluator import Evaluation, Example
 from atonet_jax.evaluation.report.charts import chart, confusion_picture, curve, row_shares
 from atonet_jax.evaluation.report.page import write_page
 from atonet_jax.runs.workdir import METRICS_FILE, read_metrics, read_starts

@@ -1,0 +1,227 @@
+"""Scores a network on a split, by a jitted forward pass and confusion matrix. Memory does not grow with the split."""
+
+import heapq
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from atonet_jax.data.examples import Examples
+from atonet_jax.errors import InputError
+from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
+from atonet_jax.inference.segmenter import prepared_variables
+from atonet_jax.inference.views import predict_labels
+from atonet_jax.process.devices import replicated, split_by_batch
+from atonet_jax.process.distributed import is_main_process
+from atonet_jax.process.progress import Progress
+
+_MOST_EXTREMES = 4  # best examples that are kept, and as many worst ones
+
+
+class Example(NamedTuple):
+    """An image, [H, W, 3] uint8, with its true and predicted labels, [H, W] uint8 train ids."""
+
+    index: int
+    image: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+
+
+class ImageScore(NamedTuple):
+    """Scores of one image, 0 .. 1; NaN if no pixel has a label.
+
+    Attributes:
+        index: position in the data set.
+        path: the image file.
+        miou: mean IoU over the classes in this image's labels or in its predictions at labelled pixels.
+        pixel_accuracy: share of its labelled pixels that are predicted right.
+    """
+
+    index: int
+    path: str
+    miou: float
+    pixel_accuracy: float
+
+
+class Evaluation(NamedTuple):
+    """The result of evaluating a split.
+
+    Attributes:
+        scores: of the whole split.
+        confusion: [C, C] int64 counts by [true class, predicted class], of the whole split.
+        per_image: scores of every image, in the order of the split, without skipped ones.
+        examples: the first `eval.pictures` of this process's part of the split.
+        best: the images of this process's part with the highest mIoU, best first. At most 4, and together with `worst`
+            at most `eval.pictures`.
+        worst: the images with the lowest mIoU, worst first; none of `best`.
+        dataset: name and split, such as 'cityscapes val'.
+        skipped: how many images could not be read.
+        seconds: duration, with any compilation.
+    """
+
+    scores: Scores
+    confusion: np.ndarray
+    per_image: list[ImageScore]
+    examples: list[Example]
+    best: list[Example]
+    worst: list[Example]
+    dataset: str
+    skipped: int
+    seconds: float
+
+
+class Evaluator:
+    """Scores a network's variables on one split, as the config's section `eval` says."""
+
+    def __init__(self, model: nn.Module, examples: Examples, options: ConfigDict, mesh: Mesh):
+        """Each `run` reads the images of the split, one batch ahead."""
+        dataset = examples.dataset
+        dataset.require_labels()
+        self._examples = examples
+        self._options = options
+        self._mesh = mesh
+        self._model = model
+        self._step = _compile_eval_step(model, dataset.class_table.num_classes, options, mesh)
+
+    def run(self, variables: dict) -> Evaluation:
+        """Reads and scores the split once. With several processes, all call this and get the same scores.
+
+        The pictures are those of the process's own part of the split.
+        """
+        start = time.perf_counter()
+        variables = prepared_variables(self._model, variables, self._mesh)
+        batches = self._batches(-(-self._options.batch_size // self._mesh.size) * self._mesh.size)
+        dataset = self._examples.dataset
+        confusion = np.zeros((dataset.class_table.num_classes,) * 2, np.int64)
+        per_image, shown = [], _Shown(self._options.pictures)
+        with Progress('evaluating', len(self._examples), 'image', quiet=not is_main_process()) as progress:
+            for batch, confusions, indices, predictions in self._one_behind(variables, batches):
+                confusions, indices = np.asarray(confusions), np.asarray(indices)
+                confusion += confusions.sum(0, dtype=np.int64)
+                used = indices >= 0  # others are padding
+                scores = [
+                    ImageScore(int(i), dataset.image_paths[i], float(miou), float(accuracy))
+                    for i, miou, accuracy in zip(indices[used], *image_scores(confusions[used]), strict=True)
+                ]
+                per_image += scores
+                progress.update(len(scores))
+                shown.look(batch, predictions, {score.index: score.miou for score in scores})
+        return Evaluation(
+            Scores.from_confusion(confusion),
+            confusion,
+            per_image,
+            shown.first,
+            *shown.extremes(),
+            dataset=f'{dataset.name} {dataset.split}',
+            skipped=len(dataset) - len(per_image),
+            seconds=time.perf_counter() - start,
+        )
+
+    def _batches(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
+        cache = self._examples.device_cache(self._mesh)
+        if cache is not None:
+            return cache.eval_batches(batch_size)
+        from atonet_jax.data.pipeline import eval_batches, prefetch_to_device  # imports TensorFlow
+
+        batches = eval_batches(
+            self._examples, batch_size=batch_size, shard_index=jax.process_index(), num_shards=jax.process_count()
+        )
+        return prefetch_to_device(batches, split_by_batch(self._mesh))
+
+    def _one_behind(self, variables: dict, batches: Iterator[dict]) -> Iterator[tuple]:
+        """Yields the results of a batch after the next batch was sent to the devices, so that these never wait."""
+        waiting = None
+        for batch in batches:
+            batch = _center_crop(batch, self._options.center_crop) if self._options.center_crop else batch
+            results = batch, *self._step(variables, batch['image'], batch['label'], batch['index'])
+            if waiting is not None:
+                yield waiting
+            waiting = results
+        if waiting is not None:
+            yield waiting
+
+
+class _Shown:
+    """Keeps the examples that are drawn: the first, the best and the worst ones."""
+
+    def __init__(self, pictures: int):
+        self.first: list[Example] = []
+        self._pictures = pictures
+        self._extremes = min(_MOST_EXTREMES, -(-pictures // 2))
+        self._best, self._worst = [], []  # heaps of (rank, example), the first to go on top
+        self._ranked = 0
+
+    def look(self, batch: dict[str, jax.Array], predictions: jax.Array, mious: dict[int, float]) -> None:
+        """Keeps examples of this process's part of a batch. mious: {index: mIoU}."""
+        arrays = None
+        for row, index in enumerate(_of_this_process(batch['index']).tolist()):
+            if index < 0:
+                continue
+            heaps = []
+            if not np.isnan(mious[index]):
+                self._ranked += 1
+                ranks = (mious[index], -index), (-mious[index], -index)
+                heaps = [(h, rank) for h, rank in zip((self._best, self._worst), ranks) if self._wants(h, rank)]
+            if not heaps and len(self.first) == self._pictures:
+                continue
+            if arrays is None:
+                arrays = [_of_this_process(array) for array in (batch['image'], batch['label'], predictions)]
+            example = Example(index, *(array[row].copy() for array in arrays))  # frees the rest of the batch
+            if len(self.first) < self._pictures:
+                self.first.append(example)
+            for heap, rank in heaps:
+                heapq.heappush(heap, (rank, example))
+                if len(heap) > self._extremes:
+                    heapq.heappop(heap)
+
+    def _wants(self, heap: list, rank: tuple[float, int]) -> bool:
+        return len(heap) < self._extremes or (len(heap) > 0 and rank > heap[0][0])
+
+    def extremes(self) -> tuple[list[Example], list[Example]]:
+        """The best ones, best first, and the worst ones, worst first. No image is in both."""
+        best, worst = ([example for _, example in sorted(heap, reverse=True)] for heap in (self._best, self._worst))
+        return best[: -(-self._ranked // 2)], worst[: self._ranked // 2]
+
+
+def _compile_eval_step(model: nn.Module, num_classes: int, options: ConfigDict, mesh: Mesh) -> Callable:
+    """(variables, images, labels, index) -> (confusion matrix of each image, index, predictions), jitted.
+
+    The batch is split over the devices, and so are the predictions. Every process gets all other results.
+    """
+
+    def eval_step(variables, images, labels, index):
+        predictions = predict_labels(
+            model,
+            variables,
+            images,
+            scales=options.scales,
+            flip=options.flip,
+            window=options.window or None,
+            window_stride=options.window_stride or None,
+        )
+        return confusion_matrices(labels, predictions, num_classes), index, predictions
+
+    whole, split = replicated(mesh), split_by_batch(mesh)
+    return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
+
+
+def _center_crop(batch: dict, size: tuple[int, int]) -> dict:
+    (height, width), (rows, columns) = batch['label'].shape[1:], size
+    if rows > height or columns > width:
+        raise InputError(
+            f'config.eval.center_crop={tuple(size)} is larger than an image of {height}x{width}; choose a smaller one'
+        )
+    top, left = (height - rows) // 2, (width - columns) // 2
+    part = (slice(None), slice(top, top + rows), slice(left, left + columns))
+    return batch | {'image': batch['image'][part], 'label': batch['label'][part]}
+
+
+def _of_this_process(array: jax.Array) -> np.ndarray:
+    """The rows of an array, split by batch, that lie on this process's devices."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])

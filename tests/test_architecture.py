@@ -1,0 +1,36 @@
+"""Imports between rooms run one way, as docs/architecture.md says."""
+
+import ast
+import graphlib
+
+
+def room_of(module: str) -> str:
+    """'atonet_jax.ops.cpu.winograd' -> 'ops'."""
+    return module.split('.')[1]
+
+
+def imported_rooms(repository) -> dict[str, set[str]]:
+    """{room: the rooms that its modules import, within functions too}."""
+    rooms = {}
+    for path in (repository / 'atonet_jax').rglob('*.py'):
+        importer = path.relative_to(repository).with_suffix('').parts
+        if importer == ('atonet_jax', '__init__'):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith('atonet_jax'):
+                names = [node.module] if '.' in node.module else [f'{node.module}.{a.name}' for a in node.names]
+                rooms.setdefault(importer[1], set()).update(map(room_of, names))
+    return {room: imported - {room} for room, imported in rooms.items()}
+
+
+def test_no_rooms_import_each_other(repository):
+    rooms = imported_rooms(repository)
+    order = list(graphlib.TopologicalSorter(rooms).static_order())  # raises where there is a circle
+    assert order.index('ops') < order.index('models') < order.index('inference') < order.index('training')
+    assert order[-1] == 'main'
+
+
+def test_networks_need_ops_alone(repository):
+    rooms = imported_rooms(repository)
+    assert rooms['ops'] <= {'errors'}
+    assert rooms['models'] <= {'ops', 'errors'}
