@@ -169,7 +169,7 @@ from atonet_jax.main import command
 said = {}
 for mode, *more in json.loads(sys.argv[1]):
     sys.argv = ['atonet', f'--mode={mode}', *more]
-    with contextlib.redirect_stderr(io.StringIO()) as text:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as text:
         code = command()
     said[mode] = [code, text.getvalue()]
     flags.FLAGS.unparse_flags()
