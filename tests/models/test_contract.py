@@ -70,6 +70,8 @@ ROWS = {
     'fcn8s': Row({'width': 4, 'fc_features': 16}, whole=True),
     'fcn8s_fc1024': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
     'fcn8s_original': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
+    'erfnet': Row({'width': 4}),
+    'erfnet_encoder': Row({'width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {'pidnet': 'pidnet_s', 'ddrnet': 'ddrnet_23_slim', 'enet': 'enet_paper'}

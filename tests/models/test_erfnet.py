@@ -1,0 +1,138 @@
+"""ERFNet is the authors' network: their outputs, counts, names and loss, of each of its heads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.models import abstract_variables, apply, create_model, network, prepare
+from atonet_jax.models.contract import Normalization
+from atonet_jax.models.erfnet import FactorizedBlock
+from atonet_jax.models.terms import Term
+from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
+from tests.models import golden as goldens
+
+
+@pytest.fixture(scope='module')
+def golden():
+    return goldens.load('erfnet')
+
+
+@pytest.fixture(scope='module')
+def with_both_heads(golden):
+    """(model, its variables)."""
+    model = create_model('erfnet', golden.num_classes, head='both')
+    return model, from_torch(golden.state_dict, model)
+
+
+@pytest.mark.parametrize(('name', 'output'), [('erfnet', 'logits'), ('erfnet_encoder', 'encoder_logits')])
+def test_prepared_logits_are_those_of_the_authors_code(golden, name, output):
+    model = create_model(name, golden.num_classes)
+    prepared = prepare(model, from_torch(golden.state_dict, model))
+    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(prepared, golden.inputs['96x72'])
+    assert golden.outputs[f'{output}_96x72'].error(logits[0]) <= 10
+
+
+def test_statistics_of_a_training_batch_are_those_of_the_authors_code(golden, with_both_heads):
+    errors = goldens.statistics_errors(golden, *with_both_heads)
+    assert len(errors) == len(golden.statistics) == 78
+    assert max(errors.values()) <= 1e-4
+
+
+def test_names_and_layouts_are_the_authors(golden, with_both_heads):
+    model, variables = with_both_heads
+    back = to_torch(variables, model)
+    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
+    for name, array in golden.state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_a_file_of_the_authors_is_read_without_the_encoders_head(golden):
+    model = create_model('erfnet', golden.num_classes)
+    back = to_torch(from_torch(golden.state_dict, model), model)
+    missing = set(golden.state_dict) - set(back)
+    assert missing == {'encoder.output_conv.weight', 'encoder.output_conv.bias'}
+
+
+def test_the_second_step_starts_on_the_encoder_of_the_first():
+    first, second = (create_model(name, 5, width=4) for name in ('erfnet_encoder', 'erfnet'))
+    ones, zeros = (
+        jax.tree.map(lambda array, value=value: np.full(array.shape, value, np.float32), abstract_variables(model))
+        for model, value in ((first, 1), (second, 0))
+    )
+    params = backbone_from_torch(to_torch(ones, first), second, zeros)['params']
+    found = {name: {float(array.min()) for array in jax.tree.leaves(layer)} for name, layer in params.items()}
+    assert found == {f'layer{i}': {1.0 if i <= 16 else 0.0} for i in range(1, 24)}
+    assert {network(second).group((name,)) for name in params if found[name] == {1.0}} == {'backbone'}
+
+
+@pytest.mark.parametrize(
+    ('num_classes', 'size', 'parameters', 'with_encoder_head', 'macs'),
+    [
+        (20, (512, 1024), 2_064_256, 2_066_836, 26_612_727_808),
+        (11, (360, 480), 2_063_671, 2_065_090, 8_746_401_600),
+    ],
+)
+def test_counts_are_those_of_the_authors_code(num_classes, size, parameters, with_encoder_head, macs):
+    model = create_model('erfnet', num_classes)
+    assert count_parameters(model)['parameters'] == parameters
+    assert count_macs(model, size) == macs
+    trained = abstract_variables(model.clone(head='both'))['params']
+    assert sum(array.size for array in jax.tree.leaves(trained)) == with_encoder_head
+
+
+@pytest.mark.parametrize('name', ['erfnet', 'erfnet_encoder'])
+def test_counts_are_those_that_the_contract_tells(name):
+    model, published = create_model(name, 19), network(name).published
+    size, macs = published.macs
+    assert count_parameters(model)['parameters'] == published.parameters
+    assert count_macs(model, size) == macs
+
+
+def test_the_loss_is_the_authors():
+    at_eighth = {'at': 'output', 'downsampling': 'corners'}
+    expected = {
+        'decoder': (Term('logits'),),
+        'encoder': (Term('logits', **at_eighth),),
+        'both': (Term('logits'), Term('encoder_logits', **at_eighth)),
+    }
+    for head, terms in expected.items():
+        contract = network(create_model('erfnet', 19, head=head))
+        assert contract.terms == terms
+        assert contract.normalization == Normalization((0, 0, 0), (1, 1, 1), 255.0)
+
+
+def test_training_gives_the_encoders_logits_beside_the_decoders(with_both_heads):
+    model, variables = with_both_heads
+    images = jax.ShapeDtypeStruct((2, 45, 59, 3), jnp.float32)
+
+    def run(variables, images):
+        return apply(model, variables, images, True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})[0]
+
+    shapes = {name: output.shape for name, output in jax.eval_shape(run, variables, images).items()}
+    assert shapes == {'logits': (2, 45, 59, 11), 'encoder_logits': (2, 6, 8, 11)}
+
+
+def test_dropout_zeroes_whole_maps_of_the_branch_and_training_alone_has_it():
+    block = FactorizedBlock(dropout_rate=0.25)
+    x = np.random.default_rng(0).uniform(1, 2, (8, 4, 4, 64)).astype(np.float32)
+    variables = jax.jit(lambda: block.init(jax.random.key(0), x, train=True))()
+    sums, _ = block.apply(variables, x, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(1)})
+    is_shortcut = np.asarray(sums == x).mean((1, 2))
+    assert set(np.unique(is_shortcut)) == {0.0, 1.0}
+    assert 0.2 < is_shortcut.mean() < 0.3
+    assert not np.asarray(block.apply(variables, x, train=False) == x).any()
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'head': 'auxiliary'}, "head='auxiliary': must be one of decoder, encoder, both"),
+        ({'width': 3}, 'width=3: must be 4 or more, as three are of the image'),
+        ({'dropout_rates': (0.1, 1.0)}, r'dropout_rates=\(0.1, 1.0\): must be two numbers from 0 to below 1'),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('erfnet', 19, **options)
