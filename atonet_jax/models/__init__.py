@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.errors import InputError
-from atonet_jax.models import atonet, ddrnet, enet, erfnet, fcn, pidnet
+from atonet_jax.models import atonet, bisenet, ddrnet, enet, erfnet, fcn, pidnet
 from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
 from atonet_jax.models.terms import Term
 
@@ -18,6 +18,7 @@ FAMILIES: list[Family] = [
     pidnet.FAMILY,
     enet.FAMILY,
     fcn.FAMILY,
+    bisenet.FAMILY,
     ddrnet.FAMILY,
     erfnet.FAMILY,
 ]

@@ -64,6 +64,9 @@ ROWS = {
     'atonet': Row({'width': 16, 'backbone_width': 8, 'aux_levels': (1, 2, 3, 4, 5)}),
     'pidnet_s': Row({'width': 4}, whole=True),
     'ddrnet_23_slim': Row({'width': 4}),
+    'bisenet_r18': Row({'width': 4}),
+    'bisenet_x39': Row({'width': 16}),
+    'bisenet_coincheung': Row({'width': 4}),
     'enet_paper': Row({'width': 16}, whole=True),
     'enet_davidtvs_2018_03': Row({'width': 16}),
     'enet_davidtvs_head': Row({'width': 16}),
@@ -74,7 +77,7 @@ ROWS = {
     'erfnet_encoder': Row({'width': 4}),
 }
 # Other names of networks that have a row.
-ALIASES = {'pidnet': 'pidnet_s', 'ddrnet': 'ddrnet_23_slim', 'enet': 'enet_paper'}
+ALIASES = {'pidnet': 'pidnet_s', 'ddrnet': 'ddrnet_23_slim', 'bisenet': 'bisenet_r18', 'enet': 'enet_paper'}
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
 CLASSES = 5

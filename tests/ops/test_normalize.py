@@ -21,6 +21,12 @@ def test_statistics_are_the_mean_and_the_biased_variance():
     np.testing.assert_allclose(var, x.var((0, 1, 2)), rtol=1e-5)
 
 
+def test_statistics_of_pooled_maps_are_right_where_the_few_values_lie_close():
+    x = 1 + np.float32(1e-3) * noise(2, 1, 1, 4)
+    _, var = batch_statistics(x)
+    np.testing.assert_allclose(var, x.var((0, 1, 2), np.float64), rtol=1e-3)
+
+
 def test_normalisation_takes_the_statistics_it_is_given():
     x, scale, bias, mean = noise(2, 3, 5, 4), noise(4, seed=1), noise(4, seed=2), noise(4, seed=3)
     var = np.square(noise(4, seed=4))

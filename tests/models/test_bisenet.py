@@ -1,0 +1,117 @@
+"""BiSeNet is the authors' network on both backbones: their outputs, counts, names and loss. The port has its counts."""
+
+import jax
+import numpy as np
+import pytest
+
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models.contract import IMAGENET
+from atonet_jax.models.terms import HardExampleShare
+from atonet_jax.torch_weights import from_torch, to_torch
+from tests.models import golden as goldens
+
+MATCH = 10  # times what rounding alone does
+
+
+@pytest.fixture(scope='module', params=['bisenet_r18', 'bisenet_x39'])
+def published(request):
+    """(golden, model, its variables)."""
+    golden = goldens.load(request.param)
+    model = create_model(request.param, golden.num_classes)
+    return golden, model, from_torch(golden.state_dict, model)
+
+
+def test_logits_are_those_of_the_authors_code(published):
+    """At a size that no stride divides."""
+    golden, model, variables = published
+    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['45x59'])
+    assert golden.outputs['logits_45x59'].error(logits[0]) <= MATCH
+
+
+def test_training_outputs_are_those_of_the_authors_code(published):
+    """Behind batch normalisations of pooled maps, two values a channel."""
+    golden, model, variables = published
+    outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
+    assert set(outputs) == {'logits', 'aux_r16', 'aux_r32'}
+    for name, output in outputs.items():
+        assert golden.outputs[f'train_{name}'].error(output) <= MATCH, name
+
+
+def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_training(published):
+    golden, model, variables = published
+    back = to_torch(variables, model)
+    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
+    for name, array in golden.state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    kept = {name: array for name, array in golden.state_dict.items() if not name.startswith(('heads.0', 'heads.1'))}
+    assert set(variables['params']) - set(from_torch(kept, model)['params']) == {'aux_r16', 'aux_r32'}
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'size', 'parameters', 'in_training', 'macs'),
+    [
+        ('bisenet', 19, (360, 640), 12_894_163, 13_194_489, 11_581_049_856),
+        ('bisenet_x39', 19, (768, 1536), 1_541_963, 1_842_289, 15_616_081_920),
+        ('bisenet_r18', 11, (720, 960), 12_893_643, 13_191_905, 34_315_437_056),
+        ('bisenet_coincheung', 19, (1024, 2048), 13_275_539, 13_425_721, 118_338_256_896),
+    ],
+)
+def test_counts_are_the_published_ones(name, num_classes, size, parameters, in_training, macs):
+    model, published = create_model(name, num_classes), network(name).published
+    assert count_parameters(model)['parameters'] == parameters
+    assert sum(array.size for array in jax.tree.leaves(abstract_variables(model)['params'])) == in_training
+    assert count_macs(model, size) == macs
+    if num_classes == 19:
+        assert (published.parameters, published.macs) == (parameters, (size, macs))
+
+
+def test_the_loss_is_over_hard_pixels_of_three_outputs_at_full_size():
+    for name, upsampling in [('bisenet_x39', 'align_corners'), ('bisenet_coincheung', 'half_pixel')]:
+        contract = network(name)
+        assert [term.output for term in contract.terms] == ['logits', 'aux_r16', 'aux_r32']
+        assert {(term.weight, term.criterion) for term in contract.terms} == {(1.0, HardExampleShare(0.7, 1 / 16))}
+        assert {(term.at, term.upsampling) for term in contract.terms} == {('labels', upsampling)}
+        assert contract.upsampling == upsampling
+
+
+def test_fusion_and_heads_take_the_whole_rate():
+    model = create_model('bisenet', 19)
+    reduced = network(model).reduced
+    whole = {module for module in abstract_variables(model)['params'] if not reduced((module, 'kernel'))}
+    assert whole == {'fusion', 'head', 'aux_r16', 'aux_r32'}
+
+
+def test_the_port_has_its_own_names_and_normalisation():
+    model = create_model('bisenet_coincheung', 19, width=8)
+    names = set(to_torch(jax.tree.map(lambda a: np.zeros(a.shape), abstract_variables(model)), model))
+    assert names >= {
+        'cp.resnet.layer1.0.conv1.weight',
+        'cp.arm32.conv_atten.weight',
+        'cp.arm16.bn_atten.running_var',
+        'cp.conv_head16.bn.bias',
+        'cp.conv_avg.conv.weight',
+        'sp.conv_out.conv.weight',
+        'ffm.convblk.conv.weight',
+        'ffm.conv.weight',
+        'ffm.bn.weight',
+        'conv_out.conv_out.bias',
+        'conv_out32.conv.bn.weight',
+    }
+    mean, _ = network(model).normalization.in_pixel_values()
+    np.testing.assert_allclose(mean, 255 * np.array([0.3257, 0.3690, 0.3223]), rtol=1e-6)
+    assert network('bisenet').normalization is IMAGENET
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'backbone': 'resnet50'}, "backbone='resnet50': must be one of resnet18, xception39"),
+        ({'form': 'paper'}, "form='paper': must be one of torchseg, coincheung"),
+        ({'form': 'coincheung', 'backbone': 'xception39'}, "form='coincheung': goes with backbone='resnet18'"),
+        ({'backbone': 'xception39', 'width': 12}, 'width=12: must be a multiple of 8'),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('bisenet', 19, **options)
