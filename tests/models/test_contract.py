@@ -75,6 +75,9 @@ ROWS = {
     'fcn8s_original': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
     'erfnet': Row({'width': 4}),
     'erfnet_encoder': Row({'width': 4}),
+    'espnet': Row({'width': 4}),
+    'espnet_camvid': Row({'width': 4}, files_of='espnet'),
+    'espnet_c': Row({'width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {'pidnet': 'pidnet_s', 'ddrnet': 'ddrnet_23_slim', 'bisenet': 'bisenet_r18', 'enet': 'enet_paper'}

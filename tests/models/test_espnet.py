@@ -1,0 +1,160 @@
+"""ESPNet and ESPNet-C are the authors' networks: their outputs, counts, names and loss, with both decoders."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.errors import InputError
+from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models.espnet import Pyramid
+from atonet_jax.models.terms import Term
+from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
+from tests.models import golden as goldens
+
+NAMES = ['espnet', 'espnet_camvid', 'espnet_c']
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def published(request):
+    """(golden, model, its variables)."""
+    golden = goldens.load(request.param)
+    model = create_model(request.param, golden.num_classes)
+    return golden, model, from_torch(golden.state_dict, model)
+
+
+def filled(name, value):
+    model = create_model(name, 5, width=4)
+    variables = abstract_variables(model)
+    return model, jax.tree.map(lambda array: np.full(array.shape, value, np.float32), variables)
+
+
+def test_logits_are_those_of_the_authors_code(published):
+    golden, model, variables = published
+    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['96x72'])
+    assert golden.outputs['logits_96x72'].error(logits[0]) <= 10
+
+
+def test_statistics_of_a_training_batch_are_those_of_the_authors_code(published):
+    errors = goldens.statistics_errors(*published)
+    assert len(errors) == len(published[0].statistics) in (42, 32)
+    assert max(errors.values()) <= 1e-4
+
+
+def test_names_and_layouts_are_the_authors(published):
+    golden, model, variables = published
+    back = to_torch(variables, model)
+    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
+    for name, array in golden.state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_a_file_of_the_other_decoder_is_refused():
+    model, variables = filled('espnet', 1)
+    with pytest.raises(InputError, match=r'1 misshapen: conv\.conv\.weight is 5x9x3x3, not 5x12x3x3'):
+        from_torch(to_torch(variables, model), model.clone(form='camvid'))
+
+
+def test_the_second_step_starts_on_the_encoder_of_the_first():
+    first, ones = filled('espnet_c', 1)
+    second, zeros = filled('espnet', 0)
+    params = backbone_from_torch(to_torch(ones, first), second, zeros)['params']
+    found = {name: {float(array.min()) for array in jax.tree.leaves(layer)} for name, layer in params.items()}
+    assert found == {name: {1.0 if name in ones['params'] else 0.0} for name in params}
+    assert set(ones['params']) < set(params)
+
+
+def test_the_encoder_is_the_backbone_and_the_encoders_own_logits_are_its_head():
+    groups = {
+        name: {network(model).group((layer, 'kernel')) for layer in abstract_variables(model)['params']}
+        for name, model in ((name, create_model(name, 19)) for name in NAMES)
+    }
+    assert groups == dict.fromkeys(NAMES, {'backbone', 'head'})
+    whole, encoder = (network(create_model(name, 19)).group for name in ('espnet', 'espnet_c'))
+    assert [whole(('encoder_classifier', 'kernel')), encoder(('encoder_classifier', 'kernel'))] == ['backbone', 'head']
+    assert whole(('classifier', 'transposed_kernel')) == 'head'
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'options', 'parameters'),
+    [
+        ('espnet', 20, {}, 364_569),
+        ('espnet', 20, {'blocks': (2, 3)}, 202_649),
+        ('espnet', 20, {'blocks': (2, 5)}, 267_417),
+        ('espnet_camvid', 12, {}, 354_517),
+        ('espnet_camvid', 20, {}, 365_109),
+        ('espnet_c', 20, {}, 349_449),
+        ('espnet_c', 12, {}, 347_401),
+        ('espnet_c', 20, {'blocks': (2, 3)}, 187_529),
+    ],
+)
+def test_parameters_are_those_of_the_authors_code(name, num_classes, options, parameters):
+    assert count_parameters(create_model(name, num_classes, **options))['parameters'] == parameters
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'size', 'giga_macs'),
+    [
+        ('espnet', 20, (512, 1024), 4.709),
+        ('espnet_camvid', 12, (360, 480), 1.335),
+        ('espnet_c', 20, (512, 1024), 3.470),
+    ],
+)
+def test_macs_are_those_of_the_authors_code(name, num_classes, size, giga_macs):
+    assert count_macs(create_model(name, num_classes), size) / 1e9 == pytest.approx(giga_macs, abs=5e-4)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_counts_are_those_that_the_contract_tells(name):
+    model, published = create_model(name, 19), network(name).published
+    size, macs = published.macs
+    assert count_parameters(model)['parameters'] == published.parameters
+    assert count_macs(model, size) == macs
+
+
+def test_the_loss_and_the_way_to_the_images_size_are_the_authors():
+    terms = {name: network(name).terms for name in NAMES}
+    assert terms['espnet'] == terms['espnet_camvid'] == (Term('logits'),)
+    assert terms['espnet_c'] == (Term('logits', at='output', downsampling='corners'),)
+    assert network('espnet_c').upsampling == 'align_corners'
+
+
+def test_images_are_normalised_by_the_data_set_in_bgr_and_divided_by_255_once_more():
+    image = np.zeros((1, 1, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
+    mean, std = np.array([72.3923111, 82.90893555, 73.15840149]), np.array([45.3192215, 46.15289307, 44.91483307])
+    expected = (np.array([30, 20, 10]) - mean) / std / 255
+    for name in ('espnet', 'espnet_c'):
+        np.testing.assert_allclose(network(name).normalization(jnp.asarray(image))[0, 0], expected, rtol=1e-5)
+    assert network('espnet_camvid').normalization != network('espnet').normalization
+
+
+def test_encoder_alone_takes_any_size():
+    model = create_model('espnet_c', 5, width=4)
+    for size, wanted in {(1, 1): (1, 1), (45, 59): (6, 8)}.items():
+        images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+        outputs = jax.eval_shape(lambda v, x: apply(model, v, x), abstract_variables(model), images)
+        assert outputs['logits'].shape == (1, *wanted, 5)
+
+
+def test_the_pyramid_adds_up_all_dilations_but_the_first():
+    pyramid = Pyramid(11)
+    x = np.ones((1, 1, 1, 2), np.float32)
+    params = pyramid.init(jax.random.key(0), x)['params']
+    params = {name: {'kernel': jnp.full_like(conv['kernel'], int(name[1:]))} for name, conv in params.items()}
+    sums = [2.0, 2.0, 2.0, 4.0, 4.0, 12.0, 12.0, 28.0, 28.0, 60.0, 60.0]  # 3 channels of the first, 2 of the others
+    assert pyramid.apply({'params': params}, x).ravel().tolist() == sums
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'form': 'paper'}, "form='paper': must be one of cityscapes, camvid, encoder"),
+        ({'num_classes': 4}, "num_classes=4: must be 5 or more; form='encoder' takes fewer"),
+        ({'width': 1}, 'width=1: must be 2 or more'),
+        ({'blocks': (2, -1)}, r'blocks=\(2, -1\): must be two numbers, 0 or more'),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('espnet', **{'num_classes': 19} | options)
