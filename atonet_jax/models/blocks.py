@@ -236,15 +236,17 @@ class NormConv(nn.Module):
     features: int
     kernel_size: Pair = 3
     groups: int = 1
+    use_bias: bool = False
+    momentum: float = 0.9
     kernel_init: nn.initializers.Initializer = torch_default_init
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, features] of `dtype`."""
-        x = nn.relu(BatchNorm(dtype=self.dtype, name='bn')(x, train))
-        conv = Conv(self.features, self.kernel_size, groups=self.groups, kernel_init=self.kernel_init,
-                    dtype=self.dtype, name='conv')  # fmt: skip
+        x = nn.relu(BatchNorm(momentum=self.momentum, dtype=self.dtype, name='bn')(x, train))
+        conv = Conv(self.features, self.kernel_size, groups=self.groups, use_bias=self.use_bias,
+                    kernel_init=self.kernel_init, dtype=self.dtype, name='conv')  # fmt: skip
         return conv(x)
 
 

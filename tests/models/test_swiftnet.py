@@ -1,0 +1,84 @@
+"""SwiftNet for a single scale gives what the authors' code gives, in both its forms."""
+
+import jax
+import numpy as np
+import pytest
+
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.models import apply, create_model, network
+from atonet_jax.models.terms import CrossEntropy, Term
+from atonet_jax.torch_weights import from_torch, to_torch
+from tests.models import golden
+
+NAMES = ['swiftnet_ss_2019', 'swiftnet_ss_2020']
+
+
+@pytest.fixture(scope='module', params=NAMES)
+def published(request):
+    """(golden, model, its variables)."""
+    expected = golden.load(request.param)
+    model = create_model(request.param, expected.num_classes)
+    return expected, model, from_torch(expected.state_dict, model)
+
+
+def test_logits_are_those_of_the_golden(published):
+    expected, model, variables = published
+    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, expected.inputs['96x72'])
+    assert expected.outputs['logits_stride4_96x72'].error(logits[0]) <= 10
+
+
+def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
+    """They alone show that the decoder takes levels behind their ReLU."""
+    errors = golden.statistics_errors(*published)
+    assert len(errors) == 64
+    assert max(errors.values()) <= 1e-4
+
+
+def test_names_and_layouts_are_the_authors(published):
+    expected, model, variables = published
+    back = to_torch(variables, model)
+    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(expected.state_dict)
+    for name, array in expected.state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_the_buffers_of_the_authors_normalisation_are_passed_over(published):
+    expected, model, _ = published
+    from_torch(expected.state_dict | {'backbone.img_mean': np.zeros((1, 3, 1, 1), np.float32)}, model)
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'size', 'parameters', 'macs'),
+    [
+        ('swiftnet_ss_2019', 19, (1024, 2048), 11_816_508, 106_116_270_080),
+        ('swiftnet_ss_2019', 11, (720, 960), 11_807_292, 34_704_285_696),
+        ('swiftnet_ss_2020', 19, (1024, 2048), 11_797_071, 103_566_133_248),
+        ('swiftnet_ss_2020', 11, (720, 960), 11_796_039, 34_217_680_896),
+    ],
+)
+def test_counts_are_the_published_ones(name, num_classes, size, parameters, macs):
+    model = create_model(name, num_classes)
+    assert count_parameters(model)['parameters'] == parameters
+    assert count_macs(model, size) == macs
+    published = network(model).published
+    if num_classes == 19:
+        assert (published.parameters, published.macs) == (parameters, (size, macs))
+
+
+def test_the_forms_normalise_images_in_their_own_way():
+    first, second = (network(name) for name in NAMES)
+    assert first.terms == second.terms == (Term('logits', criterion=CrossEntropy()),)
+    np.testing.assert_allclose(first.normalization.mean_color(), (123.675, 116.28, 103.53), rtol=1e-6)
+    np.testing.assert_allclose(second.normalization.mean_color(), (73.15, 82.90, 72.3), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'form': '2021'}, "form='2021': must be one of 2019, 2020"),
+        ({'width': 2}, 'width=2: must be 3 or more'),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('swiftnet_ss', 19, **options)
