@@ -78,12 +78,17 @@ ROWS = {
     'espnet': Row({'width': 4}),
     'espnet_camvid': Row({'width': 4}, files_of='espnet'),
     'espnet_c': Row({'width': 4}),
-}
-# Other names of networks that have a row.
-ALIASES = {'pidnet': 'pidnet_s', 'ddrnet': 'ddrnet_23_slim', 'bisenet': 'bisenet_r18', 'enet': 'enet_paper'}
     'swiftnet_ss_2019': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
-ALIASES = {'pidnet': 'pidnet_s', 'enet': 'enet_paper', 'swiftnet_ss': 'swiftnet_ss_2019'}
+}
+# Other names of networks that have a row.
+ALIASES = {
+    'pidnet': 'pidnet_s',
+    'ddrnet': 'ddrnet_23_slim',
+    'bisenet': 'bisenet_r18',
+    'enet': 'enet_paper',
+    'swiftnet_ss': 'swiftnet_ss_2019',
+}
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
 CLASSES = 5
