@@ -9,11 +9,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.errors import InputError
-from atonet_jax.models import atonet, enet, fcn, pidnet, swiftnet
+from atonet_jax.models import atonet, enet, fcn, pidnet, swiftnet, swiftnet_pyramid
 from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
 from atonet_jax.models.terms import Term
 
-FAMILIES: list[Family] = [atonet.FAMILY, pidnet.FAMILY, enet.FAMILY, fcn.FAMILY, swiftnet.FAMILY]
+FAMILIES: list[Family] = [
+    atonet.FAMILY,
+    pidnet.FAMILY,
+    enet.FAMILY,
+    fcn.FAMILY,
+    swiftnet.FAMILY,
+    swiftnet_pyramid.FAMILY,
+]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64
 

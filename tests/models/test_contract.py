@@ -71,9 +71,16 @@ ROWS = {
     'fcn8s_original': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
     'swiftnet_ss_2019': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_pyr_2020': Row({'width': 8, 'backbone_width': 4}),
 }
 # Other names of networks that have a row.
-ALIASES = {'pidnet': 'pidnet_s', 'enet': 'enet_paper', 'swiftnet_ss': 'swiftnet_ss_2019'}
+ALIASES = {
+    'pidnet': 'pidnet_s',
+    'enet': 'enet_paper',
+    'swiftnet_ss': 'swiftnet_ss_2019',
+    'swiftnet_pyr': 'swiftnet_pyr_2019',
+}
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
 CLASSES = 5
