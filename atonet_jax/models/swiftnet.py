@@ -157,5 +157,8 @@ _NAMES = WeightNames(
 )
 
 FAMILY = Family(
-    SwiftNet, describe, {'swiftnet_ss_2019': {}, 'swiftnet_ss': {}, 'swiftnet_ss_2020': {'form': '2020'}}, check
+    SwiftNet,
+    describe,
+    {'swiftnet_ss_2019': {}, 'swiftnet_ss': {}, 'swiftnet': {}, 'swiftnet_ss_2020': {'form': '2020'}},
+    check,
 )

@@ -80,6 +80,8 @@ ROWS = {
     'espnet_c': Row({'width': 4}),
     'swiftnet_ss_2019': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_pyr_2020': Row({'width': 8, 'backbone_width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {
@@ -87,7 +89,9 @@ ALIASES = {
     'ddrnet': 'ddrnet_23_slim',
     'bisenet': 'bisenet_r18',
     'enet': 'enet_paper',
+    'swiftnet': 'swiftnet_ss_2019',
     'swiftnet_ss': 'swiftnet_ss_2019',
+    'swiftnet_pyr': 'swiftnet_pyr_2019',
 }
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
@@ -141,6 +145,11 @@ def training_outputs(model, variables, size=SIZE):
 
 def test_every_registered_network_has_a_row():
     assert {*ROWS, *ALIASES} == set(MODEL_NAMES)
+
+
+def test_every_registered_network_is_in_the_docs(repository):
+    page = (repository / 'docs' / 'networks.md').read_text()
+    assert not [name for name in MODEL_NAMES if f'`{name}`' not in page]
 
 
 @pytest.mark.parametrize(('alias', 'name'), ALIASES.items())

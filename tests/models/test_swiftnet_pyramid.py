@@ -1,0 +1,109 @@
+"""SwiftNet on a pyramid of images gives what the authors' code gives, in both its forms."""
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+from flax.traverse_util import flatten_dict
+
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models.contract import IMAGENET
+from atonet_jax.models.swiftnet_pyramid import shrink
+from atonet_jax.models.terms import BoundaryWeightedCrossEntropy, CrossEntropy, Term
+from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
+from tests.models import golden
+
+STATISTICS = {'swiftnet_pyr_2019': 58, 'swiftnet_pyr_2020': 120}
+
+
+@pytest.fixture(scope='module', params=STATISTICS)
+def published(request):
+    """(golden, model, its variables)."""
+    expected = golden.load(request.param)
+    model = create_model(request.param, expected.num_classes)
+    return expected, model, from_torch(expected.state_dict, model)
+
+
+def test_logits_are_those_of_the_golden(published):
+    expected, model, variables = published
+    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, expected.inputs['96x72'])
+    assert expected.outputs['logits_stride4_96x72'].error(logits[0]) <= 10
+
+
+def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
+    """Where levels share a normalisation, those of the smallest level, which runs last."""
+    errors = golden.statistics_errors(*published)
+    assert len(errors) == STATISTICS[request.node.callspec.params['published']]
+    assert max(errors.values()) <= 1e-4
+
+
+def test_names_and_layouts_are_the_authors(published):
+    expected, model, variables = published
+    back = to_torch(variables, model)
+    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(expected.state_dict)
+    for name, array in expected.state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+@pytest.mark.parametrize('name', STATISTICS)
+def test_a_backbone_that_is_published_alone_starts_every_level(name):
+    model = create_model(name, 5, width=8, backbone_width=4)
+    zeros = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
+    single = create_model('swiftnet_ss', 5, width=8, backbone_width=4)
+    ones = jax.tree.map(lambda array: np.ones(array.shape, np.float32), abstract_variables(single))
+    file = {
+        name.removeprefix('backbone.'): array
+        for name, array in to_torch(ones, single).items()
+        if name.startswith(('backbone.conv1', 'backbone.bn1', 'backbone.layer'))
+    }
+    for path, array in flatten_dict(backbone_from_torch(file, model, zeros), sep='/').items():
+        assert np.all(array == path.split('/')[1].startswith(('stem', 'layer'))), path
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'options', 'size', 'parameters', 'macs'),
+    [
+        ('swiftnet_pyr_2019', 19, {}, (1024, 2048), 12_897_344, 145_936_613_376),
+        ('swiftnet_pyr_2019', 19, {'levels': 3}, (1024, 2048), 13_045_056, 151_882_039_296),
+        ('swiftnet_pyr_2019', 11, {}, (720, 960), 12_888_128, 47_974_871_040),
+        ('swiftnet_pyr_2020', 19, {}, (1024, 2048), 12_056_275, 128_192_610_304),
+        ('swiftnet_pyr_2020', 11, {}, (720, 960), 12_055_243, 42_545_697_792),
+    ],
+)
+def test_counts_are_the_published_ones(name, num_classes, options, size, parameters, macs):
+    model = create_model(name, num_classes, **options)
+    assert count_parameters(model)['parameters'] == parameters
+    assert count_macs(model, size) == macs
+    published = network(model).published
+    if num_classes == 19:
+        assert (published.parameters, published.macs) == (parameters, (size, macs))
+
+
+@pytest.mark.parametrize('level', [1, 2])
+def test_the_form_of_2019_shrinks_images_as_pillow_does(level):
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 36, 3), dtype=np.uint8)
+    size = 36 // 2**level, 24 // 2**level
+    expected = np.asarray(PIL.Image.fromarray(pixels).resize(size, PIL.Image.Resampling.BICUBIC))
+    shrunk = jax.jit(lambda pixels: IMAGENET.inverse(shrink(IMAGENET(pixels), level, '2019')))(pixels[None])
+    np.testing.assert_allclose(shrunk[0], expected, atol=1e-3)
+
+
+def test_the_forms_have_their_own_loss_and_normalisation():
+    first, second = (network(name) for name in STATISTICS)
+    assert first.terms == (Term('logits', criterion=CrossEntropy()),)
+    assert second.terms == (Term('logits', criterion=BoundaryWeightedCrossEntropy()),)
+    np.testing.assert_allclose(second.normalization.mean_color(), (73.15, 82.90, 72.3), rtol=1e-6)
+    assert (first.normalization, first.multiple_of, second.multiple_of) == (IMAGENET, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'form': '2021'}, "form='2021': must be one of 2019, 2020"),
+        ({'levels': 0}, 'levels=0: must be greater than 0'),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('swiftnet_pyr', 19, **options)
