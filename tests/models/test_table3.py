@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from atonet_jax import torch_weights
 from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import abstract_variables, apply, create_model, network
 from atonet_jax.models.terms import CrossEntropy, Term
-from atonet_jax.torch_weights import from_torch, to_torch
+from atonet_jax.torch_weights import from_torch, identify, to_torch
 from tests.models import golden
 
 STATISTICS = {
@@ -47,6 +48,14 @@ def test_names_and_layouts_are_those_of_the_golden(published):
     assert {name for name in back if not name.endswith('num_batches_tracked')} == set(expected.state_dict)
     for name, array in expected.state_dict.items():
         np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(published, monkeypatch):
+    expected, *_ = published
+    monkeypatch.setattr(torch_weights, 'MODEL_NAMES', tuple(STATISTICS))  # others take time to trace
+    backbone = {name for name in expected.state_dict if name.startswith(('conv1', 'bn1', 'layer'))}
+    assert identify(backbone | {'fc.weight', 'fc.bias'}) is None
+    assert identify(expected.state_dict) is not None
 
 
 @pytest.mark.parametrize(
