@@ -160,10 +160,20 @@ def load_backbone(path: str, model: nn.Module, variables: Mapping[str, Any]) -> 
 
 
 def identify(state_dict: Iterable[str]) -> str | None:
-    """The registered network whose names a file holds; None where none shares half of them."""
+    """The registered network whose names a file holds; None where none shares half of them, or a backbone is all."""
     likeness = {name: _likeness(state_dict, _known_names(name)) for name in MODEL_NAMES}
     best = max(likeness, key=likeness.get)
-    return best if likeness[best] > 0.5 else None
+    return best if likeness[best] > 0.5 and _holds_head(state_dict, best) else None
+
+
+def _holds_head(state_dict: Iterable[str], name: str) -> bool:
+    """Whether a file has any name of a network beside those of its backbone as that is published alone."""
+    backbone = network(name).backbone
+    if backbone is None:
+        return True
+    paths = list(_flatten(abstract_variables(create_model(name, 19))))
+    alone = {_file_name(path, backbone) for path in paths if backbone.name_of(_module(path)) is not None}
+    return any(set(state_dict) & names - alone for names in _known_names(name))
 
 
 def _likeness(state_dict: Iterable[str], vocabularies: Sequence[set[str]]) -> float:

@@ -9,7 +9,19 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax.errors import InputError
-from atonet_jax.models import atonet, bisenet, ddrnet, enet, erfnet, espnet, fcn, pidnet, swiftnet, swiftnet_pyramid
+from atonet_jax.models import (
+    atonet,
+    bisenet,
+    ddrnet,
+    enet,
+    erfnet,
+    espnet,
+    fcn,
+    pidnet,
+    swiftnet,
+    swiftnet_pyramid,
+    table3,
+)
 from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
 from atonet_jax.models.terms import Term
 
@@ -24,6 +36,7 @@ FAMILIES: list[Family] = [
     espnet.FAMILY,
     swiftnet.FAMILY,
     swiftnet_pyramid.FAMILY,
+    table3.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

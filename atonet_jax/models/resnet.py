@@ -1,6 +1,6 @@
 """The backbone ResNet-18: He et al., "Deep Residual Learning for Image Recognition"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -20,7 +20,13 @@ STAGE_RULES: tuple[Rule, ...] = (
 TORCHVISION = WeightNames((*conv_norm('stem', 'conv1', 'bn1'), *STAGE_RULES), ignored=r'fc\..*')
 
 
-def resnet18(images: jax.Array, train: bool, width: int = 64, dtype: jnp.dtype = jnp.float32) -> list[jax.Array]:
+def resnet18(
+    images: jax.Array,
+    train: bool,
+    width: int = 64,
+    dtype: jnp.dtype = jnp.float32,
+    dilations: Sequence[int] = (1, 1, 1, 1),
+) -> list[jax.Array]:
     """The four levels of a ResNet-18, to be called within a compact module, which owns 'stem', 'layer1' .. 'layer4'.
 
     Args:
@@ -28,14 +34,18 @@ def resnet18(images: jax.Array, train: bool, width: int = 64, dtype: jnp.dtype =
         train: whether batch statistics are used.
         width: channels of the stem and of layer1.
         dtype: compute type.
+        dilations: of the stages' 3x3 convolutions; a stage with more than 1 has stride 1.
 
     Returns:
-        [B, ceil(H / s), ceil(W / s), c] for (s, c) = (4, width), (8, 2 * width), (16, 4 * width), (32, 8 * width).
+        [B, ceil(H / s), ceil(W / s), c] for (s, c) = (4, width), (8, 2 * width), (16, 4 * width), (32, 8 * width); s
+        stays what it was where a stage is dilated.
     """
     x = Stem(width, 7, stride=2, kernel_init=kaiming_fan_out_init, dtype=dtype, name='stem')(images, train)
     levels = []
-    for i, num_blocks in enumerate(BLOCKS):
-        x = Stage(width * 2**i, num_blocks, stride=1 if i == 0 else 2, dtype=dtype, name=f'layer{i + 1}')(x, train)
+    for i, (num_blocks, dilation) in enumerate(zip(BLOCKS, dilations, strict=True)):
+        stride = 1 if i == 0 or dilation > 1 else 2
+        stage = Stage(width * 2**i, num_blocks, stride, dtype=dtype, dilation=dilation, name=f'layer{i + 1}')
+        x = stage(x, train)
         levels.append(x)
     return levels
 
@@ -66,12 +76,14 @@ class BasicBlock(nn.Module):
         stride: of the first convolution and the shortcut.
         activation: of the sum; None: none.
         dtype: compute type.
+        dilation: of the 3x3 convolutions.
     """
 
     features: int
     stride: int = 1
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     dtype: jnp.dtype = jnp.float32
+    dilation: int = 1
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -80,8 +92,8 @@ class BasicBlock(nn.Module):
         shortcut = x
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = conv_norm(kernel_size=1, stride=self.stride, activation=None, name='shortcut')(x, train)
-        x = conv_norm(kernel_size=3, stride=self.stride, name='conv1')(x, train)
-        x = conv_norm(kernel_size=3, activation=None, name='conv2')(x, train) + shortcut
+        x = conv_norm(kernel_size=3, stride=self.stride, dilation=self.dilation, name='conv1')(x, train)
+        x = conv_norm(kernel_size=3, dilation=self.dilation, activation=None, name='conv2')(x, train) + shortcut
         return self.activation(x) if self.activation else x
 
 
@@ -121,6 +133,7 @@ class Stage(nn.Module):
 
     Attributes:
         last_activation: whether the last block ends with its ReLU.
+        dilation: of the 3x3 convolutions.
     """
 
     features: int
@@ -128,6 +141,7 @@ class Stage(nn.Module):
     stride: int = 1
     last_activation: bool = True
     dtype: jnp.dtype = jnp.float32
+    dilation: int = 1
     is_sequence = True
 
     @nn.compact
@@ -136,5 +150,6 @@ class Stage(nn.Module):
         for block in range(self.num_blocks):
             activation = nn.relu if block < self.num_blocks - 1 or self.last_activation else None
             stride = self.stride if block == 0 else 1
-            x = BasicBlock(self.features, stride, activation, self.dtype, name=f'block{block}')(x, train)
+            basic = BasicBlock(self.features, stride, activation, self.dtype, self.dilation, name=f'block{block}')
+            x = basic(x, train)
         return x

@@ -82,6 +82,11 @@ ROWS = {
     'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_pyr_2020': Row({'width': 8, 'backbone_width': 4}),
+    'table3_aggregation': Row({'width': 8, 'backbone_width': 4}),
+    'table3_aggregation_final1x1': Row({'width': 8, 'backbone_width': 4}, files_of='table3_aggregation'),
+    'table3_encoder_decoder': Row({'width': 8, 'backbone_width': 4}),
+    'table3_multi_pathway': Row({'width': 8, 'backbone_width': 4}),
+    'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {
@@ -92,6 +97,7 @@ ALIASES = {
     'swiftnet': 'swiftnet_ss_2019',
     'swiftnet_ss': 'swiftnet_ss_2019',
     'swiftnet_pyr': 'swiftnet_pyr_2019',
+    'aggregation': 'table3_aggregation',
 }
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
