@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test parity clean
+.PHONY: demo test test-networks parity clean
 
 demo: $(VENV)/ready
 	$(BIN)/python main.py --config=configs/synthetic.py --workdir=runs/demo
@@ -11,7 +11,10 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready-test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not networks" --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+
+test-networks: $(VENV)/ready-test
+	$(BIN)/python -m pytest -m networks tests/models --numprocesses=logical --maxprocesses=4
 
 parity: $(VENV)/ready-parity
 	$(BIN)/python -m pytest tests/parity

@@ -57,6 +57,8 @@ def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_train
         ('bisenet_coincheung', 19, (1024, 2048), 13_275_539, 13_425_721, 118_338_256_896),
     ],
 )
+
+pytestmark = pytest.mark.networks
 def test_counts_are_the_published_ones(name, num_classes, size, parameters, in_training, macs):
     model, published = create_model(name, num_classes), network(name).published
     assert count_parameters(model)['parameters'] == parameters

@@ -106,7 +106,11 @@ SIZE = (64, 128)
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
 ENDINGS = {'torch': '.pth'}  # the one that an output must have
 
-every_network = pytest.mark.parametrize('name', ROWS)
+# Between them these networks use every part that any network has; the others are for `make test-networks`.
+CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
+every_network = pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=() if name in CORE else pytest.mark.networks) for name in ROWS]
+)
 
 
 def tiny(name, **options):

@@ -11,6 +11,8 @@ from atonet_jax.models.terms import CrossEntropy, HardExampleCount
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from tests.models import golden as goldens
 
+pytestmark = pytest.mark.networks
+
 MATCH = 10  # times what rounding alone does
 
 

@@ -13,6 +13,8 @@ from atonet_jax.models.terms import Term
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from tests.models import golden as goldens
 
+pytestmark = pytest.mark.networks
+
 NAMES = ['espnet', 'espnet_camvid', 'espnet_c']
 
 

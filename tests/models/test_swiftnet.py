@@ -56,6 +56,8 @@ def test_the_buffers_of_the_authors_normalisation_are_passed_over(published):
         ('swiftnet_ss_2020', 11, (720, 960), 11_796_039, 34_217_680_896),
     ],
 )
+
+pytestmark = pytest.mark.networks
 def test_counts_are_the_published_ones(name, num_classes, size, parameters, macs):
     model = create_model(name, num_classes)
     assert count_parameters(model)['parameters'] == parameters

@@ -14,6 +14,8 @@ from atonet_jax.models.terms import BoundaryWeightedCrossEntropy, CrossEntropy, 
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from tests.models import golden
 
+pytestmark = pytest.mark.networks
+
 STATISTICS = {'swiftnet_pyr_2019': 58, 'swiftnet_pyr_2020': 120}
 
 

@@ -12,6 +12,8 @@ from atonet_jax.models.terms import CrossEntropy, Term
 from atonet_jax.torch_weights import from_torch, identify, to_torch
 from tests.models import golden
 
+pytestmark = pytest.mark.networks
+
 STATISTICS = {
     'table3_aggregation': 52,
     'table3_aggregation_final1x1': 52,
