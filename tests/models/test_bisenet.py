@@ -11,6 +11,8 @@ from atonet_jax.models.terms import HardExampleShare
 from atonet_jax.torch_weights import from_torch, to_torch
 from tests.models import golden as goldens
 
+pytestmark = pytest.mark.networks
+
 MATCH = 10  # times what rounding alone does
 
 
@@ -57,8 +59,6 @@ def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_train
         ('bisenet_coincheung', 19, (1024, 2048), 13_275_539, 13_425_721, 118_338_256_896),
     ],
 )
-
-pytestmark = pytest.mark.networks
 def test_counts_are_the_published_ones(name, num_classes, size, parameters, in_training, macs):
     model, published = create_model(name, num_classes), network(name).published
     assert count_parameters(model)['parameters'] == parameters

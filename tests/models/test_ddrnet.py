@@ -13,6 +13,7 @@ from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
 
+
 MATCH = 10  # times what rounding alone does
 
 

@@ -15,6 +15,7 @@ from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
 
+
 NAMES = ['espnet', 'espnet_camvid', 'espnet_c']
 
 

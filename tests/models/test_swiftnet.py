@@ -10,6 +10,8 @@ from atonet_jax.models.terms import CrossEntropy, Term
 from atonet_jax.torch_weights import from_torch, to_torch
 from tests.models import golden
 
+pytestmark = pytest.mark.networks
+
 NAMES = ['swiftnet_ss_2019', 'swiftnet_ss_2020']
 
 
@@ -56,8 +58,6 @@ def test_the_buffers_of_the_authors_normalisation_are_passed_over(published):
         ('swiftnet_ss_2020', 11, (720, 960), 11_796_039, 34_217_680_896),
     ],
 )
-
-pytestmark = pytest.mark.networks
 def test_counts_are_the_published_ones(name, num_classes, size, parameters, macs):
     model = create_model(name, num_classes)
     assert count_parameters(model)['parameters'] == parameters

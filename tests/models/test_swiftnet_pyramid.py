@@ -16,6 +16,7 @@ from tests.models import golden
 
 pytestmark = pytest.mark.networks
 
+
 STATISTICS = {'swiftnet_pyr_2019': 58, 'swiftnet_pyr_2020': 120}
 
 

@@ -14,6 +14,7 @@ from tests.models import golden
 
 pytestmark = pytest.mark.networks
 
+
 STATISTICS = {
     'table3_aggregation': 52,
     'table3_aggregation_final1x1': 52,
