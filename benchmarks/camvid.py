@@ -154,7 +154,6 @@ class Runs:
         self._backbone = backbone
         self._deadline = deadline
         self._mesh = create_mesh()
-        self._folder = tempfile.TemporaryDirectory()
         self._examples, self._steps, self._evaluators, self._draws = {}, {}, {}, {}
         self._step_seconds = {}  # by program
 
@@ -261,7 +260,8 @@ class Runs:
 
     def examples(self, config: ConfigDict, split: str) -> Examples:
         if split not in self._examples:
-            self._examples[split] = load_examples(config.data, split, self._folder.name)
+            with tempfile.TemporaryDirectory() as folder:  # for what it remembers of the files
+                self._examples[split] = load_examples(config.data, split, folder)
         return self._examples[split]
 
     def _start(self, config: ConfigDict, model) -> dict[str, Any]:

@@ -24,8 +24,9 @@ def config(repository, tiny_config, monkeypatch):
     exec(example, vars(module))
     monkeypatch.setattr(models, 'FAMILIES', [*models.FAMILIES, module.FAMILY])
     config = default_config('mynet')
+    tiny = tiny_config.copy_and_resolve_references()
     for section in ('data', 'optimizer', 'schedule', 'train', 'eval'):
-        config[section] = tiny_config[section]
+        config[section] = tiny[section]
     config.model.width = 4
     config.train.epochs = 1.0
     return config

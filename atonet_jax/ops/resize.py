@@ -27,7 +27,6 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x
 
 
-@functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
     rows, columns = (align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
