@@ -1,1 +1,1 @@
-"""evaluation"""
+"""A network on a split: scores, pictures and the report."""
