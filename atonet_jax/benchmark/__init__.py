@@ -1,1 +1,1 @@
-"""benchmark"""
+"""`--mode=benchmark`: the time of a network, its size and its arithmetic."""
