@@ -167,13 +167,13 @@ def identify(state_dict: Iterable[str]) -> str | None:
 
 
 def _holds_head(state_dict: Iterable[str], name: str) -> bool:
-    """Whether a file has any name of a network beside those of its backbone as that is published alone."""
+    """Whether a file has any name of a network beside those of its backbone, where the network has such names."""
     backbone = network(name).backbone
     if backbone is None:
         return True
     paths = list(_flatten(abstract_variables(create_model(name, 19))))
     alone = {_file_name(path, backbone) for path in paths if backbone.name_of(_module(path)) is not None}
-    return any(set(state_dict) & names - alone for names in _known_names(name))
+    return any(not names - alone or set(state_dict) & names - alone for names in _known_names(name))
 
 
 def _likeness(state_dict: Iterable[str], vocabularies: Sequence[set[str]]) -> float:
