@@ -18,6 +18,7 @@ from atonet_jax.models import (
     espnet,
     fcn,
     pidnet,
+    sqnet,
     swiftnet,
     swiftnet_pyramid,
     table3,
@@ -37,6 +38,7 @@ FAMILIES: list[Family] = [
     swiftnet.FAMILY,
     swiftnet_pyramid.FAMILY,
     table3.FAMILY,
+    sqnet.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

@@ -87,6 +87,8 @@ ROWS = {
     'table3_encoder_decoder': Row({'width': 8, 'backbone_width': 4}),
     'table3_multi_pathway': Row({'width': 8, 'backbone_width': 4}),
     'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
+    'sqnet': Row({'width': 4}),
+    'sqnet_zh320': Row({'width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {
