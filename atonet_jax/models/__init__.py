@@ -17,6 +17,7 @@ from atonet_jax.models import (
     erfnet,
     espnet,
     fcn,
+    icnet,
     pidnet,
     sqnet,
     swiftnet,
@@ -39,6 +40,7 @@ FAMILIES: list[Family] = [
     swiftnet_pyramid.FAMILY,
     table3.FAMILY,
     sqnet.FAMILY,
+    icnet.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

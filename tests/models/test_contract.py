@@ -89,6 +89,7 @@ ROWS = {
     'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
     'sqnet': Row({'width': 4}),
     'sqnet_zh320': Row({'width': 4}),
+    'icnet': Row({'width': 4, 'head_width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {
