@@ -13,6 +13,7 @@ from atonet_jax.models import (
     atonet,
     bisenet,
     ddrnet,
+    dfanet,
     enet,
     erfnet,
     espnet,
@@ -41,6 +42,7 @@ FAMILIES: list[Family] = [
     table3.FAMILY,
     sqnet.FAMILY,
     icnet.FAMILY,
+    dfanet.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

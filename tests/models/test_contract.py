@@ -90,6 +90,8 @@ ROWS = {
     'sqnet': Row({'width': 4}),
     'sqnet_zh320': Row({'width': 4}),
     'icnet': Row({'width': 4, 'head_width': 4}),
+    'dfanet_a': Row({'width': 4, 'decoder_width': 4}),
+    'dfanet_b': Row({'width': 4, 'decoder_width': 4}, files_of='dfanet_a'),
 }
 # Other names of networks that have a row.
 ALIASES = {
@@ -101,6 +103,8 @@ ALIASES = {
     'swiftnet_ss': 'swiftnet_ss_2019',
     'swiftnet_pyr': 'swiftnet_pyr_2019',
     'aggregation': 'table3_aggregation',
+    'dfanet': 'dfanet_a',
+    'dfanet_a_prime': 'dfanet_a',
 }
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
