@@ -8,8 +8,10 @@ from collections import Counter
 import numpy as np
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import check_label_size, read_image, read_label_values, unknown_values
+from atonet_jax.data.decode import read_label_values, unknown_values
+from atonet_jax.data.image_files import check_label_size, read_image, read_image_header
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
+from atonet_jax.data.verify import turned_text
 from atonet_jax.process.progress import watched
 
 _MOST_IGNORED = 0.5  # share of unlabelled pixels above which training would ignore most of its data
@@ -21,12 +23,14 @@ class _Inspection:
 
     Attributes:
         size: (height, width), None if the image cannot be read.
+        orientation: of the image's EXIF.
         values: pixels of each value of the label file.
         digest: of the image file's content.
         problems: why it cannot be used.
     """
 
     size: tuple[int, int] | None = None
+    orientation: int = 1
     values: Counter = dataclasses.field(default_factory=Counter)
     digest: str = ''
     problems: list[DataError] = dataclasses.field(default_factory=list)
@@ -95,6 +99,9 @@ def inspect_split(dataset: SegmentationDataset, on_corrupt: str = 'error') -> Sp
     if on_corrupt == 'skip' and unusable < len(dataset):
         warnings = [f'config.data.on_corrupt=skip leaves out {len(them)}: {kind}' for kind, them in failures.items()]
         failures = {}
+    turned = turned_text(dataset, sum(one.orientation != 1 and not one.problems for one in inspections))
+    if turned:
+        warnings.append(turned)
     report = SplitReport(
         dataset=dataclasses.replace(
             dataset, unusable={i: one.problems[0] for i, one in enumerate(inspections) if one.problems}
@@ -117,6 +124,7 @@ def _inspect(dataset: SegmentationDataset, i: int) -> _Inspection:
     try:
         with dataset.storage.open(dataset.image_paths[i]) as file:
             found.digest = hashlib.file_digest(file, 'sha1').hexdigest()
+        found.orientation = read_image_header(dataset, i).orientation
         found.size = read_image(dataset, i).shape[:2]
     except DataError as error:
         found.problems.append(error)

@@ -10,6 +10,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 
 from atonet_jax.data.labels import UNKNOWN_LABEL, ClassTable
+from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 
 
@@ -67,6 +68,10 @@ class SegmentationDataset:
         raw_to_train: [256] uint8, train id of each number in 'index' files, `UNKNOWN_LABEL` if a number has no
             meaning. None: `class_table.raw_to_train`.
         storage: opens the paths.
+        max_pixels: of an image.
+        sample_range: `read_picture`'s, for images of more than 8 bits.
+        label_orientation: 'upright' if the labels fit the image as EXIF turns it, 'stored' if they fit it as its file
+            stores it.
         sizes: (height, width) of each image, None for an unusable one. None altogether before `verify` has read them.
         unusable: {index: reason} of the examples that `verify` found unusable.
     """
@@ -79,6 +84,9 @@ class SegmentationDataset:
     label_values: str = 'index'
     raw_to_train: np.ndarray | None = None
     storage: Storage = LocalFiles()
+    max_pixels: int = MAX_PIXELS
+    sample_range: tuple[float, ...] = ()
+    label_orientation: str = 'upright'
     sizes: tuple[tuple[int, int] | None, ...] | None = None
     unusable: Mapping[int, DataError] = dataclasses.field(default_factory=dict)
 
@@ -113,7 +121,7 @@ class SegmentationDataset:
 
     @functools.cached_property
     def _decoding(self) -> str:
-        return f'{self.label_values} {zlib.crc32(self.train_ids)}'
+        return f'{self.label_values} {zlib.crc32(self.train_ids)} {self.label_orientation} {self.sample_range}'
 
 
 def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:

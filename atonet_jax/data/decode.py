@@ -7,12 +7,9 @@ import numpy as np
 import PIL.Image
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.image_files import check_label_pixels, check_label_size, read_image, upright_labels
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable
 
-_IMAGE_FORMATS = ('PNG', 'JPEG')
-_IMAGE_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P')  # 8 bits a channel, and RGB by dropping alpha or repeating grey
-_PNG_END = b'IEND\xaeB`\x82'
-_JPEG_END = b'\xff\xd9'
 _MOST_PALETTES = 20  # files that are read to find out what palettes mean
 _UNDECODABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)  # what Pillow raises for bad files
 
@@ -27,47 +24,6 @@ def read_example(dataset: SegmentationDataset, i: int) -> tuple[np.ndarray, np.n
     return image, read_labels(dataset, i, image.shape[:2])
 
 
-def read_image(dataset: SegmentationDataset, i: int) -> np.ndarray:
-    """Image of example `i`: [H, W, 3] uint8 RGB. Alpha is dropped, grey repeated, a palette looked up.
-
-    Raises:
-        DataError: the file is missing, unreadable, or not an 8-bit PNG or JPEG.
-    """
-    path = dataset.image_paths[i]
-    with _open_image(dataset, path) as image:
-        try:
-            return np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
-        except _UNDECODABLE as error:
-            raise _cannot_decode(path, error) from error
-
-
-def read_image_size(dataset: SegmentationDataset, i: int) -> tuple[int, int]:
-    """Height and width of image `i`. Reads its header if they are not known yet.
-
-    Raises:
-        DataError: the file is missing, or not an 8-bit PNG or JPEG.
-    """
-    if dataset.sizes is not None and dataset.sizes[i] is not None:
-        return dataset.sizes[i]
-    with _open_image(dataset, dataset.image_paths[i]) as image:
-        return image.height, image.width
-
-
-def check_image_end(dataset: SegmentationDataset, i: int) -> None:
-    """Decodes image `i` if its end is not that of a PNG or JPEG. This finds most truncated files at little cost.
-
-    Raises:
-        DataError: it cannot be decoded.
-    """
-    with dataset.storage.open(dataset.image_paths[i]) as file:
-        end = _PNG_END if file.read(4) == b'\x89PNG' else _JPEG_END
-        file.seek(0, 2)
-        file.seek(max(0, file.tell() - len(end)))
-        ends_well = file.read() == end
-    if not ends_well:
-        read_image(dataset, i)
-
-
 def read_labels(dataset: SegmentationDataset, i: int, image_size: tuple[int, int]) -> np.ndarray:
     """Labels of example `i`, whose image is `image_size` = (height, width): [H, W] uint8 train ids.
 
@@ -80,7 +36,7 @@ def read_labels(dataset: SegmentationDataset, i: int, image_size: tuple[int, int
         return np.full(image_size, IGNORE_LABEL, np.uint8)
     values = read_label_values(dataset, i)
     check_label_size(dataset, i, values.shape, image_size)
-    labels = _look_up(dataset.train_ids, values)
+    labels = _look_up(dataset.train_ids, upright_labels(dataset, i, values))
     unknown = labels == UNKNOWN_LABEL
     if unknown.any():
         raise unknown_values(dataset, i, *np.unique(values[unknown], return_counts=True))
@@ -95,6 +51,7 @@ def read_label_values(dataset: SegmentationDataset, i: int) -> np.ndarray:
     """
     path = dataset.label_paths[i]
     with dataset.storage.open(path) as file, _decoding(path), PIL.Image.open(file) as image:
+        check_label_pixels(dataset, i, image)
         if dataset.label_values == 'color' and image.mode in ('RGB', 'RGBA', 'P'):
             rgb = np.asarray(image.convert('RGB')).astype(np.int32)
             return rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
@@ -145,18 +102,6 @@ def detect_label_values(paths: Iterable[str], table: ClassTable) -> str:
     return 'index'
 
 
-def check_label_size(
-    dataset: SegmentationDataset, i: int, label_size: tuple[int, ...], image_size: tuple[int, int]
-) -> None:
-    """Raises DataError if the label of example `i` has another (height, width) than its image."""
-    if tuple(label_size) != tuple(image_size):
-        raise DataError(
-            f'{dataset.label_paths[i]}: label is {_size_text(label_size)} but its image {dataset.image_paths[i]} is '
-            f'{_size_text(image_size)}; they must be equal',
-            'label and image differ in size',
-        )
-
-
 def unknown_values(dataset: SegmentationDataset, i: int, values: np.ndarray, counts: np.ndarray) -> DataError:
     """The error for `values` of label `i` without a train id: it names the most frequent one and the known ones."""
     worst = counts.argmax()
@@ -175,23 +120,11 @@ def unknown_values(dataset: SegmentationDataset, i: int, values: np.ndarray, cou
 
 
 @contextmanager
-def _open_image(dataset: SegmentationDataset, path: str) -> Iterator[PIL.Image.Image]:
-    """The image file, opened. Only its header is read."""
-    with dataset.storage.open(path) as file:
-        with _decoding(path):
-            image = PIL.Image.open(file)
-        if image.format not in _IMAGE_FORMATS or image.mode not in _IMAGE_MODES:
-            raise DataError(
-                f'{path}: image is {image.format} of mode {image.mode}; convert it to an 8-bit RGB PNG or JPEG',
-                'wrong kind of image file',
-            )
-        yield image
-
-
-@contextmanager
 def _decoding(path: str) -> Iterator[None]:
     try:
         yield
+    except DataError:  # a ValueError, as some of _UNDECODABLE
+        raise
     except _UNDECODABLE as error:
         raise _cannot_decode(path, error) from error
 
@@ -208,7 +141,3 @@ def _ranges_text(values: np.ndarray) -> str:
     """Sorted integers as text, such as '0..18, 255'."""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
     return ', '.join(f'{run[0]}..{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs)
-
-
-def _size_text(shape: tuple[int, ...]) -> str:
-    return f'{shape[0]}x{shape[1]} (height x width)'

@@ -7,9 +7,9 @@ from ml_collections import ConfigDict
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.decode import detect_label_values
 from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.pictures import suffixes
 from atonet_jax.data.split_list import read_split_list
 
-_IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg')
 _LABEL_EXTENSIONS = ('.png',)
 
 
@@ -32,17 +32,17 @@ def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -
         images_folder, labels_folder = (
             os.path.join(root, pattern.replace('{split}', part)) for pattern in (options.images, options.labels)
         )
-        images = _find(images_folder, options.image_suffix, _IMAGE_EXTENSIONS, 'images')
+        images = _find(images_folder, options.image_suffix, suffixes(), 'images')
         labels = _find(labels_folder, options.label_suffix, _LABEL_EXTENSIONS, 'labels')
         if options.list:
             path = os.path.join(root, options.list.replace('{split}', part))
-            names = [_strip(name, options.image_suffix, _IMAGE_EXTENSIONS) for name in read_split_list(path)]
+            names = [_strip(name, options.image_suffix, suffixes()) for name in read_split_list(path)]
             if not names:
                 raise DataError(f'{path}: names no images; write one name a line')
         else:
             names = sorted(images.keys() | labels.keys())
             if not images:
-                wanted = f'*{options.image_suffix} with {" or ".join(_IMAGE_EXTENSIONS)}'
+                wanted = f'*{options.image_suffix}.png, .jpg or another usual format'
                 raise DataError(f'{images_folder}: holds no images ({wanted}); see config.data.folder')
         # A missing file is reported when it is read.
         for name in names:

@@ -42,6 +42,15 @@ def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
     Raises:
         DataError: files are missing or do not fit each other, or `data.root` holds other data than asked for.
     """
+    return dataclasses.replace(
+        _load_files(data, split),
+        max_pixels=data.max_pixels,
+        sample_range=tuple(data.sample_range),
+        label_orientation=data.label_orientation,
+    )
+
+
+def _load_files(data: ConfigDict, split: str) -> SegmentationDataset:
     if data.tfds_dir:
         from atonet_jax.data.tfds_copy import load_tfds
 

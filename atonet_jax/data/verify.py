@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import check_image_end, read_image, read_image_size, read_labels
+from atonet_jax.data.decode import read_labels
+from atonet_jax.data.image_files import check_image_end, read_image, read_image_header
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.process.progress import watched
 
@@ -26,6 +27,7 @@ class _Good(NamedTuple):
 
     height: int
     width: int
+    orientation: int
     labelled: int
     fingerprint: str
 
@@ -62,10 +64,10 @@ def verify(
             known = known_good.get(image_path)
             if known is not None and known.fingerprint == fingerprint:
                 return known
-            size = read_image_size(dataset, i)
+            size, orientation = read_image_header(dataset, i)
             read_image(dataset, i) if decode_images else check_image_end(dataset, i)
             labelled = np.count_nonzero(read_labels(dataset, i, size) != IGNORE_LABEL)
-            return _Good(*size, int(labelled), fingerprint)
+            return _Good(*size, orientation, int(labelled), fingerprint)
         except DataError as error:
             return error
 
@@ -80,6 +82,7 @@ def verify(
         _log.warning('skipped: %s', error)
     good = {path: result for path, result in zip(dataset.image_paths, results) if isinstance(result, _Good)}
     _check_labelled(dataset, good.values())
+    _report_turned(dataset, good.values())
     _write_cache(cache_path, known_good | good)
     sizes = tuple((result.height, result.width) if isinstance(result, _Good) else None for result in results)
     return dataclasses.replace(dataset, sizes=sizes, unusable=unusable)
@@ -101,6 +104,27 @@ def _check_labelled(dataset: SegmentationDataset, good) -> None:
             dataset.split,
             100 * share,
         )
+
+
+def _report_turned(dataset: SegmentationDataset, good) -> None:
+    text = turned_text(dataset, sum(one.orientation != 1 for one in good))
+    if text:
+        _log.warning('%s %s: %s', dataset.name, dataset.split, text)
+
+
+def turned_text(dataset: SegmentationDataset, count: int) -> str:
+    """What is done about the EXIF orientation of `count` images and their labels; '' if there are none."""
+    if not count:
+        return ''
+    text = f'{count} images are turned upright, as their EXIF orientation says'
+    if dataset.label_paths is None:
+        return text
+    if dataset.label_orientation == 'stored':
+        return f'{text}, and so are their label files (config.data.label_orientation=stored)'
+    return (
+        f'{text}; their label files are taken to be upright already; if they were drawn on the images as stored, give '
+        '--config.data.label_orientation=stored'
+    )
 
 
 def _summary(problems: list[DataError], dataset: SegmentationDataset) -> str:
