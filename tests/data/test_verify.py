@@ -52,6 +52,14 @@ def test_undecodable_file_is_named(root, path):
     assert str(path(root, 'train', FRAMES[0])) in verify_error(root)
 
 
+def test_sizes_are_those_of_the_upright_images(root):
+    path, exif = image_path(root, 'train', FRAMES[0]), PIL.Image.Exif()
+    exif[0x112] = 8
+    PIL.Image.fromarray(np.zeros((*SIZE[::-1], 3), np.uint8)).save(path, exif=exif)
+    dataset = verify(load_cityscapes(str(root), 'train'))
+    assert dataset.sizes[0] == SIZE == read_example(dataset, 0)[0].shape[:2]
+
+
 def test_floats_of_an_unknown_range_are_refused(root):
     PIL.Image.fromarray(np.full(SIZE, -1, np.float32)).save(image_path(root, 'train', FRAMES[0]), 'TIFF')
     assert '--config.data.sample_range' in verify_error(root)

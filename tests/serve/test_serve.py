@@ -318,6 +318,17 @@ def test_failure_of_the_server_is_answered_too(segment, scene, monkeypatch):
     assert_one_clear_line(client.post('/segment', content=encoded(scene)), 500, 'failed')
 
 
+def test_wide_samples_are_scaled_as_the_run_scales_them(segment, scene):
+    grey = scene[..., 0].astype(np.uint16) * 4
+    client = Client(create_app(segment, serve_options(), 'atonet', sample_range=(0, 1023)))
+    labels = decoded(client.post('/segment', content=encoded(PIL.Image.fromarray(grey))).content)
+    expected = np.asarray(segment(scene[None, ..., :1].repeat(3, axis=3)))[0]
+    np.testing.assert_array_equal(labels, expected)
+    grey[0, 0] = 4095  # now each picture's own range would be of 12 bits
+    labels = decoded(client.post('/segment', content=encoded(PIL.Image.fromarray(grey))).content)
+    assert np.mean(labels == expected) > 0.9
+
+
 def test_endless_upload_is_read_to_the_limit_and_no_further(app):
     taken, sent = [], []
 
