@@ -1,5 +1,6 @@
 """A user's own images and label files, paired by name, with a class file (class_file.py)."""
 
+import logging
 import os
 
 from ml_collections import ConfigDict
@@ -10,6 +11,9 @@ from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import suffixes
 from atonet_jax.data.split_list import read_split_list
 
+_log = logging.getLogger(__name__)
+
+_USUAL_EXTENSIONS = ('.png', '.jpg', '.jpeg')  # files of other formats are images only where a label names them
 _LABEL_EXTENSIONS = ('.png',)
 
 
@@ -40,6 +44,15 @@ def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -
             if not names:
                 raise DataError(f'{path}: names no images; write one name a line')
         else:
+            stray = {name: path for name, path in images.items() if name not in labels and not _is_usual(path)}
+            if labels and stray:
+                _log.warning(
+                    '%s: passed over %d files without labels that are neither PNG nor JPEG, such as %s',
+                    images_folder,
+                    len(stray),
+                    min(stray.values()),
+                )
+                images = {name: path for name, path in images.items() if name not in stray}
             names = sorted(images.keys() | labels.keys())
             if not images:
                 wanted = f'*{options.image_suffix}.png, .jpg or another usual format'
@@ -88,10 +101,17 @@ def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> d
             if extension.lower() not in extensions or not stem.endswith(suffix) or file.startswith('.'):
                 continue
             name = _strip(os.path.relpath(path, folder), suffix, extensions)
+            if what == 'images' and name in paths and _is_usual(path) != _is_usual(paths[name]):  # and its original
+                paths[name] = path if _is_usual(path) else paths[name]
+                continue
             if name in paths:
                 raise DataError(f'{path}: has the same name as {paths[name]}; remove one of them')
             paths[name] = path
     return paths
+
+
+def _is_usual(path: str) -> bool:
+    return path.lower().endswith(_USUAL_EXTENSIONS)
 
 
 def _strip(name: str, suffix: str, extensions: tuple[str, ...]) -> str:

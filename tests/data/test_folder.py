@@ -56,6 +56,18 @@ def test_pairs_by_path_below_the_folders(root):
     assert [read_example(load(root, 'train+val'), i)[1][0, 0] for i in range(3)] == [1, 1, 0]
 
 
+def test_images_of_rarer_formats_are_those_that_have_labels(root, caplog):
+    """Such as a scan, and not a film camera's original beside its JPEG or the overview of a folder."""
+    for name in ('train/scan.tif', 'train/a/first.bmp', 'train/overview.gif'):
+        write(root, f'images/{name}', np.full((*SIZE, 3), 7))
+    write(root, 'labels/train/scan.png', np.full(SIZE, 3))
+    dataset = verify(load(root))
+    names = [path.removeprefix(f'{root}/images/train/') for path in dataset.image_paths]
+    assert names == ['a/first.jpg', 'b c/second.PNG', 'scan.tif']
+    assert (read_example(dataset, 2)[0] == 7).all()
+    assert f'passed over 1 files without labels that are neither PNG nor JPEG, such as {root}' in caplog.text
+
+
 def test_suffixes_are_no_part_of_the_name(root):
     write(root, 'flat/one_rgb.png', np.zeros((*SIZE, 3)))
     write(root, 'flat/one_mask.png', np.full(SIZE, 3))
