@@ -1,6 +1,7 @@
 """`--mode=predict`: label maps and pictures of images, folders and videos; files for the Cityscapes test server."""
 
 import errno
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -215,6 +216,8 @@ class _Job:
                 count += 1
                 self._images += 1
                 progress.update()
+            for file in files.values():
+                file.rate = video.measured_rate()
         if count == 0:
             self.failures.append(f'{source.label}: no frame came')
         elif count != most and not signals.received(0) and (fault := video.fault(count)):
@@ -223,8 +226,8 @@ class _Job:
 
 def _until_stopped(things, signals: StopSignals, most: int = 0) -> Iterator:
     """At most `most` frames (0: all), and none after a signal."""
-    for i, thing in enumerate(things):
-        if signals.received(0) or (most and i == most):
+    for thing in itertools.islice(things, most or None):
+        if signals.received(0):
             return
         yield thing
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 import cv2  # noqa: E402
 
 from atonet_jax.errors import InputError  # noqa: E402
-from atonet_jax.predict.containers import is_cut_off, seconds_shown  # noqa: E402
+from atonet_jax.predict.containers import change_speed, is_cut_off, seconds_shown  # noqa: E402
 from atonet_jax.predict.inputs import Source  # noqa: E402
 from atonet_jax.predict.outputs import cannot_write, temporary_path  # noqa: E402
 
@@ -26,7 +27,8 @@ class Video:
     """An open video file, stream or camera. A context manager.
 
     Attributes:
-        rate: frames a second. Of a file the mean of the frames that are asked for, by their timestamps.
+        rate: frames a second. Of a file the mean of the frames that are asked for, by their timestamps. Of a stream or
+            camera what it claims; `measured_rate` is the true one.
         frame_count: of those that the file holds; None for a stream or camera.
     """
 
@@ -41,7 +43,8 @@ class Video:
             InputError: it cannot be opened, or its frames are too large.
         """
         self._source = source
-        self._last_time = None  # milliseconds
+        self._first_time = self._last_time = None  # milliseconds in the video; of a camera, as they came
+        self._came = 0
         if not source.is_live:
             try:
                 open(source.path, 'rb').close()
@@ -82,8 +85,24 @@ class Video:
             there, frame = self._capture.read()
             if not there:
                 return
-            self._last_time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+            if isinstance(self._source.path, int):
+                self._last_time = 1000 * time.monotonic()
+            else:
+                self._last_time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+            if self._came == 0:
+                self._first_time = self._last_time
+            self._came += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    def measured_rate(self) -> float:
+        """Frames a second of those that came.
+
+        A camera whose frames come faster than they are predicted drops some, and streams often claim no true rate.
+        """
+        if not self._source.is_live or self._came < 2 or self._last_time <= self._first_time:
+            return self.rate
+        rate = 1000 * (self._came - 1) / (self._last_time - self._first_time)
+        return rate if _RATES[0] <= rate <= _RATES[1] else self.rate
 
     def fault(self, count: int) -> str:
         """What is missing of a file from which all frames came, `count` of them; '' if nothing is.
@@ -131,11 +150,15 @@ class VideoFile:
     """An MP4 (MPEG-4 part 2, which desktop players can read), written completely or not at all. A context manager.
 
     Raises InputError on leaving if the file does not hold all frames: OpenCV itself reports nothing.
+
+    Attributes:
+        rate: frames a second at which it will play. May be changed until the end.
     """
 
     def __init__(self, path: str, rate: float):
         # MPEG-4 counts time in at most 65535 parts of a second, and OpenCV takes as many as the rate has digits.
-        self._rate = round(rate, 3 if rate < 65 else 2 if rate < 655 else 1)
+        self._coded_rate = round(rate, 3 if rate < 65 else 2 if rate < 655 else 1)
+        self.rate = rate
         self._path, self._writer, self._frames = path, None, 0
         self._temporary = temporary_path(path)
 
@@ -150,6 +173,8 @@ class VideoFile:
         whole = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == self._frames
         written.release()
         if whole:
+            if abs(self.rate / self._coded_rate - 1) > 1e-3:
+                change_speed(self._temporary, self.rate / self._coded_rate)
             os.replace(self._temporary, self._path)
             return
         with contextlib.suppress(FileNotFoundError):
@@ -173,7 +198,7 @@ class VideoFile:
             except OSError as error:
                 raise cannot_write(self._path, error) from error
             codec = cv2.VideoWriter_fourcc(*'mp4v')
-            self._writer = cv2.VideoWriter(self._temporary, codec, self._rate, frame.shape[1::-1])
+            self._writer = cv2.VideoWriter(self._temporary, codec, self._coded_rate, frame.shape[1::-1])
             if not self._writer.isOpened():
                 raise InputError(f'{self._path}: cannot be written; choose another --config.predict.output')
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

@@ -1,6 +1,8 @@
 """Videos: their true rate, what they hold, and what is missing of them."""
 
+import itertools
 import struct
+import time
 
 import cv2
 import numpy as np
@@ -127,6 +129,42 @@ def test_what_is_written_plays_at_the_rate(tmp_path, rate):
     assert cv2.VideoCapture(path).get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3)
 
 
+def test_the_rate_may_be_found_out_at_the_end(tmp_path):
+    path = str(tmp_path / 'film.mp4')
+    for rate in (0.3, 4.7, 61.0):
+        with VideoFile(path, 25.0) as file:
+            for i in range(30):
+                file.write(np.full((64, 96, 3), 8 * i, np.uint8))
+            file.rate = rate
+        video, count, fault = read(path)
+        assert (count, fault) == (30, '')
+        assert video.rate == pytest.approx(rate, rel=0.03) == cv2.VideoCapture(path).get(cv2.CAP_PROP_FPS)
+
+
+def test_a_camera_has_the_rate_at_which_its_frames_came(monkeypatch):
+    class Camera:
+        def isOpened(self):
+            return True
+
+        def get(self, key):
+            return {cv2.CAP_PROP_FPS: 90_000.0}.get(key, 0.0)
+
+        def read(self):
+            return True, np.zeros((4, 6, 3), np.uint8)
+
+        def release(self):
+            pass
+
+    clock = itertools.count(step=0.5)
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda _: Camera())
+    monkeypatch.setattr(time, 'monotonic', lambda: next(clock))
+    with Video(Source(0, 'camera0'), 10_000) as video:
+        assert video.rate == 25
+        for _ in itertools.islice(video, 5):
+            pass
+    assert video.measured_rate() == 2
+
+
 def test_a_name_as_long_as_names_may_be_is_written(tmp_path):
     path = tmp_path / ('f' * 251 + '.mp4')
     with VideoFile(str(path), 10.0) as file:
@@ -141,6 +179,7 @@ def test_a_film_at_an_address_is_followed_like_a_camera(tmp_path, served):
     with Video(source, 10_000) as video:
         assert sum(1 for _ in video) == 10
         assert (video.frame_count, video.rate, video.fault(3)) == (None, 10, '')
+        assert video.measured_rate() == pytest.approx(10)
 
 
 def test_no_answer_is_said_without_the_password():
