@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib
 import logging
 import struct
 import sys
@@ -66,10 +67,8 @@ class Header(NamedTuple):
 def formats() -> tuple[str, ...]:
     """Pillow's names of the formats it reads, except EPS, for which it would run a program. HEIF with pillow-heif."""
     PIL.Image.init()
-    with contextlib.suppress(ImportError):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):  # no requirement of ours: users add it if they have such files
+        importlib.import_module('pillow_heif').register_heif_opener()
     return tuple(kind for kind in PIL.Image.OPEN if kind != 'EPS')
 
 

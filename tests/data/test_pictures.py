@@ -3,6 +3,8 @@
 import io
 import re
 import struct
+import sys
+import types
 import zlib
 
 import numpy as np
@@ -217,3 +219,12 @@ def test_what_cannot_be_read_is_said_in_a_line(file, message):
     with pytest.raises(InputError, match=re.escape(message)) as failure:
         read(file)
     assert '\n' not in str(failure.value)
+
+
+def test_heif_is_read_where_its_plugin_is(monkeypatch):
+    """The plugin stands for pillow-heif, which is no requirement."""
+    plugin = types.ModuleType('pillow_heif')
+    plugin.register_heif_opener = lambda: PIL.Image.OPEN.setdefault('HEIF', PIL.Image.OPEN['PNG'])
+    monkeypatch.setitem(sys.modules, 'pillow_heif', plugin)
+    monkeypatch.setattr(PIL.Image, 'OPEN', dict(PIL.Image.OPEN))
+    assert 'HEIF' in pictures.formats.__wrapped__()
