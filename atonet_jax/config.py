@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.data.labels import DATA_NAMES
+from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
 from atonet_jax.data.pictures import MOST_PIXELS
 from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, default_options
@@ -55,6 +55,9 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'train_split': 'train',  # or several: 'train+val'
                 'eval_split': 'val',
                 'on_corrupt': 'error',  # or skip: leave out what cannot be read, and say so
+                'label_values': 'auto',  # what label files hold: index, color; auto: decided over all files of a split
+                'unknown_as_void': 0.0,  # share of a label file's pixels that may have values of no class
+                'trust_labels': False,  # True: doubtful labels are warned of and not refused
                 # Of decoded images: none, memory, disk, device. auto: device, where an accelerator has room; else none.
                 'cache': 'auto',
                 'cache_dir': '',  # of disk; none: in the workdir
@@ -232,6 +235,8 @@ def validate(config: ConfigDict) -> None:
     one_of('data.name', DATA_NAMES)
     one_of('data.on_corrupt', ON_CORRUPT)
     one_of('data.cache', CACHES)
+    one_of('data.label_values', LABEL_VALUES)
+    between(0, 1, 'data.unknown_as_void')
     one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adamw'))
     one_of('schedule.name', ('cosine', 'poly', 'constant'))
