@@ -98,6 +98,11 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
         shared = len(train.digests & evaluated.digests)
         if shared:
             warnings.append(f'{shared} images are both in {train.dataset.split} and in {evaluated.dataset.split}')
+        if (train.dataset.by_color, train.dataset.by_level) != (evaluated.dataset.by_color, evaluated.dataset.by_level):
+            warnings.append(
+                f'label files of {train.dataset.split} and {evaluated.dataset.split} are read in different ways; '
+                'config.data.label_values reads all of them in one'
+            )
         names = train.dataset.class_table.class_names
         unseen = [name for name, t, e in zip(names, train.pixels, evaluated.pixels) if e and not t]
         if unseen:

@@ -67,8 +67,9 @@ class SegmentationDataset:
         class_table: the classes.
         image_paths: the image file of each example. A missing file is reported when it is read.
         label_paths: the label file of each image, or None for a split without labels.
-        by_color: the kinds of label file ('grey', 'palette', 'rgb') whose pixels are colours of `class_table`. In files
-            of the other kinds they are numbers.
+        by_color: the kinds of label file (`label_files.KINDS`) whose pixels are colours of `class_table`. In files of
+            the other kinds they are numbers.
+        by_level: whether the numbers of files of kind 'grey_palette' are the greys and not the indices.
         reading: how label files are read and why, in a sentence; '' if there was nothing to decide.
         doubt: what speaks against it, or ''.
         raw_to_train: [256] uint8, train id of each number, `UNKNOWN_LABEL` if a number has no meaning. None:
@@ -85,6 +86,7 @@ class SegmentationDataset:
     image_paths: tuple[str, ...]
     label_paths: tuple[str, ...] | None
     by_color: frozenset[str] = frozenset()
+    by_level: bool = False
     reading: str = ''
     doubt: str = ''
     raw_to_train: np.ndarray | None = None
@@ -132,7 +134,7 @@ class SegmentationDataset:
         tables = zlib.crc32(self.train_ids)
         if self.by_color:
             tables = zlib.crc32(self.color_train_ids, tables)
-        return f'{"+".join(sorted(self.by_color))} {tables} {self.unknown_as_void}'
+        return f'{"+".join(sorted(self.by_color))} {self.by_level} {tables} {self.unknown_as_void}'
 
 
 def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:

@@ -119,24 +119,20 @@ def _ignored_values(dataset: SegmentationDataset, values: Counter) -> list[str]:
 
 def _guess_train_ids(dataset, counts, warnings) -> None:
     """Guesses that files hold train ids in place of raw ids, from a 255 that the class table does not list."""
-    num_classes = dataset.class_table.num_classes
+    num_classes, void = dataset.class_table.num_classes, f'{IGNORE_LABEL}'
     class_numbers = np.flatnonzero(dataset.train_ids < num_classes)
     is_listed = any(label.raw_id == IGNORE_LABEL for label in dataset.class_table.raw_labels)
     if is_listed or dataset.raw_to_train is not None or class_numbers.max() <= num_classes:
         return
-    alike = [path for path, one in counts.items() if _could_be_train_ids(one.known, num_classes)]
-    if len(alike) > _SOME * len(counts):
+    low = {
+        path: one.known
+        for path, one in counts.items()
+        if all(not value.startswith('#') and (int(value) < num_classes or value == void) for value in one.known)
+    }
+    with_void = [path for path, known in low.items() if void in known]
+    if len(with_void) > _SOME * len(counts) or (with_void and len(low) == len(counts)):
         warnings.append(
-            f'{len(alike)} of {len(counts)} label files hold 255 and otherwise nothing above {num_classes - 1}: they '
-            f'look like train ids, but are read as raw ids up to {class_numbers.max()}, such as {alike[0]}; if that is '
+            f'{len(low)} of {len(counts)} label files hold nothing above {num_classes - 1} but 255: they look like '
+            f'train ids, but are read as raw ids up to {class_numbers.max()}, such as {with_void[0]}; if that is '
             f'right, {_TRUST} ends this warning'
         )
-
-
-def _could_be_train_ids(known: Mapping[str, int], num_classes: int) -> bool:
-    void = f'{IGNORE_LABEL}'
-    return (
-        void in known
-        and len(known) > 1
-        and all(not value.startswith('#') and int(value) < num_classes for value in known if value != void)
-    )

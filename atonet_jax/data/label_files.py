@@ -14,7 +14,7 @@ import PIL.Image
 from atonet_jax.data.dataset import VOID_INDEX, DataError, SegmentationDataset, Storage, decoding
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
 
-KINDS = ('grey', 'palette', 'rgb')  # of label files
+KINDS = ('grey', 'grey_palette', 'palette', 'rgb')  # of label files; grey_palette: whose colours are different greys
 LABEL_EXTENSIONS = ('.png', '.bmp', '.tif', '.tiff', '.gif')
 
 _KIND_OF_MODE = {
@@ -35,10 +35,10 @@ class LabelFile(NamedTuple):
 
     Attributes:
         path: of the file.
-        kind: 'grey', 'palette' or 'rgb'.
+        kind: of `KINDS`.
         samples: [H, W] integers; of kind 'rgb' [H, W, 3] uint8. Alpha is dropped.
         bits: of a grey sample.
-        palette: [n, 3] uint8 colours of kind 'palette', else None.
+        palette: [n, 3] uint8 colours, or None.
     """
 
     path: str
@@ -47,12 +47,17 @@ class LabelFile(NamedTuple):
     bits: int
     palette: np.ndarray | None
 
-    def numbers(self) -> np.ndarray:
+    def numbers(self, by_level: bool = False) -> np.ndarray:
         """[H, W] integers: the samples, or one of three equal channels.
+
+        Args:
+            by_level: of kind 'grey_palette', the greys of the samples.
 
         Raises:
             DataError: the three channels differ.
         """
+        if self.kind == 'grey_palette' and by_level:
+            return np.pad(self.palette[:, 0], (0, 256 - len(self.palette)))[self.samples]
         if self.kind != 'rgb':
             return self.samples
         row, column = self.first_color()
@@ -131,7 +136,7 @@ def read_label_file(storage: Storage, path: str) -> LabelFile:
         DataError: the file is missing or unreadable, may have lost values to compression, or is ambiguous.
     """
     with storage.open(path) as file, _opened(file, path) as (image, kind, bits):
-        palette = _palette(image) if kind == 'palette' else None
+        kind, palette = _with_palette(image, kind)
         samples = np.asarray(image)
     if image.mode in ('LA', 'PA'):
         samples = samples[..., 0]
@@ -156,7 +161,7 @@ def read_label_header(storage: Storage, path: str) -> tuple[str, np.ndarray | No
         DataError: as `read_label_file`.
     """
     with storage.open(path) as file, _opened(file, path) as (image, kind, _):
-        return kind, _palette(image) if kind == 'palette' else None
+        return _with_palette(image, kind)
 
 
 def read_label_pixels(dataset: SegmentationDataset, i: int) -> LabelPixels:
@@ -167,7 +172,8 @@ def read_label_pixels(dataset: SegmentationDataset, i: int) -> LabelPixels:
     """
     label = read_label_file(dataset.storage, dataset.label_paths[i])
     colored = label.kind in dataset.by_color
-    return LabelPixels(label.colors(dataset.color_train_ids) if colored else label.numbers(), colored)
+    values = label.colors(dataset.color_train_ids) if colored else label.numbers(dataset.by_level)
+    return LabelPixels(values, colored)
 
 
 def read_labels(dataset: SegmentationDataset, i: int, image_size: tuple[int, int]) -> np.ndarray:
@@ -308,11 +314,23 @@ def _pages(image: PIL.Image.Image) -> int:
     return own
 
 
-def _palette(image: PIL.Image.Image) -> np.ndarray:
-    """[n, 3] uint8 colours of an image that is not decoded yet."""
+def _with_palette(image: PIL.Image.Image, kind: str) -> tuple[str, np.ndarray | None]:
+    """Kind and [n, 3] uint8 palette of an image that is not decoded yet."""
+    if kind != 'palette':
+        return kind, None
     palette_alone = PIL.Image.new('P', (1, 1))
     palette_alone.palette = image.palette.copy()
-    return np.array(palette_alone.getpalette(), np.uint8).reshape(-1, 3)
+    palette = np.array(palette_alone.getpalette(), np.uint8).reshape(-1, 3)
+    greys = filled_part(palette)[:, 0]
+    is_grey = (palette == palette[:, :1]).all() and 0 < len(np.unique(greys)) == len(greys)
+    return 'grey_palette' if is_grey else 'palette', palette
+
+
+def filled_part(palette: np.ndarray) -> np.ndarray:
+    """A palette [n, 3] without the equal colours at its end, if they are several."""
+    others = np.flatnonzero((palette != palette[-1]).any(axis=1))
+    end = others[-1] + 1 if len(others) else 0
+    return palette if end >= len(palette) - 1 else palette[:end]
 
 
 def _check_unknown(

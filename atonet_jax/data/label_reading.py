@@ -17,6 +17,7 @@ from atonet_jax.data.label_files import (
     KINDS,
     LabelPixels,
     colors_of_indices,
+    filled_part,
     read_label_file,
     read_label_header,
     to_train_ids,
@@ -25,7 +26,12 @@ from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
 from atonet_jax.process.progress import watched
 
 _SETTING = 'config.data.label_values'
-_KIND_TEXT = {'grey': 'of one channel', 'palette': 'with a palette', 'rgb': 'in RGB'}
+_KIND_TEXT = {
+    'grey': 'of one channel',
+    'grey_palette': 'with a palette of greys',
+    'palette': 'with a palette',
+    'rgb': 'in RGB',
+}
 
 
 def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> SegmentationDataset:
@@ -40,36 +46,38 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
             colours and two classes have the same.
     """
     headers = _headers(dataset)
-    found = [kind for kind in KINDS if any(kind == one for one, _ in headers.values())]
+    files = {kind: {path: palette for path, (one, palette) in headers.items() if one == kind} for kind in KINDS}
+    found = [kind for kind in reversed(KINDS) if files[kind]]  # grey depends on the others
     decisions = {}
     if label_values == 'auto':
-        for kind in ('rgb', 'palette', 'grey'):  # grey depends on the others
-            if kind in found:
-                of_kind = {path: palette for path, (one, palette) in headers.items() if one == kind}
-                others_by_color = any(decision.by_color for decision in decisions.values())
-                decisions[kind] = _DECIDE[kind](dataset, of_kind, others_by_color)
+        for kind in found:
+            decisions[kind] = _DECIDE[kind](dataset, files, decisions)
     else:
-        decisions = {kind: _Decision(label_values == 'color', f'as {_SETTING} says') for kind in found or KINDS}
-    by_color = frozenset(kind for kind, decision in decisions.items() if decision.by_color)
+        how = 'colour' if label_values == 'color' else 'number'
+        decisions = {kind: _Decision(how, f'as {_SETTING} says') for kind in found or KINDS}
+    by_color = frozenset(kind for kind, decision in decisions.items() if decision.how == 'colour')
     if by_color:
         _check_colors_differ(dataset)
-    if by_color and by_color == set(decisions):
-        by_color = frozenset(KINDS)
-    texts = [
-        f'{sum(kind == one for one, _ in headers.values())} label files {_KIND_TEXT[kind]} are read by '
-        f'{"colour" if decision.by_color else "number"}{decision.why and f" ({decision.why})"}'
-        for kind, decision in decisions.items()
-    ]
     doubt = ''
     if any(decision.doubtful for decision in decisions.values()):
-        other = 'index' if by_color else 'color'
+        other = 'color' if all(decision.how == 'number' for decision in decisions.values()) else 'index'
         doubt = f'label files read the other way would show other classes; {_SETTING}={other} reads them so'
-    return dataclasses.replace(dataset, by_color=by_color, reading='; '.join(texts), doubt=doubt)
+    return dataclasses.replace(
+        dataset,
+        by_color=frozenset(KINDS) if by_color and by_color == set(decisions) else by_color,
+        by_level=any(decision.how == 'grey level' for decision in decisions.values()),
+        reading='; '.join(
+            f'{len(files[kind])} label files {_KIND_TEXT[kind]} are read by {decision.how}'
+            f'{decision.why and f" ({decision.why})"}'
+            for kind, decision in decisions.items()
+        ),
+        doubt=doubt,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Decision:
-    by_color: bool
+    how: str  # 'number', 'grey level' or 'colour'
     why: str = ''
     doubtful: bool = False
 
@@ -98,50 +106,73 @@ def _headers(dataset: SegmentationDataset) -> dict[str, tuple[str, np.ndarray | 
         return {path: found for path, found in headers if found is not None}
 
 
-def _decide_rgb(dataset: SegmentationDataset, files: dict, others_by_color: bool) -> _Decision:
+def _decide_rgb(dataset: SegmentationDataset, files: dict, decisions: dict) -> _Decision:
     if not _has_colors(dataset):
-        return _Decision(False, 'no class has a colour of its own')
-    for path in files:
+        return _Decision('number', 'no class has a colour of its own')
+    for path in files['rgb']:
         try:
             row, column = (label := read_label_file(dataset.storage, path)).first_color()
         except DataError:
             continue
         if row >= 0:
             color = tuple(label.samples[row, column].tolist())
-            return _Decision(True, f'{os.path.basename(path)} shows {color}')
-    meanings = _read_both_ways(dataset, files)
+            return _Decision('colour', f'{os.path.basename(path)} shows {color}')
+    meanings = _read_both_ways(dataset, files['rgb'])
     by_color = meanings.differ + meanings.color_only > meanings.number_only
-    return _Decision(by_color, 'the channels are equal in all of them', meanings.differ > 0)
+    return _Decision('colour' if by_color else 'number', 'the channels are equal in all of them', meanings.differ > 0)
 
 
-def _decide_palette(dataset: SegmentationDataset, files: dict, others_by_color: bool) -> _Decision:
+def _decide_palette(dataset: SegmentationDataset, files: dict, decisions: dict, kind: str = 'palette') -> _Decision:
     if not _has_colors(dataset):
-        return _Decision(False, 'no class has a colour of its own')
-    moved = next(filter(None, (_moved_color(dataset, path, palette) for path, palette in files.items())), None)
+        return _Decision('number', 'no class has a colour of its own')
+    moved = next(filter(None, (_moved_color(dataset, path, palette) for path, palette in files[kind].items())), None)
     if moved is None:
-        return _Decision(False, 'no palette has the colour of a class at the number of another')
-    meanings = _read_both_ways(dataset, files)
-    by_color = meanings.differ + meanings.color_only > meanings.number_only
-    if by_color:
-        return _Decision(True, moved, meanings.differ > 0)
-    return _Decision(False, 'most of their colours are no class', meanings.differ > 0)
+        return _Decision('number', 'no palette has the colour of a class at the number of another')
+    meanings = _read_both_ways(dataset, files[kind])
+    if meanings.differ + meanings.color_only > meanings.number_only:
+        return _Decision('colour', moved, meanings.differ > 0)
+    return _Decision('number', 'most of their colours are no class', meanings.differ > 0)
 
 
-def _decide_grey(dataset: SegmentationDataset, files: dict, others_by_color: bool) -> _Decision:
+def _decide_grey_palette(dataset: SegmentationDataset, files: dict, decisions: dict) -> _Decision:
+    """By grey level, if levels beside black and white are class numbers: optimisers write files of one channel so."""
+    is_number = dataset.train_ids != UNKNOWN_LABEL
+    palettes = [filled_part(palette)[:, 0] for palette in files['grey_palette'].values()]
+    palettes = [greys for greys in palettes if (greys != np.arange(len(greys))).any()]
+    levels = np.unique(np.concatenate([[0], *palettes]).astype(int))
+    telling = files['grey'] or not set(levels) <= {0, IGNORE_LABEL}
+    if palettes and telling and is_number[levels[1:]].all() and not _any_by_color(decisions):
+        doubtful = any(is_number[: len(greys)][greys != np.arange(len(greys))].any() for greys in palettes)
+        return _Decision('grey level', 'the greys are class numbers', doubtful)
+    return _decide_palette(dataset, files, decisions, 'grey_palette')
+
+
+def _decide_grey(dataset: SegmentationDataset, files: dict, decisions: dict) -> _Decision:
     """Numbers; but optimisers also make grey files of RGB ones that happen to show grey colours alone."""
     greys = dataset.color_train_ids[np.arange(256) * 0x010101]
-    if not others_by_color or (greys[greys != UNKNOWN_LABEL] == dataset.train_ids[greys != UNKNOWN_LABEL]).all():
-        return _Decision(False)
-    meanings = _read_both_ways(dataset, files)
+    agree = (greys == UNKNOWN_LABEL) | (greys == dataset.train_ids)
+    if agree.all() or not _any_by_color(decisions):
+        return _Decision('number')
+    meanings = _read_both_ways(dataset, files['grey'])
     if meanings.differ and not meanings.number_only:
         raise DataError(
-            f'{next(iter(files))}: label file of one channel among others in colour, and its values are numbers of '
-            f'classes as well as their grey colours; say which: {_SETTING}=index or color'
+            f'{next(iter(files["grey"]))}: label file of one channel among others in colour, and its values are '
+            f'numbers of classes as well as their grey colours; say which: {_SETTING}=index or color'
         )
-    return _Decision(meanings.color_only > meanings.number_only, 'which gives more pixels a class', meanings.differ > 0)
+    how = 'colour' if meanings.color_only > meanings.number_only else 'number'
+    return _Decision(how, 'which gives more pixels a class', meanings.differ > 0)
 
 
-_DECIDE = {'rgb': _decide_rgb, 'palette': _decide_palette, 'grey': _decide_grey}
+def _any_by_color(decisions: dict[str, _Decision]) -> bool:
+    return any(decision.how == 'colour' for decision in decisions.values())
+
+
+_DECIDE = {
+    'rgb': _decide_rgb,
+    'palette': _decide_palette,
+    'grey_palette': _decide_grey_palette,
+    'grey': _decide_grey,
+}
 
 
 def _has_colors(dataset: SegmentationDataset) -> bool:
