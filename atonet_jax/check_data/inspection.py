@@ -8,9 +8,10 @@ from collections import Counter
 import numpy as np
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import read_image
+from atonet_jax.data.image_files import read_image, read_image_header
 from atonet_jax.data.label_checks import judge_labels, pixels_of_classes, value_text
 from atonet_jax.data.label_files import LabelCounts, count_label_values
+from atonet_jax.data.verify import turned_text
 from atonet_jax.process.progress import watched
 
 
@@ -20,12 +21,14 @@ class _Inspection:
 
     Attributes:
         size: (height, width), None if the image cannot be read.
+        orientation: of the image's EXIF.
         counts: of the label file's values, None if it cannot be used.
         digest: of the image file's content.
         problems: why it cannot be used.
     """
 
     size: tuple[int, int] | None = None
+    orientation: int = 1
     counts: LabelCounts | None = None
     digest: str = ''
     problems: list[DataError] = dataclasses.field(default_factory=list)
@@ -103,6 +106,9 @@ def inspect_split(
     if on_corrupt == 'skip' and len(unusable) < len(dataset):
         warnings = [f'config.data.on_corrupt=skip leaves out {len(them)}: {kind}' for kind, them in failures.items()]
         failures = {}
+    turned = turned_text(dataset, sum(one.orientation != 1 and not one.problems for one in inspections))
+    if turned:
+        warnings.append(turned)
     if dataset.label_paths is None:
         failures['no labels, which training and evaluation need'] = list(dataset.image_paths)
     else:
@@ -134,6 +140,7 @@ def _inspect(dataset: SegmentationDataset, i: int) -> _Inspection:
     try:
         with dataset.storage.open(dataset.image_paths[i]) as file:
             found.digest = hashlib.file_digest(file, 'sha1').hexdigest()
+        found.orientation = read_image_header(dataset, i).orientation
         found.size = read_image(dataset, i).shape[:2]
     except DataError as error:
         found.problems.append(error)

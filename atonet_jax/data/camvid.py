@@ -15,6 +15,7 @@ from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
+from atonet_jax.data.pictures import suffixes
 from atonet_jax.data.split_list import read_split_list
 
 _log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ def _load_repack(root: str, split: str, parts: tuple[str, ...], label_suffix: st
     image_paths, label_paths = [], []
     for part in parts:
         images_folder, labels_folder = os.path.join(root, part), os.path.join(root, f'{part}{label_suffix}')
-        images, labels = _frames(images_folder), _frames(labels_folder)
+        images, labels = _frames(images_folder, suffixes()), _frames(labels_folder, LABEL_EXTENSIONS)
         for frame in sorted(images.keys() | labels.keys()):
             image_paths.append(images.get(frame, os.path.join(images_folder, f'{frame}.png')))
             label_paths.append(labels.get(frame, os.path.join(labels_folder, f'{frame}.png')))
@@ -73,7 +74,7 @@ def _load_repack(root: str, split: str, parts: tuple[str, ...], label_suffix: st
 def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationDataset:
     """The layout with all frames in one folder and all labels in another."""
     images_folder, labels_folder = _existing_folder(root, _IMAGE_FOLDERS), _existing_folder(root, _LABEL_FOLDERS)
-    images, labels = _frames(images_folder), _frames(labels_folder)
+    images, labels = _frames(images_folder, suffixes()), _frames(labels_folder, LABEL_EXTENSIONS)
     if not labels:
         raise DataError(f'{labels_folder}: holds no label files; {_LAYOUT}')
     lists = {part: os.path.join(root, f'{part}.txt') for part in _PARTS}
@@ -116,13 +117,13 @@ def _existing_folder(root: str, names: tuple[str, ...]) -> str:
     raise DataError(f'{root}: has neither of the folders {", ".join(names)}; {_LAYOUT}')
 
 
-def _frames(folder: str) -> dict[str, str]:
-    """{frame: path} of the pictures in a folder that are not hidden."""
+def _frames(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
+    """{frame: path} of the files in a folder that end so and are not hidden."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; {_LAYOUT}')
     paths = {}
     for name in sorted(os.listdir(folder)):
-        if name.startswith('.') or not name.lower().endswith(LABEL_EXTENSIONS):
+        if name.startswith('.') or not name.lower().endswith(endings):
             continue
         path = os.path.join(folder, name)
         other = paths.setdefault(_frame_name(name), path)

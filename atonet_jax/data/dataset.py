@@ -4,18 +4,16 @@ import dataclasses
 import functools
 import os
 import zlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import BinaryIO, Protocol
 
 import numpy as np
-import PIL.Image
 
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable
+from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 
 VOID_INDEX = 2**24  # beyond all colours: a void pixel of a palette that is read by colour
-_UNDECODABLE = (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError)  # what Pillow raises for bad files
 
 
 class DataError(InputError):
@@ -76,6 +74,10 @@ class SegmentationDataset:
             `class_table.raw_to_train`.
         unknown_as_void: the share of a label file's pixels that may have other values; these are then ignored.
         storage: opens the paths.
+        max_pixels: of an image.
+        sample_range: `read_picture`'s, for images of more than 8 bits.
+        label_orientation: 'upright' if the labels fit the image as EXIF turns it, 'stored' if they fit it as its file
+            stores it.
         sizes: (height, width) of each image, None for an unusable one. None altogether before `verify` has read them.
         unusable: {index: reason} of the examples that `verify` found unusable.
     """
@@ -92,6 +94,9 @@ class SegmentationDataset:
     raw_to_train: np.ndarray | None = None
     unknown_as_void: float = 0.0
     storage: Storage = LocalFiles()
+    max_pixels: int = MAX_PIXELS
+    sample_range: tuple[float, ...] = ()
+    label_orientation: str = 'upright'
     sizes: tuple[tuple[int, int] | None, ...] | None = None
     unusable: Mapping[int, DataError] = dataclasses.field(default_factory=dict)
 
@@ -134,7 +139,10 @@ class SegmentationDataset:
         tables = zlib.crc32(self.train_ids)
         if self.by_color:
             tables = zlib.crc32(self.color_train_ids, tables)
-        return f'{"+".join(sorted(self.by_color))} {self.by_level} {tables} {self.unknown_as_void}'
+        kinds = '+'.join(sorted(self.by_color))
+        return (
+            f'{kinds} {self.by_level} {tables} {self.unknown_as_void} {self.label_orientation} {self.sample_range}'
+        )
 
 
 def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:
@@ -152,21 +160,6 @@ def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, 
     if len(set(parts)) < len(parts):
         raise DataError(f"split '{split}' names a part twice; name each once")
     return parts
-
-
-@contextmanager
-def decoding(path: str) -> Iterator[None]:
-    """Turns what Pillow raises for the file `path` into a DataError."""
-    try:
-        yield
-    except DataError:  # a ValueError too
-        raise
-    except _UNDECODABLE as error:
-        if isinstance(error, PIL.UnidentifiedImageError):  # whose text is the name of an object
-            reason = 'not an image'
-        else:
-            reason = str(error).splitlines()[0]
-        raise DataError(f'{path}: cannot be decoded ({reason}); replace the file', 'file cannot be decoded') from error
 
 
 def _cannot_open(path: str, error: OSError) -> DataError:

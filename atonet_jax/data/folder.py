@@ -8,10 +8,9 @@ from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.pictures import suffixes
 from atonet_jax.data.split_list import read_split_list
 
-_IMAGE_EXTENSIONS = ('.png', '.jpg', '.jpeg')
-_LOSSY_EXTENSIONS = ('.jpg', '.jpeg', '.webp', '.jp2', '.avif', '.heic')
 _HIDDEN = ('.', '__MACOSX')  # what the names of files and folders begin with that are passed over
 
 
@@ -37,24 +36,25 @@ def load_folder(
         images_folder, labels_folder = (
             os.path.join(root, pattern.replace('{split}', part)) for pattern in (options.images, options.labels)
         )
-        images = _find(images_folder, options.image_suffix, _IMAGE_EXTENSIONS, 'images')
+        images = _find(images_folder, options.image_suffix, suffixes(), 'images')
         labels = _find(labels_folder, options.label_suffix, LABEL_EXTENSIONS, 'labels')
         if options.list:
             path = os.path.join(root, options.list.replace('{split}', part))
-            names = [_strip(name, options.image_suffix, _IMAGE_EXTENSIONS) for name in read_split_list(path)]
+            names = [_strip(name, options.image_suffix, suffixes()) for name in read_split_list(path)]
             if not names:
                 raise DataError(f'{path}: names no images; write one name a line')
         else:
             names = sorted(images.keys() | labels.keys())
             if not images:
-                wanted = f'*{options.image_suffix} with {" or ".join(_IMAGE_EXTENSIONS)}'
+                wanted = f'*{options.image_suffix}.png, .jpg or another usual format'
                 raise DataError(f'{images_folder}: holds no images ({wanted}); see config.data.folder')
-        lossy = {}
+        others = {}
         if any(name not in labels for name in names):
-            lossy = _find(labels_folder, options.label_suffix, _LOSSY_EXTENSIONS, 'labels')
+            endings = tuple(ending for ending in suffixes() if ending not in LABEL_EXTENSIONS)
+            others = _find(labels_folder, options.label_suffix, endings, 'labels')
         # What is missing or of a wrong kind is reported when it is read.
         for name in names:
-            label = lossy.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
+            label = others.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
             image_paths.append(images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png')))
             label_paths.append(labels.get(name, label))
     dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths))

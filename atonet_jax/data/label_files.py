@@ -4,14 +4,16 @@ A file holds numbers or colours. Its samples are the numbers, at any bit depth a
 holds is decided for a whole split (label_reading.py).
 """
 
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import PIL.Image
 
-from atonet_jax.data.dataset import VOID_INDEX, DataError, SegmentationDataset, Storage, decoding
+from atonet_jax.data.dataset import VOID_INDEX, DataError, SegmentationDataset
+from atonet_jax.data.image_files import check_label_pixels, check_label_size, upright_labels
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
 
 KINDS = ('grey', 'grey_palette', 'palette', 'rgb')  # of label files; grey_palette: whose colours are different greys
@@ -27,6 +29,7 @@ _TIFF_COMPRESSIONS = ('raw', 'tiff_ccitt', 'group3', 'group4', 'tiff_lzw', 'tiff
                       'packbits', 'tiff_deflate', 'lzma', 'zstd')  # fmt: skip
 _NO_PAGE = 5  # bits of a TIFF's page: a smaller copy of another page, or a mask of transparency
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC = 254, 258, 262  # TIFF's tags
+_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)  # what Pillow raises
 _WRONG_KIND = 'wrong kind of label file'
 
 
@@ -129,13 +132,13 @@ class LabelPixels(NamedTuple):
     colored: bool
 
 
-def read_label_file(storage: Storage, path: str) -> LabelFile:
-    """The content of a label file, decoded.
+def read_label_file(dataset: SegmentationDataset, path: str) -> LabelFile:
+    """The content of a label file, decoded, as its file stores it.
 
     Raises:
-        DataError: the file is missing or unreadable, may have lost values to compression, or is ambiguous.
+        DataError: the file is missing, unreadable or too large, may have lost values to compression, or is ambiguous.
     """
-    with storage.open(path) as file, _opened(file, path) as (image, kind, bits):
+    with _opened(dataset, path) as (image, kind, bits):
         kind, palette = _with_palette(image, kind)
         samples = np.asarray(image)
     if image.mode in ('LA', 'PA'):
@@ -154,13 +157,13 @@ def read_label_file(storage: Storage, path: str) -> LabelFile:
     return LabelFile(path, kind, samples, bits, palette)
 
 
-def read_label_header(storage: Storage, path: str) -> tuple[str, np.ndarray | None]:
+def read_label_header(dataset: SegmentationDataset, path: str) -> tuple[str, np.ndarray | None]:
     """The kind of a label file, and its palette, without decoding its pixels.
 
     Raises:
         DataError: as `read_label_file`.
     """
-    with storage.open(path) as file, _opened(file, path) as (image, kind, _):
+    with _opened(dataset, path) as (image, kind, _):
         return _with_palette(image, kind)
 
 
@@ -170,7 +173,7 @@ def read_label_pixels(dataset: SegmentationDataset, i: int) -> LabelPixels:
     Raises:
         DataError: as `read_label_file`; or its content does not suit that way.
     """
-    label = read_label_file(dataset.storage, dataset.label_paths[i])
+    label = read_label_file(dataset, dataset.label_paths[i])
     colored = label.kind in dataset.by_color
     values = label.colors(dataset.color_train_ids) if colored else label.numbers(dataset.by_level)
     return LabelPixels(values, colored)
@@ -193,8 +196,8 @@ def read_labels(dataset: SegmentationDataset, i: int, image_size: tuple[int, int
     unknown = labels == UNKNOWN_LABEL
     if unknown.any():
         _check_unknown(dataset, i, pixels.colored, labels.size, *np.unique(pixels.values[unknown], return_counts=True))
-        return np.where(unknown, np.uint8(IGNORE_LABEL), labels)
-    return labels
+        labels = np.where(unknown, np.uint8(IGNORE_LABEL), labels)
+    return upright_labels(dataset, i, labels)
 
 
 class LabelCounts(NamedTuple):
@@ -249,24 +252,14 @@ def to_train_ids(dataset: SegmentationDataset, pixels: LabelPixels) -> np.ndarra
     return np.where(fits, dataset.train_ids[np.where(fits, values, 0)], np.uint8(UNKNOWN_LABEL))
 
 
-def check_label_size(
-    dataset: SegmentationDataset, i: int, label_size: tuple[int, ...], image_size: tuple[int, int]
-) -> None:
-    """Raises DataError if the label of example `i` has another (height, width) than its image."""
-    if tuple(label_size) != tuple(image_size):
-        raise DataError(
-            f'{dataset.label_paths[i]}: label is {_size_text(label_size)} but its image {dataset.image_paths[i]} is '
-            f'{_size_text(image_size)}; they must be equal',
-            'label and image differ in size',
-        )
-
-
 @contextmanager
-def _opened(file: BinaryIO, path: str) -> Iterator[tuple[PIL.Image.Image, str, int]]:
+def _opened(dataset: SegmentationDataset, path: str) -> Iterator[tuple[PIL.Image.Image, str, int]]:
     """(image, kind, bits of a sample) of a label file. Its pixels are not decoded yet."""
-    head = file.read(32)
-    file.seek(0)
-    with decoding(path), PIL.Image.open(file) as image:
+    with dataset.storage.open(path) as file, _decoding(path):
+        head = file.read(32)
+        file.seek(0)
+        image = PIL.Image.open(file)
+        check_label_pixels(dataset, path, image)
         fault = ''
         if image.format not in _FORMATS:
             fault = f'is a {image.format} file, whose compression may change class ids; save labels as PNG'
@@ -287,6 +280,20 @@ def _opened(file: BinaryIO, path: str) -> Iterator[tuple[PIL.Image.Image, str, i
         if fault:
             raise DataError(f'{path}: label file {fault}', _WRONG_KIND)
         yield image, kind, bits
+
+
+@contextmanager
+def _decoding(path: str) -> Iterator[None]:
+    try:
+        yield
+    except DataError:  # a ValueError too
+        raise
+    except _UNDECODABLE as error:
+        if isinstance(error, PIL.UnidentifiedImageError):  # whose text is the name of an object
+            reason = 'not an image'
+        else:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f'{path}: cannot be decoded ({reason}); replace the file', 'file cannot be decoded') from error
 
 
 def _bits(image: PIL.Image.Image, head: bytes) -> int:
@@ -373,7 +380,3 @@ def _ranges_text(values: np.ndarray) -> str:
     """Sorted integers as text, such as '0..18, 255'."""
     runs = np.split(values, np.flatnonzero(np.diff(values) > 1) + 1)
     return ', '.join(f'{run[0]}..{run[-1]}' if len(run) > 1 else f'{run[0]}' for run in runs)
-
-
-def _size_text(shape: tuple[int, ...]) -> str:
-    return f'{shape[0]}x{shape[1]} (height x width)'

@@ -8,6 +8,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -45,6 +46,7 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
         DataError: both ways give the pixels different meanings, and nothing speaks for one of them; or labels are
             colours and two classes have the same.
     """
+    asked, dataset = dataset, dataclasses.replace(dataset, max_pixels=sys.maxsize)  # that limit is no matter here
     headers = _headers(dataset)
     files = {kind: {path: palette for path, (one, palette) in headers.items() if one == kind} for kind in KINDS}
     found = [kind for kind in reversed(KINDS) if files[kind]]  # grey depends on the others
@@ -63,7 +65,7 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
         other = 'color' if all(decision.how == 'number' for decision in decisions.values()) else 'index'
         doubt = f'label files read the other way would show other classes; {_SETTING}={other} reads them so'
     return dataclasses.replace(
-        dataset,
+        asked,
         by_color=frozenset(KINDS) if by_color and by_color == set(decisions) else by_color,
         by_level=any(decision.how == 'grey level' for decision in decisions.values()),
         reading='; '.join(
@@ -96,7 +98,7 @@ def _headers(dataset: SegmentationDataset) -> dict[str, tuple[str, np.ndarray | 
 
     def header(path):
         try:
-            return path, read_label_header(dataset.storage, path)
+            return path, read_label_header(dataset, path)
         except DataError:
             return path, None
 
@@ -111,7 +113,7 @@ def _decide_rgb(dataset: SegmentationDataset, files: dict, decisions: dict) -> _
         return _Decision('number', 'no class has a colour of its own')
     for path in files['rgb']:
         try:
-            row, column = (label := read_label_file(dataset.storage, path)).first_color()
+            row, column = (label := read_label_file(dataset, path)).first_color()
         except DataError:
             continue
         if row >= 0:
@@ -194,7 +196,7 @@ def _read_both_ways(dataset: SegmentationDataset, paths: Sequence[str]) -> _Mean
     def compare(path):
         found = collections.Counter()
         try:
-            label = read_label_file(dataset.storage, path)
+            label = read_label_file(dataset, path)
             by_number = to_train_ids(dataset, LabelPixels(label.numbers(), colored=False))
             by_color = to_train_ids(dataset, LabelPixels(label.colors(dataset.color_train_ids), colored=True))
         except DataError:

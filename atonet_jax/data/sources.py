@@ -43,17 +43,23 @@ def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
         DataError: files are missing or do not fit each other, `data.root` holds other data than asked for, or its
             labels cannot be read as `label_values` says.
     """
-    dataset = _load(data, split)
+    dataset = _load_files(data, split)
     held = 'color' if dataset.by_color else 'index'
     if data.label_values not in ('auto', held):
         raise DataError(
             f'config.data.label_values={data.label_values}: but the labels of {dataset.name} {split} are {held} here; '
             'leave it auto'
         )
-    return dataclasses.replace(dataset, unknown_as_void=data.unknown_as_void)
+    return dataclasses.replace(
+        dataset,
+        unknown_as_void=data.unknown_as_void,
+        max_pixels=data.max_pixels,
+        sample_range=tuple(data.sample_range),
+        label_orientation=data.label_orientation,
+    )
 
 
-def _load(data: ConfigDict, split: str) -> SegmentationDataset:
+def _load_files(data: ConfigDict, split: str) -> SegmentationDataset:
     if data.tfds_dir:
         from atonet_jax.data.tfds_copy import load_tfds
 

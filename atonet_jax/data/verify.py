@@ -9,7 +9,7 @@ import tempfile
 from typing import NamedTuple
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import check_image_end, read_image, read_image_size
+from atonet_jax.data.image_files import check_image_end, read_image, read_image_header
 from atonet_jax.data.label_checks import Judgement, judge_labels
 from atonet_jax.data.label_files import LabelCounts, count_label_values
 from atonet_jax.process.progress import watched
@@ -24,6 +24,7 @@ class _Good(NamedTuple):
 
     height: int
     width: int
+    orientation: int
     known: dict[str, int]  # as in LabelCounts
     unknown: int
     fingerprint: str
@@ -66,10 +67,10 @@ def verify(
             known = known_good.get(image_path)
             if known is not None and known.fingerprint == fingerprint:
                 return known
-            size = read_image_size(dataset, i)
+            size, orientation = read_image_header(dataset, i)
             read_image(dataset, i) if decode_images else check_image_end(dataset, i)
             counts = LabelCounts({}, 0) if dataset.label_paths is None else count_label_values(dataset, i, size)
-            return _Good(*size, *counts, fingerprint)
+            return _Good(*size, orientation, *counts, fingerprint)
         except DataError as error:
             return error
 
@@ -83,6 +84,7 @@ def verify(
     for error in unusable.values():
         _log.warning('skipped: %s', error)
     good = {path: result for path, result in zip(dataset.image_paths, results) if isinstance(result, _Good)}
+    _report_turned(dataset, good.values())
     if dataset.label_paths is not None:
         counts = {
             path: LabelCounts(result.known, result.unknown)
@@ -103,6 +105,27 @@ def _refuse_unfit(dataset: SegmentationDataset, judgement: Judgement) -> None:
     if judgement.failures:
         found = [f'{failure} (such as {lines[0]})' for failure, lines in judgement.failures.items()]
         raise DataError(f'{name}: {"; ".join([*found, judgement.advice or "--mode=check_data says more"])}')
+
+
+def _report_turned(dataset: SegmentationDataset, good) -> None:
+    text = turned_text(dataset, sum(one.orientation != 1 for one in good))
+    if text:
+        _log.warning('%s %s: %s', dataset.name, dataset.split, text)
+
+
+def turned_text(dataset: SegmentationDataset, count: int) -> str:
+    """What is done about the EXIF orientation of `count` images and their labels; '' if there are none."""
+    if not count:
+        return ''
+    text = f'{count} images are turned upright, as their EXIF orientation says'
+    if dataset.label_paths is None:
+        return text
+    if dataset.label_orientation == 'stored':
+        return f'{text}, and so are their label files (config.data.label_orientation=stored)'
+    return (
+        f'{text}; their label files are taken to be upright already; if they were drawn on the images as stored, give '
+        '--config.data.label_orientation=stored'
+    )
 
 
 def _summary(problems: list[DataError], dataset: SegmentationDataset) -> str:
