@@ -262,9 +262,10 @@ def _opened(dataset: SegmentationDataset, path: str) -> Iterator[tuple[PIL.Image
         check_label_pixels(dataset, path, image)
         fault = ''
         if image.format not in _FORMATS:
-            fault = f'is a {image.format} file, whose compression may change class ids; save labels as PNG'
+            fault = f'is a {image.format} file, whose compression may change class ids; save the original labels as PNG'
         elif image.format == 'TIFF' and image.info.get('compression') not in _TIFF_COMPRESSIONS:
-            fault = f'has {image.info.get("compression")} compression, which may change class ids; save labels as PNG'
+            compression = image.info.get('compression')
+            fault = f'has {compression} compression, which may change class ids; save the original labels as PNG'
         elif _pages(image) > 1:
             fault = f'holds {_pages(image)} pictures; save the labels alone, as PNG'
         elif image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC, 1) == 0:

@@ -56,7 +56,7 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
             decisions[kind] = _DECIDE[kind](dataset, files, decisions)
     else:
         how = 'colour' if label_values == 'color' else 'number'
-        decisions = {kind: _Decision(how, f'as {_SETTING} says') for kind in found or KINDS}
+        decisions = {kind: _Decision(how, f'{_SETTING} says so') for kind in found or KINDS}
     by_color = frozenset(kind for kind, decision in decisions.items() if decision.how == 'colour')
     if by_color:
         _check_colors_differ(dataset)
@@ -69,8 +69,8 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
         by_color=frozenset(KINDS) if by_color and by_color == set(decisions) else by_color,
         by_level=any(decision.how == 'grey level' for decision in decisions.values()),
         reading='; '.join(
-            f'{len(files[kind])} label files {_KIND_TEXT[kind]} are read by {decision.how}'
-            f'{decision.why and f" ({decision.why})"}'
+            f'label files {_KIND_TEXT[kind]} ({len(files[kind])}) are read by {decision.how}'
+            f'{decision.why and f", because {decision.why}"}'
             for kind, decision in decisions.items()
         ),
         doubt=doubt,
@@ -121,7 +121,9 @@ def _decide_rgb(dataset: SegmentationDataset, files: dict, decisions: dict) -> _
             return _Decision('colour', f'{os.path.basename(path)} shows {color}')
     meanings = _read_both_ways(dataset, files['rgb'])
     by_color = meanings.differ + meanings.color_only > meanings.number_only
-    return _Decision('colour' if by_color else 'number', 'the channels are equal in all of them', meanings.differ > 0)
+    return _Decision(
+        'colour' if by_color else 'number', 'all are grey, and so more pixels have a class', meanings.differ > 0
+    )
 
 
 def _decide_palette(dataset: SegmentationDataset, files: dict, decisions: dict, kind: str = 'palette') -> _Decision:
@@ -162,7 +164,7 @@ def _decide_grey(dataset: SegmentationDataset, files: dict, decisions: dict) -> 
             f'numbers of classes as well as their grey colours; say which: {_SETTING}=index or color'
         )
     how = 'colour' if meanings.color_only > meanings.number_only else 'number'
-    return _Decision(how, 'which gives more pixels a class', meanings.differ > 0)
+    return _Decision(how, 'so more pixels have a class', meanings.differ > 0)
 
 
 def _any_by_color(decisions: dict[str, _Decision]) -> bool:

@@ -101,7 +101,7 @@ def test_what_was_found_is_said(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         verify(load_camvid(str(tmp_path), 'train'))
     assert 'CamVid train, 3 frames' in caplog.text
-    assert 'camvid train: 3 label files in RGB are read by colour (0001TP_006690.png shows ' in caplog.text
+    assert 'camvid train: label files in RGB (3) are read by colour, because 0001TP_006690.png shows ' in caplog.text
 
 
 def test_hidden_files_are_passed_over(tmp_path):

@@ -190,7 +190,7 @@ def deep_alpha(path):
 @pytest.mark.parametrize(
     ('write', 'fault'),
     [
-        (jpeg, 'is a JPEG file, whose compression may change class ids; save labels as PNG'),
+        (jpeg, 'is a JPEG file, whose compression may change class ids; save the original labels as PNG'),
         (webp, 'is a WEBP file'),
         (jpeg_in_tiff, 'has jpeg compression'),
         (pages, 'holds 2 pictures; save the labels alone'),

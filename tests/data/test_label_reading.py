@@ -141,7 +141,7 @@ def test_kinds_of_file_that_differ_are_each_read_in_their_way(tmp_path):
     dataset = decide(tmp_path, files, COLORED)
     for i in range(3):
         np.testing.assert_array_equal(labels_of(dataset, i), TRAIN_IDS)
-    assert dataset.reading.count('1 label files') == 3
+    assert dataset.reading.count(' (1) are read by ') == 3
 
 
 def test_a_grey_file_among_colours_that_could_be_both_is_refused(tmp_path):
