@@ -6,7 +6,7 @@ import pytest
 
 from atonet_jax.data.class_file import read_class_file
 from atonet_jax.data.dataset import DataError
-from atonet_jax.data.labels import IGNORE_LABEL, RawLabel
+from atonet_jax.data.labels import IGNORE_LABEL, ClassTable, RawLabel
 
 CSV = 'name,color,value,class,ignore\nroad,#804080,7,,\ncar,0 0 142,26,,\nvan,#00008e,27,car,\nego vehicle,,1,,true\n'
 ROWS = [
@@ -46,6 +46,8 @@ def test_values_and_colors_may_be_left_out(tmp_path):
     table = read(tmp_path, 'name\nwater\nland\nsky\n')
     assert [label.raw_id for label in table.raw_labels] == [0, 1, 2]
     assert len(set(table.class_colors)) == 3
+    assert {label.color for label in table.raw_labels} == {None}  # label files cannot hold what is chosen here
+    assert ClassTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
 
 
 @pytest.mark.parametrize(

@@ -187,9 +187,24 @@ def deep_alpha(path):
     save_png(path, np.repeat(NUMBERS[..., None], 2, 2), 16, 4)
 
 
+def bmp_of_four_bits(path):
+    palette = b''.join(bytes((level, level, level, 0)) for level in range(16))
+    rows = bytes(8 * SIZE[0])
+    with open(path, 'wb') as file:
+        file.write(b'BM' + struct.pack('<IHHI', 54 + len(palette + rows), 0, 0, 54 + len(palette)))
+        file.write(struct.pack('<IiiHHIIiiII', 40, SIZE[1], SIZE[0], 1, 4, 0, len(rows), 0, 0, 16, 0) + palette + rows)
+
+
+def animation(path):
+    other = PIL.Image.fromarray(3 - NUMBERS)
+    PIL.Image.fromarray(NUMBERS).save(path, save_all=True, append_images=[other])
+
+
 @pytest.mark.parametrize(
     ('write', 'fault'),
     [
+        (bmp_of_four_bits, 'is a BMP of 4 bits with a grey palette, which cannot be read'),
+        (animation, 'holds 2 pictures; save the labels alone'),
         (jpeg, 'is a JPEG file, whose compression may change class ids; save the original labels as PNG'),
         (webp, 'is a WEBP file'),
         (jpeg_in_tiff, 'has jpeg compression'),
