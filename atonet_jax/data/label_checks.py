@@ -122,7 +122,7 @@ def _guess_train_ids(dataset, counts, warnings) -> None:
     num_classes, void = dataset.class_table.num_classes, f'{IGNORE_LABEL}'
     class_numbers = np.flatnonzero(dataset.train_ids < num_classes)
     is_listed = any(label.raw_id == IGNORE_LABEL for label in dataset.class_table.raw_labels)
-    if is_listed or dataset.raw_to_train is not None or class_numbers.max() <= num_classes:
+    if is_listed or class_numbers.max() <= num_classes:
         return
     low = {
         path: one.known
