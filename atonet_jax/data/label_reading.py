@@ -190,7 +190,7 @@ def _moved_color(dataset: SegmentationDataset, path: str, palette: np.ndarray) -
     in_place = by_color == dataset.train_ids[: len(palette)]
     for index in np.flatnonzero((by_color != UNKNOWN_LABEL) & ~in_place):
         if index != IGNORE_LABEL and colors[index] not in colors[in_place]:
-            return f'#{colors[index]:06x} is at {index} in the palette of {os.path.basename(path)}'
+            return f'the palette of {os.path.basename(path)} has the class colour #{colors[index]:06x} at {index}'
     return ''
 
 

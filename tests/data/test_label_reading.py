@@ -66,7 +66,7 @@ def test_a_palette_of_moved_colours_with_a_void_border(tmp_path, plain_files):
     dataset = decide(tmp_path, [*plain, palette_file(bordered, palette)], COLORED)
     expected = np.where(np.arange(6) == 2, IGNORE_LABEL, TRAIN_IDS)
     np.testing.assert_array_equal(labels_of(dataset, plain_files), expected)
-    assert '#00ff00 is at 1 in the palette' in dataset.reading and 'label_values=index' in dataset.doubt
+    assert 'has the class colour #00ff00 at 1' in dataset.reading and 'label_values=index' in dataset.doubt
     by_index = decide(tmp_path, [palette_file(bordered, palette)], COLORED, 'index')
     np.testing.assert_array_equal(labels_of(by_index), np.where(np.arange(6) == 2, IGNORE_LABEL, indices))
 
