@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.data.labels import DATA_NAMES
+from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
 from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, default_options
@@ -56,6 +56,9 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'train_split': 'train',  # or several: 'train+val'
                 'eval_split': 'val',
                 'on_corrupt': 'error',  # or skip: leave out what cannot be read, and say so
+                'label_values': 'auto',  # what label files hold: index, color; auto: decided over all files of a split
+                'unknown_as_void': 0.0,  # share of a label file's pixels that may have values of no class
+                'trust_labels': False,  # True: doubtful labels are warned of and not refused
                 'max_pixels': MAX_PIXELS,  # of an image; larger ones are refused before they are decoded
                 # Samples that become 0 and 255, such as (0, 4095), in images of more than 8 bits; (): each file's own.
                 'sample_range': (),
@@ -237,6 +240,8 @@ def validate(config: ConfigDict) -> None:
     one_of('data.name', DATA_NAMES)
     one_of('data.on_corrupt', ON_CORRUPT)
     one_of('data.cache', CACHES)
+    one_of('data.label_values', LABEL_VALUES)
+    between(0, 1, 'data.unknown_as_void')
     one_of('data.label_orientation', LABEL_ORIENTATIONS)
     one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adamw'))

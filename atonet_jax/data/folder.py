@@ -6,7 +6,8 @@ import os
 from ml_collections import ConfigDict
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
-from atonet_jax.data.decode import detect_label_values
+from atonet_jax.data.label_files import LABEL_EXTENSIONS
+from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import suffixes
 from atonet_jax.data.split_list import read_split_list
@@ -14,10 +15,12 @@ from atonet_jax.data.split_list import read_split_list
 _log = logging.getLogger(__name__)
 
 _USUAL_EXTENSIONS = ('.png', '.jpg', '.jpeg')  # files of other formats are images only where a label names them
-_LABEL_EXTENSIONS = ('.png',)
+_HIDDEN = ('.', '__MACOSX')  # what the names of files and folders begin with that are passed over
 
 
-def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -> SegmentationDataset:
+def load_folder(
+    root: str, split: str, table: ClassTable, options: ConfigDict, label_values: str = 'auto'
+) -> SegmentationDataset:
     """Pairs the images and labels of a split by their paths below the two folders, without suffix and extension.
 
     Args:
@@ -26,10 +29,11 @@ def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -
         table: the classes.
         options: `images`, `labels`: the two folders; `image_suffix`, `label_suffix`: what ends the names of their files
             before the extension; `list`: a text file with a name a line, or '' for all files in the folders.
+        label_values: as in `decide_reading`.
 
     Raises:
         DataError: a part is empty or named twice; a folder or list is missing, holds nothing, or two files have one
-            name; or labels are colours and two classes have the same.
+            name; or as in `decide_reading`.
     """
     image_paths, label_paths = [], []
     for part in split_parts(split):
@@ -37,7 +41,7 @@ def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -
             os.path.join(root, pattern.replace('{split}', part)) for pattern in (options.images, options.labels)
         )
         images = _find(images_folder, options.image_suffix, suffixes(), 'images')
-        labels = _find(labels_folder, options.label_suffix, _LABEL_EXTENSIONS, 'labels')
+        labels = _find(labels_folder, options.label_suffix, LABEL_EXTENSIONS, 'labels')
         if options.list:
             path = os.path.join(root, options.list.replace('{split}', part))
             names = [_strip(name, options.image_suffix, suffixes()) for name in read_split_list(path)]
@@ -57,32 +61,17 @@ def load_folder(root: str, split: str, table: ClassTable, options: ConfigDict) -
             if not images:
                 wanted = f'*{options.image_suffix}.png, .jpg or another usual format'
                 raise DataError(f'{images_folder}: holds no images ({wanted}); see config.data.folder')
-        # A missing file is reported when it is read.
+        others = {}
+        if any(name not in labels for name in names):
+            endings = tuple(ending for ending in suffixes() if ending not in LABEL_EXTENSIONS)
+            others = _find(labels_folder, options.label_suffix, endings, 'labels')
+        # What is missing or of a wrong kind is reported when it is read.
         for name in names:
+            label = others.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
             image_paths.append(images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png')))
-            label_paths.append(labels.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png')))
-    label_values = detect_label_values(label_paths, table)
-    if label_values == 'color':
-        _check_colors_differ(table, os.path.join(root, options.classes))
-    return SegmentationDataset(
-        name='folder',
-        split=split,
-        class_table=table,
-        image_paths=tuple(image_paths),
-        label_paths=tuple(label_paths),
-        label_values=label_values,
-    )
-
-
-def _check_colors_differ(table: ClassTable, path: str) -> None:
-    labels = {}
-    for label in table.raw_labels:
-        other = labels.setdefault(label.color, label)
-        if other.train_id != label.train_id:
-            raise DataError(
-                f'{path}: {other.name!r} and {label.name!r} both have the colour {label.color}, by which the label '
-                'files tell classes apart; give each its own'
-            )
+            label_paths.append(labels.get(name, label))
+    dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths))
+    return decide_reading(dataset, label_values)
 
 
 def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> dict[str, str]:
@@ -95,10 +84,11 @@ def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> d
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
         for file in files:
             path = os.path.join(parent, file)
             stem, extension = os.path.splitext(file)
-            if extension.lower() not in extensions or not stem.endswith(suffix) or file.startswith('.'):
+            if extension.lower() not in extensions or not stem.endswith(suffix) or file.startswith(_HIDDEN):
                 continue
             name = _strip(os.path.relpath(path, folder), suffix, extensions)
             if what == 'images' and name in paths and _is_usual(path) != _is_usual(paths[name]):  # and its original

@@ -115,10 +115,10 @@ def upright_labels(dataset: SegmentationDataset, i: int, labels: np.ndarray) -> 
     return turn(labels, read_image_header(dataset, i).orientation)
 
 
-def check_label_pixels(dataset: SegmentationDataset, i: int, label: PIL.Image.Image) -> None:
-    """Raises DataError if label file `i`, opened and not yet decoded, has more than `dataset.max_pixels`."""
+def check_label_pixels(dataset: SegmentationDataset, path: str, label: PIL.Image.Image) -> None:
+    """Raises DataError if the label file `path`, opened and not yet decoded, has more than `dataset.max_pixels`."""
     with _as_data_errors():
-        check_pixels(label, dataset.label_paths[i], dataset.max_pixels, _LIMIT)
+        check_pixels(label, path, dataset.max_pixels, _LIMIT)
 
 
 @contextmanager

@@ -9,9 +9,10 @@ import PIL.Image
 import pytest
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import read_example, read_labels
+from atonet_jax.data.decode import read_example
 from atonet_jax.data.image_files import check_image_end, read_image, read_image_size
-from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
+from atonet_jax.data.label_files import read_labels
+from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.pictures import read_picture
 
 SIZE = (9, 14)
@@ -129,7 +130,7 @@ def test_labels_that_fit_the_image_otherwise_turned_name_the_setting(dataset, rg
     with pytest.raises(
         DataError,
         match=r'label.png: label is 9x14 \(height x width\) but its image .*image.png is 14x9 \(height x width\) as '
-        'its EXIF orientation 8 turns it; the label fits only the image as stored: .* label_orientation=stored',
+        'its EXIF orientation 8 turns it; the label fits only the image as stored: .*label_orientation=stored',
     ) as error:
         read_example(dataset, 0)
     assert error.value.kind == 'label fits only the image without its EXIF orientation'
@@ -173,31 +174,3 @@ def test_what_is_no_image_is_refused(dataset, kind, content):
     with pytest.raises(DataError, match=rf'{kind}.png: {message}') as raised:
         read_example(dataset, 0)
     assert '\n' not in str(raised.value) and 'BytesIO' not in str(raised.value)
-
-
-def test_label_indices_may_have_a_palette(dataset):
-    label = PIL.Image.fromarray(np.full(SIZE, 26, np.uint8)).convert('P')
-    label.putpalette([9, 8, 7] * 256)
-    label.save(dataset.label_paths[0])
-    assert (read_labels(dataset, 0, SIZE) == 13).all()
-
-
-@pytest.mark.parametrize('mode', ['RGB', 'RGBA', 'I;16', 'LA', '1'])
-def test_labels_of_another_kind_are_refused(dataset, mode):
-    PIL.Image.new(mode, SIZE[::-1]).save(dataset.label_paths[0])
-    with pytest.raises(DataError, match='label.png: label is of mode .* but should be one 8-bit channel of class ids'):
-        read_labels(dataset, 0, SIZE)
-
-
-def test_colour_labels_with_and_without_alpha(dataset):
-    colors = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
-    raw_ids = np.arange(np.prod(SIZE)).reshape(SIZE) % len(colors)
-    colored = SegmentationDataset('tiny', 'train', CAMVID, dataset.image_paths, dataset.label_paths, 'color')
-    for label in (PIL.Image.fromarray(colors[raw_ids]), PIL.Image.fromarray(colors[raw_ids]).convert('RGBA')):
-        label.save(dataset.label_paths[0])
-        np.testing.assert_array_equal(read_labels(colored, 0, SIZE), CAMVID.raw_to_train[raw_ids])
-
-
-def test_unlabelled_split_is_ignored(dataset):
-    blind = SegmentationDataset('tiny', 'test', CITYSCAPES, dataset.image_paths, None)
-    assert (read_labels(blind, 0, SIZE) == IGNORE_LABEL).all()

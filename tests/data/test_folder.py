@@ -150,7 +150,7 @@ def test_what_values_mean_is_asked_of_a_label_file_that_can_be_read(root):
         write(root, f'labels/train/{name}.png', np.full((*SIZE, 3), (0, 0, 142)))
         if i == 0:
             (root / f'labels/train/{name}.png').write_bytes(b'')
-    assert load(root).label_values == 'color'
+    assert load(root).by_color
     assert 'labels/train/a/first.png: cannot be decoded' in load_error(root)
     assert list(verify(load(root), on_corrupt='skip').unusable) == [0]
 
@@ -165,7 +165,7 @@ def test_a_palette_made_for_the_classes_is_read_by_index(root, void_first):
         label.putpalette(palette.ravel().tolist())
         label.save(root / f'labels/train/{name}.png')
     dataset = verify(load(root))
-    assert dataset.label_values == 'index'
+    assert not dataset.by_color
     corners = [read_example(dataset, i)[1][-1, -1] for i in range(2)]
     assert corners == ([255, 0] if void_first else [0, 255])
 
@@ -176,9 +176,42 @@ def test_a_palette_of_the_classes_colours_in_another_order_is_read_by_colour(roo
         label.putpalette([0, 0, 142, 128, 64, 128])
         label.save(root / f'labels/train/{name}.png')
     dataset = verify(load(root))
-    assert dataset.label_values == 'color' and (read_example(dataset, 0)[1] == 1).all()
+    assert dataset.by_color and (read_example(dataset, 0)[1] == 1).all()
 
 
 def test_a_list_with_a_name_with_and_without_extension_names_it_twice(root):
     (root / 'train.txt').write_text('a/first\na/first.jpg\n')
     assert 'a/first is there more than once' in load_error(root, list='{split}.txt')
+
+
+@pytest.mark.parametrize(('ending', 'kind'), [('.bmp', 'BMP'), ('.TIF', 'TIFF'), ('.tiff', 'TIFF'), ('.gif', 'GIF')])
+def test_labels_in_other_lossless_formats(root, ending, kind):
+    for name in ('a/first', 'b c/second'):
+        path = root / f'labels/train/{name}.png'
+        PIL.Image.open(path).save(path.with_suffix(ending), kind)
+        path.unlink()
+    dataset = verify(load(root))
+    assert [(read_example(dataset, i)[1] == 1).all() for i in range(2)] == [True, True]
+
+
+def test_a_jpeg_label_is_refused_as_such_and_passed_over_beside_a_png(root):
+    path = root / 'labels/train/a/first.png'
+    PIL.Image.open(path).save(path.with_suffix('.jpg'))
+    verify(load(root))
+    path.unlink()
+    assert 'a/first.jpg: label file is a JPEG file, whose compression may change class ids' in load_error(root)
+
+
+def test_hidden_files_and_folders_are_passed_over(root):
+    for folder in ('images', 'labels'):
+        for hidden in ('._third.png', '.ipynb_checkpoints/x.png', '__MACOSX/x.png', '.DS_Store'):
+            path = root / folder / 'val' / hidden
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b'\0\5\x16\7')
+    (root / 'val.txt').write_text('._third.png\nthird.png\n')
+    assert len(verify(load(root, 'val'))) == len(verify(load(root, 'val', list='{split}.txt'))) == 1
+
+
+def test_names_in_lists_may_end_as_labels_do(root):
+    (root / 'train.txt').write_text('a/first.bmp labels/train/a/first.tif\n')
+    assert len(load(root, list='{split}.txt')) == 1

@@ -77,8 +77,8 @@ def test_images_that_exif_turns_are_counted_also_from_the_cache(root, tmp_path, 
 
 
 def test_color_label_in_place_of_an_index_label_is_refused(root):
-    write_png(label_path(root, 'train', FRAMES[0]), np.zeros((*SIZE, 3)))
-    assert 'label is of mode RGB but should be one 8-bit channel of class ids' in verify_error(root)
+    write_png(label_path(root, 'train', FRAMES[0]), np.full((*SIZE, 3), (128, 64, 128)))
+    assert 'label file holds colours such as (128, 64, 128), but class ids are expected' in verify_error(root)
 
 
 def test_split_whose_labels_are_all_ignored_is_refused(root):
@@ -195,11 +195,23 @@ def test_skipping_marks_and_tells_what_it_leaves_out(root, caplog):
         verify(load_cityscapes(str(root), 'train'), on_corrupt='skip')
 
 
-def test_mostly_ignored_labels_are_warned_of(root, caplog):
+def test_mostly_ignored_labels_are_refused_or_trusted(root, caplog):
     for frame in FRAMES:
         labels = np.zeros(SIZE)
         labels[0] = 7
         write_png(label_path(root, 'train', frame), labels)
-    with caplog.at_level(logging.WARNING):
-        verify(load_cityscapes(str(root), 'train'))
-    assert 'cityscapes train: only 17% of the pixels have a class' in caplog.text
+    message = verify_error(root)
+    assert 'cityscapes train: 83.3% of the pixels are ignored (such as 0 ignored: 120 pixels)' in message
+    assert message.endswith('--config.data.trust_labels=True goes on with them')
+    verify(load_cityscapes(str(root), 'train'), trust_labels=True)
+    assert 'cityscapes train: 83.3% of the pixels are ignored' in caplog.text
+
+
+def test_what_was_judged_is_remembered_with_the_files(root, tmp_path):
+    """A second run does not read the labels again, and judges them all the same."""
+    for frame in FRAMES:
+        write_png(label_path(root, 'train', frame), np.append(np.zeros(30), np.full(18, 7)).reshape(SIZE))
+    dataset, cache = load_cityscapes(str(root), 'train'), str(tmp_path / 'verified.json')
+    verify(dataset, cache_path=cache, trust_labels=True)
+    with pytest.raises(DataError, match='62.5% of the pixels are ignored'):
+        verify(dataset, cache_path=cache)
