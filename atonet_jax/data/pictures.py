@@ -33,7 +33,7 @@ _LATE_CHUNKS = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')  # of a PNG: EXIF and XMP ma
 _WIDE_MODES = ('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _BITS = (8, 10, 12, 14, 16)  # of samples in use
 _SCALED_BY_PILLOW = ('PPM', 'JPEG2000')  # integers of any declared range come as 16 bits
-_BITS_PER_SAMPLE, _SMALLEST, _LARGEST = 258, 340, 341  # TIFF tags
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SMALLEST, _LARGEST = 258, 262, 340, 341  # TIFF tags
 _said = set()  # bits that were taken for the range of a picture, each said once
 _UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)  # what Pillow raises
 
@@ -113,6 +113,8 @@ def read_picture(
         orientation = 1 if is_turned_by_pillow else _orientation(image)
         if image.mode in _WIDE_MODES:
             pixels = _to_bytes(np.asarray(image), sample_range or declared, name)[..., None].repeat(3, axis=2)
+            if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow leaves to us
+                pixels = 255 - pixels
         else:
             pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
             if _is_wide(tiles) and (sample_range or pixels.max() < 64):  # 64: values of less than 15 bits

@@ -82,6 +82,23 @@ def test_a_tiff_may_declare_its_range():
     assert (read(encoded(image, 'TIFF')) == 1000 >> 2).all()
 
 
+@pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
+def test_a_tiff_whose_zero_is_white(dtype):
+    image = PIL.Image.fromarray(np.full((6, 9), np.iinfo(dtype).max // 2, dtype))
+    tag = b'\x06\1\3\0\1\0\0\0'  # PhotometricInterpretation, one number of 16 bits
+    content = encoded(image, 'TIFF').getvalue()
+    assert content.count(tag + b'\1') == 1
+    assert (read(io.BytesIO(content.replace(tag + b'\1', tag + b'\0'))) == 255 - 127).all()
+
+
+@pytest.mark.parametrize('compression', [1, 5])
+def test_colours_of_twelve_bits_in_a_tiff(compression):
+    import cv2  # Pillow writes no TIFF of 16-bit colours
+    values = np.random.default_rng(0).integers(0, 4096, (6, 9, 3), np.uint16)
+    _, content = cv2.imencode('.tif', values, [cv2.IMWRITE_TIFF_COMPRESSION, compression])
+    np.testing.assert_array_equal(read(io.BytesIO(content.tobytes())), values[..., ::-1] >> 4)
+
+
 def test_a_pgm_declares_its_range():
     values = np.full((6, 9), 1000, '>u2')
     assert (read(io.BytesIO(b'P5 9 6 4095\n' + values.tobytes())) == 1000 >> 4).all()

@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from atonet_jax.check_data.inspection import inspect_split
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
@@ -74,6 +75,8 @@ def test_images_that_exif_turns_are_counted_also_from_the_cache(root, tmp_path, 
         caplog.clear()
         verify(load_cityscapes(str(root), 'train'), cache_path=str(tmp_path / 'verified.json'))
         assert '1 images are turned upright' in caplog.text and 'label_orientation=stored' in caplog.text
+    (warning,) = (text for text in inspect_split(load_cityscapes(str(root), 'train')).warnings if 'upright' in text)
+    assert warning.startswith('1 images are turned upright')
 
 
 def test_color_label_in_place_of_an_index_label_is_refused(root):
