@@ -161,9 +161,10 @@ def _address(given: str) -> Source:
 
 
 def _passed_over_text(paths: Iterable[str]) -> str:
-    """Such as '2 .heic (`pip install pillow-heif` lets them be read), 1 .txt (no pictures or videos)'; '' for none."""
+    """Such as '2 .heic (`pip install pillow-heif` lets them be read), 1 .txt'; '' for none."""
     counts = Counter(os.path.splitext(path)[1].lower() for path in paths)
-    kinds = [f'{count} {ending or "without an ending"}{_because(ending)}' for ending, count in counts.most_common()]
+    by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    kinds = [f'{count} {ending or "without an ending"}{_because(ending)}' for ending, count in by_number]
     others = len(kinds) - _MOST_KINDS
     return ', '.join(kinds[:_MOST_KINDS] + ([f'files of {others} other endings'] if others > 0 else []))
 

@@ -193,6 +193,7 @@ def test_orientation_after_the_pixels_of_a_png_counts(kind):
     np.testing.assert_array_equal(read(file), turn(PIXELS, 6))
 
 
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')  # the program itself ignores it
 @pytest.mark.parametrize('content', [b'', b'II*\0', b'MM\0*\0\0\0\x08\0\1\1\x12\0\3\0\0\0\1\0\x63\0\0'])
 def test_damaged_exif_turns_nothing(content):
     """The last says orientation 99."""

@@ -115,7 +115,7 @@ def test_what_is_passed_over_is_said_once_and_why(photos, caplog, monkeypatch):
     find_sources(str(photos), 'out')
     (record,) = caplog.records
     assert record.getMessage() == (
-        f'{photos}: passed over 2 .heic (`pip install pillow-heif` lets them be read), 1 .txt, 1 without an ending'
+        f'{photos}: passed over 2 .heic (`pip install pillow-heif` lets them be read), 1 without an ending, 1 .txt'
     )
     caplog.clear()
     find_sources(str(photos / 'trip' / '*.JPG'), 'out')
