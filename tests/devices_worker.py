@@ -74,7 +74,7 @@ def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0
         batch_size=BATCH_SIZE,
         augmentation=AUGMENTATION,
         seed=seed,
-        start_step=0,
+        start_sample=0,
         num_steps=num_steps,
         shard_index=jax.process_index(),
         num_shards=jax.process_count(),

@@ -159,7 +159,7 @@ def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
     examples = Examples(report.dataset, on_corrupt='skip')
     batch = next(
         train_batches(
-            examples, batch_size=_PICTURES, augmentation=augmentation, seed=config.seed, start_step=0, num_steps=1
+            examples, batch_size=_PICTURES, augmentation=augmentation, seed=config.seed, start_sample=0, num_steps=1
         )
     )
     table, pictures, present = report.dataset.class_table, [], set()

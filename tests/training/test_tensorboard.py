@@ -19,6 +19,7 @@ from atonet_jax.evaluation.report.charts import confusion_picture
 from atonet_jax.runs.workdir import read_metrics
 from atonet_jax.training.recorder import Recorder
 from atonet_jax.training.tensorboard import EventFile
+from atonet_jax.training.timeline import Timeline
 
 
 def events_of(folder):
@@ -125,7 +126,7 @@ def test_a_full_disk_raises_in_the_call_that_writes(tmp_path):
 
 
 def test_a_full_disk_ends_training_with_a_line(tmp_path, tiny_config):
-    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, 0, 12)
+    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, Timeline(4, 12, 2.0))
     message = r'the figures of step \d+ cannot be written \(File too large\)'
     with full_disk(2_000), pytest.raises(TrainingError, match=message) as failure:
         for step in range(100):
