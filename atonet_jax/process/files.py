@@ -5,6 +5,7 @@ import errno
 import os
 from collections.abc import Iterator
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of OSError: disk, quota and largest file
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)  # by file systems that cannot sync a file or a folder
 
 

@@ -14,7 +14,6 @@
     export/             files of `--mode=export`
 """
 
-import errno
 import fcntl
 import json
 import logging
@@ -30,7 +29,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
-from atonet_jax.process.files import replacing, sync
+from atonet_jax.process.files import FULL, replacing, sync
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +39,6 @@ ENVIRONMENT_FILE = 'environment.json'
 METRICS_FILE = 'metrics.jsonl'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # disk, quota, largest file
 # Settings that change no shape of a parameter.
 _FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ')
 _STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # a training state depends on these
@@ -133,7 +131,7 @@ def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        way_on = 'free space or ' if error.errno in _FULL else ''
+        way_on = 'free space or ' if error.errno in FULL else ''
         raise InputError(
             f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}'
         ) from error

@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import create_network, validate, validate_batches, validate_classes
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluation.evaluator import Evaluator
@@ -30,6 +32,7 @@ from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json, writing
+from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
@@ -74,6 +77,10 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
             load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
         )
     changes = decided_by_main_process(lambda: claim(workdir, config, table))
+    objective = objective._replace(class_weights=class_weights(config, train_set.dataset, workdir))
+    sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
+    padding, is_much = padding_text(sizes, train_augmentation(config))
+    _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
     timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
 
@@ -332,13 +339,13 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
 
 
 def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
-    """What the config's section `loss` makes of the terms that the network declares.
+    """What the config's section `loss` makes of the terms that the network declares; classes weigh alike yet.
 
     Raises:
         InputError: the settings do not fit the terms, or the terms not the network's outputs.
     """
     terms = configured_terms(network(model).terms, config.loss)
-    objective = Objective(model, terms, config.loss.class_weights or None, config.train.remat)
+    objective = Objective(model, terms, remat=config.train.remat)
     images = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
     outputs, _ = jax.eval_shape(objective.outputs, abstract_variables(model), images, jax.random.key(0))
     check_terms(outputs, terms)
@@ -346,10 +353,13 @@ def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
 
 
 def step_arguments(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
-    """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced."""
+    """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced.
+
+    Class weights are given as numbers.
+    """
     learning_rates, optimizer = _create_optimizer(config, network(model), num_images, total_steps)
     return {
-        'objective': _create_objective(config, model),
+        'objective': _create_objective(config, model)._replace(class_weights=config.loss.class_weights or None),
         'optimizer': optimizer,
         'learning_rates': learning_rates,
         'augmentation': train_augmentation(config),
