@@ -171,8 +171,10 @@ class Checkpoints:
                 continue
             handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=here)
             with ocp.Checkpointer(handler, multiprocessing_options=here) as checkpointer:
-                tree = checkpointer.metadata(path).item_metadata.tree
-                arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                saved = checkpointer.metadata(path).item_metadata
+                if saved is None:
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+                arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
                 checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=arrays))
         handler = ocp.JsonCheckpointHandler(multiprocessing_options=here)
         with ocp.Checkpointer(handler, multiprocessing_options=here) as checkpointer:
