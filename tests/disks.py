@@ -7,7 +7,7 @@ import signal
 
 @contextlib.contextmanager
 def full_disk(size):
-    """No file of this process may grow beyond so many bytes. A test that prints needs `capsys`: pytest uses files else."""
+    """No file of this process may grow beyond so many bytes. Tests that print need capsys: pytest uses files else."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))

@@ -298,8 +298,8 @@ def _patiently(read: Callable[[int], Any], step: int) -> Any:
 
 def _may_pass(error: Exception) -> bool:
     """Whether the system could not read, so that nothing is known of the file's content."""
-    told = re.search(r"os_error_code='(\w+)'", str(error))  # how TensorStore passes it on
-    code = getattr(errno, told[1], None) if told else error.errno if isinstance(error, OSError) else None
+    told = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore passes it on
+    code = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
     return isinstance(error, MemoryError) or (code is not None and code not in _OF_DAMAGE)
 
 

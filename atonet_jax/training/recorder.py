@@ -49,6 +49,7 @@ class Recorder:
         self._table = table
         self._workdir = workdir
         self._writes = is_main_process()
+        self._failed = False
         if self._writes:
             self._environment = environment.describe()
             with self._writing(start_step), ExitStack() as opened:
@@ -144,6 +145,7 @@ class Recorder:
         try:
             yield
         except OSError as error:
+            self._failed = True
             raise TrainingError(
                 f'{self._workdir}: the figures of step {step} cannot be written ({error.strerror}); the checkpoints '
                 'are whole; free space or mend the disk, then give the same command again'
@@ -155,8 +157,9 @@ class Recorder:
         for file in (self._metrics, self._board):
             try:
                 file.close()
-            except OSError as error:  # where something worse is under way, that is what counts
-                _log.warning('%s: the last figures cannot be written (%s)', self._workdir, error.strerror)
+            except OSError as error:
+                if not self._failed:  # else it has been said
+                    _log.warning('%s: the last figures cannot be written (%s)', self._workdir, error.strerror)
 
 
 def _code_block(config: ConfigDict) -> str:
