@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,6 +16,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.evaluation.evaluator import Evaluation
+from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.stopping import Stopped
 from atonet_jax.runs import checkpoint
@@ -227,8 +230,11 @@ def test_what_fails_at_the_end_does_not_mask_what_ended_the_run(finished, tiny_c
 
 @pytest.fixture
 def stepping(monkeypatch):
-    """Steps that learn nothing and take no time. Holds (first sample, batch size) of each start of the pipeline."""
-    starts = []
+    """Steps and evaluations that take no time. Holds (first sample, batch size) of each start of the pipeline, and the
+    steps that were evaluated."""
+    seen = SimpleNamespace(starts=[], evaluated=[])
+    confusion = np.eye(19, dtype=np.int64)
+    evaluation = Evaluation(Scores.from_confusion(confusion), confusion, [], [], [], [], 'scenes', 0, 0.0)
 
     def compile_step(mesh, *, learning_rates, **_):
         def step(state, batch):
@@ -238,12 +244,15 @@ def stepping(monkeypatch):
         return step
 
     def batches(config, examples, timeline, mesh):
-        starts.append((timeline.start_sample, timeline.batch_size))
+        seen.starts.append((timeline.start_sample, timeline.batch_size))
         return iter([{}] * (timeline.total_steps - timeline.start_step))
 
     monkeypatch.setattr(train_module, 'compile_train_step', compile_step)
     monkeypatch.setattr(train_module, '_batches', batches)
-    return starts
+    monkeypatch.setattr(train_module.Evaluator, 'run', lambda *_: evaluation)
+    monkeypatch.setattr(train_module.Recorder, 'evaluation', lambda _, step, *__: seen.evaluated.append(step))
+    monkeypatch.setattr(train_module.Recorder, 'report', lambda *_: None)
+    return seen
 
 
 def test_a_run_goes_on_with_another_batch_size_from_the_samples_that_it_has_seen(
@@ -255,13 +264,12 @@ def test_a_run_goes_on_with_another_batch_size_from_the_samples_that_it_has_seen
     config.train.update(batch_size=6, epochs=4.0)
     with caplog.at_level(logging.INFO):
         train(config, workdir)
-    assert stepping == [(24, 6)]
+    assert stepping.starts == [(24, 6)] and stepping.evaluated == [8, 10]
     lines = [line for line in read_metrics(workdir) if line['step'] > 6 and 'train/loss' in line]
     assert [line['step'] for line in lines] == [7, 8, 9, 10]
     assert [line['train/epoch'] for line in lines] == [2.5, 3.0, 3.5, 4.0]
     rates = [line['train/learning_rate_rest'] for line in lines]
     np.testing.assert_allclose(rates, 0.025 * (1 + np.cos(np.pi * np.array([4, 5, 6, 7]) / 8)), rtol=1e-3)
-    assert [line['step'] for line in read_metrics(workdir) if 'eval/miou' in line] == [3, 6, 8, 10]
     (said,) = (message for message in caplog.messages if message.startswith('resumed'))
     assert said == (
         f'resumed from step 6 of {workdir}, after 24 samples (2 epochs); changed since: config.train.batch_size was 4, '
@@ -272,7 +280,7 @@ def test_a_run_goes_on_with_another_batch_size_from_the_samples_that_it_has_seen
     caplog.clear()
     with caplog.at_level(logging.INFO):
         train(config, workdir)
-    assert stepping[1] == (48, 6)
+    assert stepping.starts[1:] == [(48, 6)]
     assert 'after 48 samples (4 epochs); nothing is left to train, as config.train.epochs=4' in caplog.text
 
 
@@ -286,7 +294,7 @@ def test_a_run_goes_on_with_more_data_from_the_epochs_that_it_has_done(
     config.train.epochs = 4.0
     with caplog.at_level(logging.INFO):
         train(config, workdir)
-    assert stepping == [(34, 4)]
+    assert stepping.starts == [(34, 4)]
     assert latest_step(workdir) == 6 + 9  # 34 / 4 is 8.5
     assert 'images were 12, are 17; 9 steps of 4 images follow, to epoch 4.118' in caplog.text
     checkpoints = Checkpoints(workdir)
