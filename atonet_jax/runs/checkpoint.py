@@ -119,8 +119,8 @@ class Checkpoints:
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """`restore` of the latest readable step. Unreadable ones are moved to `workdir/unusable` and logged.
 
-        The main process finds it for all. An error that may pass, such as one of the disk or the network, ends the run
-        and moves nothing.
+        The main process finds it for all. An error that is none of the content, such as one of the disk or of the
+        devices' memory, ends the run and moves nothing.
 
         Raises:
             InputError: none can be read, or not now.
@@ -135,7 +135,7 @@ class Checkpoints:
                     restored.append(_patiently(partial(self.restore, state) if is_alone else self._read_alone, step))
                     return step, failures
                 except Exception as error:  # Orbax and TensorStore raise many kinds of errors for a damaged file
-                    if _may_pass(error):
+                    if _may_pass(error) or self._is_whole(step):
                         raise self._not_now(step, error) from error
                     failures.append((step, _reason(error)))
             _, reason = failures[0]
@@ -179,6 +179,13 @@ class Checkpoints:
         handler = ocp.JsonCheckpointHandler(multiprocessing_options=here)
         with ocp.Checkpointer(handler, multiprocessing_options=here) as checkpointer:
             checkpointer.restore(os.path.join(folder, 'numbers'), args=ocp.args.JsonRestore())
+
+    def _is_whole(self, step: int) -> bool:
+        try:
+            self._read_alone(step)
+        except Exception:  # of many kinds, as above
+            return False
+        return True
 
     def _not_now(self, step: int, error: Exception) -> InputError:
         return InputError(

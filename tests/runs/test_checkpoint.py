@@ -55,6 +55,14 @@ def test_where_the_system_cannot_read_the_run_ends_and_nothing_is_moved(run, mon
     assert sorted(os.listdir(os.path.join(run, 'checkpoints'))) == ['1', '2']
 
 
+def test_a_checkpoint_whose_content_is_whole_is_never_moved(run, monkeypatch):
+    """As where the devices have no room for it."""
+    monkeypatch.setattr(Checkpoints, '_read_alone', lambda *_: None)
+    with pytest.raises(InputError, match='checkpoint 2 cannot be read now .RESOURCE_EXHAUSTED.*, and is left as it is'):
+        restore(run, monkeypatch, {2: [RuntimeError('RESOURCE_EXHAUSTED: out of memory')] * 3, 1: ['one']})
+    assert not os.path.exists(os.path.join(run, 'unusable'))
+
+
 @pytest.mark.parametrize('error', [ValueError('no JSON'), FileNotFoundError(errno.ENOENT, 'No such file')])
 def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_taken(run, monkeypatch, error):
     assert restore(run, monkeypatch, {2: [error] * 3, 1: ['one']}) == 'one'
