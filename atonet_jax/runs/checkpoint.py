@@ -2,8 +2,10 @@
 
 import asyncio
 import errno
+import json
 import logging
 import os
+import pathlib
 import re
 import shutil
 import time
@@ -13,8 +15,8 @@ from functools import partial
 from typing import Any
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
+import tensorstore
 from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -125,17 +127,15 @@ class Checkpoints:
         Raises:
             InputError: none can be read, or not now.
         """
-        is_alone = jax.process_count() == 1
-        restored = []
 
         def find():
             failures = []
             for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
-                    restored.append(_patiently(partial(self.restore, state) if is_alone else self._read_alone, step))
+                    _patiently(self._read_alone, step)
                     return step, failures
-                except Exception as error:  # Orbax and TensorStore raise many kinds of errors for a damaged file
-                    if _may_pass(error) or self._is_whole(step):
+                except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
+                    if _may_pass(error):
                         raise self._not_now(step, error) from error
                     failures.append((step, _reason(error)))
             _, reason = failures[0]
@@ -150,42 +150,27 @@ class Checkpoints:
                 'checkpoint %d cannot be read (%s): it is now in %s, and the run continues from step %d',
                 bad, reason, self._set_aside(bad), step,
             )  # fmt: skip
-        if is_alone:
-            return restored[0]
-        try:
-            return self.restore(state, step)
+        restore = partial(self.restore, state)
+        try:  # several processes restore together, so that none can try again alone
+            return _patiently(restore, step) if jax.process_count() == 1 else restore(step)
         except Exception as error:
             raise self._not_now(step, error) from error
 
     def _read_alone(self, step: int) -> None:
-        """Reads a whole checkpoint in this process, and waits for no other one."""
-        here = ocp.options.MultiprocessingOptions(
-            primary_host=jax.process_index(),
-            active_processes={jax.process_index()},
-            barrier_sync_key_prefix='read_alone',
-        )
-        folder = os.path.join(self._folder, str(step))
+        """Reads all of a checkpoint in this process alone. Orbax would wait for the other processes, and prints a
+        traceback for each array of a damaged one."""
+        folder = pathlib.Path(self._folder, str(step))
         for name in _TREES:
-            path = os.path.join(folder, name)
-            if name == 'averaged' and not os.path.exists(path):
+            tree = folder / name
+            if name == 'averaged' and not tree.exists():
                 continue
-            handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=here)
-            with ocp.Checkpointer(handler, multiprocessing_options=here) as checkpointer:
-                saved = checkpointer.metadata(path).item_metadata
-                if saved is None:
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
-                arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved.tree)
-                checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=arrays))
-        handler = ocp.JsonCheckpointHandler(multiprocessing_options=here)
-        with ocp.Checkpointer(handler, multiprocessing_options=here) as checkpointer:
-            checkpointer.restore(os.path.join(folder, 'numbers'), args=ocp.args.JsonRestore())
-
-    def _is_whole(self, step: int) -> bool:
-        try:
-            self._read_alone(step)
-        except Exception:  # of many kinds, as above
-            return False
-        return True
+            for part in {tree / '_METADATA', *tree.glob('_*'), *tree.glob('array_metadatas/*')}:
+                json.loads(part.read_text())
+            store = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{tree}/'}}
+            keys = tensorstore.KvStore.open(store).result().list().result()
+            for array in (key.decode().removesuffix('.zarray') for key in keys if key.endswith(b'.zarray')):
+                tensorstore.open({'driver': 'zarr', 'kvstore': store | {'path': array}}).result().read().result()
+        json.loads((folder / 'numbers' / 'metadata').read_text())
 
     def _not_now(self, step: int, error: Exception) -> InputError:
         return InputError(

@@ -161,7 +161,7 @@ def _course(config, workdir, timeline, changes, samples, learning_rates) -> str:
     if step == total:
         return f'{line}nothing is left to train, as config.train.epochs={config.train.epochs:g}'
     line += (
-        f'{total - step} steps of {timeline.batch_size} images follow, to epoch {timeline.epoch(total):.4g}, from a '
+        f'left to do: {total - step} step{"s" if total - step > 1 else ""} of {timeline.batch_size} images, to epoch {timeline.epoch(total):.4g}, from a '
         f'learning rate of {float(learning_rates["rest"](step)):.3g} on'
     )
     if any(change.startswith(('config.train.batch_size ', 'config.train.accumulation ')) for change in changes):

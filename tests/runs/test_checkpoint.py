@@ -24,25 +24,25 @@ def run(tmp_path, monkeypatch):
 
 
 def restore(run, monkeypatch, outcomes):
-    """`restore_latest`, where reading a step comes to what `outcomes` gives for it, one after the other."""
+    """The step that `restore_latest` takes, where reading it comes to what `outcomes` gives, one after the other."""
 
-    def read(self, state, step):
+    def read(self, step):
         outcome = outcomes[step].pop(0)
-        if isinstance(outcome, Exception):
+        if outcome is not None:
             raise outcome
-        return outcome, {}
 
-    monkeypatch.setattr(Checkpoints, 'restore', read)
+    monkeypatch.setattr(Checkpoints, '_read_alone', read)
+    monkeypatch.setattr(Checkpoints, 'restore', lambda self, state, step: step)
     checkpoints = Checkpoints(run, keep=2)
     try:
-        return checkpoints.restore_latest(None)[0]
+        return checkpoints.restore_latest(None)
     finally:
         checkpoints.close()
 
 
 def test_an_error_that_passes_moves_no_checkpoint_away(run, monkeypatch):
     error = OSError(errno.EIO, 'Input/output error')
-    assert restore(run, monkeypatch, {2: [error, ValueError('odd'), 'two']}) == 'two'
+    assert restore(run, monkeypatch, {2: [error, ValueError('odd'), None]}) == 2
     assert not os.path.exists(os.path.join(run, 'unusable'))
 
 
@@ -51,21 +51,34 @@ def test_an_error_that_passes_moves_no_checkpoint_away(run, monkeypatch):
 )
 def test_where_the_system_cannot_read_the_run_ends_and_nothing_is_moved(run, monkeypatch, error):
     with pytest.raises(InputError, match=r'checkpoint 2 cannot be read now \(Input/output error\), and is left as it'):
-        restore(run, monkeypatch, {2: [error] * 3, 1: ['one']})
+        restore(run, monkeypatch, {2: [error] * 3, 1: [None]})
     assert sorted(os.listdir(os.path.join(run, 'checkpoints'))) == ['1', '2']
 
 
 def test_a_checkpoint_whose_content_is_whole_is_never_moved(run, monkeypatch):
     """As where the devices have no room for it."""
+    outcomes = [RuntimeError('RESOURCE_EXHAUSTED: out of memory'), None]
+
+    def place(self, state, step):
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+        return step
+
     monkeypatch.setattr(Checkpoints, '_read_alone', lambda *_: None)
+    monkeypatch.setattr(Checkpoints, 'restore', place)
+    checkpoints = Checkpoints(run, keep=2)
+    assert checkpoints.restore_latest(None) == 2
+    outcomes += 3 * [RuntimeError('RESOURCE_EXHAUSTED: out of memory')]
     with pytest.raises(InputError, match='checkpoint 2 cannot be read now .RESOURCE_EXHAUSTED.*, and is left as it is'):
-        restore(run, monkeypatch, {2: [RuntimeError('RESOURCE_EXHAUSTED: out of memory')] * 3, 1: ['one']})
+        checkpoints.restore_latest(None)
+    checkpoints.close()
     assert not os.path.exists(os.path.join(run, 'unusable'))
 
 
 @pytest.mark.parametrize('error', [ValueError('no JSON'), FileNotFoundError(errno.ENOENT, 'No such file')])
 def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_taken(run, monkeypatch, error):
-    assert restore(run, monkeypatch, {2: [error] * 3, 1: ['one']}) == 'one'
+    assert restore(run, monkeypatch, {2: [error] * 3, 1: [None]}) == 1
     assert os.listdir(os.path.join(run, 'unusable')) == ['2']
 
 

@@ -273,8 +273,8 @@ def test_a_run_goes_on_with_another_batch_size_from_the_samples_that_it_has_seen
     (said,) = (message for message in caplog.messages if message.startswith('resumed'))
     assert said == (
         f'resumed from step 6 of {workdir}, after 24 samples (2 epochs); changed since: config.train.batch_size was 4, '
-        'is 6; config.train.epochs was 2.0, is 4.0; 4 steps of 6 images follow, to epoch 4, from a learning rate of '
-        '0.025 on; batch normalisation sees 6 images at a time'
+        'is 6; config.train.epochs was 2.0, is 4.0; left to do: 4 steps of 6 images, to epoch 4, from a learning '
+        'rate of 0.025 on; batch normalisation sees 6 images at a time'
     )
 
     caplog.clear()
@@ -296,7 +296,7 @@ def test_a_run_goes_on_with_more_data_from_the_epochs_that_it_has_done(
         train(config, workdir)
     assert stepping.starts == [(34, 4)]
     assert latest_step(workdir) == 6 + 9  # 34 / 4 is 8.5
-    assert 'images were 12, are 17; 9 steps of 4 images follow, to epoch 4.118' in caplog.text
+    assert 'images were 12, are 17; left to do: 9 steps of 4 images, to epoch 4.118' in caplog.text
     checkpoints = Checkpoints(workdir)
     numbers = checkpoints._manager.restore(15, args=ocp.args.Composite(numbers=ocp.args.JsonRestore())).numbers
     checkpoints.close()
