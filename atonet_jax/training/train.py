@@ -162,8 +162,8 @@ def _course(config, workdir, timeline, changes, samples, learning_rates) -> str:
         return f'{line}nothing is left to train, as config.train.epochs={config.train.epochs:g}'
     left = '1 step' if total - step == 1 else f'{total - step} steps'
     line += (
-        f'left to do: {left} of {timeline.batch_size} images, to epoch {timeline.epoch(total):.4g}, from a learning rate '
-        f'of {float(learning_rates["rest"](step)):.3g} on'
+        f'left to do: {left} of {timeline.batch_size} images, to epoch {timeline.epoch(total):.4g}, from a learning '
+        f'rate of {float(learning_rates["rest"](step)):.3g} on'
     )
     if any(change.startswith(('config.train.batch_size ', 'config.train.accumulation ')) for change in changes):
         line += f'; batch normalisation sees {timeline.batch_size // config.train.accumulation} images at a time'
