@@ -23,10 +23,10 @@ from atonet_jax.models.contract import GROUPS
 
 _LARGEST_SEED = 2**63 - 1  # that JAX takes
 DTYPES = ('float32', 'bfloat16')
+CLASS_WEIGHTS = ('balanced', 'enet')
 CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
 PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
-CLASS_WEIGHTS = ('balanced', 'enet')
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 INT8_FORMATS = ('onnx', 'tflite')
 
@@ -190,17 +190,17 @@ def flat_settings(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(config.to_dict(), sep='.')
 
 
+def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
+    """(height, width) of each of `config.benchmark.sizes`, which may be one pair or several."""
+    sizes = config.benchmark.sizes
+    return tuple(map(tuple, sizes)) if all(isinstance(size, (tuple, list)) for size in sizes) else (tuple(sizes),)
+
+
 def expand_home(config: ConfigDict) -> None:
     """Makes of `~` at the beginning of a path the home folder. No setting but a path begins with it."""
     for key, value in flat_settings(config).items():
         if isinstance(value, str) and value.startswith('~') and not key.endswith('_suffix'):
             config.update_from_flattened_dict({key: os.path.expanduser(value)})
-
-
-def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
-    """(height, width) of each of `config.benchmark.sizes`, which may be one pair or several."""
-    sizes = config.benchmark.sizes
-    return tuple(map(tuple, sizes)) if all(isinstance(size, (tuple, list)) for size in sizes) else (tuple(sizes),)
 
 
 def validate(config: ConfigDict) -> None:
