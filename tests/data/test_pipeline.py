@@ -96,8 +96,9 @@ def test_batch_larger_than_the_data_set(dataset):
 
 
 def test_train_shards_make_up_the_unsharded_batch(dataset):
-    whole = train_batches(dataset, num_steps=3)
-    shards = [train_batches(dataset, num_steps=3, shard_index=s, num_shards=2) for s in range(2)]
+    options = dict(num_steps=3, start_sample=6)  # within a batch, as where the batch size has changed
+    whole = train_batches(dataset, **options)
+    shards = [train_batches(dataset, **options, shard_index=s, num_shards=2) for s in range(2)]
     joined = [jax.tree.map(lambda *parts: np.concatenate(parts), *batches) for batches in zip(*shards)]
     assert_batches_equal(joined, whole)
 
