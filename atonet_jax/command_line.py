@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import os
 import runpy
 
 from ml_collections import ConfigDict, config_flags
@@ -29,6 +30,8 @@ def define_config_flag(argv: list[str]) -> list[str]:
     parser.add_argument('--workdir')
     parser.add_argument('--mode')
     known, rest = parser.parse_known_args(argv)
+    if known.workdir is not None:
+        known.workdir = os.path.expanduser(known.workdir)
     if known.mode == 'compare':
         return argv
     if known.config is not None:
@@ -54,6 +57,7 @@ def _chosen_network(arguments: list[str]) -> str:
 def _run_config_file(argument: str, chosen: str) -> ConfigDict:
     """The config of FILE or FILE:NETWORK; `chosen` is another way to name the network."""
     path, _, network = argument.partition(':')
+    path = os.path.expanduser(path)
     if network and chosen and network != chosen:
         raise InputError(f'--config={argument}: and --config.model.name={chosen} name two networks; give one')
     network = network or chosen

@@ -7,6 +7,7 @@ chosen network alone.
 
 import functools
 import math
+import os
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,7 +21,9 @@ from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, default_options
 from atonet_jax.models.contract import GROUPS
 
+_LARGEST_SEED = 2**63 - 1  # that JAX takes
 DTYPES = ('float32', 'bfloat16')
+CLASS_WEIGHTS = ('balanced', 'enet')
 CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
 LABEL_ORIENTATIONS = ('upright', 'stored')
@@ -101,7 +104,8 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'mining': False,  # online hard example mining
                 'mining_threshold': 0.7,
                 'mining_min_kept': 1 / 16,  # share of a term's pixels
-                'class_weights': (),  # one a class; none: all alike
+                # One a class; none: all alike; balanced or enet: from the class's share of the training pixels.
+                'class_weights': (),
             },
             'optimizer': {
                 'name': 'sgd',  # or adamw
@@ -200,6 +204,13 @@ def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
     return tuple(map(tuple, sizes)) if all(isinstance(size, (tuple, list)) for size in sizes) else (tuple(sizes),)
 
 
+def expand_home(config: ConfigDict) -> None:
+    """Makes of `~` at the beginning of a path the home folder. No setting but a path begins with it."""
+    for key, value in flat_settings(config).items():
+        if isinstance(value, str) and value.startswith('~') and not key.endswith('_suffix'):
+            config.update_from_flattened_dict({key: os.path.expanduser(value)})
+
+
 def validate(config: ConfigDict) -> None:
     """Checks values that no type can: before any data is read, in every mode.
 
@@ -227,7 +238,10 @@ def validate(config: ConfigDict) -> None:
 
     def low_and_high(key, lowest, highest, what):
         value = value_of(key)
-        check(len(value) == 2 and lowest < value[0] <= value[1] <= highest and value[1] < math.inf, key, what)
+        check(len(value) == 2 and numbers(value) and lowest < value[0] <= value[1] <= highest, key, what)
+
+    def numbers(values):
+        return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
     def whole_numbers(values):
         return all(isinstance(value, int) and value > 0 for value in values)
@@ -272,11 +286,17 @@ def validate(config: ConfigDict) -> None:
     check(config.predict.max_frames >= 0, 'predict.max_frames', 'not below 0')
 
     weights = config.loss.aux_weights
-    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.aux_weights', 'numbers not below 0, or ()')
+    check(numbers(weights) and min(weights, default=0) >= 0, 'loss.aux_weights', 'numbers not below 0, or ()')
     check(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
     check(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
     weights = config.loss.class_weights
-    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.class_weights', 'numbers not below 0, one a class')
+    check(
+        not weights
+        or (len(weights) == 1 and weights[0] in CLASS_WEIGHTS)
+        or (numbers(weights) and min(weights) >= 0 and max(weights) > 0),
+        'loss.class_weights',
+        f'numbers not below 0, one a class and not all 0; or {" or ".join(CLASS_WEIGHTS)}; or ()',
+    )
     size('data.crop_size', optional=False)
     check(min(config.data.crop_size) >= 33, 'data.crop_size', 'at least 33 both ways')
     low_and_high('data.scale_range', 0, math.inf, 'lowest and highest scale')
@@ -286,7 +306,7 @@ def validate(config: ConfigDict) -> None:
     between(0, 180, 'data.augmentation.rotation')
     low_and_high('data.augmentation.blur_sigma', 0, 10, 'lowest and highest, above 0 and at most 10 pixels')
     low_and_high('data.augmentation.erasing_area', 0, 1, 'lowest and highest share, above 0 and at most 1')
-    check(config.seed >= 0, 'seed', 'not below 0')
+    between(0, _LARGEST_SEED, 'seed', 'data.synthetic.seed')
     check(0 <= config.optimizer.momentum < 1, 'optimizer.momentum', 'from 0 to below 1')
     check(0 <= config.optimizer.weight_decay < math.inf, 'optimizer.weight_decay', 'not below 0')
     check(0 <= config.optimizer.ema_decay < 1, 'optimizer.ema_decay', 'from 0 to below 1')
@@ -330,7 +350,7 @@ def validate(config: ConfigDict) -> None:
     check(config.serve.long_side > 0 and config.serve.long_side % 64 == 0, 'serve.long_side', 'a multiple of 64')
     check(config.serve.waiting >= 0, 'serve.waiting', 'not below 0')
     scales = config.eval.scales
-    check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
+    check(len(scales) > 0 and numbers(scales) and min(scales) > 0, 'eval.scales', 'numbers greater than 0')
     frozen = config.optimizer.frozen
     check(set(frozen) < set(GROUPS), 'optimizer.frozen', f'of {", ".join(GROUPS)}, and not all of them')
 
@@ -372,5 +392,8 @@ def validate_classes(config: ConfigDict, num_classes: int) -> None:
         InputError: as `validate`.
     """
     weights = config.loss.class_weights
-    if len(weights) not in (0, num_classes):
-        raise InputError(f'config.loss.class_weights={weights!r}: must be () or {num_classes} numbers, one a class')
+    if len(weights) not in (0, num_classes) and weights[0] not in CLASS_WEIGHTS:
+        raise InputError(
+            f'config.loss.class_weights={weights!r}: must be {num_classes} numbers, one a class; or '
+            f'{" or ".join(CLASS_WEIGHTS)}; or ()'
+        )

@@ -24,10 +24,12 @@ import jax
 from absl import flags
 
 from atonet_jax.command_line import define_config_flag
+from atonet_jax.config import expand_home
 from atonet_jax.errors import ExportError, InputError, TrainingError
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.devices import keep_freed_memory
 from atonet_jax.process.distributed import initialize, is_main_process
+from atonet_jax.process.files import FULL
 from atonet_jax.process.stopping import Stopped
 
 MODES = {  # and the extra of pyproject.toml that each needs beside the core
@@ -64,6 +66,13 @@ def command() -> int:
     except (InputError, ExportError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         return 2 if isinstance(failure, InputError) else 3
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or flags.FLAGS.workdir or '.'
+        print(f'error: {where}: cannot be written ({error.strerror}); free space and give the command again',
+              file=sys.stderr)  # fmt: skip
+        return 2
     except Stopped as stopped:
         print(f'{stopped}; the same command goes on from there', file=sys.stderr)
         return 128 + stopped.signal
@@ -109,13 +118,14 @@ def _run_mode(runs: list[str]) -> int:
     if flags.FLAGS.mode == 'compare':
         from atonet_jax.evaluation.report.compare import compare
 
-        compare(runs, flags.FLAGS.workdir or '.')
+        compare([os.path.expanduser(run) for run in runs], os.path.expanduser(flags.FLAGS.workdir or '.'))
         return 0
     if flags.FLAGS.mode == 'train':
         keep_freed_memory()
     if flags.FLAGS.mode in ('train', 'evaluate'):
         initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    expand_home(config)
     if workdir is None and flags.FLAGS.mode != 'prepare':
         raise InputError('give --workdir=DIR, where the run lives')
     if flags.FLAGS.mode == 'train':

@@ -7,7 +7,7 @@ import pytest
 from ml_collections import config_flags
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.config import create_network, default_config, validate, validate_batches, validate_classes
+from atonet_jax.config import create_network, default_config, expand_home, validate, validate_batches, validate_classes
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
@@ -60,6 +60,16 @@ BAD_VALUES = [
     ('schedule.per', 'batch'),
     ('schedule.warmup_epochs', 200.0),
     ('schedule.warmup_epochs', -1.0),
+    ('seed', 2**63),
+    ('data.synthetic.seed', -1),
+    ('loss.class_weights', (0.0, 0.0)),
+    ('loss.class_weights', (1.0, float('nan'))),
+    ('loss.class_weights', (1.0, -1.0)),
+    ('loss.class_weights', ('balancd',)),
+    ('loss.class_weights', ('balanced', 'enet')),
+    ('loss.aux_weights', ('heavy',)),
+    ('eval.scales', ('small',)),
+    ('data.scale_range', ('small', 'large')),
     ('train.batch_size', 0),
     ('train.epochs', 0.0),
     ('train.epochs', float('inf')),
@@ -133,7 +143,8 @@ def test_value_that_cannot_work_is_named(key, value):
 def test_class_weights_that_do_not_fit_the_classes_are_named():
     config = changed_config({'loss.class_weights': (1.0,) * 18})
     validate_classes(config, 18)
-    with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be \(\) or 19 numbers'):
+    validate_classes(changed_config({'loss.class_weights': ('balanced',)}), 19)
+    with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be 19 numbers.*; or balanced'):
         validate_classes(config, 19)
 
 
@@ -215,3 +226,21 @@ def test_config_file_without_a_config_is_refused(content, tmp_path):
     path.write_text(content)
     with pytest.raises(InputError, match='mine.py.*must define get_config'):
         define_config_flag(['main.py', f'--config={path}'])
+
+
+def test_every_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    config = changed_config(
+        {
+            'data.root': '~/data',
+            'data.folder.classes': '~/classes.json',
+            'init_from': '~/a~b.pth',
+            'predict.input': '~/photos/*.jpg',
+            'data.cache_dir': 'there/~',
+            'data.folder.label_suffix': '~',
+        }
+    )
+    expand_home(config)
+    assert config.data.root == '/home/me/data' and config.data.folder.classes == '/home/me/classes.json'
+    assert config.init_from == '/home/me/a~b.pth' and config.predict.input == '/home/me/photos/*.jpg'
+    assert config.data.cache_dir == 'there/~' and config.data.folder.label_suffix == '~'

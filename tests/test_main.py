@@ -1,5 +1,6 @@
 """The command line: what bad input prints, and that it harms nothing."""
 
+import errno
 import json
 import os
 import pickle
@@ -71,6 +72,30 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch)
 
 def test_a_missing_config_file_is_named(command):
     assert_one_clear_line(command('--config=configs/none.py'), 'configs/none.py', 'no such file')
+
+
+def test_a_path_may_begin_with_the_home_folder(command, repository, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    shutil.copy(repository / 'configs' / 'tiny.py', tmp_path)
+    process = command('--config=~/tiny.py', '--config.data.name=cityscapes', '--config.data.root=~/x', workdir='~/run')
+    assert_one_clear_line(process, f'{tmp_path}/x/')
+    assert_one_clear_line(command('--mode=evaluate', workdir='~/none'), f'{tmp_path}/none/config.json: no such file')
+    assert_one_clear_line(command('--mode=compare', '~/a', '~/b'), f'{tmp_path}/a')
+    assert not (repository / '~').exists()
+
+
+def test_a_full_disk_is_a_line_wherever_it_shows(command, monkeypatch):
+    def fill(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/a/file')
+
+    monkeypatch.setattr('atonet_jax.main._run_mode', fill)
+    process = command('--config=configs/tiny.py')
+    assert_one_clear_line(process, 'runs/a/file: cannot be written (No space left on device); free space')
+
+
+@pytest.mark.parametrize('seed', [2**63, 2**64, 10**30])
+def test_a_seed_that_is_too_large_is_named(command, seed):
+    assert_one_clear_line(command('--config=configs/tiny.py', f'--config.seed={seed}'), f'config.seed={seed}')
 
 
 def test_a_workdir_without_a_run_cannot_be_evaluated(command, tmp_path):

@@ -5,13 +5,14 @@ import dataclasses
 import json
 import logging
 import os
-import tempfile
+import pathlib
 from typing import NamedTuple
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.image_files import check_image_end, read_image, read_image_header
 from atonet_jax.data.label_checks import Judgement, judge_labels
 from atonet_jax.data.label_files import LabelCounts, count_label_values
+from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import watched
 
 _log = logging.getLogger(__name__)
@@ -154,9 +155,9 @@ def _read_cache(cache_path: str | None) -> dict[str, _Good]:
 def _write_cache(cache_path: str | None, known_good: dict[str, _Good]) -> None:
     if cache_path is None:
         return
-    folder = os.path.dirname(os.path.abspath(cache_path))
-    os.makedirs(folder, exist_ok=True)
-    # Other processes must never see half a file.
-    with tempfile.NamedTemporaryFile('w', dir=folder, prefix=os.path.basename(cache_path), delete=False) as file:
-        json.dump(known_good, file)
-    os.replace(file.name, cache_path)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(cache_path)), exist_ok=True)
+        with replacing(cache_path) as temporary:
+            pathlib.Path(temporary).write_text(json.dumps(known_good))
+    except OSError as error:
+        _log.warning('%s: cannot be written (%s); the files will be checked again', cache_path, error.strerror)

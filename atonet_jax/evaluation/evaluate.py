@@ -16,9 +16,10 @@ from atonet_jax.evaluation.evaluator import Evaluator, Example, ImageScore
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.distributed import is_main_process, main_process_first
+from atonet_jax.process.files import replacing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import make_folder, write_json, write_text
+from atonet_jax.runs.workdir import make_folder, write_json, write_text, writing
 
 
 def evaluate(config: ConfigDict, workdir: str) -> Scores:
@@ -52,30 +53,31 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     if not is_main_process():
         return scores
 
+    print(scores.table(table.class_names))  # whether the disk takes them or not
     origin = environment.describe()
-    write_json(
-        os.path.join(folder, 'scores.json'),
-        {
-            'step': network.step,
-            'dataset': dataset.name,
-            'split': dataset.split,
-            'images': len(evaluation.per_image),
-            'skipped': [str(reason) for reason in examples.skipped.values()],
-            'seconds': evaluation.seconds,
-            'options': config.eval.to_dict(),
-            'environment': origin,
-            **scores.to_dict(table.class_names),
-            'confusion': evaluation.confusion.tolist(),
-        },
-    )
-    write_text(os.path.join(folder, 'images.csv'), _images_csv(evaluation.per_image))
-    pictures = write_pictures(evaluation.examples, table, folder)
-    weights = config.init_from if network.step is None else f'step {network.step}'
-    report = os.path.join(folder, 'report.html')
-    write_report(
-        report, evaluation, config, table, workdir=workdir, weights=weights, mode='evaluate', environment=origin
-    )
-    print(scores.table(table.class_names))
+    with writing(folder):
+        write_json(
+            os.path.join(folder, 'scores.json'),
+            {
+                'step': network.step,
+                'dataset': dataset.name,
+                'split': dataset.split,
+                'images': len(evaluation.per_image),
+                'skipped': [str(reason) for reason in examples.skipped.values()],
+                'seconds': evaluation.seconds,
+                'options': config.eval.to_dict(),
+                'environment': origin,
+                **scores.to_dict(table.class_names),
+                'confusion': evaluation.confusion.tolist(),
+            },
+        )
+        write_text(os.path.join(folder, 'images.csv'), _images_csv(evaluation.per_image))
+        pictures = write_pictures(evaluation.examples, table, folder)
+        weights = config.init_from if network.step is None else f'step {network.step}'
+        report = os.path.join(folder, 'report.html')
+        write_report(
+            report, evaluation, config, table, workdir=workdir, weights=weights, mode='evaluate', environment=origin
+        )
     print(f'{weights}; {len(evaluation.per_image)} images of {evaluation.dataset} in {evaluation.seconds:.1f} s '
           'with compilation')  # fmt: skip
     if evaluation.skipped:
@@ -106,5 +108,6 @@ def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> l
         picture = visualize.comparison(example.image, example.labels, example.predictions, table)
         present = np.union1d(example.labels, example.predictions)
         paths.append(os.path.join(folder, f'example_{example.index:04d}.png'))
-        visualize.with_legend(picture, table, present).save(paths[-1])
+        with replacing(paths[-1]) as temporary:
+            visualize.with_legend(picture, table, present).save(temporary)
     return paths

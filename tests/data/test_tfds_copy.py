@@ -500,7 +500,7 @@ def test_training_batches_from_a_copy_are_those_from_the_folder(root, tfds_dir):
     from atonet_jax.data.pipeline import train_batches
 
     datasets = load_cityscapes(str(root), 'train'), load_tfds(str(tfds_dir), 'cityscapes', 'train')
-    options = dict(batch_size=4, augmentation=Augmentation((8, 8), (0.8, 1.5)), seed=0, start_step=1, num_steps=3)
+    options = dict(batch_size=4, augmentation=Augmentation((8, 8), (0.8, 1.5)), seed=0, start_sample=4, num_steps=3)
     for batch, expected in zip(*(train_batches(Examples(dataset), **options) for dataset in datasets), strict=True):
         for name in expected:
             np.testing.assert_array_equal(batch[name], expected[name])

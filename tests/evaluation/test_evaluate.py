@@ -16,6 +16,7 @@ from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import create_network
+from tests.disks import full_disk
 
 
 @pytest.fixture(scope='module')
@@ -118,3 +119,12 @@ def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_computed
     (tmp_path / 'run' / 'evaluation').touch()  # in the way; who runs the tests may be allowed everything
     with pytest.raises(InputError, match='run/evaluation: cannot be written .*; choose another --workdir'):
         evaluate(tiny_config, str(tmp_path / 'run'))
+
+
+def test_on_a_full_disk_the_scores_are_printed_and_nothing_is_half_written(tiny_config, finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / 'run', ignore=shutil.ignore_patterns('evaluation'))
+    message = r'evaluation: cannot be written \(File too large\); free space'
+    with full_disk(100), pytest.raises(InputError, match=message):
+        evaluate(tiny_config, str(workdir))
+    assert 'pixel accuracy' in capsys.readouterr().out
+    assert list((workdir / 'evaluation').iterdir()) == []

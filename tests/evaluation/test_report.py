@@ -20,6 +20,7 @@ from atonet_jax.evaluation.report import write_report
 from atonet_jax.evaluation.report.compare import compare
 from atonet_jax.runs.workdir import read_starts
 from atonet_jax.training.recorder import Recorder
+from atonet_jax.training.timeline import Timeline
 
 ENVIRONMENT = {'time': '2026-01-31 12:00:00 UTC', 'revision': None, 'devices': 'a device', 'versions': 'jax 1'}
 
@@ -186,7 +187,7 @@ def test_the_confusion_matrix_of_very_many_classes_is_a_picture(tmp_path):
 
 def test_a_report_that_cannot_be_written_ends_training_with_a_line(tmp_path, tiny_config):
     (tmp_path / 'report.html').mkdir()
-    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, 0, 12)
+    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, Timeline(4, 12, 2.0))
     with pytest.raises(TrainingError, match='the figures of step 3 cannot be written'):
         recorder.report(3, made_up(CITYSCAPES))
     recorder.close()
@@ -194,7 +195,7 @@ def test_a_report_that_cannot_be_written_ends_training_with_a_line(tmp_path, tin
 
 def test_every_start_of_training_is_on_record(tmp_path, tiny_config):
     for step in (0, 4):
-        Recorder(str(tmp_path), tiny_config, CITYSCAPES, step, 12).close()
+        Recorder(str(tmp_path), tiny_config, CITYSCAPES, Timeline(4, 12, 2.0, start_step=step)).close()
     starts = read_starts(str(tmp_path))
     assert [start['step'] for start in starts] == [0, 4]
     assert set(starts[0]) == {'step', 'time', 'revision', 'devices', 'versions'}

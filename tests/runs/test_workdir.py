@@ -14,8 +14,10 @@ from atonet_jax.runs.workdir import (
     claim,
     load_class_table,
     load_config,
+    lock,
     read_metrics,
 )
+from tests.disks import full_disk
 
 
 def contents(workdir):
@@ -95,6 +97,19 @@ def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
 def test_folder_without_a_run_is_named(load, tmp_path):
     with pytest.raises(InputError, match=f'{tmp_path}/.*: no such file; name the --workdir of a run'):
         load(str(tmp_path))
+
+
+def test_a_full_disk_is_a_line_at_the_claim_and_harms_nothing(tmp_path):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    before = contents(tmp_path)
+    config.train.epochs = 1.0
+    message = r'cannot be written \(File too large\); free space or choose another --workdir'
+    with full_disk(10), pytest.raises(InputError, match=message):
+        claim(str(tmp_path), config, CITYSCAPES)
+    assert contents(tmp_path) == before
+    with full_disk(0), pytest.raises(InputError, match=message), lock(str(tmp_path / 'new')):
+        pass
 
 
 def test_resumed_run_forgets_the_figures_that_it_makes_again(tmp_path):
