@@ -26,7 +26,7 @@ from absl import flags
 from atonet_jax.command_line import define_config_flag
 from atonet_jax.errors import ExportError, InputError, TrainingError
 from atonet_jax.extras import explain_missing_package
-from atonet_jax.process.devices import keep_freed_memory
+from atonet_jax.process.devices import check_platforms, keep_freed_memory
 from atonet_jax.process.distributed import initialize, is_main_process
 from atonet_jax.process.stopping import Stopped
 
@@ -68,7 +68,9 @@ def command() -> int:
         print(f'{stopped}; the same command goes on from there', file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        mode = flags.FLAGS.mode if flags.FLAGS.is_parsed() else None
+        goes_on = 'goes on from the last checkpoint' if mode == 'train' else 'begins anew'
+        print(f'interrupted; the same command {goes_on}', file=sys.stderr)
         return 130
 
 
@@ -115,6 +117,7 @@ def _run_mode(runs: list[str]) -> int:
         keep_freed_memory()
     if flags.FLAGS.mode in ('train', 'evaluate'):
         initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+    check_platforms()
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     if workdir is None and flags.FLAGS.mode != 'prepare':
         raise InputError('give --workdir=DIR, where the run lives')

@@ -22,10 +22,14 @@ from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress
 
 _MOST_EXTREMES = 4  # best examples that are kept, and as many worst ones
+_LONGEST_SIDE = 2048  # pixels of a kept example; of larger ones every second pixel is kept, or every third, ...
 
 
 class Example(NamedTuple):
-    """An image, [H, W, 3] uint8, with its true and predicted labels, [H, W] uint8 train ids."""
+    """An image to show, [H, W, 3] uint8, with its true and predicted labels, [H, W] uint8 train ids.
+
+    Larger images are thinned out, so that no side is longer than 2048 pixels.
+    """
 
     index: int
     image: np.ndarray
@@ -173,7 +177,9 @@ class _Shown:
                 continue
             if arrays is None:
                 arrays = [_of_this_process(array) for array in (batch['image'], batch['label'], predictions)]
-            example = Example(index, *(array[row].copy() for array in arrays))  # frees the rest of the batch
+            step = -(-max(arrays[1].shape[1:]) // _LONGEST_SIDE)
+            thin = (array[row, ::step, ::step].copy() for array in arrays)  # frees the rest of the batch
+            example = Example(index, *thin)
             if len(self.first) < self._pictures:
                 self.first.append(example)
             for heap, rank in heaps:

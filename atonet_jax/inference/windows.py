@@ -81,9 +81,7 @@ class SlidingWindows:
         sharding = split_by_batch(mesh) if count % mesh.size == 0 else replicated(mesh)
         images = jax.device_put(images, sharding)
         strip = min(self._stride[0], self._window[0], height)
-        views = [
-            _View((height, width), scale, mirrored, self._window, self._stride, strip) for scale, mirrored in self._views
-        ]
+        views = [_View((height, width), *view, self._window, self._stride, strip) for view in self._views]
         classes = self._num_classes(variables, views[0].part)
         bands = [jnp.zeros((count, view.band_height, view.size[1], classes), device=sharding) for view in views]
         strips = []
@@ -102,7 +100,7 @@ class SlidingWindows:
         return _joined(strips, height, sharding)
 
     def _add_row(self, variables, images, view, band, top, band_start, progress):
-        """Adds the probabilities of a row of windows to a band, which begins at row `band_start` of the scaled image."""
+        """Adds the probabilities of a row of windows to a band, which begins at row `band_start` of its image."""
         at_once = self._windows_at_once(len(images), len(view.lefts))
         for first in range(0, len(view.lefts), at_once):
             lefts = view.lefts[first : first + at_once]

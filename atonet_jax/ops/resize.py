@@ -167,7 +167,7 @@ def _two_taps(positions: Sequence[float], old: int) -> tuple[np.ndarray, np.ndar
     """Lower and upper pixel of linear interpolation at `positions`, clamped to the first and last, and its weight."""
     positions = np.clip(positions, 0, old - 1)
     lower = np.floor(positions).astype(int)
-    return lower, np.minimum(lower + 1, old - 1), positions - lower
+    return lower, np.ceil(positions).astype(int), positions - lower
 
 
 def _two_tap_matrix(positions: Sequence[float], old: int) -> np.ndarray:

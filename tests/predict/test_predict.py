@@ -18,6 +18,7 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import predict, submission
 from atonet_jax.predict.video import VideoFile
 from atonet_jax.process.devices import create_mesh
@@ -98,6 +99,36 @@ def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp
     written = load(tmp_path / 'out' / 'a_labels.png')
     assert np.mean(written == expected) > 0.999  # ties, where compiled otherwise
     assert set(np.unique(written)) <= set(network.class_table.train_to_raw[:19])
+
+
+def test_windows_are_as_the_settings_say(config, finished, tmp_path):
+    config.predict.update(pictures=('labels',), batch_size=4)
+    config.eval.update(window=(48, 64), window_stride=(16, 32))
+    pixels = {'a': picture(0), 'b': picture(1), 'c': picture(2, (48, 64))}
+    for name, of_one in pixels.items():
+        save(tmp_path / 'photos' / f'{name}.png', of_one)
+    assert predict(config, finished) is True
+    network = trained_network(config, finished, create_mesh())
+    label = SlidingWindows(network.model, create_mesh(), window=(48, 64), stride=(16, 32))
+    for name, of_one in pixels.items():
+        expected = np.asarray(label(network.variables, of_one[None]))[0]
+        assert np.mean(load(tmp_path / 'out' / f'{name}_labels.png') == expected) > 0.999  # ties, in other batches
+
+
+def test_pictures_are_looked_at_one_by_one_with_windows(config, finished, tmp_path, monkeypatch):
+    config.predict.update(pictures=('labels',), batch_size=4)
+    config.eval.window = (48, 64)
+    shapes = []
+
+    def label(variables, images):
+        shapes.append(images.shape)
+        return np.zeros(images.shape[:3], np.uint8)
+
+    monkeypatch.setattr(SlidingWindows, 'of_options', lambda model, mesh, options, batch_size: label)
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    save(tmp_path / 'photos' / 'b.png', picture(1))
+    assert predict(config, finished) is True
+    assert shapes == 2 * [(1, *SIZE, 3)]
 
 
 @pytest.fixture
