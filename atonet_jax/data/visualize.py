@@ -1,10 +1,12 @@
 """Pictures of label maps."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageFont
 
 from atonet_jax.data.labels import IGNORE_LABEL, ClassTable
 
@@ -71,9 +73,11 @@ def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> 
     if factor > 1:
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     font_size, padding = 14, 8
-    entry_width = 150
-    columns = max(1, picture.shape[1] // entry_width)
     classes = [c for c in present if c < table.num_classes]
+    font = PIL.ImageFont.load_default(font_size)
+    names = max((font.getlength(table.class_names[c]) for c in classes), default=0)
+    entry_width = max(150, math.ceil(names) + font_size + 3 * padding)
+    columns = max(1, picture.shape[1] // entry_width)
     rows = -(-len(classes) // columns)
     line = font_size + padding
     canvas = PIL.Image.new('RGB', (picture.shape[1], picture.shape[0] + rows * line + padding), _WHITE)
@@ -82,5 +86,5 @@ def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> 
     for i, c in enumerate(classes):
         x, y = (i % columns) * entry_width + padding, picture.shape[0] + padding + (i // columns) * line
         draw.rectangle((x, y, x + font_size, y + font_size), fill=table.class_colors[c])
-        draw.text((x + font_size + padding, y), table.class_names[c], fill=(0, 0, 0), font_size=font_size)
+        draw.text((x + font_size + padding, y), table.class_names[c], fill=(0, 0, 0), font=font)
     return canvas

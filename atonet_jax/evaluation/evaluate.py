@@ -39,7 +39,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     folder = config.eval.output or os.path.join(workdir, 'evaluation')
     make_folder(folder, '--config.eval.output')
     with main_process_first('data'):
-        examples = load_examples(config.data, config.data.eval_split, workdir)
+        kept_in = workdir if os.access(workdir, os.W_OK) else folder  # the run's folder may be read-only
+        examples = load_examples(config.data, config.data.eval_split, kept_in)
     dataset = examples.dataset
     difference = class_difference(table, dataset.class_table)
     if difference:

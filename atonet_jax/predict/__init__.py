@@ -95,7 +95,7 @@ class _Job:
         pictures = [source for source in sources if not source.is_video]
         start = time.perf_counter()
         try:
-            with StopSignals() as signals:
+            with StopSignals('ends after the pictures under way; once more: at once') as signals:
                 self._pictures(pictures, signals)
                 for source in videos:
                     if not signals.received(0):

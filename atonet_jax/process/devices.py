@@ -29,7 +29,7 @@ def check_platforms() -> None:
         reason = str(error).partition(' (set JAX_PLATFORMS')[0].splitlines()
         raise InputError(
             f'JAX_PLATFORMS={wanted}: JAX finds no such device{f" ({reason[0]})" if reason else ""}; unset it, give '
-            'JAX_PLATFORMS=cpu, or install the JAX of the device, such as jax[cuda12]'
+            'JAX_PLATFORMS=cpu, or install the JAX of the device, such as jax[cuda13]'
         ) from error
 
 
