@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sys
 import types
 
 import jax
@@ -59,6 +58,6 @@ class StopSignals:
             os.kill(os.getpid(), number)
         self._received = number
         if self._notice:
-            os.write(sys.stderr.fileno(), f'\n{self._notice}\n'.encode())  # print may be under way
+            os.write(2, f'\n{self._notice}\n'.encode())  # on the screen; print may be under way
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -101,34 +101,27 @@ def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp
     assert set(np.unique(written)) <= set(network.class_table.train_to_raw[:19])
 
 
-def test_windows_are_as_the_settings_say(config, finished, tmp_path):
+def test_with_windows_pictures_are_looked_at_one_by_one(config, finished, tmp_path, monkeypatch):
+    """The batch is one of windows, and no batch of pictures is filled up with copies."""
     config.predict.update(pictures=('labels',), batch_size=4)
-    config.eval.update(window=(48, 64), window_stride=(16, 32))
-    pixels = {'a': picture(0), 'b': picture(1), 'c': picture(2, (48, 64))}
+    config.eval.window = (48, 64)
+    seen = []
+
+    def label(variables, images):
+        seen.append(images)
+        return np.full(images.shape[:3], 3, np.uint8)
+
+    def of_options(model, mesh, options, batch_size):
+        assert (options.window, batch_size) == ((48, 64), 4)
+        return label
+
+    monkeypatch.setattr(SlidingWindows, 'of_options', of_options)
+    pixels = {name: picture(seed) for seed, name in enumerate('ab')}
     for name, of_one in pixels.items():
         save(tmp_path / 'photos' / f'{name}.png', of_one)
     assert predict(config, finished) is True
-    network = trained_network(config, finished, create_mesh())
-    label = SlidingWindows(network.model, create_mesh(), window=(48, 64), stride=(16, 32))
-    for name, of_one in pixels.items():
-        expected = np.asarray(label(network.variables, of_one[None]))[0]
-        assert np.mean(load(tmp_path / 'out' / f'{name}_labels.png') == expected) > 0.999  # ties, in other batches
-
-
-def test_pictures_are_looked_at_one_by_one_with_windows(config, finished, tmp_path, monkeypatch):
-    config.predict.update(pictures=('labels',), batch_size=4)
-    config.eval.window = (48, 64)
-    shapes = []
-
-    def label(variables, images):
-        shapes.append(images.shape)
-        return np.zeros(images.shape[:3], np.uint8)
-
-    monkeypatch.setattr(SlidingWindows, 'of_options', lambda model, mesh, options, batch_size: label)
-    save(tmp_path / 'photos' / 'a.png', picture(0))
-    save(tmp_path / 'photos' / 'b.png', picture(1))
-    assert predict(config, finished) is True
-    assert shapes == 2 * [(1, *SIZE, 3)]
+    np.testing.assert_array_equal(seen, [of_one[None] for of_one in pixels.values()])
+    assert (load(tmp_path / 'out' / 'b_labels.png') == 3).all()
 
 
 @pytest.fixture
