@@ -35,6 +35,7 @@ class SlidingWindows:
         *,
         window: tuple[int, int],
         stride: tuple[int, int] = (),
+        height: int = 0,
         scales: Sequence[float] = (1.0,),
         flip: bool = False,
         batch_size: int = 1,
@@ -45,13 +46,15 @@ class SlidingWindows:
             mesh: the devices that the windows are split over.
             window: (height, width) of the windows, clipped to the size of a scaled image.
             stride: (rows, columns) from one window to the next; (): two thirds of the window.
-            scales: factors to which the images are resized, bilinearly.
+            height: to which the images are resized, bilinearly, with their width in proportion; 0: as they are.
+            scales: factors on that size.
             flip: also looks at the mirrored images.
             batch_size: windows that go through the network together.
         """
         self._mesh = mesh
         self._window = tuple(window)
         self._stride = tuple(stride) if stride else tuple(max(1, 2 * length // 3) for length in window)
+        self._height = height
         self._views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
         self._batch_size = batch_size
         self._normalization = network(model).normalization
@@ -81,7 +84,15 @@ class SlidingWindows:
         sharding = split_by_batch(mesh) if count % mesh.size == 0 else replicated(mesh)
         images = jax.device_put(images, sharding)
         strip = min(self._stride[0], self._window[0], height)
-        views = [_View((height, width), *view, self._window, self._stride, strip) for view in self._views]
+        resized = (self._height, round(width * self._height / height)) if self._height else (height, width)
+        views = [
+            _View(
+                (height, width),
+                tuple(max(1, round(scale * length)) for length in resized),
+                mirrored, self._window, self._stride, strip,
+            )
+            for scale, mirrored in self._views
+        ]  # fmt: skip
         classes = self._num_classes(variables, views[0].part)
         bands = [jnp.zeros((count, view.band_height, view.size[1], classes), device=sharding) for view in views]
         strips = []
@@ -94,8 +105,8 @@ class SlidingWindows:
                     for top in view.tops_for(number):
                         bands[i] = self._add_row(variables, images, view, bands[i], top, view.starts[number], progress)
                     rows = tuple(taps[number * strip : (number + 1) * strip] for taps in view.rows)
-                    resized = view.size != (height, width)
-                    summed = _plus(summed, bands[i], rows, view.columns, view.starts[number], resized, sharding)
+                    is_resized = view.size != (height, width)
+                    summed = _plus(summed, bands[i], rows, view.columns, view.starts[number], is_resized, sharding)
                 strips.append(_labels(summed, sharding))
         return _joined(strips, height, sharding)
 
@@ -143,8 +154,9 @@ class _View:
         band_height: rows that are needed at a time.
     """
 
-    def __init__(self, size, scale, mirrored, window, stride, strip):
-        self.size = tuple(max(1, round(scale * length)) for length in size)
+    def __init__(self, size, scaled, mirrored, window, stride, strip):
+        """Of images of `size`, scaled to `scaled`, with a result in strips of `strip` rows."""
+        self.size = scaled
         self.part = tuple(min(part, length) for part, length in zip(window, self.size, strict=True))
         self.mirrored = mirrored
         self.tops, self.lefts = map(_starts, self.size, self.part, stride)
@@ -218,13 +230,13 @@ def _shifted(band, rows, sharding):
     return jax.lax.with_sharding_constraint(shifted, sharding)
 
 
-@functools.partial(jax.jit, static_argnames=('resized', 'sharding'), donate_argnames='summed')
-def _plus(summed, band, rows, columns, start, resized, sharding):
+@functools.partial(jax.jit, static_argnames=('is_resized', 'sharding'), donate_argnames='summed')
+def _plus(summed, band, rows, columns, start, is_resized, sharding):
     """`summed`, [B, strip, W, C], plus the mean probabilities in a band, which begins at row `start` of its image."""
-    if not resized:
+    if not is_resized:
         band = band[:, : summed.shape[1]]
     mean = band / jnp.sum(band, axis=-1, keepdims=True)
-    if resized:
+    if is_resized:
         lower, upper, weights = rows
         mean = ops.take_between(mean, (lower - start, upper - start, weights), columns)
     return jax.lax.with_sharding_constraint(summed + mean, sharding)

@@ -95,6 +95,14 @@ def test_labels_are_those_of_a_loop_over_all_windows(network, count, size, windo
     np.testing.assert_array_equal(labels, plain_loop(network, images, **options))
 
 
+def test_a_height_resizes_the_images_first(network):
+    model, variables = network
+    images = random_images(1, 60, 90)
+    of_height = sliding(model, window=(30, 30), height=45, scales=(1.0, 2.0))(variables, images)
+    of_scale = sliding(model, window=(30, 30), scales=(0.75, 1.5))(variables, images)
+    np.testing.assert_array_equal(of_height, of_scale)
+
+
 def test_a_stride_of_none_is_two_thirds_of_the_window(network):
     model, variables = network
     images = random_images(1, 61, 100)
@@ -134,7 +142,8 @@ def test_the_network_is_compiled_once_whatever_the_size_of_the_images():
 @pytest.mark.parametrize('scale', [0.5, 1.0, 1.5])
 def test_rows_in_memory_do_not_grow_with_the_image(scale):
     def height_of_band(height):
-        return windows._View((height, 100), scale, False, (60, 60), (40, 40), 40).band_height
+        scaled = round(scale * height), round(scale * 100)
+        return windows._View((height, 100), scaled, False, (60, 60), (40, 40), 40).band_height
 
     assert height_of_band(40_000) <= 60 + 40 * scale + 2
     assert height_of_band(40_000) <= height_of_band(4_000) + 1
