@@ -97,7 +97,7 @@ def test_labels_are_those_of_a_loop_over_all_windows(network, count, size, windo
 
 def test_a_height_resizes_the_images_first(network):
     model, variables = network
-    images = random_images(1, 60, 90)
+    images = random_images(1, 60, 92)
     of_height = sliding(model, window=(30, 30), height=45, scales=(1.0, 2.0))(variables, images)
     of_scale = sliding(model, window=(30, 30), scales=(0.75, 1.5))(variables, images)
     np.testing.assert_array_equal(of_height, of_scale)
