@@ -28,6 +28,11 @@ CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
 LABEL_ORIENTATIONS = ('upright', 'stored')
 PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
+_LISTS_OF_WORDS = {  # tuples; others hold numbers, but for loss.class_weights
+    'optimizer.frozen': 'backbone',
+    'predict.pictures': 'labels,overlay',
+    'benchmark.dtypes': 'float32,bfloat16',
+}
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 INT8_FORMATS = ('onnx', 'tflite')
 
@@ -137,7 +142,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'nans': False,  # looks at every step, and says in which layer a loss that is no number began
             },
             'eval': {
-                'batch_size': 1,  # over all devices; made up to a multiple of them
+                'batch_size': 1,  # images, or windows; over all devices, made up to a multiple of them
                 'checkpoint': 'best',  # or latest
                 'center_crop': (),  # height, width; none: the whole image
                 'window': (),  # height, width of sliding windows; none: all at once
@@ -145,6 +150,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'scales': (1.0,),
                 'flip': False,  # averages with the mirrored image
                 'pictures': 8,  # examples drawn with their prediction
+                'output': '',  # folder of --mode=evaluate; none: evaluation/ of the workdir
             },
             # As `eval` says which checkpoint, scales, flip and window.
             'predict': {
@@ -153,7 +159,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'format': 'pictures',  # or cityscapes_submission: what the test server takes
                 'pictures': ('labels', 'color', 'overlay', 'side_by_side'),  # kinds that are written
                 'ids': 'train',  # in label files; or raw
-                'batch_size': 1,  # pictures of one size that go through the network together
+                'batch_size': 1,  # pictures of one size, or windows, that go through the network together
                 'max_pixels': 64_000_000,  # of a picture
                 'max_frames': 0,  # of a video or camera; 0: all, or until Ctrl-C
             },
@@ -196,6 +202,16 @@ def default_config(network: str = 'atonet') -> ConfigDict:
 def flat_settings(config: ConfigDict) -> dict[str, Any]:
     """Every setting by its whole key, such as 'train.batch_size', in the config's order."""
     return flatten_dict(config.to_dict(), sep='.')
+
+
+def _holds_numbers(values: Any, nested: bool) -> bool:
+    """Whether all of `values` are numbers, or tuples of numbers where these may be."""
+    return all(
+        _holds_numbers(value, nested=False)
+        if nested and isinstance(value, (tuple, list))
+        else isinstance(value, (int, float)) and not isinstance(value, bool)
+        for value in values
+    )
 
 
 def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
@@ -252,6 +268,11 @@ def validate(config: ConfigDict) -> None:
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
 
+    for key, value in flat_settings(config).items():
+        if key in _LISTS_OF_WORDS:
+            check(all(isinstance(word, str) for word in value), key, f'words, such as {_LISTS_OF_WORDS[key]}')
+        elif isinstance(value, (tuple, list)) and key != 'loss.class_weights':
+            check(_holds_numbers(value, nested=key == 'benchmark.sizes'), key, 'numbers alone, such as (1,) or (2,3)')
     create_network(config, num_classes=19)
     check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
           'empty where config.init_from is given, which holds a backbone')

@@ -4,6 +4,7 @@ import pathlib
 import runpy
 
 import pytest
+from absl import flags
 from ml_collections import config_flags
 
 from atonet_jax.command_line import define_config_flag
@@ -11,6 +12,7 @@ from atonet_jax.config import create_network, default_config, expand_home, valid
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
+from tests.commands import fresh_flags
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
 
@@ -92,6 +94,16 @@ BAD_VALUES = [
     ('data.name', 'kitti'),
     ('eval.scales', ()),
     ('eval.scales', (1.0, 0.0)),
+    ('eval.scales', ('1.0',)),
+    ('eval.scales', (1.0, None)),
+    ('eval.center_crop', (True, True)),
+    ('data.scale_range', ('a', 'b')),
+    ('data.augmentation.blur_sigma', (0.1, 'b')),
+    ('loss.aux_weights', ('a',)),
+    ('benchmark.sizes', ((512, 'b'),)),
+    ('benchmark.dtypes', ((1,),)),
+    ('optimizer.frozen', ('backbone', 1)),
+    ('predict.pictures', ([1],)),
 ]
 OTHER_VALUES = {
     'model.dtype': 'bfloat16',
@@ -192,6 +204,54 @@ def test_a_network_that_cannot_be_is_refused(arguments, error, monkeypatch):
     monkeypatch.chdir(CONFIG_FILES[0].parents[1])
     with pytest.raises(InputError, match=error):
         define_config_flag(['main.py', *arguments])
+
+
+@pytest.mark.parametrize('value', ['labels,overlay', '(labels, overlay)', "('labels','overlay')"])
+@pytest.mark.parametrize('joined', [True, False])
+def test_a_list_of_words_may_be_given_without_quotes(value, joined, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    name = '--config.predict.pictures'
+    given = [f'{name}={value}'] if joined else [name, value]
+    with fresh_flags():
+        argv = define_config_flag(['main.py', '--config=configs/tiny.py', *given])
+        flags.FLAGS(argv)
+        assert flags.FLAGS.config.predict.pictures == ('labels', 'overlay')
+
+
+@pytest.mark.parametrize(
+    ('content', 'error'),
+    [
+        ('import nothing_of_this_name', "mine.py: line 1: ModuleNotFoundError: No module named '.*'; mend"),
+        ('def get_config(:', 'mine.py: line 1: SyntaxError: '),
+        ('def get_config():\n    return 1 / 0', 'mine.py: line 2: ZeroDivisionError: division by zero'),
+        ('open("none")', "mine.py: line 1: FileNotFoundError: .*: 'none'"),
+    ],
+)
+def test_a_config_file_that_does_not_run_is_named_with_the_line(content, error, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(content)
+    with pytest.raises(InputError, match=error):
+        define_config_flag(['main.py', f'--config={path}'])
+
+
+def test_a_folder_is_no_config_file(tmp_path):
+    with pytest.raises(InputError, match='is a folder; name a file in it'):
+        define_config_flag(['main.py', f'--config={tmp_path}'])
+
+
+def test_a_config_file_that_takes_no_network_is_named(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('def get_config():\n    pass\n')
+    with pytest.raises(InputError, match=r'get_config\(\) takes no network; leave out :enet'):
+        define_config_flag(['main.py', f'--config={path}:enet'])
+
+
+def test_flags_may_lie_in_a_file(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    (tmp_path / 'flags').write_text('--config=configs/tiny.py\n--config.train.batch_size=3\n')
+    with fresh_flags():
+        flags.FLAGS(define_config_flag(['main.py', f'--flagfile={tmp_path}/flags']))
+        assert flags.FLAGS.config.train.batch_size == 3
 
 
 def test_a_typing_error_in_a_config_file_is_refused(tmp_path):

@@ -17,6 +17,8 @@ from atonet_jax.data.synthetic import write_dataset
 from atonet_jax.runs.workdir import LOCK_FILE
 from tests.commands import run_command
 
+MODES = ['train', 'evaluate', 'predict', 'export', 'check_data', 'benchmark', 'prepare', 'serve', 'compare']
+
 
 @pytest.fixture(scope='module')
 def scenes(tmp_path_factory):
@@ -53,7 +55,7 @@ def assert_one_clear_line(process, *texts):
         ('--config.train.batch_size=0', ['config.train.batch_size=0', 'greater than 0']),
         ('--config.train.epochs=-1', ['config.train.epochs=-1.0', 'greater than 0']),
         ('--config.optimizer.learning_rate=0', ['config.optimizer.learning_rate=0.0', 'greater than 0']),
-        ('--config.data.crop_size=wide', ['config.data.crop_size', 'two whole numbers']),
+        ('--config.data.crop_size=wide', ['config.data.crop_size', 'wide', 'numbers alone']),
         ('--config.model.name=resnet', ['config.model.name', 'atonet']),
         ('--mode=fly', ['mode', 'fly']),
     ],
@@ -62,6 +64,47 @@ def test_a_wrong_setting_is_named_before_anything_is_written(command, tmp_path, 
     process = command('--config=configs/tiny.py', override)
     assert_one_clear_line(process, *texts)
     assert not (tmp_path / 'workdir').exists()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'line'),
+    [
+        (['--config.eval.batch_size=two'], 'config.eval.batch_size=two: must be a whole number'),
+        (['--config.eval.flip=maybe'], 'config.eval.flip=maybe: must be true or false'),
+        (['--config.train.epochs', 'many'], 'config.train.epochs=many: must be a number'),
+        (['--config.eval.scales=big'], "config.eval.scales=('big',): must be numbers alone"),
+        (['--config.predict.pictures=labels,depth'], "config.predict.pictures=('labels', 'depth'): must be of labels"),
+        (['--config.eval.window', '--config.eval.flip'], '--config.eval.window: has no value'),
+        (['--config.eval.window'], '--config.eval.window: has no value'),
+        (['--flagfile=flags/none'], "--flagfile: Unable to open flagfile: [Errno 2] No such file"),
+        (['--flagfile'], '--flagfile: --flagfile with no argument'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else '',
+)
+def test_words_where_numbers_belong_and_missing_values_are_named(command, arguments, line):
+    assert_one_clear_line(command('--config=configs/tiny.py', '--mode=evaluate', *arguments), f'error: {line}')
+
+
+def test_a_device_that_is_not_there_is_named(command, monkeypatch):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'tpu' (set JAX_PLATFORMS='' to choose another)")
+
+    monkeypatch.setenv('JAX_PLATFORMS', 'tpu')
+    monkeypatch.setattr('jax.devices', devices)
+    process = command('--config=configs/tiny.py')
+    assert_one_clear_line(process, "JAX_PLATFORMS=tpu: JAX finds no such device (Unable to initialize backend 'tpu'")
+
+
+@pytest.mark.parametrize(
+    ('mode', 'line'), [('train', 'goes on from the last checkpoint'), *((mode, 'begins anew') for mode in MODES[1:])]
+)
+def test_an_interrupted_command_promises_only_what_is_so(command, monkeypatch, mode, line):
+    def interrupted(runs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('atonet_jax.main._run_mode', interrupted)
+    process = command(*['--config=configs/tiny.py'][mode == 'compare' :], f'--mode={mode}')
+    assert process == (130, '', f'interrupted; the same command {line}\n')
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch):

@@ -19,14 +19,14 @@ from atonet_jax.process.distributed import is_main_process, main_process_first
 from atonet_jax.process.files import replacing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import make_folder, write_json, write_text, writing
+from atonet_jax.runs.workdir import class_difference, make_folder, write_json, write_text, writing
 
 
 def evaluate(config: ConfigDict, workdir: str) -> Scores:
     """`--mode=evaluate`: scores a run's checkpoint, or the weights of `init_from` if `workdir` holds no run.
 
-    Prints a table, and writes into `evaluation/` of the workdir: scores.json, images.csv with the scores of each image,
-    pictures, and report.html.
+    Prints a table, and writes into `eval.output`, or else into `evaluation/` of the workdir: scores.json, images.csv
+    with the scores of each image, pictures, and report.html.
 
     Raises:
         InputError: no run, checkpoint or weights, data that cannot be used, or nothing can be written.
@@ -37,15 +37,17 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     validate(config)
     network = trained_network(config, workdir, mesh)
     table = network.class_table
-    folder = os.path.join(workdir, 'evaluation')
-    make_folder(folder)
+    folder = config.eval.output or os.path.join(workdir, 'evaluation')
+    make_folder(folder, '--config.eval.output')
     with main_process_first('data'):
-        examples = load_examples(config.data, config.data.eval_split, workdir)
+        kept_in = workdir if os.access(workdir, os.W_OK) else folder  # the run's folder may be read-only
+        examples = load_examples(config.data, config.data.eval_split, kept_in)
     dataset = examples.dataset
-    if dataset.class_table.class_names != table.class_names:
+    difference = class_difference(table, dataset.class_table)
+    if difference:
         raise InputError(
-            f'config.data: {dataset.name} has other classes ({", ".join(dataset.class_table.class_names)}) than the '
-            f'network predicts ({", ".join(table.class_names)}); choose the data that it was trained for'
+            f'config.data: {dataset.name} has other classes than the network predicts ({difference}); choose the data '
+            'that it was trained for'
         )
 
     evaluation = Evaluator(network.model, examples, config.eval, mesh).run(network.variables)

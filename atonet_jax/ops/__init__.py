@@ -21,12 +21,14 @@ from atonet_jax.ops.resize import (
     bicubic_matrix,
     enlarged_phases,
     half_pixel_matrix,
+    half_pixel_taps,
     phase_factors,
     phase_weights,
     resize_align_corners,
     resize_bicubic,
     resize_bilinear,
     resize_nearest,
+    take_between,
     with_neighbours,
 )
 
@@ -45,6 +47,7 @@ __all__ = [
     'edge_padding',
     'enlarged_phases',
     'half_pixel_matrix',
+    'half_pixel_taps',
     'max_pool',
     'max_pool_with_indices',
     'max_unpool',
@@ -56,5 +59,6 @@ __all__ = [
     'resize_bicubic',
     'resize_bilinear',
     'resize_nearest',
+    'take_between',
     'with_neighbours',
 ]

@@ -19,6 +19,7 @@ from atonet_jax.data.pictures import read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
 from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
 from atonet_jax.predict.inputs import Source, fetched, find_sources
@@ -54,7 +55,9 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         submission.check_sources(sources, network.class_table)
     make_folder(folder, '--config.predict.output')
 
-    job = _Job(options, labeler(config, network), network.class_table, folder, tuple(config.data.sample_range))
+    images_at_once = 1 if config.eval.window else options.batch_size  # with windows, that many of one image
+    label, sample_range = labeler(config, network), tuple(config.data.sample_range)
+    job = _Job(options, label, images_at_once, network.class_table, folder, sample_range)
     try:
         job.run(sources)
     finally:
@@ -66,29 +69,32 @@ def predict(config: ConfigDict, workdir: str) -> bool:
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
     """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with the scales, flip and window of `config.eval`."""
-    options = config.eval
+    options, mesh = config.eval, create_mesh()
     if tuple(options.scales) == (1.0,) and not options.flip and not options.window:
         return Segmenter(network.model, network.variables, network.class_table)
-    fn = partial(
-        predict_labels,
-        network.model,
-        scales=options.scales,
-        flip=options.flip,
-        window=options.window or None,
-        window_stride=options.window_stride or None,
-    )
-    return partial(jax.jit(fn), prepared_variables(network.model, network.variables, create_mesh()))
+    if options.window:
+        label = SlidingWindows.of_options(network.model, mesh, options, config.predict.batch_size)
+    else:
+        label = jax.jit(partial(predict_labels, network.model, scales=options.scales, flip=options.flip))
+    return partial(label, prepared_variables(network.model, network.variables, mesh))
 
 
 class _Job:
     """One call: its settings and its results."""
 
     def __init__(
-        self, options: ConfigDict, label: Callable, table: ClassTable, folder: str, sample_range: tuple[float, ...]
+        self,
+        options: ConfigDict,
+        label: Callable,
+        images_at_once: int,
+        table: ClassTable,
+        folder: str,
+        sample_range: tuple[float, ...],
     ):
         self._options = options
         self._sample_range = sample_range
         self._label = label
+        self._images_at_once = images_at_once
         self._table = table
         self._folder = folder
         self._images = 0
@@ -101,7 +107,7 @@ class _Job:
         pictures = [source for source in sources if not source.is_video]
         start = time.perf_counter()
         try:
-            with StopSignals() as signals:
+            with StopSignals('ends after the pictures under way; once more: at once') as signals:
                 self._pictures(pictures, signals)
                 for source in videos:
                     if not signals.received(0):
@@ -143,7 +149,7 @@ class _Job:
             Background() as writers,
         ):
             images = errors_apart(in_order_ahead(read, wanted, readers), failed)
-            for source, image, labels in predicted(images, self._label, self._options.batch_size):
+            for source, image, labels in predicted(images, self._label, self._images_at_once):
                 writers.submit(self._write, source, image, labels)
                 self._images += 1
                 progress.update()
@@ -211,7 +217,7 @@ class _Job:
                     file.write(draw(kind, frame, labels, self._table, everything))
 
             frames = enumerate(_until_stopped(video, signals, most))
-            for number, frame, labels in predicted(frames, self._label, self._options.batch_size):
+            for number, frame, labels in predicted(frames, self._label, self._images_at_once):
                 writer.submit(write, number, frame, labels)
                 count += 1
                 self._images += 1

@@ -195,6 +195,10 @@ class Checkpoints:
         )
         return restored_state, restored.numbers
 
+    def holds_averages(self, step: int) -> bool:
+        """Whether averaged parameters were saved too (`optimizer.ema_decay`)."""
+        return os.path.exists(os.path.join(self._folder, str(step), 'averaged'))
+
     def restore_variables(self, step: int, model: nn.Module, mesh: Mesh, averaged: bool) -> dict[str, Any]:
         """Only the network's variables, on every device of the mesh. With `averaged`, the averaged ones.
 

@@ -176,16 +176,25 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
             'to use these weights, or leave config.init_from as it was'
         )
     network = [c for c in changes if c.startswith('config.model.') and not c.startswith(_FREE_MODEL_KEYS)]
-    classes = load_class_table(workdir)
-    if classes.class_names != class_table.class_names:
-        network.append(f'it has the {classes.num_classes} classes of {classes.name}, not the {class_table.num_classes} '
-                       f'of {class_table.name}')  # fmt: skip
+    difference = class_difference(load_class_table(workdir), class_table)
+    if difference:
+        network.append(difference)
     if network:
         raise InputError(
             f'{workdir}: holds a run of another network ({"; ".join(network)}); '
             'give a new --workdir, or the settings of that run'
         )
     return changes
+
+
+def class_difference(ours: ClassTable, other: ClassTable) -> str:
+    """How the classes of a run differ from those of the data, in words; '' if they are the same."""
+    if ours.num_classes != other.num_classes:
+        return f'it has the {ours.num_classes} classes of {ours.name}, not the {other.num_classes} of {other.name}'
+    pairs = enumerate(zip(ours.class_names, other.class_names, strict=True))
+    differ = [f'class {i} was {mine!r}, is {theirs!r}' for i, (mine, theirs) in pairs if mine != theirs]
+    more = f', and {len(differ) - 3} more classes' if len(differ) > 3 else ''
+    return ', '.join(differ[:3]) + more
 
 
 def write_text(path: str, text: str) -> None:

@@ -18,6 +18,7 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import predict, submission
 from atonet_jax.predict.video import VideoFile
 from atonet_jax.process.devices import create_mesh
@@ -111,6 +112,29 @@ def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp
     written = load(tmp_path / 'out' / 'a_labels.png')
     assert np.mean(written == expected) > 0.999  # ties, where compiled otherwise
     assert set(np.unique(written)) <= set(network.class_table.train_to_raw[:19])
+
+
+def test_with_windows_pictures_are_looked_at_one_by_one(config, finished, tmp_path, monkeypatch):
+    """The batch is one of windows, and no batch of pictures is filled up with copies."""
+    config.predict.update(pictures=('labels',), batch_size=4)
+    config.eval.window = (48, 64)
+    seen = []
+
+    def label(variables, images):
+        seen.append(images)
+        return np.full(images.shape[:3], 3, np.uint8)
+
+    def of_options(model, mesh, options, batch_size):
+        assert (options.window, batch_size) == ((48, 64), 4)
+        return label
+
+    monkeypatch.setattr(SlidingWindows, 'of_options', of_options)
+    pixels = {name: picture(seed) for seed, name in enumerate('ab')}
+    for name, of_one in pixels.items():
+        save(tmp_path / 'photos' / f'{name}.png', of_one)
+    assert predict(config, finished) is True
+    np.testing.assert_array_equal(seen, [of_one[None] for of_one in pixels.values()])
+    assert (load(tmp_path / 'out' / 'b_labels.png') == 3).all()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A workdir keeps one run's settings, classes and figures, and is never given to another run."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -12,6 +13,7 @@ from atonet_jax.runs.workdir import (
     MetricsLog,
     changes_since,
     claim,
+    class_difference,
     load_class_table,
     load_config,
     lock,
@@ -147,3 +149,13 @@ def test_damaged_lines_are_left_out_and_said(tmp_path, caplog):
         'line 2 is damaged and left out',
         'line 4 is damaged and left out',
     ]
+
+
+def test_classes_that_differ_in_name_alone_are_named():
+    renamed = dataclasses.replace(CITYSCAPES, class_names=('lane', *CITYSCAPES.class_names[1:]))
+    assert class_difference(CITYSCAPES, CITYSCAPES) == ''
+    assert class_difference(CITYSCAPES, renamed) == "class 0 was 'road', is 'lane'"
+    turned = dataclasses.replace(CITYSCAPES, class_names=CITYSCAPES.class_names[::-1])
+    assert class_difference(CITYSCAPES, turned).endswith(
+        "class 1 was 'sidewalk', is 'motorcycle', class 2 was 'building', is 'train', and 15 more classes"
+    )
