@@ -92,22 +92,26 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'mining': False,  # online hard example mining
                 'mining_threshold': 0.7,
                 'mining_min_kept': 1 / 16,  # share of a term's pixels
-                'class_weights': (),  # one a class; none: all alike
+                'class_weights': (),  # one a class, or (1.0,): all alike; none: as the network's own recipe has them
             },
             'optimizer': {
-                'name': 'sgd',  # or adamw
+                'name': 'sgd',  # or adam, whose decay is added to the gradient as torch's is; adamw
                 'learning_rate': 0.02,
-                'momentum': 0.9,
+                'momentum': 0.9,  # Adam's first beta
+                'second_beta': 0.99,  # of Adam: runs of a few hundred steps are too short for the usual 0.999
                 'weight_decay': 1e-4,
+                'decayed': 'all',  # or kernels: no decay of biases and batch normalisation
                 'backbone_factor': 0.1,  # on rate and decay of the backbone's parameters
                 'frozen': (),  # groups of parameters that stay as they are: backbone, head
                 'ema_decay': 0.0,  # of the averaged parameters that are then evaluated; 0: none
             },
             'schedule': {
-                'name': 'cosine',  # or poly, constant
+                'name': 'cosine',  # or poly, steps, constant
                 'per': 'epoch',  # the rate changes once an epoch, or at every step
                 'floor': 1e-6,
                 'power': 0.9,  # of poly
+                'step_epochs': 100.0,  # of steps: epochs after which the rate is multiplied by step_factor, each time
+                'step_factor': 0.1,
                 'warmup_epochs': 0.0,
             },
             'train': {
@@ -233,8 +237,9 @@ def validate(config: ConfigDict) -> None:
     one_of('data.on_corrupt', ON_CORRUPT)
     one_of('data.cache', CACHES)
     one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
-    one_of('optimizer.name', ('sgd', 'adamw'))
-    one_of('schedule.name', ('cosine', 'poly', 'constant'))
+    one_of('optimizer.name', ('sgd', 'adam', 'adamw'))
+    one_of('optimizer.decayed', ('all', 'kernels'))
+    one_of('schedule.name', ('cosine', 'poly', 'steps', 'constant'))
     one_of('schedule.per', ('epoch', 'step'))
     one_of('eval.checkpoint', ('best', 'latest'))
     one_of('predict.format', ('pictures', 'cityscapes_submission'))
@@ -259,7 +264,8 @@ def validate(config: ConfigDict) -> None:
     check(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
     check(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
     weights = config.loss.class_weights
-    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.class_weights', 'numbers not below 0, one a class')
+    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.class_weights',
+          'numbers not below 0, one a class; or (1.0,) for all alike')
     size('data.crop_size', optional=False)
     check(min(config.data.crop_size) >= 33, 'data.crop_size', 'at least 33 both ways')
     low_and_high('data.scale_range', 0, math.inf, 'lowest and highest scale')
@@ -271,10 +277,13 @@ def validate(config: ConfigDict) -> None:
     low_and_high('data.augmentation.erasing_area', 0, 1, 'lowest and highest share, above 0 and at most 1')
     check(config.seed >= 0, 'seed', 'not below 0')
     check(0 <= config.optimizer.momentum < 1, 'optimizer.momentum', 'from 0 to below 1')
+    check(0 <= config.optimizer.second_beta < 1, 'optimizer.second_beta', 'from 0 to below 1')
     check(0 <= config.optimizer.weight_decay < math.inf, 'optimizer.weight_decay', 'not below 0')
     check(0 <= config.optimizer.ema_decay < 1, 'optimizer.ema_decay', 'from 0 to below 1')
     check(0 <= config.schedule.floor < config.optimizer.learning_rate, 'schedule.floor', 'from 0 to the learning rate')
     check(0 < config.schedule.power < math.inf, 'schedule.power', 'greater than 0')
+    positive('schedule.step_epochs')
+    check(0 < config.schedule.step_factor <= 1, 'schedule.step_factor', 'greater than 0 and at most 1')
     check(0 <= config.schedule.warmup_epochs < config.train.epochs, 'schedule.warmup_epochs', 'from 0 to train.epochs')
     size('export.size', optional=False)
     check(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
@@ -350,5 +359,8 @@ def validate_classes(config: ConfigDict, num_classes: int) -> None:
         InputError: as `validate`.
     """
     weights = config.loss.class_weights
-    if len(weights) not in (0, num_classes):
-        raise InputError(f'config.loss.class_weights={weights!r}: must be () or {num_classes} numbers, one a class')
+    if len(weights) not in (0, num_classes) and tuple(weights) != (1.0,):
+        raise InputError(
+            f'config.loss.class_weights={weights!r}: must be () or {num_classes} numbers, one a class, or (1.0,) for '
+            'all alike'
+        )

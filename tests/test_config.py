@@ -49,7 +49,9 @@ BAD_VALUES = [
     ('loss.mining_min_kept', 0.0),
     ('loss.mining_min_kept', 100000.0),
     ('loss.class_weights', (-1.0,) * 19),
-    ('optimizer.name', 'adam'),
+    ('optimizer.name', 'rmsprop'),
+    ('optimizer.second_beta', 1.0),
+    ('optimizer.decayed', 'biases'),
     ('optimizer.learning_rate', 0.0),
     ('optimizer.learning_rate', float('nan')),
     ('optimizer.momentum', 1.0),
@@ -57,6 +59,8 @@ BAD_VALUES = [
     ('optimizer.backbone_factor', 0.0),
     ('optimizer.ema_decay', 1.0),
     ('schedule.name', 'step'),
+    ('schedule.step_epochs', 0.0),
+    ('schedule.step_factor', 1.5),
     ('schedule.per', 'batch'),
     ('schedule.warmup_epochs', 200.0),
     ('schedule.warmup_epochs', -1.0),
@@ -133,6 +137,7 @@ def test_value_that_cannot_work_is_named(key, value):
 def test_class_weights_that_do_not_fit_the_classes_are_named():
     config = changed_config({'loss.class_weights': (1.0,) * 18})
     validate_classes(config, 18)
+    validate_classes(changed_config({'loss.class_weights': (1.0,)}), 19)
     with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be \(\) or 19 numbers'):
         validate_classes(config, 19)
 

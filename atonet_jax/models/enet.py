@@ -23,7 +23,7 @@ from atonet_jax.models.blocks import (
     PReLU,
 )
 from atonet_jax.models.contract import Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.terms import Term
+from atonet_jax.models.terms import InverseLogShare, Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,6 +313,7 @@ def describe(model: ENet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=Normalization(),  # all the published weights take images of 0 .. 1
         multiple_of=8,
+        class_weights=InverseLogShare(1.02),
         weights={'published': _PAPER_NAMES if is_paper else _davidtvs_names(model.form == 'davidtvs_head')},
         published=Published(
             title='ENet' if is_paper else f'ENet ({model.form})',
@@ -320,6 +321,9 @@ def describe(model: ENet) -> Network:
             parameters=parameters,
             macs=macs and ((360, 640), macs),
             notes="3.83 GFLOPs of the paper's Table 3 count operations: two for each multiply-accumulate",
+            license='CC BY-NC 4.0' if is_paper else 'MIT',
+            weights='Cityscapes; the authors' if is_paper else 'CamVid, Cityscapes; the port',
+            row='ENet' if is_paper else '',
         ),
     )
 

@@ -2,6 +2,7 @@
 
     config.json         every setting of the run
     class_table.json    the classes that it predicts
+    class_weights.json  weights of the classes in the loss, where the network takes them from the training labels
     environment.json    time, devices and versions of each start of training
     metrics.jsonl       a line of figures every few steps, and one for each evaluation
     checkpoints/        the training state (checkpoint.py)

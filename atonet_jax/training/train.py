@@ -30,6 +30,7 @@ from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json
+from atonet_jax.training.class_weights import class_weights_of
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
@@ -74,6 +75,12 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
     with main_process_first('claim'):
         for change in claim(workdir, config, table):
             _log.info('since the run in %s began: %s', workdir, change)
+    rule = network(objective.model).class_weights
+    if rule is not None and not config.loss.class_weights:
+        with main_process_first('class weights'):
+            skips = config.data.on_corrupt == 'skip'
+            weights = class_weights_of(rule, train_set.dataset, workdir, skips_corrupt=skips, writes=is_main_process())
+        objective = objective._replace(class_weights=weights)
 
     batch_size = config.train.batch_size
     total_steps = max(1, round(config.train.epochs * len(train_set) / batch_size))
@@ -261,6 +268,8 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
             total_epochs=config.train.epochs,
             floor=config.schedule.floor,
             power=config.schedule.power,
+            step_epochs=config.schedule.step_epochs,
+            step_factor=config.schedule.step_factor,
             warmup_steps=round(config.schedule.warmup_epochs * num_images / batch_size),
         )
         for group, factor in factors.items()
@@ -270,6 +279,8 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
         learning_rates,
         contract,
         momentum=config.optimizer.momentum,
+        second_beta=config.optimizer.second_beta,
+        decayed=config.optimizer.decayed,
         weight_decays={group: factor * config.optimizer.weight_decay for group, factor in factors.items()},
         frozen=config.optimizer.frozen,
     )
@@ -279,11 +290,14 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
 def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
     """What the config's section `loss` makes of the terms that the network declares.
 
+    Class weights that a network takes from the training labels are not among it (`class_weights_of`).
+
     Raises:
         InputError: the settings do not fit the terms, or the terms not the network's outputs.
     """
     terms = configured_terms(network(model).terms, config.loss)
-    objective = Objective(model, terms, config.loss.class_weights or None, config.train.remat)
+    weights = tuple(config.loss.class_weights)
+    objective = Objective(model, terms, weights if len(weights) > 1 else None, config.train.remat)
     images = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
     outputs, _ = jax.eval_shape(objective.outputs, abstract_variables(model), images, jax.random.key(0))
     check_terms(outputs, terms)
