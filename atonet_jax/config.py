@@ -102,6 +102,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'weight_decay': 1e-4,
                 'decayed': 'all',  # or kernels: no decay of biases and batch normalisation
                 'backbone_factor': 0.1,  # on rate and decay of the backbone's parameters
+                'backbone_factor_on': 'both',  # or rate: the backbone has the decay of all else
                 'frozen': (),  # groups of parameters that stay as they are: backbone, head
                 'ema_decay': 0.0,  # of the averaged parameters that are then evaluated; 0: none
             },
@@ -230,7 +231,7 @@ def validate(config: ConfigDict) -> None:
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
 
-    create_network(config, num_classes=2)
+    create_network(config, num_classes=19)  # whether the data have enough classes is seen where they are known
     check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
           'empty where config.init_from is given, which holds a backbone')
     one_of('data.name', DATA_NAMES)
@@ -239,6 +240,7 @@ def validate(config: ConfigDict) -> None:
     one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adam', 'adamw'))
     one_of('optimizer.decayed', ('all', 'kernels'))
+    one_of('optimizer.backbone_factor_on', ('both', 'rate'))
     one_of('schedule.name', ('cosine', 'poly', 'steps', 'constant'))
     one_of('schedule.per', ('epoch', 'step'))
     one_of('eval.checkpoint', ('best', 'latest'))

@@ -13,6 +13,8 @@ from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
+PUBLISHED = runpy.run_path(str(CONFIG_FILES[0].with_name('published.py')))
+RECIPES = PUBLISHED['RECIPES']
 
 BAD_VALUES = [
     ('seed', -1),
@@ -52,6 +54,7 @@ BAD_VALUES = [
     ('optimizer.name', 'rmsprop'),
     ('optimizer.second_beta', 1.0),
     ('optimizer.decayed', 'biases'),
+    ('optimizer.backbone_factor_on', 'decay'),
     ('optimizer.learning_rate', 0.0),
     ('optimizer.learning_rate', float('nan')),
     ('optimizer.momentum', 1.0),
@@ -112,7 +115,7 @@ def changed_config(values):
     return config
 
 
-@pytest.mark.parametrize('path', CONFIG_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize('path', [p for p in CONFIG_FILES if p.name != 'published.py'], ids=lambda path: path.name)
 def test_config_file_is_valid_and_its_network_can_be_created(path):
     config = runpy.run_path(str(path))['get_config']()
     validate(config)
@@ -120,6 +123,22 @@ def test_config_file_is_valid_and_its_network_can_be_created(path):
     model = create_network(config, num_classes)
     variables = abstract_variables(model)
     assert variables['params']['head']['classifier']['conv']['kernel'].shape[-1] == num_classes
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_published_recipe_is_valid_and_says_what_is_known(recipe):
+    config = PUBLISHED['get_config'](recipe)
+    validate(config)
+    validate_classes(config, CLASS_TABLES[config.data.name].num_classes)
+    assert recipe == f'{config.model.name}_{config.data.name}'
+    assert 'nown' in RECIPES[recipe].__doc__ or 'same recipe' in RECIPES[recipe].__doc__
+
+
+@pytest.mark.parametrize('argument', ['', ':erfnet'])
+def test_a_published_recipe_that_is_not_there_is_refused_with_a_list(argument, monkeypatch):
+    monkeypatch.chdir(CONFIG_FILES[0].parents[1])
+    with pytest.raises(InputError, match='there is bisenet_r18_cityscapes, .*pidnet_s_cityscapes'):
+        define_config_flag(['main.py', f'--config=configs/published.py{argument}'])
 
 
 def test_there_are_config_files():

@@ -274,6 +274,7 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
         )
         for group, factor in factors.items()
     }
+    decay_factors = factors if config.optimizer.backbone_factor_on == 'both' else dict.fromkeys(factors, 1.0)
     optimizer = create_optimizer(
         config.optimizer.name,
         learning_rates,
@@ -281,7 +282,7 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
         momentum=config.optimizer.momentum,
         second_beta=config.optimizer.second_beta,
         decayed=config.optimizer.decayed,
-        weight_decays={group: factor * config.optimizer.weight_decay for group, factor in factors.items()},
+        weight_decays={group: factor * config.optimizer.weight_decay for group, factor in decay_factors.items()},
         frozen=config.optimizer.frozen,
     )
     return learning_rates, optimizer

@@ -9,9 +9,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from atonet_jax.config import default_config
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
 from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule, parameter_group
+from atonet_jax.training.train import step_arguments
 
 NETWORK = network('atonet')
 
@@ -116,6 +118,18 @@ def test_decay_of_kernels_alone_leaves_vectors_where_they_are(name):
     updates, _ = optimizer.update(gradient, optimizer.init(params), params)
     np.testing.assert_allclose(updates['stem']['conv']['kernel'], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates['stem']['conv']['bias'], 0)
+
+
+@pytest.mark.parametrize(('acts_on', 'factor_of_decay'), [('both', 0.1), ('rate', 1.0)])
+def test_the_backbones_factor_acts_on_what_the_config_says(acts_on, factor_of_decay):
+    config = default_config()
+    config.optimizer.update(learning_rate=0.5, weight_decay=0.2, backbone_factor_on=acts_on)
+    model = create_model('atonet', 19)
+    optimizer = step_arguments(config, model, num_images=8, total_steps=8)['optimizer']
+    params = two_parameters(seed=0)
+    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+    for group, factor in {'backbone': 0.1 * factor_of_decay, 'rest': 1.0}.items():
+        np.testing.assert_allclose(by_group(updates)[group], -0.1 * factor * by_group(params)[group], rtol=1e-4)
 
 
 @pytest.mark.parametrize('per_epoch', [True, False])
