@@ -231,7 +231,7 @@ def validate(config: ConfigDict) -> None:
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
 
-    create_network(config, num_classes=19)  # whether the data have enough classes is seen where they are known
+    create_network(config, num_classes=19)
     check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
           'empty where config.init_from is given, which holds a backbone')
     one_of('data.name', DATA_NAMES)

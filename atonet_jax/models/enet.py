@@ -322,12 +322,17 @@ def describe(model: ENet) -> Network:
             macs=macs and ((360, 640), macs),
             notes="3.83 GFLOPs of the paper's Table 3 count operations: two for each multiply-accumulate",
             license='CC BY-NC 4.0' if is_paper else 'MIT',
-            weights='Cityscapes; the authors' if is_paper else 'CamVid, Cityscapes; the port',
+            weights=_WEIGHTS[model.form],
             row='ENet' if is_paper else '',
         ),
     )
 
 
+_WEIGHTS = {
+    'paper': 'Cityscapes; the authors',
+    'davidtvs_2018_03': 'CamVid; the port',
+    'davidtvs_head': 'CamVid, Cityscapes; the port',
+}
 # Parameters, and multiply-accumulates at 360x640.
 _COUNTS = {
     ('paper', 'prelu'): (364_647, 1_723_564_800),
