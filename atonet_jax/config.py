@@ -23,7 +23,7 @@ from atonet_jax.models.contract import GROUPS
 
 _LARGEST_SEED = 2**63 - 1  # that JAX takes
 DTYPES = ('float32', 'bfloat16')
-CLASS_WEIGHTS = ('balanced', 'enet')
+CLASS_WEIGHTS = ('balanced', 'enet', 'equal')
 CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
 LABEL_ORIENTATIONS = ('upright', 'stored')
@@ -109,23 +109,28 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'mining': False,  # online hard example mining
                 'mining_threshold': 0.7,
                 'mining_min_kept': 1 / 16,  # share of a term's pixels
-                # One a class; none: all alike; balanced or enet: from the class's share of the training pixels.
+                # One a class; none: the network's own; equal; or balanced, enet: by its share of the training pixels.
                 'class_weights': (),
             },
             'optimizer': {
-                'name': 'sgd',  # or adamw
+                'name': 'sgd',  # or adam, whose decay is added to the gradient as torch's is; adamw
                 'learning_rate': 0.02,
-                'momentum': 0.9,
+                'momentum': 0.9,  # Adam's first beta
+                'second_beta': 0.99,  # of Adam: runs of a few hundred steps are too short for the usual 0.999
                 'weight_decay': 1e-4,
+                'decayed': 'all',  # or kernels: no decay of biases and batch normalisation
                 'backbone_factor': 0.1,  # on rate and decay of the backbone's parameters
+                'backbone_factor_on': 'both',  # or rate: the backbone has the decay of all else
                 'frozen': (),  # groups of parameters that stay as they are: backbone, head
                 'ema_decay': 0.0,  # of the averaged parameters that are then evaluated; 0: none
             },
             'schedule': {
-                'name': 'cosine',  # or poly, constant
+                'name': 'cosine',  # or poly, steps, constant
                 'per': 'epoch',  # the rate changes once an epoch, or at every step
                 'floor': 1e-6,
                 'power': 0.9,  # of poly
+                'step_epochs': 100.0,  # of steps: epochs after which the rate is multiplied by step_factor, each time
+                'step_factor': 0.1,
                 'warmup_epochs': 0.0,
             },
             'train': {
@@ -283,8 +288,10 @@ def validate(config: ConfigDict) -> None:
     between(0, 1, 'data.unknown_as_void')
     one_of('data.label_orientation', LABEL_ORIENTATIONS)
     one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
-    one_of('optimizer.name', ('sgd', 'adamw'))
-    one_of('schedule.name', ('cosine', 'poly', 'constant'))
+    one_of('optimizer.name', ('sgd', 'adam', 'adamw'))
+    one_of('optimizer.decayed', ('all', 'kernels'))
+    one_of('optimizer.backbone_factor_on', ('both', 'rate'))
+    one_of('schedule.name', ('cosine', 'poly', 'steps', 'constant'))
     one_of('schedule.per', ('epoch', 'step'))
     one_of('eval.checkpoint', ('best', 'latest'))
     one_of('predict.format', ('pictures', 'cityscapes_submission'))
@@ -316,7 +323,7 @@ def validate(config: ConfigDict) -> None:
         or (len(weights) == 1 and weights[0] in CLASS_WEIGHTS)
         or (numbers(weights) and min(weights) >= 0 and max(weights) > 0),
         'loss.class_weights',
-        f'numbers not below 0, one a class and not all 0; or {" or ".join(CLASS_WEIGHTS)}; or ()',
+        f'numbers not below 0, one a class and not all 0; or one of {", ".join(CLASS_WEIGHTS)}; or ()',
     )
     size('data.crop_size', optional=False)
     check(min(config.data.crop_size) >= 33, 'data.crop_size', 'at least 33 both ways')
@@ -329,10 +336,13 @@ def validate(config: ConfigDict) -> None:
     low_and_high('data.augmentation.erasing_area', 0, 1, 'lowest and highest share, above 0 and at most 1')
     between(0, _LARGEST_SEED, 'seed', 'data.synthetic.seed')
     check(0 <= config.optimizer.momentum < 1, 'optimizer.momentum', 'from 0 to below 1')
+    check(0 <= config.optimizer.second_beta < 1, 'optimizer.second_beta', 'from 0 to below 1')
     check(0 <= config.optimizer.weight_decay < math.inf, 'optimizer.weight_decay', 'not below 0')
     check(0 <= config.optimizer.ema_decay < 1, 'optimizer.ema_decay', 'from 0 to below 1')
     check(0 <= config.schedule.floor < config.optimizer.learning_rate, 'schedule.floor', 'from 0 to the learning rate')
     check(0 < config.schedule.power < math.inf, 'schedule.power', 'greater than 0')
+    positive('schedule.step_epochs')
+    check(0 < config.schedule.step_factor <= 1, 'schedule.step_factor', 'greater than 0 and at most 1')
     check(0 <= config.schedule.warmup_epochs < config.train.epochs, 'schedule.warmup_epochs', 'from 0 to train.epochs')
     size('export.size', optional=False)
     check(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
@@ -415,6 +425,6 @@ def validate_classes(config: ConfigDict, num_classes: int) -> None:
     weights = config.loss.class_weights
     if len(weights) not in (0, num_classes) and weights[0] not in CLASS_WEIGHTS:
         raise InputError(
-            f'config.loss.class_weights={weights!r}: must be {num_classes} numbers, one a class; or '
-            f'{" or ".join(CLASS_WEIGHTS)}; or ()'
+            f'config.loss.class_weights={weights!r}: must be {num_classes} numbers, one a class; or one of '
+            f'{", ".join(CLASS_WEIGHTS)}; or ()'
         )

@@ -4,6 +4,7 @@
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
     python main.py --workdir=runs/cityscapes --mode=evaluate
     python main.py --mode=compare runs/a runs/b
+    python main.py --networks
     python main.py --workdir=runs/cityscapes --mode=predict --config.predict.input=photos
     python main.py --workdir=runs/cityscapes --mode=benchmark --config.benchmark.dtypes="('float32','bfloat16')"
     python main.py --workdir=runs/cityscapes --mode=export --config.export.format=onnx
@@ -50,6 +51,7 @@ flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; not needed under srun, mpirun, on a TPU.')
 flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
 flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
+flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.')
 flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
 
 
@@ -93,6 +95,13 @@ def main(argv: list[str]) -> int:
         TrainingError: training cannot go on.
         Stopped: SIGINT or SIGTERM ended training after a step that is saved.
     """
+    if '--networks' in argv:
+        if len(argv) > 2:
+            raise InputError('--networks stands alone: python main.py --networks')
+        from atonet_jax.network_list import network_table
+
+        print(network_table())
+        return 0
     argv = define_config_flag(argv)
     flags.FLAGS.set_gnu_getopt()  # flags may follow the runs that compare takes
     try:

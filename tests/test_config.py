@@ -15,6 +15,8 @@ from atonet_jax.models import abstract_variables
 from tests.commands import fresh_flags
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
+PUBLISHED = runpy.run_path(str(CONFIG_FILES[0].with_name('published.py')))
+RECIPES = PUBLISHED['RECIPES']
 
 BAD_VALUES = [
     ('seed', -1),
@@ -51,7 +53,10 @@ BAD_VALUES = [
     ('loss.mining_min_kept', 0.0),
     ('loss.mining_min_kept', 100000.0),
     ('loss.class_weights', (-1.0,) * 19),
-    ('optimizer.name', 'adam'),
+    ('optimizer.name', 'rmsprop'),
+    ('optimizer.second_beta', 1.0),
+    ('optimizer.decayed', 'biases'),
+    ('optimizer.backbone_factor_on', 'decay'),
     ('optimizer.learning_rate', 0.0),
     ('optimizer.learning_rate', float('nan')),
     ('optimizer.momentum', 1.0),
@@ -59,6 +64,8 @@ BAD_VALUES = [
     ('optimizer.backbone_factor', 0.0),
     ('optimizer.ema_decay', 1.0),
     ('schedule.name', 'step'),
+    ('schedule.step_epochs', 0.0),
+    ('schedule.step_factor', 1.5),
     ('schedule.per', 'batch'),
     ('schedule.warmup_epochs', 200.0),
     ('schedule.warmup_epochs', -1.0),
@@ -130,7 +137,7 @@ def changed_config(values):
     return config
 
 
-@pytest.mark.parametrize('path', CONFIG_FILES, ids=lambda path: path.name)
+@pytest.mark.parametrize('path', [p for p in CONFIG_FILES if p.name != 'published.py'], ids=lambda path: path.name)
 def test_config_file_is_valid_and_its_network_can_be_created(path):
     config = runpy.run_path(str(path))['get_config']()
     validate(config)
@@ -138,6 +145,22 @@ def test_config_file_is_valid_and_its_network_can_be_created(path):
     model = create_network(config, num_classes)
     variables = abstract_variables(model)
     assert variables['params']['head']['classifier']['conv']['kernel'].shape[-1] == num_classes
+
+
+@pytest.mark.parametrize('recipe', RECIPES)
+def test_published_recipe_is_valid_and_says_what_is_known(recipe):
+    config = PUBLISHED['get_config'](recipe)
+    validate(config)
+    validate_classes(config, CLASS_TABLES[config.data.name].num_classes)
+    assert recipe == f'{config.model.name}_{config.data.name}'
+    assert 'nown' in RECIPES[recipe].__doc__ or 'same recipe' in RECIPES[recipe].__doc__
+
+
+@pytest.mark.parametrize('argument', ['', ':erfnet'])
+def test_a_published_recipe_that_is_not_there_is_refused_with_a_list(argument, monkeypatch):
+    monkeypatch.chdir(CONFIG_FILES[0].parents[1])
+    with pytest.raises(InputError, match='there is bisenet_r18_cityscapes, .*pidnet_s_cityscapes'):
+        define_config_flag(['main.py', f'--config=configs/published.py{argument}'])
 
 
 def test_there_are_config_files():
@@ -156,7 +179,7 @@ def test_class_weights_that_do_not_fit_the_classes_are_named():
     config = changed_config({'loss.class_weights': (1.0,) * 18})
     validate_classes(config, 18)
     validate_classes(changed_config({'loss.class_weights': ('balanced',)}), 19)
-    with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be 19 numbers.*; or balanced'):
+    with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be 19 numbers.*; or one of bal'):
         validate_classes(config, 19)
 
 

@@ -1,4 +1,4 @@
-"""A network that is added as docs/networks.md says goes through training, evaluation, prediction and `Segmenter`."""
+"""A network that is added as docs/adding_a_network.md says trains, is evaluated, predicts and is a `Segmenter`."""
 
 import re
 import types
@@ -18,7 +18,7 @@ from atonet_jax.training.train import train
 @pytest.fixture
 def config(repository, tiny_config, monkeypatch):
     """Of the page's own example, on tiny scenes."""
-    page = (repository / 'docs' / 'networks.md').read_text()
+    page = (repository / 'docs' / 'adding_a_network.md').read_text()
     example = next(block for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'class MyNet' in block)
     module = types.ModuleType('mynet')
     exec(example, vars(module))

@@ -1,4 +1,4 @@
-"""`--mode=benchmark`: the network's time to four kinds of output, beside the paper's published figures."""
+"""`--mode=benchmark`: the network's time to four kinds of output, beside the figures that are published."""
 
 import csv
 import itertools
@@ -23,7 +23,7 @@ from atonet_jax.benchmark.macs import count_conv_macs
 from atonet_jax.config import benchmark_sizes, create_network, validate
 from atonet_jax.data.sources import class_table
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import abstract_variables, apply, init_variables
+from atonet_jax.models import abstract_variables, apply, init_variables, network
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.progress import watched
 from atonet_jax.runs.environment import cpu_name
@@ -59,6 +59,7 @@ _PUBLISHED_TABLES = {
     'table1_cityscapes_test.csv': 'Table 1, Cityscapes test',
     'table2_camvid_test.csv': 'Table 2, CamVid test',
     'table3_architectures_cityscapes_val.csv': 'Table 3, Cityscapes val, centre crop',
+    'own_papers_cityscapes_test.csv': 'its own paper, Cityscapes test',
 }
 
 
@@ -79,9 +80,13 @@ def benchmark(config: ConfigDict, workdir: str) -> dict[str, Any]:
     model, variables, weights = _network(config, workdir, mesh)
     path = os.path.join(workdir, 'benchmark', f'{config.model.name}_{jax.default_backend()}.json')
     make_folder(os.path.dirname(path))
+    published = network(model).published
     figures = {
         'model': {
             'name': config.model.name,
+            'title': published.title,
+            'source': published.source,
+            'notes': published.notes,
             'num_classes': model.num_classes,
             'weights': weights,
             **count_parameters(model),
@@ -201,16 +206,25 @@ def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
 
 
 def published_rows(size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Rows of the paper's tables for images of `size`, (height, width); None for an empty cell."""
+    """Rows of `all_published_rows` for images of `size`, (height, width)."""
+    return [
+        {key: value for key, value in row.items() if key not in ('height', 'width')}
+        for row in all_published_rows()
+        if (row['height'], row['width']) == tuple(size)
+    ]
+
+
+def all_published_rows() -> list[dict[str, Any]]:
+    """The figures of ATONet's paper, and those of networks that it lacks; None for an empty cell."""
     rows = []
     for name, title in _PUBLISHED_TABLES.items():
         with open(pathlib.Path(__file__).with_name('published') / name, newline='') as file:
             for row in csv.DictReader(file):
-                if (int(row['height']), int(row['width'])) == tuple(size):
-                    figures = {
-                        key: float(row[key]) if row.get(key) else None for key in ('gflops', 'params_m', 'fps', 'miou')
-                    }
-                    rows.append({'table': title, 'method': row['method'], **figures})
+                figures = {
+                    key: float(row[key]) if row.get(key) else None for key in ('gflops', 'params_m', 'fps', 'miou')
+                }
+                size = {key: int(row[key]) for key in ('height', 'width')}
+                rows.append({'table': title, 'method': row['method'], **size, **figures})
     return rows
 
 
@@ -242,9 +256,9 @@ def environment() -> dict[str, Any]:
 def _network(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[nn.Module, dict[str, Any], str]:
     """The network, its variables, and where these come from."""
     if holds_run(workdir) or config.init_from:
-        network = trained_network(config, workdir, mesh)
-        weights = config.init_from if network.step is None else f'{workdir}, step {network.step}'
-        return network.model, network.variables, weights
+        trained = trained_network(config, workdir, mesh)
+        weights = config.init_from if trained.step is None else f'{workdir}, step {trained.step}'
+        return trained.model, trained.variables, weights
     model = create_network(config, class_table(config.data).num_classes)
     return model, jax.jit(lambda: init_variables(model, config.seed))(), 'freshly drawn'
 
@@ -262,6 +276,8 @@ def _needs(program: jax.stages.Compiled) -> dict[str, float | None]:
 def _heading(figures: dict[str, Any]) -> str:
     model, where = figures['model'], figures['environment']
     lines = [
+        f'{model["title"]} ({model["source"]})' if model['source'] else model['title'],
+        *([f'note: {model["notes"]}'] if model['notes'] else []),
         f'{model["name"]}: {model["parameters"]:,} parameters, {model["file_bytes"] / 1e6:.1f} MB as a file; '
         f'weights: {model["weights"]}',
         f'{where["devices"]} x {where["device_kind"]}; {where["cpu"]}, {where["cpu_cores"]} cores; {where["system"]}',
@@ -290,7 +306,7 @@ def _table(model: dict[str, Any], figures: dict[str, Any]) -> str:
     if figures['device_peak_bytes'] is not None:
         lines.append(f'most memory that the process held on the device: {figures["device_peak_bytes"] / 1e6:.2f} MB')
     if not figures['published']:
-        return '\n'.join([*lines, f'the paper publishes no figures of {size}'])
+        return '\n'.join([*lines, f'no figures are published for {size}'])
     lines.append(_row(f'to {PUBLISHED_BOUNDARY}', 'GMACs', 'params M', 'images/s', 'mIoU %'))
     for row in figures['published']:
         cells = (_cell(row[key]) for key in ('gflops', 'params_m', 'fps', 'miou'))

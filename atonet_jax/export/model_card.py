@@ -27,8 +27,15 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
         model['dtype'] = 'float32'  # whatever the run computes in
     if options.format == 'tflite':
         program['batch_size'] = options.batch_size or 1
+    published = contract.published
     return {
         'model': model,
+        'network': {
+            'title': published.title,
+            'source': published.source,
+            'license_of_source': published.license,
+            'notes': published.notes,
+        },
         'parameters': sum(array.size for array in jax.tree.leaves(params)),
         'source': config.init_from if network.step is None else os.path.abspath(workdir),
         'step': network.step,

@@ -70,6 +70,14 @@ def family(name: str) -> Family:
     raise ValueError(f'name={name!r}: must be one of {known}')
 
 
+def distinct_networks() -> dict[str, tuple[str, ...]]:
+    """{name of each network: other names of the same}, in the order of `FAMILIES`."""
+    names = {}
+    for name in MODEL_NAMES:
+        names.setdefault(create_model(name, 19), []).append(name)
+    return {first: tuple(others) for first, *others in names.values()}
+
+
 def create_model(name: str, num_classes: int, **options) -> nn.Module:
     """Builds the network `name`, one of `MODEL_NAMES`; `options` are its attributes.
 

@@ -162,6 +162,8 @@ def describe(model: ATONet) -> Network:
             parameters=13_304_531,
             macs=((1024, 2048), 133_977_079_808),
             notes='GFLOPs of Table 1 are multiply-accumulates',
+            license='none',
+            row='ATONet',
         ),
     )
 

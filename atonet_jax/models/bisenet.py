@@ -193,6 +193,9 @@ def describe(model: BiSeNet) -> Network:
             parameters=parameters,
             macs=tuple(macs),
             notes="the paper's 5.8 M and 49.0 M parameters are MiB of float32 weights",
+            license='MIT',
+            weights='Cityscapes; the port' if is_port else 'Cityscapes; the authors',
+            row='' if is_port else {'xception39': 'BiSeNet', 'resnet18': 'BiSeNet (ResNet-18)'}[model.backbone],
         ),
     )
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from atonet_jax.models.terms import Term
+from atonet_jax.models.terms import ClassWeights, Term
 
 GROUPS = ('backbone', 'head')
 
@@ -116,6 +116,10 @@ class Published:
         parameters: of inference with 19 classes; exact, held by a test.
         macs: ((height, width), multiply-accumulates of the convolutions) with 19 classes; exact, held by a test.
         notes: what published figures mean where they do not mean what their columns say.
+        license: of the code that `source` names; 'none' where it has no licence. It does not bind this package, whose
+            code is its own, but may bind weights.
+        weights: the data sets that public weights are trained for, and whose they are; '' where there are none.
+        row: the name of the network's row in the tables of `benchmark/published/`; '' where none has one.
     """
 
     title: str
@@ -123,6 +127,9 @@ class Published:
     parameters: int | None = None
     macs: tuple[tuple[int, int], int] | None = None
     notes: str = ''
+    license: str = ''
+    weights: str = ''
+    row: str = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +148,7 @@ class Network:
             normalisation, and the outputs cut back.
         smallest: the least height and width that it takes.
         upsampling: from logits to the image's size: 'half_pixel' or 'align_corners'.
+        class_weights: how much each class counts in the loss, where the published recipe weighs them by their pixels.
         weights: vocabularies of whole networks, by name; the first one is written by `to_torch`.
         backbone: vocabulary of files that hold the backbone alone; None where there is none.
     """
@@ -154,6 +162,7 @@ class Network:
     multiple_of: int = 1
     smallest: int = 1
     upsampling: str = 'half_pixel'
+    class_weights: ClassWeights | None = None
     weights: Mapping[str, WeightNames] = dataclasses.field(default_factory=dict)
     backbone: WeightNames | None = None
 

@@ -127,6 +127,9 @@ def describe(model: DDRNet) -> Network:
             source='Hong, Pan, Sun, Jia: arXiv 2101.06085, and their code',
             parameters=5_695_987,
             macs=((1024, 2048), 36_281_319_424),
+            license='MIT',
+            weights='Cityscapes, ImageNet; the authors',
+            row='DDRNet-23-slim',
         ),
     )
 

@@ -23,7 +23,7 @@ from atonet_jax.models.blocks import (
     PReLU,
 )
 from atonet_jax.models.contract import Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.terms import Term
+from atonet_jax.models.terms import InverseLogShare, Term
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,6 +313,7 @@ def describe(model: ENet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=Normalization(),  # all the published weights take images of 0 .. 1
         multiple_of=8,
+        class_weights=InverseLogShare(1.02),
         weights={'published': _PAPER_NAMES if is_paper else _davidtvs_names(model.form == 'davidtvs_head')},
         published=Published(
             title='ENet' if is_paper else f'ENet ({model.form})',
@@ -320,10 +321,18 @@ def describe(model: ENet) -> Network:
             parameters=parameters,
             macs=macs and ((360, 640), macs),
             notes="3.83 GFLOPs of the paper's Table 3 count operations: two for each multiply-accumulate",
+            license='CC BY-NC 4.0' if is_paper else 'MIT',
+            weights=_WEIGHTS[model.form],
+            row='ENet' if is_paper else '',
         ),
     )
 
 
+_WEIGHTS = {
+    'paper': 'Cityscapes; the authors',
+    'davidtvs_2018_03': 'CamVid; the port',
+    'davidtvs_head': 'CamVid, Cityscapes; the port',
+}
 # Parameters, and multiply-accumulates at 360x640.
 _COUNTS = {
     ('paper', 'prelu'): (364_647, 1_723_564_800),

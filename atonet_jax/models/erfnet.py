@@ -15,7 +15,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, ConvTranspose, ConvTransposeNorm
 from atonet_jax.models.contract import Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.terms import Term
+from atonet_jax.models.terms import InverseLogShare, Term
 
 HEADS = ('decoder', 'encoder', 'both')
 ENCODER = tuple(f'layer{i}' for i in range(1, 17))
@@ -153,6 +153,7 @@ def describe(model: ERFNet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=Normalization(),
         multiple_of=8,
+        class_weights=InverseLogShare(1.2 if is_encoder else 1.1),
         weights={'published': _ENCODER_NAMES if is_encoder else _NAMES_WITH_HEAD if has_both else _NAMES},
         backbone=_BACKBONE_NAMES,
         published=Published(
@@ -160,6 +161,9 @@ def describe(model: ERFNet) -> Network:
             source='Romera et al.: T-ITS 19(1), 2018, and their PyTorch code',
             parameters=_PARAMETERS[is_encoder] if is_published else None,
             macs=((512, 1024), _MACS[is_encoder]) if is_published else None,
+            license='CC BY-NC 4.0',
+            weights='Cityscapes; the authors',
+            row='' if is_encoder else 'ERFNet',
             notes="27.7 GFLOPs of tables are multiply-accumulates, most likely with the transposed convolutions' twice",
         ),
     )

@@ -16,7 +16,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, ConvTranspose, ConvTransposeNorm, PReLU
 from atonet_jax.models.contract import Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.terms import Term
+from atonet_jax.models.terms import InverseLogShare, Term
 
 FORMS = ('cityscapes', 'camvid', 'encoder')
 DILATIONS = (1, 2, 4, 8, 16)
@@ -191,6 +191,7 @@ def describe(model: ESPNet) -> Network:
         normalization=_CAMVID if model.form == 'camvid' else _CITYSCAPES,
         multiple_of=1 if is_encoder else 8,
         upsampling='align_corners',  # of ESPNet-C; the other logits have the image's size
+        class_weights=InverseLogShare(1.1),
         weights={'published': _ENCODER_NAMES if is_encoder else _NAMES},
         backbone=_ENCODER_NAMES,
         published=Published(
@@ -198,6 +199,9 @@ def describe(model: ESPNet) -> Network:
             source='Mehta et al.: arXiv 1803.06815, and their code',
             parameters=parameters,
             macs=macs and ((512, 1024), macs),
+            license='MIT',
+            weights='CamVid; the authors' if model.form == 'camvid' else 'Cityscapes; the authors',
+            row='ESPNet' if model.form == 'cityscapes' else '',
             notes='the published weights have one class more, of all pixels without a label',
         ),
     )

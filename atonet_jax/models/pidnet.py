@@ -213,6 +213,9 @@ def describe(model: PIDNet) -> Network:
             source='Xu, Xiong, Bhattacharyya: CVPR 2023, and their code',
             parameters=7_625_715,
             macs=((1024, 2048), 47_194_226_688),
+            license='MIT',
+            weights='Cityscapes, CamVid, ImageNet; the authors',
+            row='PIDNet-S',
         ),
     )
 

@@ -128,6 +128,9 @@ def describe(model: SwiftNet) -> Network:
             source='Oršić et al.: CVPR 2019, arXiv 1903.08469, and their code',
             parameters=11_816_508 if is_first else 11_797_071,
             macs=((1024, 2048), 106_116_270_080 if is_first else 103_566_133_248),
+            license='GPL-3.0',
+            weights='' if is_first else 'Cityscapes; the authors',
+            row='SwiftNetRN-18',
             notes='104.0 GFLOPs of Table 1 are multiply-accumulates of the form of 2020, and an operation a normalised '
             'value or two',
         ),

@@ -138,6 +138,8 @@ def describe(model: Table3) -> Network:
             source='Cao, Huang, Shao: Table 3' + (', and the public code of ATONet' if is_aggregation else ', rebuilt'),
             parameters=parameters,
             macs=macs and ((1024, 1024), macs),
+            license='none',
+            row='' if model.design == 'dilation' else model.design,
             notes=f'Table 3 prints {printed}' if printed else '',
         ),
     )

@@ -130,6 +130,40 @@ Criterion = (
 
 
 @dataclasses.dataclass(frozen=True)
+class InverseLogShare:
+    """Class weights 1 / ln(offset + share), as in ENet.
+
+    The share is that of the class among all pixels of the training labels, ignored ones too.
+
+    Attributes:
+        offset: greater than 1; the larger it is, the more alike the weights are.
+    """
+
+    offset: float = 1.02
+
+
+@dataclasses.dataclass(frozen=True)
+class MedianFrequency:
+    """Class weights median / frequency: median frequency balancing, as in SegNet.
+
+    The frequency is the share of the class among the labelled pixels of the images that show it. The median is over
+    the classes that occur.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class InverseRootShare:
+    """Class weights 1 / sqrt(share), milder than the share itself.
+
+    The share is that of the class among the labelled pixels, which have weight 1 on average. A class without any pixel
+    has the largest weight of the others.
+    """
+
+
+ClassWeights = InverseLogShare | MedianFrequency | InverseRootShare
+
+
+@dataclasses.dataclass(frozen=True)
 class Edges:
     """Target 1 on the edges of the label map and 0 elsewhere, as in PIDNet: Canny's edges, made wider.
 

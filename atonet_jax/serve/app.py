@@ -30,6 +30,7 @@ from atonet_jax.data.pictures import TooManyPixels, formats, read_picture
 from atonet_jax.data.visualize import overlay
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import network as contract_of
 
 OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
 SIDE_STEP = 64  # pixels; sides that the network sees are multiples of it
@@ -116,7 +117,9 @@ SCHEMA = {
         'health': _object(
             {
                 'status': {'const': 'ok'},
-                'network': {'type': 'string'},
+                'network': {'type': 'string', 'description': 'the name by which configs choose it'},
+                'title': {'type': 'string', 'description': "the network's, as tables print it"},
+                'source': {'type': 'string', 'description': 'where the network is published'},
                 'requests': _COUNT | {'description': 'of /segment that are being answered or wait'},
                 'max_megabytes': {'type': 'number', 'exclusiveMinimum': 0},
                 'max_pixels': {'type': 'integer', 'minimum': 1},
@@ -143,6 +146,7 @@ def create_app(
     endpoint = _Endpoint(_Pictures(segment, options, sample_range), options)
     page = importlib.resources.files(__package__).joinpath('page.html').read_text(encoding='utf-8')
     classes = _classes(segment.class_table)
+    published = contract_of(segment.model).published
 
     # All are coroutines, because Starlette would run plain functions in threads.
     async def show_page(request: Request) -> Response:
@@ -156,7 +160,8 @@ def create_app(
 
     async def tell_health(request: Request) -> Response:
         limits = {key: options[key] for key in ('max_megabytes', 'max_pixels', 'long_side')}
-        return JSONResponse({'status': 'ok', 'network': network, 'requests': endpoint.requests, **limits})
+        names = {'network': network, 'title': published.title, 'source': published.source}
+        return JSONResponse({'status': 'ok', **names, 'requests': endpoint.requests, **limits})
 
     return Starlette(
         routes=[

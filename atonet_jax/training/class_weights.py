@@ -1,4 +1,4 @@
-"""Weights of the classes in the loss, from their share of the training pixels: `config.loss.class_weights`."""
+"""Weights of the classes in the loss that follow from the pixels of the training labels."""
 
 import concurrent.futures
 import hashlib
@@ -6,30 +6,47 @@ import json
 import logging
 import os
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.label_files import read_labels
+from atonet_jax.models.terms import ClassWeights, InverseLogShare, InverseRootShare
 from atonet_jax.process.distributed import decided_by_main_process
 from atonet_jax.process.progress import watched
 from atonet_jax.runs.workdir import write_json, writing
 
 _log = logging.getLogger(__name__)
 
-PIXELS_FILE = 'class_pixels.json'
-_FORMULAS = {
-    'balanced': lambda share: 1 / np.sqrt(share),
-    'enet': lambda share: 1 / np.log(1.02 + share),  # ENet, section 5.2
-}
+COUNTS_FILE = 'class_pixels.json'
+# The words of `config.loss.class_weights`; `equal` is no rule.
+_RULES = {'balanced': InverseRootShare(), 'enet': InverseLogShare()}
 
 
-def class_weights(config: ConfigDict, dataset: SegmentationDataset, workdir: str) -> tuple[float, ...] | None:
-    """One weight a class, as `config.loss.class_weights` gives them or names the formula; None: all alike.
+class ClassCounts(NamedTuple):
+    """What the labels of a split hold.
+
+    Attributes:
+        pixels: [C] int64, pixels of each class.
+        labelled: [C] int64, labelled pixels of the images that show the class.
+        total: pixels of all images, ignored ones too.
+    """
+
+    pixels: np.ndarray
+    labelled: np.ndarray
+    total: int
+
+
+def class_weights(
+    config: ConfigDict, of_network: ClassWeights | None, dataset: SegmentationDataset, workdir: str
+) -> tuple[float, ...] | None:
+    """One weight a class: numbers of the config, or by the rule that it names, or by the network's; None: all alike.
 
     Args:
-        config: of the run.
+        config: of the run: `loss.class_weights`.
+        of_network: the rule of the network's own recipe.
         dataset: the verified training split. Its labels are decoded once; the workdir remembers the counts.
         workdir: of the run.
 
@@ -37,58 +54,71 @@ def class_weights(config: ConfigDict, dataset: SegmentationDataset, workdir: str
         InputError: a label file cannot be read any more, or the counts cannot be written.
     """
     given = tuple(config.loss.class_weights)
-    if not given or given[0] not in _FORMULAS:
-        return given or None
-    pixels = decided_by_main_process(lambda: _count_once(dataset, workdir))
-    weights = weights_of(given[0], np.array(pixels))
+    if given == ('equal',):
+        return None
+    if given and given[0] not in _RULES:
+        return given
+    rule = _RULES[given[0]] if given else of_network
+    if rule is None:
+        return None
+    counts = ClassCounts(*decided_by_main_process(lambda: _count_once(dataset, workdir)))
+    weights = weights_of_counts(rule, counts)
     names = dataset.class_table.class_names
     low, high = weights.argmin(), weights.argmax()
-    _log.info('config.loss.class_weights=%s: from %.3g (%s) to %.3g (%s)',
-              given[0], weights[low], names[low], weights[high], names[high])  # fmt: skip
+    _log.info('class weights by %s: from %.3g (%s) to %.3g (%s)',
+              rule, weights[low], names[low], weights[high], names[high])  # fmt: skip
     return tuple(weights.tolist())
 
 
-def weights_of(formula: str, pixels: np.ndarray) -> np.ndarray:
-    """Weights by a formula, scaled so that the labelled pixels have weight 1 on average.
+def weights_of_counts(rule: ClassWeights, counts: ClassCounts) -> np.ndarray:
+    """[C] float64, as the docstring of the rule says."""
+    pixels = np.asarray(counts.pixels)
+    if isinstance(rule, InverseLogShare):
+        return 1 / np.log(rule.offset + pixels / max(1, counts.total))
+    occurs = pixels > 0
+    if isinstance(rule, InverseRootShare):
+        share = pixels / pixels.sum()
+        weights = np.zeros(len(pixels))
+        weights[occurs] = 1 / np.sqrt(share[occurs])
+        weights[~occurs] = weights.max()
+        return weights / (weights * share).sum()
+    frequencies = pixels[occurs] / np.asarray(counts.labelled)[occurs]
+    weights = np.ones(len(pixels))
+    weights[occurs] = np.median(frequencies) / frequencies
+    return weights
 
-    Args:
-        formula: 'balanced', the inverse root of a class's share of the labelled pixels; or 'enet', 1 / ln(1.02 + share)
-            (ENet, section 5.2).
-        pixels: [C] of each class; not all 0.
 
-    Returns:
-        [C] float64. A class without a pixel has the largest weight of the others.
-    """
-    share = pixels / pixels.sum()
-    weights = np.zeros(len(pixels))
-    weights[pixels > 0] = _FORMULAS[formula](share[pixels > 0])
-    weights[pixels == 0] = weights.max()
-    return weights / (weights * share).sum()
-
-
-def _count_once(dataset: SegmentationDataset, workdir: str) -> list[int]:
-    """Labelled pixels of each class; from the workdir, if nothing has changed since they were counted."""
+def _count_once(dataset: SegmentationDataset, workdir: str) -> ClassCounts:
+    """From the workdir, if nothing has changed since the labels were counted."""
     usable = [i for i in range(len(dataset)) if i not in dataset.unusable]
     fingerprint = hashlib.sha256('\n'.join(map(dataset.fingerprint, usable)).encode(errors='replace')).hexdigest()
-    path = os.path.join(workdir, PIXELS_FILE)
+    path = os.path.join(workdir, COUNTS_FILE)
     try:
         known = json.loads(pathlib.Path(path).read_text())
         if known['fingerprint'] == fingerprint:
-            return list(known['pixels'].values())
-    except (OSError, ValueError, TypeError, KeyError):  # not counted yet
+            return ClassCounts(list(known['pixels'].values()), list(known['labelled'].values()), known['total'])
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):  # not counted yet
         pass
+    counts, names = count_classes(dataset, usable), dataset.class_table.class_names
+    by_class = {key: dict(zip(names, getattr(counts, key), strict=True)) for key in ('pixels', 'labelled')}
+    with writing(workdir):
+        write_json(path, {'fingerprint': fingerprint, **by_class, 'total': counts.total})
+    return counts
+
+
+def count_classes(dataset: SegmentationDataset, usable: list[int]) -> ClassCounts:
+    """Decodes the labels of these examples of a verified split; lists in place of arrays."""
+    num_classes = dataset.class_table.num_classes
 
     def count(i):
-        labels = read_labels(dataset, i, dataset.sizes[i])
-        return np.bincount(labels.ravel(), minlength=num_classes)[:num_classes]
+        return np.bincount(read_labels(dataset, i, dataset.sizes[i]).ravel(), minlength=256)
 
-    num_classes = dataset.class_table.num_classes
+    pixels, labelled, total = np.zeros(num_classes, np.int64), np.zeros(num_classes, np.int64), 0
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        counts = watched(pool.map(count, usable), f'counting {dataset.name} {dataset.split}', len(usable), 'example')
-        pixels = sum(counts).tolist()
-    with writing(workdir):
-        write_json(
-            path,
-            {'fingerprint': fingerprint, 'pixels': dict(zip(dataset.class_table.class_names, pixels, strict=True))},
-        )
-    return pixels
+        counted = pool.map(count, usable)
+        for counts in watched(counted, f'counting {dataset.name} {dataset.split}', len(usable), 'example'):
+            of_classes = counts[:num_classes]
+            pixels += of_classes
+            labelled += np.where(of_classes > 0, of_classes.sum(), 0)
+            total += int(counts.sum())
+    return ClassCounts(pixels.tolist(), labelled.tolist(), total)

@@ -10,7 +10,6 @@ import optax
 from atonet_jax.models.contract import Network
 
 GROUPS = ('backbone', 'rest')
-ADAM_SECOND_BETA = 0.99  # runs of a few hundred steps are too short for the usual 0.999
 
 
 def parameter_group(path: tuple[str, ...], network: Network, frozen: Sequence[str] = ()) -> str:
@@ -37,6 +36,8 @@ def learning_rate_schedule(
     total_epochs: float = 0.0,
     floor: float = 1e-6,
     power: float = 0.9,
+    step_epochs: float = 100.0,
+    step_factor: float = 0.1,
     warmup_steps: int = 0,
     ahead: float = 0,
 ) -> optax.Schedule:
@@ -44,13 +45,16 @@ def learning_rate_schedule(
 
     Args:
         peak: the rate that it starts from, after the warm-up.
-        name: 'cosine' falls to `floor` as half a cosine, 'poly' as (1 - progress) ** power, 'constant' stays.
+        name: 'cosine' falls to `floor` as half a cosine, 'poly' as (1 - progress) ** power, 'steps' is multiplied by
+            `step_factor` after every `step_epochs`, 'constant' stays.
         total_steps: steps of the whole run, with `ahead`.
         epoch_of_step: if given, the rate is constant over each epoch, as torch's schedulers stepped once an epoch are;
             otherwise it changes at every step.
-        total_epochs: the length of the run in epochs; used with `epoch_of_step`.
+        total_epochs: the length of the run in epochs; used with `epoch_of_step`, and by 'steps'.
         floor: the lowest rate.
         power: of 'poly'.
+        step_epochs: of 'steps'.
+        step_factor: of 'steps'.
         warmup_steps: the rate rises linearly from 0 over this many steps, to what the schedule then says.
         ahead: steps that the run is further than `step` says, because earlier steps had other batches.
 
@@ -60,6 +64,7 @@ def learning_rate_schedule(
     shapes = {
         'cosine': lambda progress: 0.5 * (1 + jnp.cos(math.pi * progress)),
         'poly': lambda progress: (1 - progress) ** power,
+        'steps': lambda progress: step_factor ** jnp.floor(progress * total_epochs / step_epochs + 1e-4),
         'constant': jnp.ones_like,
     }
     if name not in shapes:
@@ -82,31 +87,41 @@ def create_optimizer(
     network: Network,
     *,
     momentum: float,
+    second_beta: float = 0.99,
     weight_decays: dict[str, float],
+    decayed: str = 'all',
     frozen: Sequence[str] = (),
 ) -> optax.GradientTransformation:
     """The update rule of each parameter group.
 
     Args:
         name: 'sgd' computes what torch.optim.SGD does: decay added to the gradient, then momentum, then the rate.
-            'adamw' learns faster from scratch; its decay is decoupled from the gradient.
+            'adam' what torch.optim.Adam does, whose decay is added to the gradient too. 'adamw' learns faster from
+            scratch; its decay is decoupled from the gradient.
         learning_rates: schedule of each of `GROUPS`.
         network: the contract of the network, which says what belongs to which group.
         momentum: of both groups; Adam's first beta.
+        second_beta: of Adam.
         weight_decays: of each of `GROUPS`.
+        decayed: 'all' parameters, or 'kernels' alone: no biases, scales of batch normalisation and slopes.
         frozen: groups of the contract that stay as they are.
     """
 
     def rule(group):
-        if name == 'adamw':
-            return optax.adamw(
-                learning_rates[group], b1=momentum, b2=ADAM_SECOND_BETA, weight_decay=weight_decays[group]
+        def add_decay(updates, params):
+            return jax.tree.map(
+                lambda update, array: update + decay * array if decayed == 'all' or array.ndim > 1 else update,
+                updates,
+                params,
             )
-        return optax.chain(
-            optax.add_decayed_weights(weight_decays[group]),
-            optax.trace(momentum),
-            optax.scale_by_learning_rate(learning_rates[group]),
-        )
+
+        decay = weight_decays[group]
+        parts = [optax.stateless(add_decay), optax.trace(momentum)]
+        if name in ('adam', 'adamw'):
+            parts[1] = optax.scale_by_adam(momentum, second_beta)
+        if name == 'adamw':
+            parts.reverse()
+        return optax.chain(*parts, optax.scale_by_learning_rate(learning_rates[group]))
 
     def groups(params):
         def group_of(path, _):

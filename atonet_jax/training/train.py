@@ -77,7 +77,8 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
             load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
         )
     changes = decided_by_main_process(lambda: claim(workdir, config, table))
-    objective = objective._replace(class_weights=class_weights(config, train_set.dataset, workdir))
+    weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
+    objective = objective._replace(class_weights=weights)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     padding, is_much = padding_text(sizes, train_augmentation(config))
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
@@ -323,17 +324,22 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
             total_epochs=config.train.epochs,
             floor=config.schedule.floor,
             power=config.schedule.power,
+            step_epochs=config.schedule.step_epochs,
+            step_factor=config.schedule.step_factor,
             warmup_steps=round(config.schedule.warmup_epochs * num_images / batch_size),
             ahead=ahead,
         )
         for group, factor in factors.items()
     }
+    decay_factors = factors if config.optimizer.backbone_factor_on == 'both' else dict.fromkeys(factors, 1.0)
     optimizer = create_optimizer(
         config.optimizer.name,
         learning_rates,
         contract,
         momentum=config.optimizer.momentum,
-        weight_decays={group: factor * config.optimizer.weight_decay for group, factor in factors.items()},
+        second_beta=config.optimizer.second_beta,
+        decayed=config.optimizer.decayed,
+        weight_decays={group: factor * config.optimizer.weight_decay for group, factor in decay_factors.items()},
         frozen=config.optimizer.frozen,
     )
     return learning_rates, optimizer

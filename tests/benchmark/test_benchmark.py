@@ -12,6 +12,7 @@ import pytest
 
 from atonet_jax.benchmark.benchmark import (
     BOUNDARIES,
+    all_published_rows,
     benchmark,
     count_macs,
     count_parameters,
@@ -21,7 +22,7 @@ from atonet_jax.benchmark.benchmark import (
 )
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import create_model
+from atonet_jax.models import MODEL_NAMES, create_model, network
 from tests.commands import run_command
 
 
@@ -71,7 +72,8 @@ def test_file_and_screen_hold_the_figures_of_every_setting(config, tmp_path, cap
     assert read['environment']['xla_flags'] == os.environ['XLA_FLAGS']
     assert read['model']['weights'] == 'freshly drawn'
 
-    assert screen.count('the paper publishes no figures of 64x128') == 2
+    assert screen.count('no figures are published for 64x128') == 2
+    assert screen.startswith('ATONet (Cao, Huang, Shao: ')
     for name in BOUNDARIES:
         assert screen.count(f'\n{name} ') == 2
     assert str(path) in screen
@@ -105,7 +107,8 @@ def test_published_rows_are_of_the_size_asked_for():
         'table': 'Table 1, Cityscapes test', 'method': 'ATONet', 'gflops': 134.5, 'params_m': 13.3, 'fps': 42.7,
         'miou': 74.4,
     }  # fmt: skip
-    assert len(cityscapes) == 6
+    assert len(cityscapes) == 8
+    assert cityscapes['PIDNet-S']['miou'] == 78.6
     camvid = {row['method']: row for row in published_rows((720, 960))}
     assert len(camvid) == 9
     assert (camvid['ATONet']['fps'], camvid['ATONet']['gflops']) == (93.5, None)
@@ -115,16 +118,23 @@ def test_published_rows_are_of_the_size_asked_for():
     assert published_rows((64, 128)) == []
 
 
+def test_rows_that_networks_name_are_there():
+    methods = {row['method'] for row in all_published_rows()}
+    rows = {network(name).published.row for name in MODEL_NAMES} - {''}
+    assert rows <= methods
+    assert {'ATONet', 'ENet', 'ERFNet', 'FCN-8s', 'BiSeNet', 'SwiftNetRN-18', 'aggregation', 'PIDNet-S'} <= rows
+
+
 def test_published_figures_stand_above_the_measured_one(config, tmp_path, monkeypatch, capsys):
     rows = published_rows((1024, 2048))
     monkeypatch.setattr('atonet_jax.benchmark.benchmark.published_rows', lambda size: rows)
     (measurement,) = benchmark(config, str(tmp_path))['measurements']
     lines = capsys.readouterr().out.splitlines()
-    published = next(i for i, line in enumerate(lines) if line.startswith('ATONet '))
+    published = next(i for i, line in enumerate(lines) if line.startswith('ATONet  '))
     assert lines[published].split()[1:5] == ['134.50', '13.30', '42.70', '74.40']
     speed = measurement['boundaries']['full-resolution logits']['images_per_second']
     measured = ['measured:', 'atonet', '0.01', '0.21', f'{speed:.2f}', '-', 'float32,', 'batch', '1,', 'here']
-    assert lines[published + 1].split() == measured
+    assert lines[published + 3].split() == measured
 
 
 def test_summary_is_of_the_median():

@@ -113,6 +113,7 @@ def test_the_report_tells_what_was_found_and_where(report, workdir, tiny_config)
 
 def test_curves_of_all_kinds_are_drawn(report):
     text, source = text_of(report), source_of(report)
+    assert text.strip().startswith('ATONet on ')
     for name in ('loss', 'main_loss', 'aux3_loss', 'mIoU', 'backbone', 'rest', 'Images per second'):
         assert name in text.split('Training')[1]
     assert source.count('<svg ') == 5
@@ -172,6 +173,17 @@ def test_what_is_missing_is_said(tmp_path):
     assert f'When and where training was started is not on record in {tmp_path}' in text
     assert '2 images that cannot be read were left out' in text
     assert 'no checkout' in text
+
+
+def test_the_report_is_of_the_network_at_hand(tmp_path):
+    config = default_config('pidnet_s')
+    lines = [{'step': step, 'train/loss': 3.0, 'train/main_loss': 1.0, 'train/boundary_loss': 2.0} for step in (1, 2)]
+    (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+    text = text_of(write(tmp_path, made_up(CITYSCAPES), CITYSCAPES, config))
+    assert text.strip().startswith('PIDNet-S on made up')
+    assert 'boundary_loss' in text.split('Training')[1]
+    assert 'network pidnet_s, Xu, Xiong, Bhattacharyya' in text
+    assert ' 0 of ' in text.split('Settings')[1], 'settings differ from the defaults of another network'
 
 
 def test_a_split_without_any_labelled_pixel_is_no_error(tmp_path):

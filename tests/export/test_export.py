@@ -191,6 +191,7 @@ def test_lies_in_the_workdir_with_a_card_that_says_how_to_use_it(exported, run, 
     assert 0 <= card['scores']['miou'] <= 1
     assert card['source'] == run
     assert card['model']['width'] == 16
+    assert card['network']['title'] == 'ATONet' and card['network']['license_of_source'] == 'none'
     assert 'not of these weights' in card['license']
     assert card['versions']['flax'] == flax.__version__
 

@@ -355,6 +355,11 @@ def test_training_tells_each_term(life):
     assert first['train/loss'] == pytest.approx(total, rel=1e-4)
 
 
+def test_training_weighs_the_classes_where_the_network_says_so(life):
+    path = os.path.join(life.workdir, 'class_weights.json')
+    assert os.path.exists(path) == (network(life.config.model.name).class_weights is not None)
+
+
 def test_evaluation_finds_the_scores_that_training_found(life):
     assert evaluate(life.config, life.workdir).miou == pytest.approx(life.scores.miou, abs=1e-9)
 

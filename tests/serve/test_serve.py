@@ -32,6 +32,7 @@ from atonet_jax.data.pictures import MAX_PIXELS, read_picture
 from atonet_jax.data.visualize import overlay
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.models import create_model, network
 from atonet_jax.serve import listen
 from atonet_jax.serve.app import OUTPUTS, SCHEMA, create_app, network_size
 
@@ -202,8 +203,9 @@ def test_lists_follow_the_schema_and_the_schema_tells_them_apart(client):
     assert client.get('/schema').json() == SCHEMA
     classes, health = client.get('/classes').json(), client.get('/health').json()
     assert classes == [{'id': i, 'name': NAMES[i], 'color': list(COLORS[i])} for i in range(5)]
-    assert health == {'status': 'ok', 'network': 'atonet', 'requests': 0, 'max_megabytes': 0.1, 'max_pixels': 200_000,
-                      'long_side': 128}  # fmt: skip
+    published = network('atonet').published
+    assert health == {'status': 'ok', 'network': 'atonet', 'title': 'ATONet', 'source': published.source, 'requests': 0,
+                      'max_megabytes': 0.1, 'max_pixels': 200_000, 'long_side': 128}  # fmt: skip
     for value, name in ((classes, 'classes'), (health, 'health')):
         assert conforms(value, {'$ref': f'#/$defs/{name}'}) and conforms(value, SCHEMA)
     assert not conforms(health | {'more': 1}, SCHEMA)
@@ -407,7 +409,7 @@ def test_commands_of_the_documents_ask_as_they_say(app, segment, scene, reposito
 class HeldSegmenter:
     """Answers once it is let, and remembers how many of its calls ran at the same time."""
 
-    class_table = TABLE
+    class_table, model = TABLE, create_model('atonet', 5)
 
     def __init__(self):
         self.let = threading.Event()

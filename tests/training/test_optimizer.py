@@ -9,9 +9,11 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from atonet_jax.config import default_config
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
 from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule, parameter_group
+from atonet_jax.training.train import step_arguments
 
 NETWORK = network('atonet')
 
@@ -83,6 +85,61 @@ def test_adamw_decays_apart_from_the_gradient():
         np.testing.assert_allclose(by_group(updates)[group], -peaks[group] * step, rtol=1e-4)
 
 
+def test_adam_is_torchs():
+    """Decay joins the gradient before its mean and its square are averaged."""
+    peaks, decays, betas = {'backbone': 0.01, 'rest': 0.1}, {'backbone': 0.05, 'rest': 0.5}, (0.9, 0.999)
+    learning_rates = {group: optax.constant_schedule(peak) for group, peak in peaks.items()}
+    optimizer = create_optimizer(
+        'adam', learning_rates, NETWORK, momentum=betas[0], second_beta=betas[1], weight_decays=decays
+    )
+    params = two_parameters(seed=0)
+    expected = {group: values.astype(np.float64) for group, values in by_group(params).items()}
+    means, squares = dict.fromkeys(GROUPS, 0.0), dict.fromkeys(GROUPS, 0.0)
+    opt_state = optimizer.init(params)
+    for step in range(1, 4):
+        gradients = two_parameters(seed=step)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        for group, gradient in by_group(gradients).items():
+            decayed = gradient + decays[group] * expected[group]
+            means[group] = betas[0] * means[group] + (1 - betas[0]) * decayed
+            squares[group] = betas[1] * squares[group] + (1 - betas[1]) * decayed**2
+            mean, square = means[group] / (1 - betas[0] ** step), squares[group] / (1 - betas[1] ** step)
+            expected[group] -= peaks[group] * mean / (np.sqrt(square) + 1e-8)
+            np.testing.assert_allclose(by_group(params)[group], expected[group], rtol=1e-4, err_msg=f'{group} {step}')
+
+
+@pytest.mark.parametrize('name', ['sgd', 'adamw'])
+def test_decay_of_kernels_alone_leaves_vectors_where_they_are(name):
+    params = {'stem': {'conv': {'kernel': np.ones((3, 3), np.float32), 'bias': np.ones(3, np.float32)}}}
+    options = {'momentum': 0.9, 'weight_decays': dict.fromkeys(GROUPS, 0.5), 'decayed': 'kernels'}
+    optimizer = create_optimizer(name, dict.fromkeys(GROUPS, optax.constant_schedule(0.1)), NETWORK, **options)
+    gradient = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    np.testing.assert_allclose(updates['stem']['conv']['kernel'], -0.05, rtol=1e-5)
+    np.testing.assert_array_equal(updates['stem']['conv']['bias'], 0)
+
+
+@pytest.mark.parametrize(('acts_on', 'factor_of_decay'), [('both', 0.1), ('rate', 1.0)])
+def test_the_backbones_factor_acts_on_what_the_config_says(acts_on, factor_of_decay):
+    config = default_config()
+    config.optimizer.update(learning_rate=0.5, weight_decay=0.2, backbone_factor_on=acts_on)
+    model = create_model('atonet', 19)
+    optimizer = step_arguments(config, model, num_images=8, total_steps=8)['optimizer']
+    params = two_parameters(seed=0)
+    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+    for group, factor in {'backbone': 0.1 * factor_of_decay, 'rest': 1.0}.items():
+        np.testing.assert_allclose(by_group(updates)[group], -0.1 * factor * by_group(params)[group], rtol=1e-4)
+
+
+@pytest.mark.parametrize('per_epoch', [True, False])
+def test_steps_multiply_the_rate_after_so_many_epochs(per_epoch):
+    options = {'epoch_of_step': lambda step: step // STEPS_PER_EPOCH} if per_epoch else {}
+    found = rates(0.1, name='steps', total_epochs=EPOCHS, step_epochs=2.0, step_factor=0.5, **options)
+    expected = np.repeat(0.5 ** np.array([0, 0, 1, 1, 2]), STEPS_PER_EPOCH)
+    np.testing.assert_allclose(found, FLOOR + (0.1 - FLOOR) * expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize('peak', [0.02, 0.002])
 def test_cosine_per_epoch_is_torchs_annealing_to_one_floor(peak):
     """Both groups' rates fall to the same floor, and stay as they are within an epoch."""
@@ -118,7 +175,7 @@ def test_warmup_rises_linearly_into_the_schedule():
 
 
 def test_unknown_schedule_is_refused():
-    with pytest.raises(ValueError, match="schedule.name='step' is unknown; known: cosine, poly, constant"):
+    with pytest.raises(ValueError, match="schedule.name='step' is unknown; known: cosine, poly, steps, constant"):
         learning_rate_schedule(peak=0.1, name='step', total_steps=1)
 
 

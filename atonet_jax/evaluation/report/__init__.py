@@ -8,12 +8,13 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
-from atonet_jax.config import default_config, flat_settings
+from atonet_jax.config import create_network, default_config, flat_settings
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.evaluation.evaluator import Evaluation, Example
 from atonet_jax.evaluation.report.charts import chart, confusion_picture, curve, row_shares
 from atonet_jax.evaluation.report.page import write_page
+from atonet_jax.models import network
 from atonet_jax.runs.workdir import METRICS_FILE, read_metrics, read_starts
 
 _PICTURE_SIZE = 640  # most pixels of an image's longer side, which keeps a report at a few MB
@@ -52,7 +53,8 @@ def write_report(
     score_of = {score.index: score for score in evaluation.per_image}
     shown = {'worst': evaluation.worst, 'best': evaluation.best}
     present = np.unique([c for group in shown.values() for example in group for c in _classes_of(example)])
-    defaults = flat_settings(default_config())
+    published = network(create_network(config, table.num_classes)).published
+    defaults = flat_settings(default_config(config.model.name))  # those of ATONet are no other network's
     settings = [
         {'key': key, 'value': repr(value), 'default': repr(defaults.get(key)), 'changed': value != defaults.get(key)}
         for key, value in flat_settings(config).items()
@@ -61,7 +63,9 @@ def write_report(
     write_page(
         path,
         'report.html',
-        title=f'{config.model.name} on {evaluation.dataset}',
+        title=f'{published.title} on {evaluation.dataset}',
+        name=config.model.name,
+        published=published,
         evaluation=evaluation,
         scores=scores,
         weights=weights,
@@ -100,7 +104,7 @@ def _training_charts(metrics: list[dict]) -> list[dict]:
     steps = [line for line in metrics if 'train/loss' in line]
     timed = [line for line in steps if line.get('train/images_per_second')]  # 0 while the first steps compile
     names = list(dict.fromkeys(name for line in steps for name in line))
-    terms = ['train/loss', 'train/main_loss', *sorted(name for name in names if name.startswith('train/aux'))]
+    terms = ['train/loss', *sorted(name for name in names if name.endswith('_loss'))]  # whatever the network declares
     rates = [name for name in names if name.startswith('train/learning_rate_')]
     charts = {
         'loss': ('Loss and its terms', [curve(steps, name, name.removeprefix('train/')) for name in terms], False),

@@ -1,0 +1,204 @@
+"""The tables and the chart of benchmarks/networks.py."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from atonet_jax.benchmark.benchmark import all_published_rows
+from atonet_jax.models import distinct_networks, network
+
+COMMON_SIZE = 512, 1024
+SYSTEMS = {'segmenter': 'Segmenter', 'plain': 'plain XLA', 'onnx': 'ONNX Runtime'}
+_SLOWER = 1.03  # times that count as slower
+_ALIKE = 0.99  # share of equal labels below which they are said to differ
+
+
+def report(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown: for each device, dtype and size a table of what was measured, and what is published beside it."""
+    if not rows:
+        return 'Nothing is measured yet.\n'
+    text = []
+    order = list(distinct_networks())
+    rows = sorted(rows, key=lambda row: order.index(row['network']) if row['network'] in order else len(order))
+    groups = {}
+    for row in rows:
+        groups.setdefault((row['device'], row['dtype']), []).append(row)
+    for (device, dtype), members in sorted(groups.items()):
+        versions = ', '.join(sorted({row['versions'] for row in members}))
+        text += [f'## {device}, {dtype}', '', f'Batch 1, 19 classes, random weights; {versions}.', '']
+        common = [row for row in members if tuple(row['size']) == COMMON_SIZE]
+        others = [row for row in members if tuple(row['size']) != COMMON_SIZE]
+        if common:
+            text += [f'### {size_text(COMMON_SIZE)}', '', *_measured_table(common), '']
+        if others:
+            text += ['### Other sizes', '', *_measured_table(others, with_size=True), '']
+        text += [*_remarks(members), '', '### Beside published figures', '', *_published_table(members), '']
+    return '\n'.join(text)
+
+
+def _measured_table(rows: Sequence[dict[str, Any]], with_size: bool = False) -> list[str]:
+    """Rows of Markdown."""
+    headings = ['network', *(['size'] if with_size else []), 'parameters', 'GMACs', 'weights MB', 'Segmenter ms',
+                'ms per GMAC', 'plain XLA ms', 'times Segmenter', 'ONNX Runtime ms', 'memory MB', 'of plain XLA',
+                'of ONNX Runtime']  # fmt: skip
+    lines = [_line(headings), '|---' * len(headings) + '|']
+    for row in rows:
+        ours, plain, onnx = (row['systems'].get(name, {}) for name in SYSTEMS)
+        cells = [
+            row['network'],
+            *([size_text(row['size'])] if with_size else []),
+            '–' if row['parameters'] is None else f'{row["parameters"]:,}',
+            _number(row['macs'], 1e9, 2),
+            _number(row['file_bytes'], 1e6, 1),
+            _number(ours.get('median_seconds'), 1e-3),
+            _number(ms_per_gmac(row), 1, 2),
+            _number(plain.get('median_seconds'), 1e-3),
+            _number(plain.get('times_of_segmenter'), 1, 2),
+            _number(onnx.get('median_seconds'), 1e-3),
+            *(_number(memory_of(figures, row['backend']), 1e6, 0) for figures in (ours, plain, onnx)),
+        ]
+        lines.append(_line(cells))
+    return lines
+
+
+def ms_per_gmac(row: dict[str, Any]) -> float | None:
+    """Of `Segmenter`."""
+    seconds, macs = row['systems'].get('segmenter', {}).get('median_seconds'), row['macs']
+    return None if seconds is None or not macs else 1e12 * seconds / macs
+
+
+def memory_of(figures: dict[str, Any], backend: str) -> float | None:
+    """What one process took beside its libraries; on an accelerator what the program was planned to take there."""
+    return figures.get('memory_bytes' if backend == 'cpu' else 'planned_bytes')
+
+
+def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the tables do not show: slow and failed ones, and labels that differ."""
+    lines = []
+    slower = {}
+    for row in rows:
+        times = row['systems'].get('plain', {}).get('times_of_segmenter')
+        if times is not None and times < 1 / _SLOWER:
+            slower[f'{row["network"]} at {size_text(row["size"])}'] = times
+    if slower:
+        named = ', '.join(f'{name} ({times:.2f})' for name, times in slower.items())
+        lines.append(f'- Plain XLA takes less time than `Segmenter`: {named}.')
+    elif any('plain' in row['systems'] for row in rows):
+        lines.append('- `Segmenter` takes no longer than plain XLA anywhere.')
+    costs = sorted(((ms_per_gmac(row) or 0.0, row) for row in rows), key=lambda each: -each[0])[:3]
+    named = ', '.join(f'{row["network"]} at {size_text(row["size"])} ({cost:.1f} ms)' for cost, row in costs if cost)
+    if named:
+        lines.append(f'- Most time for each GMAC: {named}.')
+    for row in rows:
+        for name, why in failures_of(row).items():
+            lines.append(f'- Not measured: {row["network"]} at {size_text(row["size"])}, {SYSTEMS[name]}: {why}')
+        for name, figures in row['systems'].items():
+            share = figures.get('labels_equal', 1)
+            if share < _ALIKE:
+                what = f'{row["network"]} at {size_text(row["size"])}'
+                lines.append(f'- {what}: {100 * share:.1f} % of the labels of {SYSTEMS[name]} are those of Segmenter.')
+    if rows[0]['backend'] == 'cpu':
+        memory = 'the most that the process took while it computed, beside its libraries; program and weights included'
+    else:
+        memory = "the program's arguments, results and temporaries on the device, as XLA plans them"
+    return [*lines, f'- Memory: {memory}.']
+
+
+def published_of(name: str) -> dict[str, tuple[float, tuple[int, int]]]:
+    """{'gflops', 'params_m', 'fps', 'miou': (published figure, (height, width) that it is of)}, where there is one.
+
+    A figure of the size that the network's own figures are for comes before one of another size.
+    """
+    published = network(name).published
+    own_size = published.macs[0] if published.macs else None
+    rows = [row for row in all_published_rows() if row['method'] == published.row and 'Cityscapes' in row['table']]
+    figures = {}
+    for row in sorted(rows, key=lambda row: (row['height'], row['width']) != own_size):
+        for key in ('gflops', 'params_m', 'fps', 'miou'):
+            if row[key] is not None:
+                figures.setdefault(key, (row[key], (row['height'], row['width'])))
+    return figures
+
+
+def _published_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    headings = ['network', 'size', 'parameters M', 'published', 'GMACs', 'published GFLOPs', 'Segmenter ms',
+                'images/s', 'published FPS', 'published mIoU %', 'note']  # fmt: skip
+    lines = [_line(headings), '|---' * len(headings) + '|']
+    for row in rows:
+        contract, printed = network(row['network']).published, published_of(row['network'])
+        if tuple(row['size']) not in {size for _, size in printed.values()}:
+            continue
+        seconds = row['systems'].get('segmenter', {}).get('median_seconds')
+
+        def shown(key, printed=printed, size=tuple(row['size'])):
+            value, of = printed.get(key, (None, size))
+            if value is None:
+                return '–'
+            return f'{value:g}' if of == size or key == 'params_m' else f'{value:g} ({size_text(of)})'
+
+        cells = [
+            row['network'],
+            size_text(row['size']),
+            _number(row['parameters'], 1e6, 2),
+            shown('params_m'),
+            _number(row['macs'], 1e9, 2),
+            shown('gflops'),
+            _number(seconds, 1e-3),
+            _number(1 / seconds if seconds else None),
+            shown('fps'),
+            shown('miou'),
+            contract.notes,
+        ]
+        lines.append(_line(cells))
+    return [*lines, '', 'Published speeds are of other machines, each of another one.']
+
+
+def _line(cells: Sequence[str]) -> str:
+    return '| ' + ' | '.join(cells) + ' |'
+
+
+def _number(value: float | None, unit: float = 1, digits: int = 1) -> str:
+    return '–' if value is None else f'{value / unit:.{digits}f}'
+
+
+def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
+    """Published accuracy on Cityscapes against measured time of `Segmenter`, at the size of the published accuracy.
+
+    Networks that share a published row are drawn once. Returns whether there was anything to draw.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    points = {}
+    for row in rows:
+        contract = network(row['network']).published
+        miou, size = published_of(row['network']).get('miou', (None, None))
+        seconds = row['systems'].get('segmenter', {}).get('median_seconds')
+        if seconds and size == tuple(row['size']) and row['dtype'] == 'float32':
+            points.setdefault((row['device'], contract.row), (1e3 * seconds, miou, contract.title))
+    if not points:
+        return False
+    figure = Figure(figsize=(9, 5.5), dpi=120, layout='constrained')
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for device in dict.fromkeys(device for device, _ in points):
+        own = sorted((point for (of, _), point in points.items() if of == device), key=lambda point: point[1])
+        axes.scatter(*zip(*[point[:2] for point in own]), label=device)
+        for i, (x, y, title) in enumerate(own):
+            side, shift = ('left', 6) if i % 2 else ('right', -6)  # neighbours in accuracy do not cover each other
+            axes.annotate(title, (x, y), xytext=(shift, -3), textcoords='offset points', fontsize=8, ha=side)
+    axes.margins(x=0.25)
+    axes.set_xscale('log')
+    axes.set_xlabel('ms from image to labels, measured here, at the size of the published figure')
+    axes.set_ylabel('published mIoU, %')
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc='lower right')
+    figure.savefig(path)
+    return True
+
+
+def failures_of(row: dict[str, Any]) -> dict[str, str]:
+    return {name: figures['error'] for name, figures in row['systems'].items() if 'error' in figures}
+
+
+def size_text(size: Sequence[int]) -> str:
+    return 'x'.join(map(str, size))
