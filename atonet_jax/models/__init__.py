@@ -13,11 +13,14 @@ from atonet_jax.models import (
     atonet,
     bisenet,
     ddrnet,
+    deeplab_largefov,
     enet,
     erfnet,
     espnet,
     fcn,
+    frrn,
     pidnet,
+    segnet,
     swiftnet,
     swiftnet_pyramid,
     table3,
@@ -37,6 +40,10 @@ FAMILIES: list[Family] = [
     swiftnet.FAMILY,
     swiftnet_pyramid.FAMILY,
     table3.FAMILY,
+    segnet.FAMILY,
+    segnet.BASIC_FAMILY,
+    deeplab_largefov.FAMILY,
+    frrn.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

@@ -87,6 +87,11 @@ ROWS = {
     'table3_encoder_decoder': Row({'width': 8, 'backbone_width': 4}),
     'table3_multi_pathway': Row({'width': 8, 'backbone_width': 4}),
     'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
+    'segnet': Row({'width': 4}),
+    'segnet_basic': Row({'width': 4}),
+    'deeplab_largefov': Row({'width': 4, 'fc_features': 16}),
+    'frrn_a': Row({'width': 6, 'lanes': 4}),
+    'frrn_b': Row({'width': 6, 'lanes': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {
@@ -98,6 +103,8 @@ ALIASES = {
     'swiftnet_ss': 'swiftnet_ss_2019',
     'swiftnet_pyr': 'swiftnet_pyr_2019',
     'aggregation': 'table3_aggregation',
+    'deeplab': 'deeplab_largefov',
+    'frrn': 'frrn_b',
 }
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
