@@ -14,13 +14,16 @@ from atonet_jax.models import (
     bisenet,
     ddrnet,
     deeplab_largefov,
+    dfanet,
     enet,
     erfnet,
     espnet,
     fcn,
     frrn,
+    icnet,
     pidnet,
     segnet,
+    sqnet,
     swiftnet,
     swiftnet_pyramid,
     table3,
@@ -44,6 +47,9 @@ FAMILIES: list[Family] = [
     segnet.BASIC_FAMILY,
     deeplab_largefov.FAMILY,
     frrn.FAMILY,
+    sqnet.FAMILY,
+    icnet.FAMILY,
+    dfanet.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

@@ -92,6 +92,11 @@ ROWS = {
     'deeplab_largefov': Row({'width': 4, 'fc_features': 16}),
     'frrn_a': Row({'width': 6, 'lanes': 4}),
     'frrn_b': Row({'width': 6, 'lanes': 4}),
+    'sqnet': Row({'width': 4}),
+    'sqnet_zh320': Row({'width': 4}),
+    'icnet': Row({'width': 4, 'head_width': 4}),
+    'dfanet_a': Row({'width': 4, 'decoder_width': 4}),
+    'dfanet_b': Row({'width': 4, 'decoder_width': 4}, files_of='dfanet_a'),
 }
 # Other names of networks that have a row.
 ALIASES = {
@@ -105,6 +110,8 @@ ALIASES = {
     'aggregation': 'table3_aggregation',
     'deeplab': 'deeplab_largefov',
     'frrn': 'frrn_b',
+    'dfanet': 'dfanet_a',
+    'dfanet_a_prime': 'dfanet_a',
 }
 WHOLE = [name for name, row in ROWS.items() if row.whole]
 
