@@ -73,11 +73,13 @@ def test_labels_that_cannot_be_read_are_skipped_where_training_skips_them(datase
 
 
 def test_networks_declare_the_rule_of_their_recipe():
-    rules = {name: network(name).class_weights for name in ('enet', 'erfnet', 'erfnet_encoder', 'espnet', 'pidnet')}
+    names = ('enet', 'erfnet', 'erfnet_encoder', 'espnet', 'segnet', 'pidnet')
+    rules = {name: network(name).class_weights for name in names}
     assert rules == {
         'enet': InverseLogShare(1.02),
         'erfnet': InverseLogShare(1.1),
         'erfnet_encoder': InverseLogShare(1.2),
         'espnet': InverseLogShare(1.1),
+        'segnet': MedianFrequency(),
         'pidnet': None,
     }
