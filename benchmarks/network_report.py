@@ -103,18 +103,20 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, f'- Memory: {memory}.']
 
 
-def published_of(name: str) -> dict[str, Any]:
-    """The network's row in the published tables; figures that its own size lacks are of another size. {} without."""
+def published_of(name: str) -> dict[str, tuple[float, tuple[int, int]]]:
+    """{'gflops', 'params_m', 'fps', 'miou': (published figure, (height, width) that it is of)}, where there is one.
+
+    A figure of the size that the network's own figures are for comes before one of another size.
+    """
     published = network(name).published
+    own_size = published.macs[0] if published.macs else None
     rows = [row for row in all_published_rows() if row['method'] == published.row and 'Cityscapes' in row['table']]
-    size = published.macs[0] if published.macs else None
-    rows.sort(key=lambda row: (row['height'], row['width']) != size)
-    merged = {}
-    for row in rows:
-        for key, value in row.items():
-            if merged.get(key) is None:
-                merged[key] = value
-    return merged
+    figures = {}
+    for row in sorted(rows, key=lambda row: (row['height'], row['width']) != own_size):
+        for key in ('gflops', 'params_m', 'fps', 'miou'):
+            if row[key] is not None:
+                figures.setdefault(key, (row[key], (row['height'], row['width'])))
+    return figures
 
 
 def _published_table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -123,20 +125,27 @@ def _published_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [_line(headings), '|---' * len(headings) + '|']
     for row in rows:
         contract, printed = network(row['network']).published, published_of(row['network'])
-        if not printed or (contract.macs and tuple(row['size']) != contract.macs[0]):
+        if tuple(row['size']) not in {size for _, size in printed.values()}:
             continue
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')
+
+        def shown(key, printed=printed, size=tuple(row['size'])):
+            value, of = printed.get(key, (None, size))
+            if value is None:
+                return '–'
+            return f'{value:g}' if of == size or key == 'params_m' else f'{value:g} ({size_text(of)})'
+
         cells = [
             row['network'],
             size_text(row['size']),
             _number(row['parameters'], 1e6, 2),
-            _number(printed['params_m'], 1, 2),
+            shown('params_m'),
             _number(row['macs'], 1e9, 2),
-            _number(printed['gflops']),
+            shown('gflops'),
             _number(seconds, 1e-3),
             _number(1 / seconds if seconds else None),
-            _number(printed['fps']),
-            _number(printed['miou'], 1, 2),
+            shown('fps'),
+            shown('miou'),
             contract.notes,
         ]
         lines.append(_line(cells))
@@ -152,7 +161,7 @@ def _number(value: float | None, unit: float = 1, digits: int = 1) -> str:
 
 
 def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
-    """Published accuracy against measured time of `Segmenter`, each network at the size of its figures.
+    """Published accuracy on Cityscapes against measured time of `Segmenter`, at the size of the published accuracy.
 
     Networks that share a published row are drawn once. Returns whether there was anything to draw.
     """
@@ -161,21 +170,23 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
 
     points = {}
     for row in rows:
-        contract, printed = network(row['network']).published, published_of(row['network'])
+        contract = network(row['network']).published
+        miou, size = published_of(row['network']).get('miou', (None, None))
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')
-        is_papers_size = contract.macs and tuple(row['size']) == contract.macs[0]
-        if seconds and is_papers_size and printed.get('miou') and row['dtype'] == 'float32':
-            points.setdefault((row['device'], contract.row), (1e3 * seconds, printed['miou'], contract.title))
+        if seconds and size == tuple(row['size']) and row['dtype'] == 'float32':
+            points.setdefault((row['device'], contract.row), (1e3 * seconds, miou, contract.title))
     if not points:
         return False
-    figure = Figure(figsize=(8, 5), dpi=120, layout='constrained')
+    figure = Figure(figsize=(9, 5.5), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for device in dict.fromkeys(device for device, _ in points):
-        own = [point for (of, _), point in points.items() if of == device]
+        own = sorted((point for (of, _), point in points.items() if of == device), key=lambda point: point[1])
         axes.scatter(*zip(*[point[:2] for point in own]), label=device)
-        for x, y, title in own:
-            axes.annotate(title, (x, y), xytext=(4, 4), textcoords='offset points', fontsize=8)
+        for i, (x, y, title) in enumerate(own):
+            offset = (5, 5) if i % 2 else (5, -10)  # neighbours in accuracy do not cover each other
+            axes.annotate(title, (x, y), xytext=offset, textcoords='offset points', fontsize=8)
+    axes.margins(x=0.15)
     axes.set_xscale('log')
     axes.set_xlabel('ms from image to labels, measured here, at the size of the published figure')
     axes.set_ylabel('published mIoU, %')

@@ -30,7 +30,7 @@ import numpy as np
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES, distinct_networks, network
 from atonet_jax.process.progress import Progress, say
-from benchmarks.network_report import COMMON_SIZE, SYSTEMS, draw_chart, failures_of, report, size_text
+from benchmarks.network_report import SYSTEMS, draw_chart, failures_of, published_of, report, size_text
 from benchmarks.network_worker import Worker, WorkerError
 
 PAUSE = 0.1  # seconds: lets the threads of another process, which spin while they wait for work, fall asleep
@@ -117,7 +117,7 @@ def jobs_of(names: Sequence[str], sizes: Sequence[str], dtypes: Sequence[str]) -
 
     Args:
         names: of networks.
-        sizes: 'HxW', or 'paper': that of the network's published figures.
+        sizes: 'HxW', or 'paper': of the network's published counts, and of its published accuracy.
         dtypes: 'float32', 'bfloat16'.
 
     Raises:
@@ -132,11 +132,17 @@ def jobs_of(names: Sequence[str], sizes: Sequence[str], dtypes: Sequence[str]) -
         of_size = []
         for name in dict.fromkeys(first[name] for name in names):
             published = network(name).published.macs
-            size = (published[0] if published else COMMON_SIZE) if text == 'paper' else _size(text)
-            cost = published[1] * math.prod(size) / math.prod(published[0]) if published else math.inf
-            of_size += [(cost, Job(name, size, dtype)) for dtype in dtypes]
+            for size in _papers_sizes(name) if text == 'paper' else [_size(text)]:
+                cost = published[1] * math.prod(size) / math.prod(published[0]) if published else math.inf
+                of_size += [(cost, Job(name, size, dtype)) for dtype in dtypes]
         jobs |= dict.fromkeys(job for _, job in sorted(of_size, key=lambda each: each[0]))
     return list(jobs)
+
+
+def _papers_sizes(name: str) -> list[tuple[int, int]]:
+    """Of the published counts, and of the published accuracy."""
+    macs, (_, size_of_miou) = network(name).published.macs, published_of(name).get('miou', (None, None))
+    return list(dict.fromkeys([*([macs[0]] if macs else []), *([size_of_miou] if size_of_miou else [])]))
 
 
 def _size(text: str) -> tuple[int, int]:

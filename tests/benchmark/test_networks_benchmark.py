@@ -75,6 +75,7 @@ def test_every_network_is_measured_once_at_both_sizes_the_cheapest_first():
     assert {job.network for job in common} == set(distinct_networks())
     assert jobs[: len(common)] == common
     assert [job.network for job in common].index('enet_paper') < [job.network for job in common].index('fcn8s')
+    assert [job.size for job in jobs if job.network == 'bisenet_r18'] == [(512, 1024), (360, 640), (768, 1536)]
     assert all((name, network(name).published.macs[0]) in {job[:2] for job in jobs} for name in distinct_networks())
 
 
@@ -144,9 +145,9 @@ def test_the_report_shows_what_was_measured_and_what_is_published():
     assert '- enet_paper at 512x1024: 50.0 % of the labels of ONNX Runtime are those of Segmenter.' in lines
     assert any(line.startswith('- Most time for each GMAC: erfnet at 512x1024 (100.0 ms), enet') for line in lines)
     pidnet = [line for line in lines if line.startswith('| pidnet_s | 1024x2048 |')][-1]
-    assert pidnet.startswith('| pidnet_s | 1024x2048 | 7.63 | 7.60 | 47.19 | 47.6 | 500.0 | 2.0 | 93.2 | 78.60 |')
+    assert pidnet.startswith('| pidnet_s | 1024x2048 | 7.63 | 7.6 | 47.19 | 47.6 | 500.0 | 2.0 | 93.2 | 78.6 |')
     erfnet = [line for line in lines if line.startswith('| erfnet | 512x1024 |')][-1]
-    assert '| 41.7 | 69.70 | 27.7 GFLOPs of tables are multiply-accumulates' in erfnet
+    assert '| 41.7 | 69.7 | 27.7 GFLOPs of tables are multiply-accumulates' in erfnet
 
 
 def test_a_report_of_nothing_says_so(tmp_path):
@@ -158,7 +159,9 @@ def test_the_chart_holds_networks_with_a_published_accuracy(tmp_path):
     path = tmp_path / 'chart.png'
     assert draw_chart(str(path), [row_of('erfnet', (512, 1024), 0.2), row_of('table3_dilation', (1024, 1024), 0.2)])
     assert path.read_bytes().startswith(b'\x89PNG')
-    assert not draw_chart(str(path), [row_of('erfnet', (64, 128), 0.2)]), 'the figure is of another size'
+    for row in (row_of('erfnet', (64, 128), 0.2), row_of('bisenet_r18', (360, 640), 0.2)):
+        assert not draw_chart(str(path), [row]), 'the figure is of another size'
+    assert '| 74.7 (768x1536) |' in report([row])
 
 
 def test_a_line_follows_one_that_a_killed_process_left(tmp_path):
