@@ -184,9 +184,9 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
         own = sorted((point for (of, _), point in points.items() if of == device), key=lambda point: point[1])
         axes.scatter(*zip(*[point[:2] for point in own]), label=device)
         for i, (x, y, title) in enumerate(own):
-            offset = (5, 5) if i % 2 else (5, -10)  # neighbours in accuracy do not cover each other
-            axes.annotate(title, (x, y), xytext=offset, textcoords='offset points', fontsize=8)
-    axes.margins(x=0.15)
+            side, shift = ('left', 6) if i % 2 else ('right', -6)  # neighbours in accuracy do not cover each other
+            axes.annotate(title, (x, y), xytext=(shift, -3), textcoords='offset points', fontsize=8, ha=side)
+    axes.margins(x=0.25)
     axes.set_xscale('log')
     axes.set_xlabel('ms from image to labels, measured here, at the size of the published figure')
     axes.set_ylabel('published mIoU, %')

@@ -15,6 +15,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,26 +97,27 @@ def _image(task) -> np.ndarray:
 
 
 def _jax_call(start: Callable, task) -> tuple[Callable, Callable, dict[str, Any]]:
-    """`start`(model, variables, shape) -> compiled program and its variables; measured from here on."""
+    """Prepares what `start`(model, variables, shape) gives: images -> labels, and the plan of its memory."""
     import jax
 
     jax.block_until_ready(jax.jit(lambda x: x + 1)(np.zeros(3)))  # what every process has
     before = _memory('VmRSS')
     model, variables = _model_and_variables(task)
-    program, variables = start(model, variables, (1, *task['size'], 3))
+    labels_of, memory_analysis = start(model, variables, (1, *task['size'], 3))
+    del variables
     image = _image(task)
-    plan = program.memory_analysis()
+    plan = memory_analysis()
     planned = plan and plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
     figures = {'planned_bytes': planned}
     if jax.default_backend() == 'cpu':
-        return lambda: np.asarray(program(variables, image)), _peak_since(before), figures
+        return lambda: np.asarray(labels_of(image)), _peak_since(before), figures
 
     image = jax.device_put(image)
 
     def memory():
         return (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use')
 
-    return lambda: jax.block_until_ready(program(variables, image)), memory, figures
+    return lambda: jax.block_until_ready(labels_of(image)), memory, figures
 
 
 def _segmenter(task):
@@ -124,22 +126,12 @@ def _segmenter(task):
 
     def start(model, variables, shape):
         segment = Segmenter(model, variables)
-        segment.compile('__call__', shape[:3])
-        return _Called(segment, shape), None
+        return segment, segment.compile('__call__', shape[:3]).memory_analysis
 
-    call, memory, figures = _jax_call(start, task)
     model = create_model(task['network'], NUM_CLASSES, **task['options'])
-    return call, memory, figures | count_parameters(model) | {'macs': count_macs(model, task['size'])}
-
-
-class _Called:
-    """A `Segmenter` in the place of a compiled program."""
-
-    def __init__(self, segment, shape):
-        self._segment, self.memory_analysis = segment, segment.compile('__call__', shape[:3]).memory_analysis
-
-    def __call__(self, _, image):
-        return self._segment(image)
+    counts = count_parameters(model) | {'macs': count_macs(model, task['size'])}
+    call, memory, figures = _jax_call(start, task)
+    return call, memory, figures | counts
 
 
 def _plain(task):
@@ -164,7 +156,8 @@ def _plain(task):
 
         variables = jax.device_put(variables)
         with cpu.fast_paths(False):
-            return jax.jit(labels).lower(variables, jax.ShapeDtypeStruct(shape, np.uint8)).compile(), variables
+            program = jax.jit(labels).lower(variables, jax.ShapeDtypeStruct(shape, np.uint8)).compile()
+        return partial(program, variables), program.memory_analysis
 
     return _jax_call(start, task)
 
