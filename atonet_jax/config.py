@@ -25,6 +25,7 @@ CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
 PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
+INT8_FORMATS = ('onnx', 'tflite')
 
 
 def default_config(network: str = 'atonet') -> ConfigDict:
@@ -168,6 +169,9 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'outputs': 'labels',  # uint8 train ids; or logits: float32 at the images' resolution
                 'layout': 'NHWC',  # of images and logits; or NCHW
                 'winograd': True,  # in onnx of a fixed size: faster in ONNX Runtime, slower in OpenVINO
+                'precision': 'float32',  # or int8, in onnx and tflite
+                'calibration_images': 32,  # of the training split, which ranges of int8 come from
+                'int8_tolerance': 0.5,  # points of mIoU that int8 may lose
             },
             'serve': {
                 'host': '127.0.0.1',  # this machine alone; 0.0.0.0: whoever reaches it over the network
@@ -291,6 +295,11 @@ def validate(config: ConfigDict) -> None:
     check(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
     check(not config.export.dynamic_size or config.export.format == 'onnx', 'export.dynamic_size',
           "False, except where config.export.format='onnx'")
+    one_of('export.precision', ('float32', 'int8'))
+    check(config.export.precision == 'float32' or config.export.format in INT8_FORMATS, 'export.precision',
+          f"float32, except where config.export.format is {' or '.join(INT8_FORMATS)}")
+    positive('export.calibration_images')
+    check(0 <= config.export.int8_tolerance <= 100, 'export.int8_tolerance', 'from 0 to 100 points of mIoU')
     check(config.export.batch_size >= 0, 'export.batch_size', 'not below 0')
     size('eval.center_crop', optional=True)
     size('eval.window', optional=True)

@@ -181,8 +181,8 @@ def statistics_errors(golden: Golden, model: nn.Module, variables: Mapping[str, 
     return errors
 
 
-def published(name: str) -> tuple[Golden, nn.Module, dict[str, Any]]:
-    """The golden `name`, its network, and the variables that are the golden's weights."""
+def with_weights(name: str) -> tuple[Golden, nn.Module, dict[str, Any]]:
+    """The golden `name`, its network, and the network's variables, with the golden's weights."""
     golden = load(name)
     model = create_model(name, golden.num_classes)
     return golden, model, from_torch(golden.state_dict, model)
@@ -210,9 +210,9 @@ def assert_counts(
     model = create_model(name, num_classes, **options)
     assert count_parameters(model)['parameters'] == parameters
     assert count_macs(model, size) == macs
-    facts = network(model).published
-    if num_classes == 19 and facts.macs[0] == size:
-        assert (facts.parameters, facts.macs) == (parameters, (size, macs))
+    if num_classes == 19:
+        published = network(model).published
+        assert (published.parameters, published.macs) == (parameters, (size, macs))
 
 
 def copy(source: pathlib.Path, name: str, sizes: list[str]) -> None:

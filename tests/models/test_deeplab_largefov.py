@@ -20,7 +20,7 @@ NAME = 'deeplab_largefov'
 
 @pytest.fixture(scope='module')
 def published():
-    return golden.published(NAME)
+    return golden.with_weights(NAME)
 
 
 def test_logits_are_those_of_the_golden_at_both_sizes(published):

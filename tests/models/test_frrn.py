@@ -16,7 +16,7 @@ STATISTICS = {'frrn_a': 96, 'frrn_b': 112}
 
 @pytest.fixture(scope='module', params=STATISTICS)
 def published(request):
-    return golden.published(request.param)
+    return golden.with_weights(request.param)
 
 
 def test_logits_are_those_of_the_golden(published):

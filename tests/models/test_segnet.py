@@ -18,7 +18,7 @@ pytestmark = pytest.mark.networks
 
 @pytest.fixture(scope='module')
 def published():
-    return golden.published('segnet')
+    return golden.with_weights('segnet')
 
 
 def drawn(model):
