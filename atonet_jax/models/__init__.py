@@ -27,6 +27,7 @@ from atonet_jax.models import (
     swiftnet,
     swiftnet_pyramid,
     table3,
+    two_column,
 )
 from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
 from atonet_jax.models.terms import Term
@@ -50,6 +51,7 @@ FAMILIES: list[Family] = [
     sqnet.FAMILY,
     icnet.FAMILY,
     dfanet.FAMILY,
+    two_column.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

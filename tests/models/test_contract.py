@@ -97,6 +97,7 @@ ROWS = {
     'icnet': Row({'width': 4, 'head_width': 4}),
     'dfanet_a': Row({'width': 4, 'decoder_width': 4}),
     'dfanet_b': Row({'width': 4, 'decoder_width': 4}, files_of='dfanet_a'),
+    'sparse_two_column': Row({'width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {
