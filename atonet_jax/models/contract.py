@@ -89,11 +89,17 @@ class WeightNames:
         rules: of every module that owns parameters; the first one that fits a path counts.
         ignored: regular expression for names in files that are passed over.
         whole: module -> the module whose parameters such a file holds, where it has more than the module needs.
+        void: numbers of outputs of published weights that have one for pixels of no class, after those of the classes.
+        heights: {number of outputs: height of the images that published weights with so many were trained on}.
+        adapt: a file's arrays by name -> as the network takes them, where a published file needs more than names.
     """
 
     rules: tuple[Rule, ...]
     ignored: str = r'(?!)'
     whole: Callable[[Any], Any] = lambda module: module
+    void: tuple[int, ...] = ()
+    heights: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    adapt: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda arrays: arrays
 
     def name_of(self, path: str) -> str | None:
         """The file's name of a module of ours; None where no rule fits."""

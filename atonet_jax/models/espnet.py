@@ -245,7 +245,8 @@ def _encoder_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-_ENCODER_NAMES = WeightNames(_encoder_rules(''))
+_PUBLISHED = {'void': (12, 20), 'heights': {12: 360, 20: 512}}  # outputs of the weights for CamVid and Cityscapes
+_ENCODER_NAMES = WeightNames(_encoder_rules(''), **_PUBLISHED)
 _NAMES = WeightNames(
     (
         *_encoder_rules('encoder.'),
@@ -259,7 +260,8 @@ _NAMES = WeightNames(
         *conv_norm('conv', 'conv.conv', 'conv.bn'),
         Rule('conv_act', 'conv.act'),
         Rule('classifier', 'classifier'),
-    )
+    ),
+    **_PUBLISHED,
 )
 
 FAMILY = Family(
