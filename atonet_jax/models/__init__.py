@@ -19,6 +19,7 @@ from atonet_jax.models import (
     fcn,
     pidnet,
     swiftnet,
+    swiftnet_ensemble,
     swiftnet_pyramid,
     table3,
 )
@@ -36,6 +37,7 @@ FAMILIES: list[Family] = [
     espnet.FAMILY,
     swiftnet.FAMILY,
     swiftnet_pyramid.FAMILY,
+    swiftnet_ensemble.FAMILY,
     table3.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)

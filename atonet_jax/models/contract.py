@@ -6,7 +6,7 @@ that describes a module as a `Network`. Nothing outside models/ names a layer, a
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -79,6 +79,11 @@ class Rule:
 def conv_norm(path: str, conv: str, norm: str, optional: bool = False) -> tuple[Rule, Rule]:
     """The rules of a `ConvNorm`: its convolution and its batch normalisation."""
     return Rule(f'{path}/conv', conv, optional), Rule(f'{path}/bn', norm, optional)
+
+
+def prefixed(rules: Iterable[Rule], prefix: str) -> tuple[Rule, ...]:
+    """The same rules for a file whose names begin with `prefix`."""
+    return tuple(dataclasses.replace(rule, name=f'{prefix}{rule.name}') for rule in rules)
 
 
 @dataclasses.dataclass(frozen=True)
