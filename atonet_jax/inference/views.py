@@ -16,6 +16,7 @@ def predict_labels(
     variables: dict,
     images: jax.Array,
     *,
+    height: int = 0,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
     window: tuple[int, int] | None = None,
@@ -29,7 +30,8 @@ def predict_labels(
         model: the network.
         variables: of the network, prepared or of training.
         images: at their own size.
-        scales: factors to which the images are resized, bilinearly.
+        height: to which the images are resized first, bilinearly, with their width in proportion; 0: as they are.
+        scales: factors by which they are resized then.
         flip: also looks at the mirrored images.
         window: (height, width) of windows that slide over each scaled image, clipped to its size; None: all at once.
         window_stride: (rows, columns) from one window to the next; None: two thirds of the window.
@@ -37,6 +39,9 @@ def predict_labels(
     size = images.shape[1:3]
     contract = network(model)
     images = contract.normalization(images)
+    if height and height != size[0]:
+        images = ops.resize_bilinear(images, (height, max(1, round(size[1] * height / size[0]))))
+    resized = images.shape[1:3]
 
     def logits(images):
         return apply(model, variables, images)['logits']
@@ -58,7 +63,7 @@ def predict_labels(
 
     summed = jnp.zeros(())
     for scale in scales:
-        scaled = ops.resize_bilinear(images, tuple(max(1, round(length * scale)) for length in size))
+        scaled = ops.resize_bilinear(images, tuple(max(1, round(length * scale)) for length in resized))
         summed += ops.resize_bilinear(probabilities(scaled), size)
         if flip:
             summed += ops.resize_bilinear(probabilities(scaled[:, :, ::-1])[:, :, ::-1], size)

@@ -63,13 +63,14 @@ def predict(config: ConfigDict, workdir: str) -> bool:
 
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
-    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with the scales, flip and window of `config.eval`."""
+    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with height, scales, flip and window of `config.eval`."""
     options = config.eval
-    if tuple(options.scales) == (1.0,) and not options.flip and not options.window:
+    if tuple(options.scales) == (1.0,) and not (options.height or options.flip or options.window):
         return Segmenter(network.model, network.variables, network.class_table)
     fn = partial(
         predict_labels,
         network.model,
+        height=options.height,
         scales=options.scales,
         flip=options.flip,
         window=options.window or None,

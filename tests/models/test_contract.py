@@ -1,6 +1,7 @@
 """What the rest of the program takes for granted of every network, on tiny ones. A new network adds a row to `ROWS`."""
 
 import asyncio
+import contextlib
 import functools
 import io
 import os
@@ -50,8 +51,9 @@ class Row(NamedTuple):
 
     Attributes:
         options: that make it small.
-        whole: it is also trained, evaluated, served and exported. Between them such networks have every part that any
-            network has.
+        whole: `make test` also trains, evaluates, serves and exports it, and compares its gradients with those of the
+            plain programs. Between them such networks have every part that any network has. `make test-networks`
+            takes every network through its life.
         files_of: the network whose files have the same names, where that is another one.
     """
 
@@ -82,10 +84,14 @@ ROWS = {
     'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_pyr_2020': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_ens': Row({'width': 8, 'backbone_width': 4}),
     'table3_aggregation': Row({'width': 8, 'backbone_width': 4}),
     'table3_aggregation_final1x1': Row({'width': 8, 'backbone_width': 4}, files_of='table3_aggregation'),
     'table3_encoder_decoder': Row({'width': 8, 'backbone_width': 4}),
+    'table3_encoder_decoder_b': Row({'width': 8, 'backbone_width': 4}),
     'table3_multi_pathway': Row({'width': 8, 'backbone_width': 4}),
+    'table3_multi_pathway_b': Row({'width': 8, 'backbone_width': 4}),
+    'table3_multi_pathway_c': Row({'width': 8, 'backbone_width': 4}),
     'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
     'segnet': Row({'width': 4}),
     'segnet_basic': Row({'width': 4}),
@@ -114,8 +120,6 @@ ALIASES = {
     'dfanet': 'dfanet_a',
     'dfanet_a_prime': 'dfanet_a',
 }
-WHOLE = [name for name, row in ROWS.items() if row.whole]
-
 CLASSES = 5
 SIZE = (64, 128)
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
@@ -298,7 +302,10 @@ class Life(NamedTuple):
     scores: object
 
 
-@pytest.fixture(scope='module', params=WHOLE)
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(name, marks=() if row.whole else pytest.mark.networks) for name, row in ROWS.items()],
+)
 def life(request, scenes, tmp_path_factory):
     config, workdir = config_of(request.param, scenes), str(tmp_path_factory.mktemp(request.param) / 'run')
     with pytest.MonkeyPatch.context() as patched:  # drawing them by JAX takes seconds to compile
@@ -330,13 +337,17 @@ def variables_after(life, step, workdir):
     return jax.device_get(variables)
 
 
-def test_a_run_resumed_with_the_plain_programs_ends_as_the_fast_ones_did(life, tmp_path):
-    """The second step, from the first one's checkpoint: nothing of the state is lost, and gradients are the same."""
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(life, tmp_path):
+    """The second step, from the first one's checkpoint: nothing of the state is lost, and gradients are the same.
+
+    But for `whole` networks the programs are those of the first run, which need not be compiled again.
+    """
     workdir = str(shutil.copytree(life.workdir, tmp_path / 'resumed'))
     expected = variables_after(life, 2, workdir)
     shutil.rmtree(os.path.join(workdir, 'checkpoints', '2'))
     before = variables_after(life, 1, workdir)
-    with ops.cpu.fast_paths(False):
+    is_plain = ROWS[life.config.model.name].whole
+    with ops.cpu.fast_paths(False) if is_plain else contextlib.nullcontext():
         train(life.config, workdir)
     after = variables_after(life, 2, workdir)
 
