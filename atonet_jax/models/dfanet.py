@@ -159,10 +159,10 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
-        mean = jnp.mean(x, (1, 2), keepdims=True)
-        classes = nn.Dense(IMAGENET_CLASSES, kernel_init=kaiming_fan_in_init, dtype=self.dtype, name='fc')(mean)
+        classes = nn.Dense(IMAGENET_CLASSES, kernel_init=kaiming_fan_in_init, dtype=self.dtype, name='fc')
+        of_image = classes(jnp.mean(x, (1, 2)))[:, None, None]  # two axes until here: LiteRT takes no layer of four
         activation = ATTENTIONS[self.activation]
-        return x * _ConvNorm(x.shape[-1], 1, activation=activation, dtype=self.dtype, name='conv')(classes, train)
+        return x * _ConvNorm(x.shape[-1], 1, activation=activation, dtype=self.dtype, name='conv')(of_image, train)
 
 
 class Decoder(nn.Module):
