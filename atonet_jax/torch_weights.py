@@ -135,7 +135,7 @@ def load_network(
         variables = from_torch(state_dict, model, fresh=fresh, strict=strict)
     except MismatchError as error:
         known = identify(state_dict)
-        if known is not None and _likeness(state_dict, create_model(known, 19)) > _likeness(state_dict, model):
+        if known is not None and _suits_better(state_dict, create_model(known, 19), model):
             raise InputError(f'{path}: holds another network, {known}; give --config.model.name={known}') from error
         of_classes = not error.unexpected and error.paths <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes else ''
@@ -180,6 +180,16 @@ def identify(state_dict: Mapping[str, np.ndarray]) -> str | None:
     alike = [model for model in models if likeness.get(model) == best]
     found = alike[0] if len(alike) == 1 else max(alike, key=lambda model: _fitting(state_dict, model))
     return models[found] if _holds_head(state_dict, found) else None
+
+
+def _suits_better(state_dict: Mapping[str, np.ndarray], known: nn.Module, model: nn.Module) -> bool:
+    """Whether a file is rather one of `known`: by its names, or by its shapes if both are registered networks."""
+    known_likeness, likeness = (_likeness(state_dict, candidate) for candidate in (known, model))
+    if known_likeness != likeness:
+        return known_likeness > likeness
+    usual = model.clone(num_classes=19, dtype=known.dtype)
+    is_registered = any(usual == create_model(name, 19) for name in MODEL_NAMES)
+    return is_registered and _fitting(state_dict, known) > _fitting(state_dict, model)
 
 
 def num_outputs(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int | None:

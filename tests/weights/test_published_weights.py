@@ -19,7 +19,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
-from atonet_jax.torch_weights import from_torch, identify, to_torch
+from atonet_jax.torch_weights import from_torch, identify, load_network, to_torch
 from tests.commands import fresh_flags
 
 
@@ -68,6 +68,13 @@ def test_a_file_for_other_classes_or_of_no_known_network_says_what_to_give(tmp_p
     write_state_dict(path, {'layer.weight': np.zeros((3, 3), np.float32)})
     with pytest.raises(InputError, match='holds none of the known networks; give --config'):
         config_for(path, tmp_path)
+
+
+def test_the_file_of_another_variant_is_named_though_its_names_are_the_same(tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    write_state_dict(path, arrays_of('espnet_camvid', 12))
+    with pytest.raises(InputError, match='holds another network, espnet_camvid; give --config.model'):
+        load_network(path, create_model('espnet', 12))
 
 
 def test_twelve_outputs_are_void_only_where_the_published_weights_have_it(tmp_path):
