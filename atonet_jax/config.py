@@ -14,8 +14,8 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.data.labels import DATA_NAMES
-from atonet_jax.data.pictures import MOST_PIXELS
+from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
+from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, default_options
 from atonet_jax.models.contract import GROUPS
@@ -23,6 +23,7 @@ from atonet_jax.models.contract import GROUPS
 DTYPES = ('float32', 'bfloat16')
 CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
+LABEL_ORIENTATIONS = ('upright', 'stored')
 PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 INT8_FORMATS = ('onnx', 'tflite')
@@ -56,6 +57,13 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'train_split': 'train',  # or several: 'train+val'
                 'eval_split': 'val',
                 'on_corrupt': 'error',  # or skip: leave out what cannot be read, and say so
+                'label_values': 'auto',  # what label files hold: index, color; auto: decided over all files of a split
+                'unknown_as_void': 0.0,  # share of a label file's pixels that may have values of no class
+                'trust_labels': False,  # True: doubtful labels are warned of and not refused
+                'max_pixels': MAX_PIXELS,  # of an image; larger ones are refused before they are decoded
+                # Samples that become 0 and 255, such as (0, 4095), in images of more than 8 bits; (): each file's own.
+                'sample_range': (),
+                'label_orientation': 'upright',  # or stored: drawn on the image as its file stores it, despite EXIF
                 # Of decoded images: none, memory, disk, device. auto: device, where an accelerator has room; else none.
                 'cache': 'auto',
                 'cache_dir': '',  # of disk; none: in the workdir
@@ -242,6 +250,9 @@ def validate(config: ConfigDict) -> None:
     one_of('data.name', DATA_NAMES)
     one_of('data.on_corrupt', ON_CORRUPT)
     one_of('data.cache', CACHES)
+    one_of('data.label_values', LABEL_VALUES)
+    between(0, 1, 'data.unknown_as_void')
+    one_of('data.label_orientation', LABEL_ORIENTATIONS)
     one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adam', 'adamw'))
     one_of('optimizer.decayed', ('all', 'kernels'))
@@ -263,7 +274,9 @@ def validate(config: ConfigDict) -> None:
     check(isinstance(config.train.accumulation, int) and config.train.accumulation > 0, 'train.accumulation',
           'a whole number greater than 0')
     positive('train.eval_every_epochs', 'train.keep_checkpoints', 'eval.batch_size', 'predict.batch_size')
-    between(1, MOST_PIXELS, 'predict.max_pixels')
+    positive('data.max_pixels', 'predict.max_pixels')
+    if config.data.sample_range:
+        low_and_high('data.sample_range', -math.inf, math.inf, 'two numbers, black and white, or ()')
     check(config.predict.max_frames >= 0, 'predict.max_frames', 'not below 0')
 
     weights = config.loss.aux_weights
@@ -326,7 +339,7 @@ def validate(config: ConfigDict) -> None:
     check(config.serve.host, 'serve.host', 'an address or a name of this machine, such as 127.0.0.1')
     between(0, 65535, 'serve.port')
     positive('serve.max_megabytes')
-    between(1, MOST_PIXELS, 'serve.max_pixels')
+    positive('serve.max_pixels')
     check(config.serve.long_side > 0 and config.serve.long_side % 64 == 0, 'serve.long_side', 'a multiple of 64')
     check(config.serve.waiting >= 0, 'serve.waiting', 'not below 0')
     scales = config.eval.scales

@@ -44,7 +44,12 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
     table = class_table(config.data)
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
         try:
-            reports[split] = inspect_split(load_dataset(config.data, split), config.data.on_corrupt)
+            reports[split] = inspect_split(
+                load_dataset(config.data, split),
+                on_corrupt=config.data.on_corrupt,
+                for_training=split == config.data.train_split,
+                trust_labels=config.data.trust_labels,
+            )
         except DataError as error:
             failures.append(f'{split}: {error}')
             print(f'\n{config.data.name} {split}: cannot be loaded\n  FAILS {error}')
@@ -62,7 +67,7 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
             'warnings': warnings,
         },
     )
-    if reports:
+    if any(report.pixels.any() for report in reports.values()):
         print(f'\n{_class_table_text(reports, table)}')
         written.append(os.path.join(folder, 'classes.png'))
         _plot_classes(reports, table, written[-1])
@@ -93,6 +98,11 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
         shared = len(train.digests & evaluated.digests)
         if shared:
             warnings.append(f'{shared} images are both in {train.dataset.split} and in {evaluated.dataset.split}')
+        if (train.dataset.by_color, train.dataset.by_level) != (evaluated.dataset.by_color, evaluated.dataset.by_level):
+            warnings.append(
+                f'label files of {train.dataset.split} and {evaluated.dataset.split} are read in different ways; '
+                'config.data.label_values reads all of them in one'
+            )
         names = train.dataset.class_table.class_names
         unseen = [name for name, t, e in zip(names, train.pixels, evaluated.pixels) if e and not t]
         if unseen:
@@ -107,6 +117,8 @@ def _print_split(report: SplitReport) -> None:
         print(f'  {count} images of {size}')
     if len(report.sizes) > _SHOWN:
         print(f'  and {len(report.sizes) - _SHOWN} other sizes')
+    if dataset.reading:
+        print(f'  {dataset.reading}')
     for kind, lines in report.failures.items():
         print(f'  FAILS {kind} ({len(lines)}):')
         for line in lines[:_SHOWN]:
@@ -115,6 +127,8 @@ def _print_split(report: SplitReport) -> None:
             print(f'    and {len(lines) - _SHOWN} more')
     for warning in report.warnings:
         print(f'  warning: {warning}')
+    if report.advice:
+        print(f'  {report.advice}')
 
 
 def _class_table_text(reports: dict[str, SplitReport], table: ClassTable) -> str:

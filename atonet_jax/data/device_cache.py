@@ -21,8 +21,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.dataset import SegmentationDataset
-from atonet_jax.data.decode import read_image_size, read_labels
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.image_files import read_image_size
+from atonet_jax.data.label_files import read_labels
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 from atonet_jax.errors import InputError

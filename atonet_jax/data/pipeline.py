@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from atonet_jax.data.augmentation import Augmentation, Geometry
-from atonet_jax.data.decode import read_image_size
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.image_files import read_image_size
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 

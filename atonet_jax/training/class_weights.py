@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import read_image_size, read_labels
+from atonet_jax.data.image_files import read_image_size
+from atonet_jax.data.label_files import read_labels
 from atonet_jax.models.terms import ClassWeights, InverseLogShare
 from atonet_jax.process.progress import watched
 from atonet_jax.runs.workdir import write_json

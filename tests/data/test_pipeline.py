@@ -13,6 +13,7 @@ from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.label_files import KINDS
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
 from atonet_jax.data.verify import verify
 from atonet_jax.training.augment import augment
@@ -162,7 +163,7 @@ def test_color_labels_reach_training_as_train_ids(tmp_path):
     colors = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
     raw_ids = np.arange(np.prod(IMAGE_SIZE)).reshape(IMAGE_SIZE) % len(colors)
     PIL.Image.fromarray(colors[raw_ids]).save(dataset.label_paths[0])
-    dataset = SegmentationDataset('tiny', 'train', CAMVID, dataset.image_paths, dataset.label_paths, 'color')
+    dataset = SegmentationDataset('tiny', 'train', CAMVID, dataset.image_paths, dataset.label_paths, frozenset(KINDS))
     batch = train_batches(dataset, batch_size=1, crop_size=IMAGE_SIZE, scale_range=(1.0, 1.0), num_steps=1)[0]
     labels = batch['label'][0, : IMAGE_SIZE[0], : IMAGE_SIZE[1]]
     np.testing.assert_array_equal(labels, CAMVID.raw_to_train[raw_ids])

@@ -87,6 +87,19 @@ def test_a_folder_with_a_bad_file_gives_all_the_others(config, finished, segment
     assert f'not done: {tmp_path}/photos/bad.png: no image that can be read' in output
 
 
+def test_a_name_that_is_too_long_stops_nothing_else(config, finished, tmp_path, capsys):
+    """The longest names that fit are written; of what does not fit nothing is."""
+    config.predict.pictures = ('labels', 'side_by_side')
+    longest = 255 - len('_side_by_side.png')
+    names = ['a' * longest, 'b' * (longest + 1), 'c']
+    for i, name in enumerate(names):
+        save(tmp_path / 'photos' / f'{name}.png', picture(i))
+    assert predict(config, finished) is False
+    kinds, whole = config.predict.pictures, (names[0], names[2])
+    assert files_below(tmp_path / 'out') == sorted(f'{name}_{kind}.png' for name in whole for kind in kinds)
+    assert f'{names[1]}.png: its name is too long for its side_by_side file; rename it' in capsys.readouterr().out
+
+
 def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp_path):
     config.predict.update(ids='raw', pictures=('labels',))
     config.eval.flip = True
@@ -145,7 +158,7 @@ def test_a_video_that_ends_early_gives_what_it_has_and_says_so(config, finished,
     from atonet_jax.predict import video
 
     frames = video.Video.__iter__
-    monkeypatch.setattr(video.Video, '__iter__', lambda self: (frame for frame, _ in zip(frames(self), range(3))))
+    monkeypatch.setattr(video.Video, '__iter__', lambda self: (frame for _, frame in zip(range(3), frames(self))))
     assert predict(config, finished) is False
     assert f'not done: {film}: ends after 3 of 5 frames; those are done' in capsys.readouterr().out
     assert len(frames_of(tmp_path / 'out' / 'film_overlay.mp4')) == 3
