@@ -14,7 +14,7 @@ test: $(VENV)/ready-test
 	$(BIN)/python -m pytest -m "not networks" --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 test-networks: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m networks tests/models tests/benchmark --numprocesses=logical --maxprocesses=4
+	$(BIN)/python -m pytest -m networks tests/models tests/benchmark --numprocesses=logical --maxprocesses=4 --dist=loadgroup
 
 parity: $(VENV)/ready-parity
 	$(BIN)/python -m pytest tests/parity

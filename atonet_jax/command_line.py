@@ -14,15 +14,17 @@ from ml_collections import ConfigDict, config_flags
 
 from atonet_jax.config import flat_settings
 from atonet_jax.errors import InputError
-from atonet_jax.runs.workdir import load_config
+from atonet_jax.runs.workdir import holds_run, load_config
+
+_OF_WEIGHTS = ('evaluate', 'predict', 'serve', 'export', 'benchmark')  # modes that take weights as they are
 
 
 def define_config_flag(argv: list[str]) -> list[str]:
     """Defines the flag `config`, whose keys `--config.key=value` overrides, before absl parses the command line.
 
-    The config is that of the file in `--config`, or else that which the run in `--workdir` was started with.
-    `--config=FILE:NETWORK` gives NETWORK to the file's `get_config`. With
-    `--mode=compare`, whose runs have each their own, nothing is defined.
+    The config is that of the file in `--config`, or else that which the run in `--workdir` was started with, or else
+    that which suits the weights in `--config.init_from`, where nothing is trained. `--config=FILE:NETWORK` gives
+    NETWORK to the file's `get_config`. With `--mode=compare`, whose runs have each their own, nothing is defined.
 
     Returns:
         argv without `--config`.
@@ -41,7 +43,11 @@ def define_config_flag(argv: list[str]) -> list[str]:
     if known.mode == 'compare':
         return argv
     if known.config is not None:
-        config = _run_config_file(known.config, _chosen_network(rest))
+        config = _run_config_file(known.config, _value_of('model.name', rest))
+    elif known.workdir is not None and _takes_weights(known.mode, known.workdir, rest):
+        from atonet_jax.runs.network import config_of_file  # takes a moment to import
+
+        config = config_of_file(_value_of('init_from', rest))
     elif known.workdir is not None:
         config = load_config(known.workdir)
     else:
@@ -52,14 +58,18 @@ def define_config_flag(argv: list[str]) -> list[str]:
     return [*rest, *(f'--{name}={value}' for name, value in kept.items() if value is not None)]
 
 
-def _chosen_network(arguments: list[str]) -> str:
-    """What `--config.model.name=NETWORK` says, the same as `--config=FILE:NETWORK`; nothing where it is not given."""
-    prefix = '--config.model.name='
+def _takes_weights(mode: str, workdir: str, arguments: list[str]) -> bool:
+    return mode in _OF_WEIGHTS and not holds_run(workdir) and _value_of('init_from', arguments) != ''
+
+
+def _value_of(key: str, arguments: list[str]) -> str:
+    """What `--config.KEY=VALUE` says; nothing where it is not given."""
+    prefix = f'--config.{key}='
     return next((text.removeprefix(prefix) for text in arguments if text.startswith(prefix)), '')
 
 
 def _run_config_file(argument: str, chosen: str) -> ConfigDict:
-    """The config of FILE or FILE:NETWORK; `chosen` is another way to name the network."""
+    """The config of FILE or FILE:NETWORK; `chosen`, of `--config.model.name`, is another way to name the network."""
     path, _, network = argument.partition(':')
     path = os.path.expanduser(path)
     if network and chosen and network != chosen:

@@ -150,6 +150,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'batch_size': 1,  # images, or windows; over all devices, made up to a multiple of them
                 'checkpoint': 'best',  # or latest
                 'center_crop': (),  # height, width; none: the whole image
+                'height': 0,  # to which images are resized for the network; 0: none, they are taken as they are
                 'window': (),  # height, width of sliding windows; none: all at once
                 'window_stride': (),  # rows, columns from one window to the next; none: two thirds of the window
                 'scales': (1.0,),
@@ -364,6 +365,7 @@ def validate(config: ConfigDict) -> None:
         'no larger than config.eval.window, so that windows leave no gaps',
     )
     check(config.eval.pictures >= 0, 'eval.pictures', 'not below 0')
+    check(isinstance(config.eval.height, int) and config.eval.height >= 0, 'eval.height', 'a whole number, or 0')
     sizes, batch_sizes, dtypes = benchmark_sizes(config), config.benchmark.batch_sizes, config.benchmark.dtypes
     check(
         sizes and all(len(size) == 2 and whole_numbers(size) for size in sizes),

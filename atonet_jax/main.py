@@ -95,6 +95,10 @@ def main(argv: list[str]) -> int:
         TrainingError: training cannot go on.
         Stopped: SIGINT or SIGTERM ended training after a step that is saved.
     """
+    logging.basicConfig(format='%(message)s')
+    logging.getLogger('atonet_jax').setLevel(logging.INFO)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # it repeats each failed write of a checkpoint
+    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of each checkpoint that has no metrics yet
     if '--networks' in argv:
         if len(argv) > 2:
             raise InputError('--networks stands alone: python main.py --networks')
@@ -114,10 +118,6 @@ def main(argv: list[str]) -> int:
     # A benchmark times how long compiling takes.
     if jax.config.jax_compilation_cache_dir is None and flags.FLAGS.mode != 'benchmark':
         jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atonet_jax/compiled'))
-    logging.basicConfig(format='%(message)s')
-    logging.getLogger('atonet_jax').setLevel(logging.INFO)
-    logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # it repeats each failed write of a checkpoint
-    logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of each checkpoint that has no metrics yet
     # Before any import of TensorFlow, which computes nothing here: it would speak of it on the screen.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')

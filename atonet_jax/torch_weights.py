@@ -3,6 +3,7 @@
 Files are read by torch_files.py.
 """
 
+import collections
 import functools
 import logging
 import re
@@ -22,7 +23,7 @@ from atonet_jax.models import (
     init_variables,
     network,
 )
-from atonet_jax.models.contract import WeightNames
+from atonet_jax.models.contract import Rule, WeightNames
 from atonet_jax.torch_files import read_state_dict
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def from_torch(
     """
     expected = _flatten(abstract_variables(model))
     names = _vocabulary(state_dict, model, expected)
+    state_dict = names.adapt(state_dict)
     free = set() if strict else class_layers(model)
     loaded = _convert(state_dict, expected, names, free, _flatten(fresh or {}))
     return unflatten_dict(loaded, sep='/')
@@ -133,8 +135,7 @@ def load_network(
         variables = from_torch(state_dict, model, fresh=fresh, strict=strict)
     except MismatchError as error:
         known = identify(state_dict)
-        likeness = _likeness(state_dict, _names_in_files(model))
-        if known is not None and _likeness(state_dict, _known_names(known)) > likeness:
+        if known is not None and _suits_better(state_dict, create_model(known, 19), model):
             raise InputError(f'{path}: holds another network, {known}; give --config.model.name={known}') from error
         of_classes = not error.unexpected and error.paths <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes else ''
@@ -159,38 +160,111 @@ def load_backbone(path: str, model: nn.Module, variables: Mapping[str, Any]) -> 
     return loaded
 
 
-def identify(state_dict: Iterable[str]) -> str | None:
-    """The registered network whose names a file holds; None where none shares half of them, or a backbone is all."""
-    likeness = {name: _likeness(state_dict, _known_names(name)) for name in MODEL_NAMES}
-    best = max(likeness, key=likeness.get)
-    return best if likeness[best] > 0.5 and _holds_head(state_dict, best) else None
+def identify(state_dict: Mapping[str, np.ndarray]) -> str | None:
+    """The registered network whose names a file holds, or whose shapes fit best where several have these names.
+
+    None where none shares half of the names, or those of its backbone are all.
+    """
+    models = {}
+    for name in MODEL_NAMES:  # of several names of a network, the first one
+        models.setdefault(create_model(name, 19), name)
+    shares = {model: _recognised(state_dict, model) for model in models}
+    likeness = {}
+    for model in sorted(shares, key=shares.get, reverse=True):
+        if shares[model] < max([0.5, *likeness.values()]):
+            break  # no better than what is found already; most networks are never traced
+        likeness[model] = _likeness(state_dict, model)
+    best = max(likeness.values(), default=0)
+    if best <= 0.5:
+        return None
+    alike = [model for model in models if likeness.get(model) == best]
+    found = alike[0] if len(alike) == 1 else max(alike, key=lambda model: _fitting(state_dict, model))
+    return models[found] if _holds_head(state_dict, found) else None
 
 
-def _holds_head(state_dict: Iterable[str], name: str) -> bool:
+def _suits_better(state_dict: Mapping[str, np.ndarray], known: nn.Module, model: nn.Module) -> bool:
+    """Whether a file is rather one of `known`: by its names, or by its shapes if both are registered networks."""
+    known_likeness, likeness = (_likeness(state_dict, candidate) for candidate in (known, model))
+    if known_likeness != likeness:
+        return known_likeness > likeness
+    usual = model.clone(num_classes=19, dtype=known.dtype)
+    is_registered = any(usual == create_model(name, 19) for name in MODEL_NAMES)
+    return is_registered and _fitting(state_dict, known) > _fitting(state_dict, model)
+
+
+def num_outputs(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int | None:
+    """The number of outputs of the network in a file; None if no layer tells. `model`: for any number of outputs."""
+    base, votes = 19, collections.Counter()
+    ours, more = (_shapes(model.clone(num_classes=base + n)) for n in (0, 1))
+    for names in network(model).weights.values():
+        for path, needed in ours.items():
+            given = state_dict.get(_file_name(path, names))
+            if needed == more[path] or given is None or len(given.shape) != len(needed):
+                continue
+            for length, old, new in zip(given.shape, *(_torch_shape(path, shape) for shape in (needed, more[path]))):
+                if new != old and (length - old) % (new - old) == 0:
+                    votes[base + (length - old) // (new - old)] += 1
+    return votes.most_common(1)[0][0] if votes else None
+
+
+def has_void_output(model: nn.Module) -> bool:
+    """Whether the last output of a network with so many is for pixels of no class, as that of the published weights."""
+    return any(model.num_classes in names.void for names in network(model).weights.values())
+
+
+def _recognised(state_dict: Iterable[str], model: nn.Module) -> float:
+    """The share of a file's names that look like one of the network's: at least its likeness, at almost no cost."""
+    given = [name for name in state_dict if not name.endswith(_COUNTER)]
+    leaves = '|'.join(set(_LEAVES.values()))
+    most = 0
+    for names in network(model).weights.values():
+        pattern = re.compile(rf'(?:{"|".join(map(_names_by, names.rules))})\.(?:{leaves})')
+        most = max(most, sum(pattern.fullmatch(name) is not None for name in given))
+    return most / max(len(given), 1)
+
+
+def _names_by(rule: Rule) -> str:
+    """A regular expression for all names that a rule can give, and maybe more."""
+    return '.+'.join(map(re.escape, re.split(r'\\(?:\d+|g<\w+>)', rule.name)))
+
+
+def _fitting(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int:
+    """How many arrays of a file have the shapes that they have in a network, for the file's number of outputs."""
+    try:
+        expected = _shapes(model.clone(num_classes=num_outputs(state_dict, model) or model.num_classes))
+    except ValueError:  # a number that no file of this network can have
+        return 0
+    names = _vocabulary(state_dict, model, expected)
+    given = {path: state_dict.get(_file_name(path, names)) for path in expected}
+    return sum(
+        array is not None and _fits(array.shape, _torch_shape(path, expected[path])) for path, array in given.items()
+    )
+
+
+def _holds_head(state_dict: Iterable[str], model: nn.Module) -> bool:
     """Whether a file has any name of a network beside those of its backbone, where the network has such names."""
-    backbone = network(name).backbone
+    backbone = network(model).backbone
     if backbone is None:
         return True
-    paths = list(_flatten(abstract_variables(create_model(name, 19))))
-    alone = {_file_name(path, backbone) for path in paths if backbone.name_of(_module(path)) is not None}
-    return any(not names - alone or set(state_dict) & names - alone for names in _known_names(name))
+    alone = {_file_name(path, backbone) for path in _shapes(model) if backbone.name_of(_module(path)) is not None}
+    return any(not names - alone or set(state_dict) & names - alone for names in _names_in_files(model))
 
 
-def _likeness(state_dict: Iterable[str], vocabularies: Sequence[set[str]]) -> float:
-    """Names that a file shares with one of the vocabularies, of those that either has: 0 .. 1."""
+def _likeness(state_dict: Iterable[str], model: nn.Module) -> float:
+    """Names that a file shares with the network, in one of its vocabularies, of those that either has: 0 .. 1."""
     given = {name for name in state_dict if not name.endswith(_COUNTER)}
-    return max((len(given & names) / len(given | names) for names in vocabularies), default=0.0)
-
-
-@functools.cache  # networks are traced for it
-def _known_names(name: str) -> list[set[str]]:
-    return _names_in_files(create_model(name, 19))
+    return max((len(given & names) / len(given | names) for names in _names_in_files(model)), default=0.0)
 
 
 def _names_in_files(model: nn.Module) -> list[set[str]]:
     """The names of a network's variables in files, in each of its vocabularies."""
-    paths = list(_flatten(abstract_variables(model)))
-    return [{_file_name(path, names) for path in paths} for names in network(model).weights.values()]
+    return [{_file_name(path, names) for path in _shapes(model)} for names in network(model).weights.values()]
+
+
+@functools.cache  # the network is traced for it
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of a network's variables."""
+    return {path: array.shape for path, array in _flatten(abstract_variables(model)).items()}
 
 
 def class_layers(model: nn.Module) -> set[str]:

@@ -55,12 +55,22 @@ _LONGEST = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items):
     def place(item):
         name = item.nodeid.partition('::')[0].removeprefix('tests/')
         return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
 
     items.sort(key=place)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_sharing(item)))
+
+
+def _sharing(item):
+    """The tests that one process runs, with --dist=loadgroup: those of a file, in test_contract.py of a network."""
+    file, parameters = item.nodeid.partition('::')[0], item.callspec.params if hasattr(item, 'callspec') else {}
+    network = parameters.get('life') or parameters.get('name')
+    return f'{file}:{network}' if file.endswith('test_contract.py') and network else file
 
 
 def pytest_sessionstart(session):

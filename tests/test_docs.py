@@ -18,7 +18,7 @@ import pytest
 import main as command_line
 from tests.commands import fresh_flags, fresh_logging
 
-_MARK = re.compile(r'# needs (Cityscapes|CamVid|a GPU|a TPU|a camera|several machines)$')
+_MARK = re.compile(r'# needs (Cityscapes|CamVid|published weights|a GPU|a TPU|a camera|several machines)$')
 _COMMAND = re.compile(r'(python|make|pip|srun|mpirun|gcloud|CUDA_VISIBLE_DEVICES|curl|\.venv)\b')
 _TINY = (
     '--config.model.width=16',

@@ -33,16 +33,23 @@ class ClassTable:
         class_names: name of each train id, in order.
         class_colors: RGB colour of each train id, in order, for pictures.
         raw_labels: every value that label files may hold.
+        has_void_output: a network for these classes has one more output, the last: pixels of no class.
     """
 
     name: str
     class_names: tuple[str, ...]
     class_colors: tuple[tuple[int, int, int], ...]
     raw_labels: tuple[RawLabel, ...]
+    has_void_output: bool = False
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a network for these classes."""
+        return self.num_classes + self.has_void_output
 
     @functools.cached_property
     def raw_to_train(self) -> np.ndarray:
@@ -55,12 +62,17 @@ class ClassTable:
 
     @functools.cached_property
     def train_to_raw(self) -> np.ndarray:
-        """[256] uint8: train id -> its first raw id; 0 for values that are no class."""
-        table = np.zeros(256, np.uint8)
+        """[256] uint8: train id -> its first raw id; for values that are no class, that of the first ignored label."""
+        ignored = (label.raw_id for label in self.raw_labels if label.train_id == IGNORE_LABEL)
+        table = np.full(256, next(ignored, 0), np.uint8)
         for label in reversed(self.raw_labels):
             if label.train_id != IGNORE_LABEL:
                 table[label.train_id] = label.raw_id
         return table
+
+    def train_ids(self, outputs: np.ndarray) -> np.ndarray:
+        """A label map of a network, uint8, with `IGNORE_LABEL` where it tells pixels of no class."""
+        return np.where(outputs < self.num_classes, outputs, np.uint8(IGNORE_LABEL))
 
     @functools.cached_property
     def palette(self) -> np.ndarray:
@@ -80,6 +92,7 @@ class ClassTable:
             class_names=tuple(values['class_names']),
             class_colors=tuple(tuple(color) for color in values['class_colors']),
             raw_labels=tuple(RawLabel(n, i, c and tuple(c), t) for n, i, c, t in values['raw_labels']),
+            has_void_output=values.get('has_void_output', False),
         )
 
 

@@ -58,7 +58,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         scores: of the whole split.
-        confusion: [C, C] int64 counts by [true class, predicted class], of the whole split.
+        confusion: [C, C] int64 counts by [true class, predicted class], of the whole split. A network with an output
+            for pixels of no class adds a last column.
         per_image: scores of every image, in the order of the split, without skipped ones.
         examples: the first `eval.pictures` of this process's part of the split.
         best: the images of this process's part with the highest mIoU, best first. At most 4, and together with `worst`
@@ -91,7 +92,8 @@ class Evaluator:
         self._options = options
         self._mesh = mesh
         self._model = model
-        self._step = _compile_eval_step(model, dataset.class_table.num_classes, options, mesh)
+        self._shape = dataset.class_table.num_classes, model.num_classes  # of confusion matrices
+        self._step = _compile_eval_step(model, self._shape, options, mesh)
 
     def run(self, variables: dict) -> Evaluation:
         """Reads and scores the split once. With several processes, all call this and get the same scores.
@@ -103,7 +105,7 @@ class Evaluator:
         images_at_once = 1 if self._options.window else -(-self._options.batch_size // self._mesh.size)
         batches = self._batches(images_at_once * self._mesh.size)
         dataset = self._examples.dataset
-        confusion = np.zeros((dataset.class_table.num_classes,) * 2, np.int64)
+        confusion = np.zeros(self._shape, np.int64)
         per_image, shown = [], _Shown(self._options.pictures)
         with Progress('evaluating', len(self._examples), 'image', quiet=not is_main_process()) as progress:
             for batch, confusions, indices, predictions in self._one_behind(variables, batches):
@@ -196,15 +198,17 @@ class _Shown:
         return best[: -(-self._ranked // 2)], worst[: self._ranked // 2]
 
 
-def _compile_eval_step(model: nn.Module, num_classes: int, options: ConfigDict, mesh: Mesh) -> Callable:
+def _compile_eval_step(model: nn.Module, shape: tuple[int, int], options: ConfigDict, mesh: Mesh) -> Callable:
     """(variables, images, labels, index) -> (confusion matrix of each image, index, predictions), jitted.
+
+    shape: of a confusion matrix.
 
     The batch is split over the devices, and so are the predictions. Every process gets all other results.
     """
     whole, split = replicated(mesh), split_by_batch(mesh)
 
     def scored(labels, index, predictions):
-        return confusion_matrices(labels, predictions, num_classes), index, predictions
+        return confusion_matrices(labels, predictions, *shape), index, predictions
 
     if options.window:
         windows = SlidingWindows.of_options(model, mesh, options, options.batch_size)
@@ -212,7 +216,9 @@ def _compile_eval_step(model: nn.Module, num_classes: int, options: ConfigDict, 
         return lambda variables, images, labels, index: score(labels, index, windows(variables, images))
 
     def eval_step(variables, images, labels, index):
-        predictions = predict_labels(model, variables, images, scales=options.scales, flip=options.flip)
+        predictions = predict_labels(
+            model, variables, images, height=options.height, scales=options.scales, flip=options.flip
+        )
         return scored(labels, index, predictions)
 
     return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))

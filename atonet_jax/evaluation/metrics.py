@@ -10,35 +10,43 @@ import numpy as np
 from atonet_jax.data.labels import IGNORE_LABEL
 
 
-def confusion_matrix(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
-    """Counts pixels by [true class, predicted class]: [num_classes, num_classes] int32.
+def confusion_matrix(
+    labels: jax.Array, predictions: jax.Array, num_classes: int, num_outputs: int | None = None
+) -> jax.Array:
+    """Counts pixels by [true class, predicted class]: [num_classes, num_outputs] int32.
 
     Args:
         labels: uint8 train ids of any shape; `IGNORE_LABEL` is left out. At most 2**31 - 1 pixels: add the matrices of
             several batches in 64 bits.
-        predictions: uint8 train ids of the same shape.
+        predictions: uint8 of the same shape, outputs of the network.
+        num_classes: of the labels.
+        num_outputs: of the network: one more where it tells pixels of no class, which are misses; None: as many.
     """
-    cells = labels.astype(jnp.int32) * num_classes + predictions
-    cells = jnp.where(labels == IGNORE_LABEL, num_classes**2, cells)
-    return jnp.bincount(cells.ravel(), length=num_classes**2 + 1)[:-1].reshape(num_classes, num_classes)
+    num_outputs = num_outputs or num_classes
+    num_cells = num_classes * num_outputs
+    cells = labels.astype(jnp.int32) * num_outputs + predictions
+    cells = jnp.where(labels == IGNORE_LABEL, num_cells, cells)
+    return jnp.bincount(cells.ravel(), length=num_cells + 1)[:-1].reshape(num_classes, num_outputs)
 
 
-def confusion_matrices(labels: jax.Array, predictions: jax.Array, num_classes: int) -> jax.Array:
-    """`confusion_matrix` of each image: [B, ...] uint8 train ids twice -> [B, num_classes, num_classes] int32."""
-    return jax.vmap(lambda *pair: confusion_matrix(*pair, num_classes))(labels, predictions)
+def confusion_matrices(
+    labels: jax.Array, predictions: jax.Array, num_classes: int, num_outputs: int | None = None
+) -> jax.Array:
+    """`confusion_matrix` of each image: [B, ...] uint8 twice -> [B, num_classes, num_outputs] int32."""
+    return jax.vmap(lambda *pair: confusion_matrix(*pair, num_classes, num_outputs))(labels, predictions)
 
 
 def image_scores(confusions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """mIoU and pixel accuracy of each image, as `Scores` defines them; NaN if no pixel has a label.
 
     Args:
-        confusions: [B, C, C] integer counts by [image, true class, predicted class].
+        confusions: [B, C, C or C + 1] integer counts by [image, true class, predicted class].
 
     Returns:
         [B] float64 twice.
     """
     hits = confusions.diagonal(axis1=1, axis2=2).astype(np.float64)
-    union = confusions.sum(1) + confusions.sum(2) - hits
+    union = confusions.sum(1)[:, : hits.shape[1]] + confusions.sum(2) - hits
     with np.errstate(invalid='ignore'):
         miou = np.divide(hits, union, out=np.zeros_like(hits), where=union > 0).sum(1) / np.count_nonzero(union, axis=1)
         return miou, hits.sum(1) / confusions.sum((1, 2))
@@ -67,9 +75,9 @@ class Scores(NamedTuple):
 
     @classmethod
     def from_confusion(cls, confusion: np.ndarray) -> 'Scores':
-        """confusion: [C, C] integer counts by [true class, predicted class]."""
+        """confusion: [C, C or C + 1] integer counts by [true class, predicted class]; the last column may be void."""
         confusion = confusion.astype(np.float64)
-        hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+        hits, true, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)[: len(confusion)]
         total = confusion.sum()
         with np.errstate(invalid='ignore', divide='ignore'):
             iou = hits / (true + predicted - hits)

@@ -10,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax import __version__
+from atonet_jax.data.labels import ClassTable
 from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.runs.workdir import read_metrics
@@ -41,7 +42,7 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
         'step': network.step,
         'classes': [
             {'train_id': i, 'name': name, 'color_rgb': list(color), 'raw_id': int(table.train_to_raw[i])}
-            for i, (name, color) in enumerate(zip(table.class_names, table.class_colors, strict=True))
+            for i, (name, color) in enumerate(_outputs(table))
         ],
         'format': options.format,
         'program': program if is_program else None,
@@ -61,6 +62,12 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
             'numpy': np.__version__,
         },
     }
+
+
+def _outputs(table: ClassTable) -> list[tuple[str, tuple[int, int, int]]]:
+    """Name and colour of each output; of pixels of no class, 'void' and black."""
+    outputs = list(zip(table.class_names, table.class_colors, strict=True))
+    return [*outputs, ('void', (0, 0, 0))] if table.has_void_output else outputs
 
 
 def _scores(step: int | None, workdir: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ def predict_labels(
     variables: dict,
     images: jax.Array,
     *,
+    height: int = 0,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
 ) -> jax.Array:
@@ -27,12 +28,16 @@ def predict_labels(
         model: the network.
         variables: of the network, prepared or of training.
         images: at their own size. `SlidingWindows` takes those that are too large to look at whole.
-        scales: factors to which the images are resized, bilinearly.
+        height: to which the images are resized first, bilinearly, with their width in proportion; 0: as they are.
+        scales: factors by which they are resized then.
         flip: also looks at the mirrored images.
     """
     size = images.shape[1:3]
     contract = network(model)
     images = contract.normalization(images)
+    if height and height != size[0]:
+        images = ops.resize_bilinear(images, (height, max(1, round(size[1] * height / size[0]))))
+    resized = images.shape[1:3]
 
     def logits(images):
         return apply(model, variables, images)['logits']
@@ -45,7 +50,7 @@ def predict_labels(
 
     summed = jnp.zeros(())
     for scale in scales:
-        scaled = ops.resize_bilinear(images, tuple(max(1, round(length * scale)) for length in size))
+        scaled = ops.resize_bilinear(images, tuple(max(1, round(length * scale)) for length in resized))
         summed += ops.resize_bilinear(probabilities(scaled), size)
         if flip:
             summed += ops.resize_bilinear(probabilities(scaled[:, :, ::-1])[:, :, ::-1], size)

@@ -68,6 +68,7 @@ class SlidingWindows:
             mesh,
             window=options.window,
             stride=options.window_stride,
+            height=options.height,
             scales=options.scales,
             flip=options.flip,
             batch_size=batch_size,

@@ -5,8 +5,6 @@ fusion module joins the two. The first form follows the authors' code (github.co
 one the port whose weights are used most (github.com/CoinCheung/BiSeNet, 6b4b67a).
 """
 
-import dataclasses
-from collections.abc import Iterable
 from functools import partial
 
 import jax
@@ -16,7 +14,17 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models import resnet, xception
 from atonet_jax.models.blocks import Conv, ConvNorm, SqueezeAttention, kaiming_fan_in_init
-from atonet_jax.models.contract import IMAGENET, Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
+from atonet_jax.models.contract import (
+    IMAGENET,
+    Family,
+    Network,
+    Normalization,
+    Published,
+    Rule,
+    WeightNames,
+    conv_norm,
+    prefixed,
+)
 from atonet_jax.models.terms import HardExampleShare, Term
 
 BACKBONES = ('resnet18', 'xception39')
@@ -213,10 +221,6 @@ def _block(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
     return conv_norm(path, f'{name}.conv', f'{name}.bn', optional)
 
 
-def _within(prefix: str, rules: Iterable[Rule]) -> tuple[Rule, ...]:
-    return tuple(dataclasses.replace(rule, name=f'{prefix}.{rule.name}') for rule in rules)
-
-
 def _torchseg_head(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
     return (
         *_block(f'{path}/conv', f'{name}.conv_3x3', optional),
@@ -254,13 +258,13 @@ _BACKBONE_RULES = {
     'xception39': (*_block('stem', 'conv1'), *xception.STAGE_RULES),
 }
 _TORCHSEG_NAMES = {
-    backbone: {'published': WeightNames(_within('context_path', rules) + _TORCHSEG_RULES)}
+    backbone: {'published': WeightNames(prefixed(rules, 'context_path.') + _TORCHSEG_RULES)}
     for backbone, rules in _BACKBONE_RULES.items()
 }
 _COINCHEUNG_NAMES = {
     'published': WeightNames(
         (
-            *_within('cp.resnet', resnet.TORCHVISION.rules),
+            *prefixed(resnet.TORCHVISION.rules, 'cp.resnet.'),
             *_block(r'spatial/(conv[123])', r'sp.\1'),
             *_block('spatial/conv4', 'sp.conv_out'),
             *_block('global_context', 'cp.conv_avg'),

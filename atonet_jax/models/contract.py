@@ -6,7 +6,7 @@ that describes a module as a `Network`. Nothing outside models/ names a layer, a
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +81,11 @@ def conv_norm(path: str, conv: str, norm: str, optional: bool = False) -> tuple[
     return Rule(f'{path}/conv', conv, optional), Rule(f'{path}/bn', norm, optional)
 
 
+def prefixed(rules: Iterable[Rule], prefix: str) -> tuple[Rule, ...]:
+    """The same rules for a file whose names begin with `prefix`."""
+    return tuple(dataclasses.replace(rule, name=f'{prefix}{rule.name}') for rule in rules)
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightNames:
     """One vocabulary of weight files.
@@ -89,11 +94,17 @@ class WeightNames:
         rules: of every module that owns parameters; the first one that fits a path counts.
         ignored: regular expression for names in files that are passed over.
         whole: module -> the module whose parameters such a file holds, where it has more than the module needs.
+        void: numbers of outputs of published weights that have one for pixels of no class, after those of the classes.
+        heights: {number of outputs: height of the images that published weights with so many were trained on}.
+        adapt: a file's arrays by name -> as the network takes them, where a published file needs more than names.
     """
 
     rules: tuple[Rule, ...]
     ignored: str = r'(?!)'
     whole: Callable[[Any], Any] = lambda module: module
+    void: tuple[int, ...] = ()
+    heights: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    adapt: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda arrays: arrays
 
     def name_of(self, path: str) -> str | None:
         """The file's name of a module of ours; None where no rule fits."""

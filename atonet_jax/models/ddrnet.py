@@ -14,9 +14,9 @@ from flax import linen as nn
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import ConvNorm, NormConv, kaiming_fan_out_init
-from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.pidnet import Head
-from atonet_jax.models.resnet import STAGE_RULES, Bottleneck, Stage
+from atonet_jax.models.contract import Family, Network, Published, WeightNames, conv_norm, prefixed
+from atonet_jax.models.pidnet import Head, head_names, sequence_names
+from atonet_jax.models.resnet import STAGE_RULES, Bottleneck, Stage, block_names
 from atonet_jax.models.terms import CrossEntropy, HardExampleCount, Term
 
 HEADS = ('final', 'aux')
@@ -134,30 +134,15 @@ def describe(model: DDRNet) -> Network:
     )
 
 
-def _norm_conv(path: str, name: str, first: int = 0) -> tuple[Rule, ...]:
-    """The rules of a `NormConv`, whose normalisation is the element `first` of a sequence."""
-    return conv_norm(path, f'{name}.{first + 2}', f'{name}.{first}')
-
-
-def _head(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
-    return (
-        Rule(f'{path}/bn', f'{name}.bn1', optional),
-        *conv_norm(f'{path}/conv1', f'{name}.conv1', f'{name}.bn2', optional),
-        Rule(f'{path}/conv2', f'{name}.conv2', optional),
-    )
-
-
 _LAYER5_RULES = (
-    *conv_norm(r'layer5/conv(\d)', r'layer5.0.conv\1', r'layer5.0.bn\1'),
-    *conv_norm('layer5/shortcut', 'layer5.0.downsample.0', 'layer5.0.downsample.1'),
-    *conv_norm(r'high5/conv(\d)', r'layer5_.0.conv\1', r'layer5_.0.bn\1'),
-    *conv_norm('high5/shortcut', 'layer5_.0.downsample.0', 'layer5_.0.downsample.1'),
+    *block_names('layer5', 'layer5.0'),
+    *block_names('high5', 'layer5_.0'),
 )
 _TRUNK_RULES = (
     *conv_norm('stem1', 'conv1.0', 'conv1.1'),
     *conv_norm('stem2', 'conv1.3', 'conv1.4'),
     *STAGE_RULES,
-    *conv_norm(r'high(\d)/block(\d)/conv(\d)', r'layer\1_.\2.conv\3', r'layer\1_.\2.bn\3'),
+    *block_names(r'high(\d)/block(\d)', r'layer\1_.\2'),
     *conv_norm(r'(compression[34]|down3)', r'\1.0', r'\1.1'),
     *conv_norm('down4_1', 'down4.0', 'down4.1'),
     *conv_norm('down4_2', 'down4.3', 'down4.4'),
@@ -166,10 +151,10 @@ _PUBLISHED_NAMES = WeightNames(
     (
         *_TRUNK_RULES,
         *_LAYER5_RULES,
-        *_norm_conv(r'spp/(scale[1-4])', r'spp.\1', first=1),
-        *_norm_conv(r'spp/(\w+)', r'spp.\1'),
-        *_head('final', 'final_layer'),
-        *_head('aux', 'seghead_extra', optional=True),
+        *sequence_names(r'spp/(scale[1-4])', r'spp.\1', first=1),
+        *sequence_names(r'spp/(\w+)', r'spp.\1'),
+        *head_names('final', 'final_layer'),
+        *head_names('aux', 'seghead_extra', optional=True),
     )
 )
 # Files of ImageNet have a classifier of their own in place of the pyramid and the heads, and may lack layer5.
@@ -178,9 +163,6 @@ _IMAGENET_NAMES = WeightNames(
     ignored=r'(?!(conv1|layer[1-4]_?|compression[34]|down[34])\.).*',
 )
 # Files of a training in HRNet's code hold the network as 'model', beside the buffers of its loss.
-_NAMES_BESIDE_LOSSES = WeightNames(
-    tuple(dataclasses.replace(rule, name=f'model.{rule.name}') for rule in _PUBLISHED_NAMES.rules),
-    ignored=r'(\w+_)?loss\..*',
-)
+_NAMES_BESIDE_LOSSES = WeightNames(prefixed(_PUBLISHED_NAMES.rules, 'model.'), ignored=r'(\w+_)?loss\..*')
 
 FAMILY = Family(DDRNet, describe, {'ddrnet_23_slim': {}, 'ddrnet': {}}, check)

@@ -230,6 +230,8 @@ def describe(model: DFANet) -> Network:
             source='Li, Xiong, Fan, Sun: CVPR 2019, rebuilt from its Table 1',
             parameters=parameters if has_published_decoder else None,
             macs=((1024, 1024), macs) if macs and has_published_decoder else None,
+            license='no code',
+            row='' if parameters is None else title,
             notes='the printed 7.8 M and 4.8 M parameters are probably megabytes of weights; no public network of this '
             "name is known to reach the printed mIoU; A' is A on images of 512x1024",
         ),

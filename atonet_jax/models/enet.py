@@ -7,9 +7,12 @@ and puts values back where the encoder's max-pools found them. The paper's form 
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from atonet_jax import ops
@@ -358,7 +361,32 @@ def _paper_names() -> WeightNames:
                 *conv_norm(f'{ours}/shortcut', f'{theirs}.skip_conv', f'{theirs}.skip_bn'),
                 Rule(f'{ours}/act', f'{theirs}.prelu_out'),
             )
-    return WeightNames((*rules, Rule('classifier', 'fullconv')))
+    rules.append(Rule('classifier', 'fullconv'))
+    return WeightNames(
+        tuple(rules), void=(_AUTHORS_OUTPUTS,), heights={_AUTHORS_OUTPUTS: 512}, adapt=_from_authors
+    )
+
+
+_AUTHORS_OUTPUTS = 20  # of their model for Cityscapes, the first of them for pixels of no class
+
+
+def _from_authors(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The authors' model for Cityscapes as the network takes it; arrays of any other file stay as they are.
+
+    Their Torch7 does not scale up what dropout leaves in training, but scales all of it down in inference: a factor on
+    the last normalisation of each bottleneck of the encoder. Their output for pixels of no class is the first one. Its
+    file is the one without the counters that PyTorch keeps beside batch normalisations.
+    """
+    outputs = arrays.get('fullconv.bias', np.zeros(0)).shape[0]
+    if outputs != _AUTHORS_OUTPUTS or any(name.endswith('.num_batches_tracked') for name in arrays):
+        return arrays
+
+    def adapted(name, array):
+        if match := re.fullmatch(r'stage([123])\.\d+\.bn3\.(weight|bias)', name):
+            return np.float32(1 - _PAPER.dropout[int(match[1]) - 1]) * array
+        return np.roll(array, -1, axis=min(1, array.ndim - 1)) if name.startswith('fullconv.') else array
+
+    return {name: adapted(name, np.asarray(array)) for name, array in arrays.items()}
 
 
 def _davidtvs_names(is_head: bool) -> WeightNames:
@@ -387,7 +415,8 @@ def _davidtvs_names(is_head: bool) -> WeightNames:
                 *_sequence(f'{ours}/shortcut', f'{theirs}.main_conv1'),
                 Rule(f'{ours}/act', f'{theirs}.{act}'),
             )
-    return WeightNames((*rules, Rule('classifier', 'transposed_conv')))
+    rules.append(Rule('classifier', 'transposed_conv'))
+    return WeightNames(tuple(rules), void=(12,), heights={12: 360})  # of the weights for CamVid
 
 
 _DAVIDTVS_KINDS = {'down': 'downsample', 'up': 'upsample'}

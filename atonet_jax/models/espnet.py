@@ -249,7 +249,8 @@ def _encoder_rules(prefix: str) -> tuple[Rule, ...]:
     )
 
 
-_ENCODER_NAMES = WeightNames(_encoder_rules(''))
+_PUBLISHED = {'void': (12, 20), 'heights': {12: 360, 20: 512}}  # outputs of the weights for CamVid and Cityscapes
+_ENCODER_NAMES = WeightNames(_encoder_rules(''), **_PUBLISHED)
 _NAMES = WeightNames(
     (
         *_encoder_rules('encoder.'),
@@ -263,7 +264,8 @@ _NAMES = WeightNames(
         *conv_norm('conv', 'conv.conv', 'conv.bn'),
         Rule('conv_act', 'conv.act'),
         Rule('classifier', 'classifier'),
-    )
+    ),
+    **_PUBLISHED,
 )
 
 FAMILY = Family(

@@ -5,7 +5,6 @@ borders between classes. P and D take from I on the way, and the borders decide 
 authors' code (github.com/XuJiacong/PIDNet, 4c158cf).
 """
 
-import dataclasses
 from functools import partial
 
 import jax
@@ -14,8 +13,8 @@ from flax import linen as nn
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, kaiming_fan_out_init
-from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.resnet import BasicBlock, Bottleneck, Stage
+from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm, prefixed
+from atonet_jax.models.resnet import BasicBlock, Bottleneck, Stage, block_names
 from atonet_jax.models.terms import (
     BalancedBinaryCrossEntropy,
     CrossEntropy,
@@ -220,22 +219,13 @@ def describe(model: PIDNet) -> Network:
     )
 
 
-def _block(path: str, name: str) -> tuple[Rule, ...]:
-    """The rules of a `BasicBlock` or a `Bottleneck`."""
-    return (
-        *conv_norm(rf'{path}/conv(?P<i>\d)', rf'{name}.conv\g<i>', rf'{name}.bn\g<i>'),
-        *conv_norm(f'{path}/shortcut', f'{name}.downsample.0', f'{name}.downsample.1'),
-    )
-
-
-def _norm_conv(path: str, name: str, first: int = 0) -> tuple[Rule, ...]:
+def sequence_names(path: str, name: str, first: int = 0) -> tuple[Rule, ...]:
     """The rules of a `NormConv`, whose normalisation is the element `first` of a sequence."""
     return conv_norm(path, f'{name}.{first + 2}', f'{name}.{first}')
 
 
-def _head(path: str, name: str) -> tuple[Rule, ...]:
-    """The rules of a `Head`; those of training alone are optional."""
-    optional = path in HEADS[1:]
+def head_names(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
+    """The rules of a `Head`."""
     return (
         Rule(f'{path}/bn', f'{name}.bn1', optional),
         *conv_norm(f'{path}/conv1', f'{name}.conv1', f'{name}.bn2', optional),
@@ -247,25 +237,22 @@ _PUBLISHED_NAMES = WeightNames(
     (
         *conv_norm('stem1', 'conv1.0', 'conv1.1'),
         *conv_norm('stem2', 'conv1.3', 'conv1.4'),
-        *_block(r'(layer\d)[/_]block(\d)', r'\1.\2'),
-        *_block(r'p([34])/block(\d)', r'layer\1_.\2'),
-        *_block('p5', 'layer5_.0'),
-        *_block('d3', 'layer3_d'),
-        *_block(r'd([45])', r'layer\1_d.0'),
+        *block_names(r'(layer\d)[/_]block(\d)', r'\1.\2'),
+        *block_names(r'p([34])/block(\d)', r'layer\1_.\2'),
+        *block_names('p5', 'layer5_.0'),
+        *block_names('d3', 'layer3_d'),
+        *block_names(r'd([45])', r'layer\1_d.0'),
         *conv_norm(r'((?:compression|diff)[34])', r'\1.0', r'\1.1'),
         *conv_norm(r'(pag[34])/(f_[xy])', r'\1.\2.0', r'\1.\2.1'),
         *conv_norm(r'fusion/(conv_[pi])', r'dfm.\1.0', r'dfm.\1.1'),
-        *_norm_conv(r'spp/(scale[1-4])', r'spp.\1', first=1),
-        *_norm_conv(r'spp/(\w+)', r'spp.\1'),
-        *_head('final', 'final_layer'),
-        *_head('aux_p', 'seghead_p'),
-        *_head('boundary', 'seghead_d'),
+        *sequence_names(r'spp/(scale[1-4])', r'spp.\1', first=1),
+        *sequence_names(r'spp/(\w+)', r'spp.\1'),
+        *head_names('final', 'final_layer'),
+        *head_names('aux_p', 'seghead_p', optional=True),
+        *head_names('boundary', 'seghead_d', optional=True),
     )
 )
 # Checkpoints of the authors' training hold the network as 'model', beside the buffers of its losses.
-_NAMES_BESIDE_LOSSES = WeightNames(
-    tuple(dataclasses.replace(rule, name=f'model.{rule.name}') for rule in _PUBLISHED_NAMES.rules),
-    ignored=r'(sem|bd)_loss\..*',
-)
+_NAMES_BESIDE_LOSSES = WeightNames(prefixed(_PUBLISHED_NAMES.rules, 'model.'), ignored=r'(sem|bd)_loss\..*')
 
 FAMILY = Family(PIDNet, describe, {'pidnet_s': {}, 'pidnet': {}}, check)

@@ -13,10 +13,16 @@ from atonet_jax.models.contract import Rule, WeightNames, conv_norm
 
 BLOCKS = (2, 2, 2, 2)
 
-STAGE_RULES: tuple[Rule, ...] = (
-    *conv_norm(r'(layer\d)/block(\d)/conv(\d)', r'\1.\2.conv\3', r'\1.\2.bn\3'),
-    *conv_norm(r'(layer\d)/block(\d)/shortcut', r'\1.\2.downsample.0', r'\1.\2.downsample.1'),
-)
+
+def block_names(path: str, name: str) -> tuple[Rule, ...]:
+    """The rules of a `BasicBlock` or a `Bottleneck` in torchvision's names."""
+    return (
+        *conv_norm(rf'{path}/conv(?P<i>\d)', rf'{name}.conv\g<i>', rf'{name}.bn\g<i>'),
+        *conv_norm(f'{path}/shortcut', f'{name}.downsample.0', f'{name}.downsample.1'),
+    )
+
+
+STAGE_RULES = block_names(r'(layer\d)/block(\d)', r'\1.\2')
 TORCHVISION = WeightNames((*conv_norm('stem', 'conv1', 'bn1'), *STAGE_RULES), ignored=r'fc\..*')
 
 

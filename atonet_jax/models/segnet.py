@@ -16,7 +16,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models.blocks import Classifier, Conv, ConvNorm, kaiming_fan_in_init
 from atonet_jax.models.contract import IMAGENET, Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.terms import Term
+from atonet_jax.models.terms import MedianFrequency, Term
 from atonet_jax.models.vgg import BLOCKS, TORCHVISION_RULES, block_width
 
 CAFFE = Normalization(scale=1.0, channels='BGR')
@@ -120,6 +120,7 @@ def describe(model: SegNet) -> Network:
         group=lambda path: 'head' if path[0].endswith('_D') else 'backbone',
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=CAFFE if model.caffe_images else IMAGENET,
+        class_weights=MedianFrequency(),
         weights={'published': _NAMES, 'of xiaoyufenfei': _SHORT_NAMES},
         backbone=_TORCHVISION_NAMES,
         published=Published(
@@ -129,6 +130,9 @@ def describe(model: SegNet) -> Network:
             macs=((360, 640), 143_344_926_720),
             notes='the printed 286 GFLOPs count operations, two for each multiply-accumulate; the printed 57.0 % on '
             'Cityscapes are those of SegNet-Basic at 256x512',
+            license='CC BY-NC 4.0',
+            weights='CamVid and other roads; the authors, for Caffe',
+            row='SegNet',
         ),
     )
 
@@ -139,12 +143,15 @@ def describe_basic(model: SegNetBasic) -> Network:
         group=lambda path: 'backbone' if path[0] in _BASIC_ENCODER else 'head',
         reduced=lambda path: False,
         normalization=CAFFE,
+        class_weights=MedianFrequency(),
         weights={'published': _BASIC_NAMES},
         published=Published(
             title='SegNet-Basic',
             source='Badrinarayanan, Kendall, Cipolla: PAMI 2017, and their Caffe code',
             parameters=1_417_107,
             macs=((360, 640), 79_036_416_000),
+            license='CC BY-NC 4.0',
+            weights='CamVid; the authors, for Caffe',
         ),
     )
 

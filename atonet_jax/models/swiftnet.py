@@ -5,7 +5,6 @@ the form for a single scale; `swiftnet_pyramid` has the one for a pyramid of ima
 paper's code, and one of 2020: they differ in the last convolution and in the normalisation of images.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
@@ -15,7 +14,17 @@ from flax import linen as nn
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import NormConv, kaiming_fan_out_init
-from atonet_jax.models.contract import IMAGENET, Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
+from atonet_jax.models.contract import (
+    IMAGENET,
+    Family,
+    Network,
+    Normalization,
+    Published,
+    Rule,
+    WeightNames,
+    conv_norm,
+    prefixed,
+)
 from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, resnet18, resnet_group
 from atonet_jax.models.terms import Term
 
@@ -142,10 +151,7 @@ def norm_conv_names(path: str, name: str) -> tuple[Rule, Rule]:
     return conv_norm(path, f'{name}.conv', f'{name}.norm')
 
 
-BACKBONE_RULES = tuple(
-    dataclasses.replace(rule, name=f'backbone.{rule.name}')
-    for rule in (*conv_norm('stem', 'conv1', 'bn1'), *STAGE_RULES)
-)
+BACKBONE_RULES = prefixed((*conv_norm('stem', 'conv1', 'bn1'), *STAGE_RULES), 'backbone.')
 _NAMES = WeightNames(
     (
         *BACKBONE_RULES,

@@ -204,6 +204,7 @@ def describe(model: SparseTwoColumn) -> Network:
             source='our own design, after the idea of Wu, Shen, van den Hengel: arXiv 1712.00213; not their network',
             parameters=3_506_343 if model.width == 64 else None,
             macs=((1024, 2048), _MACS[model.form]) if is_default else None,
+            license='Apache-2.0, ours',
             notes='the fine column sees 24 of the 128 cells of 1024x2048; figures printed for TwoColumn are of another '
             'network, whose definition is not public',
         ),

@@ -68,14 +68,15 @@ def predict(config: ConfigDict, workdir: str) -> bool:
 
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
-    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with the scales, flip and window of `config.eval`."""
+    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with height, scales, flip and window of `config.eval`."""
     options, mesh = config.eval, create_mesh()
-    if tuple(options.scales) == (1.0,) and not options.flip and not options.window:
+    if tuple(options.scales) == (1.0,) and not (options.height or options.flip or options.window):
         return Segmenter(network.model, network.variables, network.class_table)
     if options.window:
         label = SlidingWindows.of_options(network.model, mesh, options, config.predict.batch_size)
     else:
-        label = jax.jit(partial(predict_labels, network.model, scales=options.scales, flip=options.flip))
+        views = {'height': options.height, 'scales': options.scales, 'flip': options.flip}
+        label = jax.jit(partial(predict_labels, network.model, **views))
     return partial(label, prepared_variables(network.model, network.variables, mesh))
 
 

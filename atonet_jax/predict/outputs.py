@@ -33,7 +33,7 @@ def draw(kind: str, image: np.ndarray, labels: np.ndarray, table: ClassTable, le
 
 def write_label_png(labels: np.ndarray, path: str, table: ClassTable, ids: str) -> None:
     """Writes labels, [H, W] uint8 train ids, as a grey PNG of train ids or raw ids (`ids`: 'train', 'raw')."""
-    write_png(table.train_to_raw[labels] if ids == 'raw' else labels, path)
+    write_png(table.train_to_raw[labels] if ids == 'raw' else table.train_ids(labels), path)
 
 
 def write_png(pixels: np.ndarray, path: str) -> None:

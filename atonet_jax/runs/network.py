@@ -1,5 +1,6 @@
 """The network of a config, and its variables: freshly drawn, from a PyTorch file, or from a run's checkpoint."""
 
+import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -13,14 +14,15 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax import torch_weights
-from atonet_jax.config import create_network
-from atonet_jax.data.labels import ClassTable
+from atonet_jax.config import create_network, default_config
+from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.sources import class_table
 from atonet_jax.errors import InputError
-from atonet_jax.models import abstract_variables, init_variables, network
+from atonet_jax.models import abstract_variables, create_model, init_variables, network
 from atonet_jax.process.devices import replicated
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.workdir import changes_since, holds_run, load_class_table, load_config
+from atonet_jax.torch_files import read_state_dict
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +33,7 @@ class TrainedNetwork(NamedTuple):
     Attributes:
         model: the module.
         variables: as in training, on every device.
-        class_table: the classes that it predicts.
+        class_table: the classes that it predicts. With `has_void_output`, the label after the last class is void.
         step: of the checkpoint; None if the variables are from a file.
     """
 
@@ -93,6 +95,42 @@ def _modules(paths: Iterable[str]) -> str:
     return ', '.join(sorted({path.split('/')[1] for path in paths}))
 
 
+def config_of_file(path: str) -> ConfigDict:
+    """A config for the network in a file of published weights: of its variant, and data of as many classes.
+
+    Raises:
+        InputError: the file cannot be read, or holds no network that is known, or of a number of classes that none of
+            the data sets has.
+    """
+    if holds_run(path):
+        raise _is_a_run(path)
+    state_dict = read_state_dict(path)
+    name = torch_weights.identify(state_dict)
+    outputs = name and torch_weights.num_outputs(state_dict, create_model(name, 19))
+    if not outputs:
+        raise InputError(f'{path}: holds none of the known networks; give --config=configs/NAME.py:NETWORK')
+    model = create_model(name, 19).clone(num_classes=outputs)
+    has_void = torch_weights.has_void_output(model)
+    data = next((data for data, table in CLASS_TABLES.items() if table.num_classes == outputs - has_void), None)
+    if data is None:
+        raise InputError(
+            f'{path}: holds {name} for {outputs} classes, which is not the number of {" or ".join(CLASS_TABLES)}; give '
+            f'--config=FILE:{name} with the data that it is for'
+        )
+    config = default_config(name)
+    config.init_from = path
+    config.data.update(name=data, root=f'data/{data}')
+    config.eval.height = max(names.heights.get(outputs, 0) for names in network(model).weights.values())
+    void = ' and void' if has_void else ''
+    height = f', trained on images of height {config.eval.height}' if config.eval.height else ''
+    _log.info('%s holds %s for the classes of %s%s%s', path, name, data, void, height)
+    return config
+
+
+def _is_a_run(path: str) -> InputError:
+    return InputError(f'config.init_from={path}: is a run; name it by --workdir')
+
+
 def blank_variables(model: nn.Module) -> dict[str, Any]:
     """Zeros, to be filled from a checkpoint. Drawing would take seconds to compile."""
     return jax.tree.map(lambda array: np.zeros(array.shape, array.dtype), abstract_variables(model))
@@ -105,10 +143,14 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
         InputError: neither is there, or what is there does not fit the config.
     """
     table = load_class_table(workdir) if holds_run(workdir) else class_table(config.data)
-    model = create_network(config, table.num_classes)
+    model = create_network(config, table.num_outputs)
     if config.init_from and not holds_run(workdir):
         if holds_run(config.init_from):
-            raise InputError(f'config.init_from={config.init_from}: is a run; name it by --workdir')
+            raise _is_a_run(config.init_from)
+        outputs = torch_weights.num_outputs(read_state_dict(config.init_from), model)
+        with_void = model.clone(num_classes=table.num_classes + 1)
+        if outputs == with_void.num_classes and torch_weights.has_void_output(with_void):
+            table, model = dataclasses.replace(table, has_void_output=True), with_void
         variables = jax.device_put(torch_weights.load_network(config.init_from, model), replicated(mesh))
         return TrainedNetwork(model, variables, table, step=None)
     changes_since(workdir, config, table)

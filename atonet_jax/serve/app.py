@@ -228,7 +228,7 @@ class _Pictures:
         clock.stop('decode')
         self._compile(size)
         clock.stop('compile')
-        labels = np.asarray(self._segment(image[None]))[0]
+        labels = self._table.train_ids(np.asarray(self._segment(image[None]))[0])
         clock.stop('network')
         labels = np.asarray(PIL.Image.fromarray(labels).resize((width, height), PIL.Image.Resampling.NEAREST))
 

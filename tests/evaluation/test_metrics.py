@@ -88,3 +88,15 @@ def test_each_image_is_scored_as_a_split_of_its_own():
 def test_an_image_without_labels_has_no_score():
     miou, accuracy = image_scores(np.zeros((1, 5, 5), np.int32))
     assert np.isnan(miou).all() and np.isnan(accuracy).all()
+
+
+def test_predicted_void_is_a_miss_of_the_true_class_and_no_class():
+    labels = np.array([[0, 0, 1, IGNORE_LABEL]], np.uint8)
+    predictions = np.array([[0, 2, 1, 2]], np.uint8)
+    confusion = np.asarray(confusion_matrix(labels, predictions, 2, 3))
+    np.testing.assert_array_equal(confusion, [[1, 0, 1], [0, 1, 0]])
+    scores = Scores.from_confusion(confusion)
+    np.testing.assert_allclose(scores.class_iou, [1 / 2, 1])
+    assert scores.pixel_accuracy == pytest.approx(2 / 3)
+    miou, accuracy = image_scores(confusion[None])
+    assert (miou[0], accuracy[0]) == pytest.approx((scores.miou, scores.pixel_accuracy))

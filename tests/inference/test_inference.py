@@ -89,3 +89,12 @@ def test_scales_and_mirror_images_are_averaged(network, predict):
             summed += resize_bilinear(view, (48, 64))
     labels = predict(images, scales=(0.75, 1.5), flip=True)
     np.testing.assert_array_equal(labels, jnp.argmax(summed, -1))
+
+
+def test_images_are_resized_to_the_given_height_and_labels_are_of_the_images_size(network, predict):
+    model, variables = network
+    images = random_images(48, 64)
+    resized = resize_bilinear(IMAGENET(images), (36, 48))
+    logits = model.apply(variables, resized, train=False)['logits']
+    np.testing.assert_array_equal(predict(images, height=36), label_map(logits, (48, 64)))
+    np.testing.assert_array_equal(predict(images, height=48), predict(images))

@@ -1,6 +1,7 @@
 """What the rest of the program takes for granted of every network, on tiny ones. A new network adds a row to `ROWS`."""
 
 import asyncio
+import contextlib
 import functools
 import io
 import os
@@ -37,6 +38,7 @@ from atonet_jax.models.terms import LabelsOnEdges
 from atonet_jax.predict import predict
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
+from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import read_metrics
 from atonet_jax.serve.app import create_app
 from atonet_jax.torch_files import read_state_dict
@@ -50,8 +52,9 @@ class Row(NamedTuple):
 
     Attributes:
         options: that make it small.
-        whole: it is also trained, evaluated, served and exported. Between them such networks have every part that any
-            network has.
+        whole: `make test` also trains, evaluates, serves and exports it, and compares its gradients with those of the
+            plain programs. Between them such networks have every part that any network has. `make test-networks`
+            takes every network through its life.
         files_of: the network whose files have the same names, where that is another one.
     """
 
@@ -82,10 +85,14 @@ ROWS = {
     'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_pyr_2020': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_ens': Row({'width': 8, 'backbone_width': 4}),
     'table3_aggregation': Row({'width': 8, 'backbone_width': 4}),
     'table3_aggregation_final1x1': Row({'width': 8, 'backbone_width': 4}, files_of='table3_aggregation'),
     'table3_encoder_decoder': Row({'width': 8, 'backbone_width': 4}),
+    'table3_encoder_decoder_b': Row({'width': 8, 'backbone_width': 4}),
     'table3_multi_pathway': Row({'width': 8, 'backbone_width': 4}),
+    'table3_multi_pathway_b': Row({'width': 8, 'backbone_width': 4}),
+    'table3_multi_pathway_c': Row({'width': 8, 'backbone_width': 4}),
     'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
     'segnet': Row({'width': 4}),
     'segnet_basic': Row({'width': 4}),
@@ -114,8 +121,6 @@ ALIASES = {
     'dfanet': 'dfanet_a',
     'dfanet_a_prime': 'dfanet_a',
 }
-WHOLE = [name for name, row in ROWS.items() if row.whole]
-
 CLASSES = 5
 SIZE = (64, 128)
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
@@ -298,7 +303,10 @@ class Life(NamedTuple):
     scores: object
 
 
-@pytest.fixture(scope='module', params=WHOLE)
+@pytest.fixture(
+    scope='module',
+    params=[pytest.param(name, marks=() if row.whole else pytest.mark.networks) for name, row in ROWS.items()],
+)
 def life(request, scenes, tmp_path_factory):
     config, workdir = config_of(request.param, scenes), str(tmp_path_factory.mktemp(request.param) / 'run')
     with pytest.MonkeyPatch.context() as patched:  # drawing them by JAX takes seconds to compile
@@ -307,8 +315,13 @@ def life(request, scenes, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def segment(life):
-    return Segmenter.from_workdir(life.workdir)
+def trained(life):
+    return trained_network(life.config, life.workdir, create_mesh())
+
+
+@pytest.fixture(scope='module')
+def segment(trained):
+    return Segmenter(trained.model, trained.variables, trained.class_table)
 
 
 @pytest.fixture(scope='module')
@@ -330,13 +343,17 @@ def variables_after(life, step, workdir):
     return jax.device_get(variables)
 
 
-def test_a_run_resumed_with_the_plain_programs_ends_as_the_fast_ones_did(life, tmp_path):
-    """The second step, from the first one's checkpoint: nothing of the state is lost, and gradients are the same."""
+def test_a_resumed_run_ends_as_one_that_was_not_stopped(life, tmp_path):
+    """The second step, from the first one's checkpoint: nothing of the state is lost, and gradients are the same.
+
+    But for `whole` networks the programs are those of the first run, which need not be compiled again.
+    """
     workdir = str(shutil.copytree(life.workdir, tmp_path / 'resumed'))
     expected = variables_after(life, 2, workdir)
     shutil.rmtree(os.path.join(workdir, 'checkpoints', '2'))
     before = variables_after(life, 1, workdir)
-    with ops.cpu.fast_paths(False):
+    is_plain = ROWS[life.config.model.name].whole
+    with ops.cpu.fast_paths(False) if is_plain else contextlib.nullcontext():
         train(life.config, workdir)
     after = variables_after(life, 2, workdir)
 
@@ -356,7 +373,7 @@ def test_training_tells_each_term(life):
 
 
 def test_training_weighs_the_classes_where_the_network_says_so(life):
-    path = os.path.join(life.workdir, 'class_weights.json')
+    path = os.path.join(life.workdir, 'class_pixels.json')
     assert os.path.exists(path) == (network(life.config.model.name).class_weights is not None)
 
 
@@ -392,8 +409,11 @@ def test_the_server_gives_the_labels_of_segmenter(life, segment, images, labels)
 
 
 @pytest.mark.parametrize('form', EXPORT_FORMATS)
-def test_each_export_loaded_back_gives_the_labels_of_segmenter(life, segment, tmp_path, monkeypatch, capsys, form):
+def test_each_export_loaded_back_gives_the_labels_of_segmenter(
+    life, trained, segment, tmp_path, monkeypatch, capsys, form
+):
     """`export` compares what it loads back, in the export's own runtime, with the Segmenter; here with ours."""
+    monkeypatch.setattr('atonet_jax.export.trained_network', lambda *arguments: trained)  # all load it once
     monkeypatch.setattr('atonet_jax.export.comparison.Segmenter', lambda model, variables: segment)
     config = life.config.copy_and_resolve_references()
     config.export.update(format=form, output=str(tmp_path / f'export{ENDINGS.get(form, "")}'))
@@ -402,4 +422,5 @@ def test_each_export_loaded_back_gives_the_labels_of_segmenter(life, segment, tm
     if form != 'torch':
         assert f'of {SIZE[0] * SIZE[1] * (1 if form == "tflite" else 2)} labels' in said
     else:
-        assert identify(read_state_dict(path)) == config.model.name
+        name = config.model.name
+        assert identify(read_state_dict(path)) == (ROWS[name].files_of or name)

@@ -1,5 +1,6 @@
 """The architectures of Table 3 give what other code gives for their definitions, and have their counts."""
 
+import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
@@ -44,8 +45,9 @@ def test_names_and_layouts_are_those_of_the_golden(published):
 def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(published, monkeypatch):
     expected, *_ = published
     monkeypatch.setattr(torch_weights, 'MODEL_NAMES', tuple(STATISTICS))  # others take time to trace
-    backbone = {name for name in expected.state_dict if name.startswith(('conv1', 'bn1', 'layer'))}
-    assert identify(backbone | {'fc.weight', 'fc.bias'}) is None
+    kept = ('conv1', 'bn1', 'layer')
+    backbone = {name: array for name, array in expected.state_dict.items() if name.startswith(kept)}
+    assert identify(backbone | {'fc.weight': np.zeros((10, 64)), 'fc.bias': np.zeros(10)}) is None
     assert identify(expected.state_dict) is not None
 
 
@@ -57,6 +59,9 @@ def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(
         ('table3_encoder_decoder', 12_418_003, 61_949_870_080),
         ('table3_multi_pathway', 12_674_131, 87_082_139_648),
         ('table3_dilation', 11_916_755, 204_637_995_008),
+        ('table3_encoder_decoder_b', 12_483_795, 62_016_978_944),
+        ('table3_multi_pathway_b', 12_686_995, 87_098_916_864),
+        ('table3_multi_pathway_c', 12_673_299, 72_066_531_328),
     ],
 )
 def test_counts_are_those_of_the_definitions(name, parameters, macs):
@@ -77,7 +82,7 @@ def test_training_is_that_of_atonet_without_its_auxiliary_heads(name):
 @pytest.mark.parametrize(
     ('options', 'message'),
     [
-        ({'design': 'unet'}, "design='unet': must be one of aggregation, encoder_decoder, multi_pathway, dilation"),
+        ({'design': 'unet'}, "design='unet': must be one of aggregation, encoder_decoder, encoder_decoder_b, "),
         ({'final_kernel_size': 2}, 'final_kernel_size=2: must be odd and greater than 0'),
         ({'dropout_rate': 1.0}, 'dropout_rate=1.0: must be from 0 to below 1'),
     ],

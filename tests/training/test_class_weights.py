@@ -90,11 +90,13 @@ def test_published_weights_of_erfnet_follow_from_each_other():
 
 
 def test_networks_declare_the_rule_of_their_recipe():
-    rules = {name: network(name).class_weights for name in ('enet', 'erfnet', 'erfnet_encoder', 'espnet', 'pidnet')}
+    names = ('enet', 'erfnet', 'erfnet_encoder', 'espnet', 'segnet', 'pidnet')
+    rules = {name: network(name).class_weights for name in names}
     assert rules == {
         'enet': InverseLogShare(1.02),
         'erfnet': InverseLogShare(1.1),
         'erfnet_encoder': InverseLogShare(1.2),
         'espnet': InverseLogShare(1.1),
+        'segnet': MedianFrequency(),
         'pidnet': None,
     }

@@ -12,7 +12,7 @@ from atonet_jax.config import create_network, default_config, flat_settings
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.evaluation.evaluator import Evaluation, Example
-from atonet_jax.evaluation.report.charts import chart, confusion_picture, curve, row_shares
+from atonet_jax.evaluation.report.charts import chart, confusion_picture, curve, output_names, row_shares
 from atonet_jax.evaluation.report.page import write_page
 from atonet_jax.models import network
 from atonet_jax.runs.workdir import METRICS_FILE, read_metrics, read_starts
@@ -85,6 +85,7 @@ def write_report(
         ],
         most_frequent=float(np.nanmax(scores.class_frequency)) if evaluation.confusion.any() else math.nan,
         confusion=row_shares(evaluation.confusion).tolist() if num_classes <= _TABLE_CLASSES else None,
+        outputs=output_names(evaluation.confusion, table.class_names),
         confusion_picture=None
         if num_classes <= _TABLE_CLASSES
         else _data_uri(confusion_picture(evaluation.confusion, table.class_names), 'PNG'),
@@ -130,7 +131,8 @@ def _mistakes(confusion: np.ndarray, names: tuple[str, ...]) -> list[dict]:
     np.fill_diagonal(shares, 0)
     largest = np.argsort(-shares, axis=None, kind='stable')[:_MISTAKES]
     pairs = zip(*np.unravel_index(largest, shares.shape))
-    return [{'true': names[i], 'predicted': names[j], 'share': shares[i, j]} for i, j in pairs if shares[i, j] > 0]
+    predicted = output_names(confusion, names)
+    return [{'true': names[i], 'predicted': predicted[j], 'share': shares[i, j]} for i, j in pairs if shares[i, j] > 0]
 
 
 def _shown(example: Example, table: ClassTable) -> dict:

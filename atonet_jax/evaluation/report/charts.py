@@ -116,8 +116,8 @@ def color_of(i: int) -> str:
 
 
 def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> np.ndarray:
-    """[C, C] counts by [true class, predicted class] -> [H, W, 3] uint8: each row's shares, in % where they show."""
-    count = len(class_names)
+    """[C, C or C + 1] counts by [true class, predicted class] -> [H, W, 3] uint8: each row's shares, in %."""
+    count = confusion.shape[1]
     size = min(max(3, 0.36 * count), _LARGEST)
     margin = 0.5 + 0.09 * max(map(len, class_names))  # for the names
     whole = size + margin + 0.1
@@ -129,9 +129,9 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> np.n
     axes = figure.subplots()
     shares = row_shares(confusion)
     axes.imshow(shares, cmap='Blues', vmin=0, vmax=1)
-    names = {'labels': class_names, 'parse_math': False, 'fontsize': min(10, 55 * size / count)}
-    axes.set_xticks(range(count), rotation=90, **names)
-    axes.set_yticks(range(count), **names)
+    style = {'parse_math': False, 'fontsize': min(10, 55 * size / count)}
+    axes.set_xticks(range(count), output_names(confusion, class_names), rotation=90, **style)
+    axes.set_yticks(range(len(class_names)), class_names, **style)
     axes.set_xlabel('predicted')
     axes.set_ylabel('true')
     for (row, column), share in np.ndenumerate(shares):
@@ -144,8 +144,13 @@ def confusion_picture(confusion: np.ndarray, class_names: Sequence[str]) -> np.n
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def output_names(confusion: np.ndarray, class_names: Sequence[str]) -> tuple[str, ...]:
+    """What the columns of a confusion matrix stand for."""
+    return (*class_names, 'void')[: confusion.shape[1]]
+
+
 def row_shares(confusion: np.ndarray) -> np.ndarray:
-    """[C, C] counts -> [C, C] float64, each row divided by its sum; NaN in rows of classes without labels."""
+    """Counts -> float64 of the same shape, each row divided by its sum; NaN in rows of classes without labels."""
     totals = confusion.sum(1, keepdims=True)
     return np.divide(confusion, totals, out=np.full(confusion.shape, np.nan), where=totals > 0)
 

@@ -23,7 +23,7 @@ _SCORES = {
     'mean_accuracy': 'mean class accuracy, %',
     'frequency_weighted_iou': 'frequency-weighted IoU, %',
 }
-_WAYS = ('center_crop', 'window', 'window_stride', 'scales', 'flip')  # settings of `eval` that change scores
+_WAYS = ('center_crop', 'height', 'window', 'window_stride', 'scales', 'flip')  # settings of `eval` that change scores
 
 
 class Run(NamedTuple):
@@ -137,7 +137,7 @@ def _read_run(name: str, workdir: str) -> Run:
         ways={key: str(options[key]).strip('[(,)]') for key in _WAYS},  # tuples or JSON's lists
         source=source,
         images_per_second=statistics.median(speeds) if speeds else None,
-        parameters=count_parameters(create_network(config, table.num_classes))['parameters'],
+        parameters=count_parameters(create_network(config, table.num_outputs))['parameters'],
         start=(read_starts(workdir) or [{}])[-1],
     )
 

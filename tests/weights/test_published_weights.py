@@ -1,0 +1,149 @@
+"""A file of published weights alone says which network, classes and images it is for, and void is no class."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+from flax import linen as nn
+
+from atonet_jax.command_line import define_config_flag
+from atonet_jax.config import validate
+from atonet_jax.data.examples import Examples
+from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
+from atonet_jax.data.sources import load_dataset
+from atonet_jax.errors import InputError
+from atonet_jax.evaluation.evaluator import Evaluator
+from atonet_jax.evaluation.report import write_report
+from atonet_jax.models import abstract_variables, create_model
+from atonet_jax.predict.outputs import write_label_png
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import trained_network
+from atonet_jax.runs.workdir import claim, load_class_table
+from atonet_jax.torch_files import write_state_dict
+from atonet_jax.torch_weights import from_torch, identify, load_network, to_torch
+from tests.commands import fresh_flags
+
+
+def arrays_of(name, outputs, **options):
+    """What a file of the network holds: in each array a number of its own."""
+    model = create_model(name, outputs, **options)
+    blank = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
+    return {entry: np.full_like(array, 1 + i) for i, (entry, array) in enumerate(to_torch(blank, model).items())}
+
+
+def config_for(path, tmp_path, *arguments):
+    with fresh_flags():
+        argv = ['main.py', f'--workdir={tmp_path / "run"}', '--mode=predict', f'--config.init_from={path}', *arguments]
+        define_config_flag(argv)
+        from absl import flags
+
+        flags.FLAGS(argv[:1])
+        return flags.FLAGS.config
+
+
+@pytest.mark.parametrize(
+    ('name', 'outputs', 'data', 'void', 'height'),
+    [
+        ('espnet', 20, 'cityscapes', True, 512),
+        ('espnet_camvid', 12, 'camvid', True, 360),
+        ('fcn8s_fc1024', 11, 'camvid', False, 0),
+    ],
+)
+def test_a_file_says_network_variant_classes_and_images(tmp_path, name, outputs, data, void, height):
+    path = str(tmp_path / 'weights.pth')
+    write_state_dict(path, arrays_of(name, outputs))
+    config = config_for(path, tmp_path)
+    validate(config)
+    assert (config.model.name, config.data.name, config.eval.height) == (name, data, height)
+    network = trained_network(config, str(tmp_path / 'run'), create_mesh())
+    assert network.model.num_classes == outputs
+    assert network.class_table.has_void_output == void
+    assert network.class_table.class_names == {'camvid': CAMVID, 'cityscapes': CITYSCAPES}[data].class_names
+
+
+def test_a_file_for_other_classes_or_of_no_known_network_says_what_to_give(tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    write_state_dict(path, arrays_of('fcn8s_fc1024', 7))
+    with pytest.raises(InputError, match='holds fcn8s_fc1024 for 7 classes, .*give --config=FILE:fcn8s_fc1024'):
+        config_for(path, tmp_path)
+    write_state_dict(path, {'layer.weight': np.zeros((3, 3), np.float32)})
+    with pytest.raises(InputError, match='holds none of the known networks; give --config'):
+        config_for(path, tmp_path)
+
+
+def test_the_file_of_another_variant_is_named_though_its_names_are_the_same(tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    write_state_dict(path, arrays_of('espnet_camvid', 12))
+    with pytest.raises(InputError, match='holds another network, espnet_camvid; give --config.model'):
+        load_network(path, create_model('espnet', 12))
+
+
+def test_twelve_outputs_are_void_only_where_the_published_weights_have_it(tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    write_state_dict(path, arrays_of('erfnet', 12))
+    with pytest.raises(InputError, match='holds erfnet for 12 classes'):
+        config_for(path, tmp_path)
+
+
+def test_what_an_export_of_such_weights_holds_says_that_there_is_void(tmp_path):
+    path = str(tmp_path / 'weights.pth')
+    write_state_dict(path, arrays_of('espnet_c', 12))
+    config = config_for(path, tmp_path)
+    network = trained_network(config, str(tmp_path / 'run'), create_mesh())
+    claim(str(tmp_path / 'run'), config, network.class_table)
+    assert load_class_table(str(tmp_path / 'run')) == network.class_table
+
+
+def test_the_arrays_of_the_authors_of_enet_are_those_of_torch7_with_void_first():
+    counters = arrays_of('enet_paper', 20)
+    arrays = {name: array for name, array in counters.items() if not name.endswith('.num_batches_tracked')}
+    for name in ('fullconv.weight', 'fullconv.bias'):
+        axis = 1 if arrays[name].ndim > 1 else 0
+        index = np.arange(20, dtype=np.float32)
+        arrays[name] = arrays[name] * 0 + (index[:, None, None] if axis else index)
+    model = create_model('enet_paper', 20)
+    assert identify(arrays) == 'enet_paper'
+    loaded = from_torch(arrays, model)
+    order = [*range(1, 20), 0]
+    np.testing.assert_array_equal(loaded['params']['classifier']['bias'], order)
+    np.testing.assert_array_equal(loaded['params']['classifier']['transposed_kernel'][0, 0, 0], order)
+    for name, ours, factor in [
+        ('stage1.4.bn3.weight', 'stage1_4', 0.99),
+        ('stage2.0.bn3.weight', 'stage2_0', 0.9),
+        ('stage3.7.bn3.weight', 'stage3_7', 0.9),
+        ('stage4.0.bn3.weight', 'stage4_0', 1.0),
+    ]:
+        np.testing.assert_allclose(loaded['params'][ours]['widen']['bn']['scale'], factor * arrays[name], rtol=1e-6)
+
+    ours = from_torch(counters, model)  # a file of a run of this package has PyTorch's counters
+    np.testing.assert_array_equal(
+        ours['params']['stage2_0']['widen']['bn']['scale'], counters['stage2.0.bn3.weight']
+    )
+
+
+class AlwaysVoid(nn.Module):
+    num_classes: int = 20
+    dtype: jnp.dtype = jnp.float32
+
+    def __call__(self, images, train):
+        return {'logits': jnp.broadcast_to(jnp.arange(20.0), (*images.shape[:3], 20))}
+
+
+def test_void_is_a_miss_in_scores_and_report_and_no_class_in_files(tiny_config, tmp_path):
+    dataset = load_dataset(tiny_config.data, 'val')
+    evaluation = Evaluator(AlwaysVoid(), Examples(dataset), tiny_config.eval, create_mesh()).run({})
+    assert evaluation.confusion.shape == (19, 20)
+    assert evaluation.confusion[:, 19].sum() == evaluation.confusion.sum() > 0
+    assert evaluation.scores.miou == evaluation.scores.pixel_accuracy == 0
+    assert {score.miou for score in evaluation.per_image} == {0}
+    report = str(tmp_path / 'report.html')
+    write_report(report, evaluation, tiny_config, CITYSCAPES, workdir=str(tmp_path), weights='', mode='evaluate',
+                 environment={'time': '', 'revision': None, 'devices': '', 'versions': ''})  # fmt: skip
+    with open(report) as file:
+        assert 'of road is taken for void' in file.read()
+
+    labels = np.array([[0, 10, 11]], np.uint8)
+    for ids, expected in (('train', [0, 10, IGNORE_LABEL]), ('raw', [22, 2, 30])):
+        write_label_png(labels, str(tmp_path / 'a.png'), CAMVID, ids)
+        assert np.asarray(PIL.Image.open(tmp_path / 'a.png')).tolist() == [expected]
