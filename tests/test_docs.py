@@ -150,7 +150,8 @@ def helps(repository):
     code = """
 import contextlib, importlib, io, json, sys
 helps = {}
-sys.modules['torch'] = None  # of some that import TensorFlow: the two never meet in one process
+for name in ABSENT:
+    sys.modules[name] = None  # PyTorch and TensorFlow never meet in one process
 for name in sys.argv[1:]:
     sys.argv = [name, '--help']
     with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -161,7 +162,7 @@ for name in sys.argv[1:]:
         except ModuleNotFoundError as error:
             helps[name] = f'needs {error.name}'
 json.dump(helps, sys.stdout)
-"""
+""".replace('ABSENT', repr(NOT_FOR_TESTS))
     command = [sys.executable, '-c', code, *(name for name in modules if not name.endswith('__init__'))]
     return json.loads(subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True).stdout)
 
