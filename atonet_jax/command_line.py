@@ -1,9 +1,15 @@
 """Where the config of a command comes from: a file of configs/ or a run's workdir, and overrides of its keys."""
 
 import argparse
+import ast
 import difflib
+import inspect
+import os
 import runpy
+import traceback
+from typing import Any
 
+from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from atonet_jax.config import flat_settings
@@ -26,11 +32,14 @@ def define_config_flag(argv: list[str]) -> list[str]:
     Raises:
         InputError: no such file, a file without `get_config()`, no run in `--workdir`, or an unknown key.
     """
+    argv = _with_flag_files(argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument('--config')
     parser.add_argument('--workdir')
     parser.add_argument('--mode')
     known, rest = parser.parse_known_args(argv)
+    if known.workdir is not None:
+        known.workdir = os.path.expanduser(known.workdir)
     if known.mode == 'compare':
         return argv
     if known.config is not None:
@@ -43,9 +52,7 @@ def define_config_flag(argv: list[str]) -> list[str]:
         config = load_config(known.workdir)
     else:
         raise InputError('give --config=configs/NAME.py to begin a run, and --workdir=DIR to say where it lives')
-    for argument in rest:
-        if argument.startswith('--config.'):
-            _check_key(config, argument.removeprefix('--config.').partition('=')[0])
+    rest = _with_values(config, rest)
     config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
     kept = {'workdir': known.workdir, 'mode': known.mode}
     return [*rest, *(f'--{name}={value}' for name, value in kept.items() if value is not None)]
@@ -64,18 +71,84 @@ def _value_of(key: str, arguments: list[str]) -> str:
 def _run_config_file(argument: str, chosen: str) -> ConfigDict:
     """The config of FILE or FILE:NETWORK; `chosen`, of `--config.model.name`, is another way to name the network."""
     path, _, network = argument.partition(':')
+    path = os.path.expanduser(path)
     if network and chosen and network != chosen:
         raise InputError(f'--config={argument}: and --config.model.name={chosen} name two networks; give one')
     network = network or chosen
+    if not os.path.isfile(path):
+        reason = 'is a folder; name a file in it' if os.path.isdir(path) else 'no such file'
+        raise InputError(f'--config={path}: {reason}')
     try:
-        return runpy.run_path(path)['get_config'](*([network] if network else []))
-    except FileNotFoundError as error:
-        raise InputError(f'--config={path}: no such file') from error
+        get_config = runpy.run_path(path)['get_config']
+        if network and not inspect.signature(get_config).parameters:
+            raise InputError(f'--config={path}: get_config() takes no network; leave out :{network}')
+        return get_config(*([network] if network else []))
+    except InputError:
+        raise
     except (KeyError, AttributeError) as error:
         reason = str(error.args[0] if error.args else error).splitlines()[0]
         raise InputError(f'--config={path}: sets or lacks a name ({reason}); it must define get_config()') from error
-    except TypeError as error:
-        raise InputError(f'--config={path}: get_config() takes no network ({error}); leave out :{network}') from error
+    except Exception as error:  # whatever a Python file can raise
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+        reason = str(error).partition('\n')[0]
+        if isinstance(error, SyntaxError):
+            lines, reason = [error.lineno], error.msg
+        where = f'line {lines[-1]}: ' if lines else ''
+        raise InputError(f'--config={path}: {where}{type(error).__name__}: {reason}; mend the file') from error
+
+
+def _with_flag_files(argv: list[str]) -> list[str]:
+    """Puts the flags of the files in `--flagfile` in its place, so that `--config` may be among them."""
+    try:
+        return flags.FLAGS.read_flags_from_files(argv, force_gnu=True)
+    except flags.Error as error:
+        reason = str(error).removeprefix('ERROR:: ').splitlines()[0]
+        raise InputError(f'--flagfile: {reason}; give --flagfile=FILE, a text file with a flag a line') from error
+
+
+def _with_values(config: ConfigDict, arguments: list[str]) -> list[str]:
+    """Checks the keys of `--config.key value` and `--config.key=value`, and joins each with its value.
+
+    Raises:
+        InputError: no such key, or no value.
+    """
+    joined, rest = [], iter(arguments)
+    for argument in rest:
+        if argument.startswith('--config.'):
+            key, equals, value = argument.removeprefix('--config.').partition('=')
+            _check_key(config, key)
+            default = flat_settings(config)[key]
+            if not equals and not isinstance(default, bool):
+                value = next(rest, '--')
+                if value.startswith('--'):
+                    raise InputError(f'--config.{key}: has no value; give --config.{key}=VALUE')
+            if not equals and isinstance(default, bool):
+                value = 'true'
+            _check_type(key, value, default)
+            argument = f'--config.{key}={_tuple_text(value) if isinstance(default, tuple) else value}'
+        joined.append(argument)
+    return joined
+
+
+def _check_type(key: str, value: str, default: Any) -> None:
+    parsers = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser}
+    wanted = {int: 'a whole number', float: 'a number', bool: 'true or false'}
+    kind = type(default)
+    if kind in parsers:
+        try:
+            parsers[kind]().parse(value)
+        except ValueError as error:
+            raise InputError(f'config.{key}={value}: must be {wanted[kind]}') from error
+
+
+def _tuple_text(value: str) -> str:
+    """A tuple as Python writes it. Words may be given without quotes: labels,overlay."""
+    try:
+        ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        words = value.strip().strip('()[]').split(',')
+        return repr(tuple(word.strip(' \'"') for word in words if word.strip()))
+    return value
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

@@ -7,6 +7,7 @@ chosen network alone.
 
 import functools
 import math
+import os
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,17 +15,26 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.data.labels import DATA_NAMES
-from atonet_jax.data.pictures import MOST_PIXELS
+from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
+from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, default_options
 from atonet_jax.models.contract import GROUPS
 
+_LARGEST_SEED = 2**63 - 1  # that JAX takes
 DTYPES = ('float32', 'bfloat16')
+CLASS_WEIGHTS = ('balanced', 'enet')
 CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
+LABEL_ORIENTATIONS = ('upright', 'stored')
 PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
+_LISTS_OF_WORDS = {  # tuples; others hold numbers, but for loss.class_weights
+    'optimizer.frozen': 'backbone',
+    'predict.pictures': 'labels,overlay',
+    'benchmark.dtypes': 'float32,bfloat16',
+}
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
+INT8_FORMATS = ('onnx', 'tflite')
 
 
 def default_config(network: str = 'atonet') -> ConfigDict:
@@ -55,6 +65,13 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'train_split': 'train',  # or several: 'train+val'
                 'eval_split': 'val',
                 'on_corrupt': 'error',  # or skip: leave out what cannot be read, and say so
+                'label_values': 'auto',  # what label files hold: index, color; auto: decided over all files of a split
+                'unknown_as_void': 0.0,  # share of a label file's pixels that may have values of no class
+                'trust_labels': False,  # True: doubtful labels are warned of and not refused
+                'max_pixels': MAX_PIXELS,  # of an image; larger ones are refused before they are decoded
+                # Samples that become 0 and 255, such as (0, 4095), in images of more than 8 bits; (): each file's own.
+                'sample_range': (),
+                'label_orientation': 'upright',  # or stored: drawn on the image as its file stores it, despite EXIF
                 # Of decoded images: none, memory, disk, device. auto: device, where an accelerator has room; else none.
                 'cache': 'auto',
                 'cache_dir': '',  # of disk; none: in the workdir
@@ -92,7 +109,8 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'mining': False,  # online hard example mining
                 'mining_threshold': 0.7,
                 'mining_min_kept': 1 / 16,  # share of a term's pixels
-                'class_weights': (),  # one a class; none: all alike
+                # One a class; none: all alike; balanced or enet: from the class's share of the training pixels.
+                'class_weights': (),
             },
             'optimizer': {
                 'name': 'sgd',  # or adamw
@@ -124,7 +142,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'nans': False,  # looks at every step, and says in which layer a loss that is no number began
             },
             'eval': {
-                'batch_size': 1,  # over all devices; made up to a multiple of them
+                'batch_size': 1,  # images, or windows; over all devices, made up to a multiple of them
                 'checkpoint': 'best',  # or latest
                 'center_crop': (),  # height, width; none: the whole image
                 'height': 0,  # to which images are resized for the network; 0: none, they are taken as they are
@@ -133,6 +151,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'scales': (1.0,),
                 'flip': False,  # averages with the mirrored image
                 'pictures': 8,  # examples drawn with their prediction
+                'output': '',  # folder of --mode=evaluate; none: evaluation/ of the workdir
             },
             # As `eval` says which checkpoint, scales, flip and window.
             'predict': {
@@ -141,7 +160,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'format': 'pictures',  # or cityscapes_submission: what the test server takes
                 'pictures': ('labels', 'color', 'overlay', 'side_by_side'),  # kinds that are written
                 'ids': 'train',  # in label files; or raw
-                'batch_size': 1,  # pictures of one size that go through the network together
+                'batch_size': 1,  # pictures of one size, or windows, that go through the network together
                 'max_pixels': 64_000_000,  # of a picture
                 'max_frames': 0,  # of a video or camera; 0: all, or until Ctrl-C
             },
@@ -164,6 +183,9 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'outputs': 'labels',  # uint8 train ids; or logits: float32 at the images' resolution
                 'layout': 'NHWC',  # of images and logits; or NCHW
                 'winograd': True,  # in onnx of a fixed size: faster in ONNX Runtime, slower in OpenVINO
+                'precision': 'float32',  # or int8, in onnx and tflite
+                'calibration_images': 32,  # of the training split, which ranges of int8 come from
+                'int8_tolerance': 0.5,  # points of mIoU that int8 may lose
             },
             'serve': {
                 'host': '127.0.0.1',  # this machine alone; 0.0.0.0: whoever reaches it over the network
@@ -183,10 +205,27 @@ def flat_settings(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(config.to_dict(), sep='.')
 
 
+def _holds_numbers(values: Any, nested: bool) -> bool:
+    """Whether all of `values` are numbers, or tuples of numbers where these may be."""
+    return all(
+        _holds_numbers(value, nested=False)
+        if nested and isinstance(value, (tuple, list))
+        else isinstance(value, (int, float)) and not isinstance(value, bool)
+        for value in values
+    )
+
+
 def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
     """(height, width) of each of `config.benchmark.sizes`, which may be one pair or several."""
     sizes = config.benchmark.sizes
     return tuple(map(tuple, sizes)) if all(isinstance(size, (tuple, list)) for size in sizes) else (tuple(sizes),)
+
+
+def expand_home(config: ConfigDict) -> None:
+    """Makes of `~` at the beginning of a path the home folder. No setting but a path begins with it."""
+    for key, value in flat_settings(config).items():
+        if isinstance(value, str) and value.startswith('~') and not key.endswith('_suffix'):
+            config.update_from_flattened_dict({key: os.path.expanduser(value)})
 
 
 def validate(config: ConfigDict) -> None:
@@ -216,7 +255,10 @@ def validate(config: ConfigDict) -> None:
 
     def low_and_high(key, lowest, highest, what):
         value = value_of(key)
-        check(len(value) == 2 and lowest < value[0] <= value[1] <= highest and value[1] < math.inf, key, what)
+        check(len(value) == 2 and numbers(value) and lowest < value[0] <= value[1] <= highest, key, what)
+
+    def numbers(values):
+        return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
 
     def whole_numbers(values):
         return all(isinstance(value, int) and value > 0 for value in values)
@@ -227,12 +269,20 @@ def validate(config: ConfigDict) -> None:
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
 
+    for key, value in flat_settings(config).items():
+        if key in _LISTS_OF_WORDS:
+            check(all(isinstance(word, str) for word in value), key, f'words, such as {_LISTS_OF_WORDS[key]}')
+        elif isinstance(value, (tuple, list)) and key != 'loss.class_weights':
+            check(_holds_numbers(value, nested=key == 'benchmark.sizes'), key, 'numbers alone, such as (1,) or (2,3)')
     create_network(config, num_classes=19)
     check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
           'empty where config.init_from is given, which holds a backbone')
     one_of('data.name', DATA_NAMES)
     one_of('data.on_corrupt', ON_CORRUPT)
     one_of('data.cache', CACHES)
+    one_of('data.label_values', LABEL_VALUES)
+    between(0, 1, 'data.unknown_as_void')
+    one_of('data.label_orientation', LABEL_ORIENTATIONS)
     one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
     one_of('optimizer.name', ('sgd', 'adamw'))
     one_of('schedule.name', ('cosine', 'poly', 'constant'))
@@ -252,15 +302,23 @@ def validate(config: ConfigDict) -> None:
     check(isinstance(config.train.accumulation, int) and config.train.accumulation > 0, 'train.accumulation',
           'a whole number greater than 0')
     positive('train.eval_every_epochs', 'train.keep_checkpoints', 'eval.batch_size', 'predict.batch_size')
-    between(1, MOST_PIXELS, 'predict.max_pixels')
+    positive('data.max_pixels', 'predict.max_pixels')
+    if config.data.sample_range:
+        low_and_high('data.sample_range', -math.inf, math.inf, 'two numbers, black and white, or ()')
     check(config.predict.max_frames >= 0, 'predict.max_frames', 'not below 0')
 
     weights = config.loss.aux_weights
-    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.aux_weights', 'numbers not below 0, or ()')
+    check(numbers(weights) and min(weights, default=0) >= 0, 'loss.aux_weights', 'numbers not below 0, or ()')
     check(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
     check(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
     weights = config.loss.class_weights
-    check(all(math.isfinite(w) and w >= 0 for w in weights), 'loss.class_weights', 'numbers not below 0, one a class')
+    check(
+        not weights
+        or (len(weights) == 1 and weights[0] in CLASS_WEIGHTS)
+        or (numbers(weights) and min(weights) >= 0 and max(weights) > 0),
+        'loss.class_weights',
+        f'numbers not below 0, one a class and not all 0; or {" or ".join(CLASS_WEIGHTS)}; or ()',
+    )
     size('data.crop_size', optional=False)
     check(min(config.data.crop_size) >= 33, 'data.crop_size', 'at least 33 both ways')
     low_and_high('data.scale_range', 0, math.inf, 'lowest and highest scale')
@@ -270,7 +328,7 @@ def validate(config: ConfigDict) -> None:
     between(0, 180, 'data.augmentation.rotation')
     low_and_high('data.augmentation.blur_sigma', 0, 10, 'lowest and highest, above 0 and at most 10 pixels')
     low_and_high('data.augmentation.erasing_area', 0, 1, 'lowest and highest share, above 0 and at most 1')
-    check(config.seed >= 0, 'seed', 'not below 0')
+    between(0, _LARGEST_SEED, 'seed', 'data.synthetic.seed')
     check(0 <= config.optimizer.momentum < 1, 'optimizer.momentum', 'from 0 to below 1')
     check(0 <= config.optimizer.weight_decay < math.inf, 'optimizer.weight_decay', 'not below 0')
     check(0 <= config.optimizer.ema_decay < 1, 'optimizer.ema_decay', 'from 0 to below 1')
@@ -281,6 +339,11 @@ def validate(config: ConfigDict) -> None:
     check(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
     check(not config.export.dynamic_size or config.export.format == 'onnx', 'export.dynamic_size',
           "False, except where config.export.format='onnx'")
+    one_of('export.precision', ('float32', 'int8'))
+    check(config.export.precision == 'float32' or config.export.format in INT8_FORMATS, 'export.precision',
+          f"float32, except where config.export.format is {' or '.join(INT8_FORMATS)}")
+    positive('export.calibration_images')
+    check(0 <= config.export.int8_tolerance <= 100, 'export.int8_tolerance', 'from 0 to 100 points of mIoU')
     check(config.export.batch_size >= 0, 'export.batch_size', 'not below 0')
     size('eval.center_crop', optional=True)
     size('eval.window', optional=True)
@@ -306,11 +369,11 @@ def validate(config: ConfigDict) -> None:
     check(config.serve.host, 'serve.host', 'an address or a name of this machine, such as 127.0.0.1')
     between(0, 65535, 'serve.port')
     positive('serve.max_megabytes')
-    between(1, MOST_PIXELS, 'serve.max_pixels')
+    positive('serve.max_pixels')
     check(config.serve.long_side > 0 and config.serve.long_side % 64 == 0, 'serve.long_side', 'a multiple of 64')
     check(config.serve.waiting >= 0, 'serve.waiting', 'not below 0')
     scales = config.eval.scales
-    check(len(scales) > 0 and all(0 < s < math.inf for s in scales), 'eval.scales', 'numbers greater than 0')
+    check(len(scales) > 0 and numbers(scales) and min(scales) > 0, 'eval.scales', 'numbers greater than 0')
     frozen = config.optimizer.frozen
     check(set(frozen) < set(GROUPS), 'optimizer.frozen', f'of {", ".join(GROUPS)}, and not all of them')
 
@@ -352,5 +415,8 @@ def validate_classes(config: ConfigDict, num_classes: int) -> None:
         InputError: as `validate`.
     """
     weights = config.loss.class_weights
-    if len(weights) not in (0, num_classes):
-        raise InputError(f'config.loss.class_weights={weights!r}: must be () or {num_classes} numbers, one a class')
+    if len(weights) not in (0, num_classes) and weights[0] not in CLASS_WEIGHTS:
+        raise InputError(
+            f'config.loss.class_weights={weights!r}: must be {num_classes} numbers, one a class; or '
+            f'{" or ".join(CLASS_WEIGHTS)}; or ()'
+        )

@@ -9,7 +9,8 @@
     python main.py --workdir=runs/cityscapes --mode=export --config.export.format=onnx
     python main.py --workdir=runs/cityscapes --mode=serve
 
-Every setting of a config can be changed on the command line, as in --config.train.batch_size=8.
+Every setting of a config can be changed on the command line, as in --config.train.batch_size=8. Lists need neither
+brackets nor quotes: --config.predict.pictures=labels,overlay.
 Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
 is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended training
 after a step that is saved.
@@ -24,10 +25,12 @@ import jax
 from absl import flags
 
 from atonet_jax.command_line import define_config_flag
+from atonet_jax.config import expand_home
 from atonet_jax.errors import ExportError, InputError, TrainingError
 from atonet_jax.extras import explain_missing_package
-from atonet_jax.process.devices import keep_freed_memory
+from atonet_jax.process.devices import check_platforms, keep_freed_memory
 from atonet_jax.process.distributed import initialize, is_main_process
+from atonet_jax.process.files import FULL
 from atonet_jax.process.stopping import Stopped
 
 MODES = {  # and the extra of pyproject.toml that each needs beside the core
@@ -64,11 +67,20 @@ def command() -> int:
     except (InputError, ExportError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         return 2 if isinstance(failure, InputError) else 3
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        where = error.filename or flags.FLAGS.workdir or '.'
+        print(f'error: {where}: cannot be written ({error.strerror}); free space and give the command again',
+              file=sys.stderr)  # fmt: skip
+        return 2
     except Stopped as stopped:
         print(f'{stopped}; the same command goes on from there', file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        print('interrupted; the same command goes on from the last checkpoint', file=sys.stderr)
+        mode = flags.FLAGS.mode if flags.FLAGS.is_parsed() else None
+        goes_on = 'goes on from the last checkpoint' if mode == 'train' else 'begins anew'
+        print(f'interrupted; the same command {goes_on}', file=sys.stderr)
         return 130
 
 
@@ -109,13 +121,15 @@ def _run_mode(runs: list[str]) -> int:
     if flags.FLAGS.mode == 'compare':
         from atonet_jax.evaluation.report.compare import compare
 
-        compare(runs, flags.FLAGS.workdir or '.')
+        compare([os.path.expanduser(run) for run in runs], os.path.expanduser(flags.FLAGS.workdir or '.'))
         return 0
     if flags.FLAGS.mode == 'train':
         keep_freed_memory()
     if flags.FLAGS.mode in ('train', 'evaluate'):
         initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+    check_platforms()
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
+    expand_home(config)
     if workdir is None and flags.FLAGS.mode != 'prepare':
         raise InputError('give --workdir=DIR, where the run lives')
     if flags.FLAGS.mode == 'train':

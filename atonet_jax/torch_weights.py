@@ -354,8 +354,11 @@ def _module(path: str) -> str:
 def _from_torch_layout(path: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Kernels [out, in, height, width] -> [height, width, in, out], transposed ones from [in, out, height, width].
 
-    A fully connected layer, [out, in * height * width], is read as the convolution that it is.
+    A fully connected layer is [out, in] -> [in, out]. One that we have as a convolution, [out, in * height * width], is
+    read as that.
     """
+    if len(shape) == 2:
+        return array.T
     if len(shape) != 4:
         return array
     array = array.reshape(_torch_shape(path, shape))
@@ -363,6 +366,8 @@ def _from_torch_layout(path: str, array: np.ndarray, shape: tuple[int, ...]) -> 
 
 
 def _to_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
+    if array.ndim == 2:
+        return np.ascontiguousarray(array.T)
     if array.ndim != 4:
         return array
     return np.ascontiguousarray(array.transpose(2, 3, 0, 1) if _is_transposed(path) else array.transpose(3, 2, 0, 1))
@@ -370,7 +375,7 @@ def _to_torch_layout(path: str, array: np.ndarray) -> np.ndarray:
 
 def _torch_shape(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     if len(shape) != 4:
-        return tuple(shape)
+        return tuple(reversed(shape))
     return (*shape[2:], *shape[:2]) if _is_transposed(path) else (shape[3], shape[2], *shape[:2])
 
 

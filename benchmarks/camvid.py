@@ -44,6 +44,7 @@ from atonet_jax.runs.environment import device_names, git_revision, now, version
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import load_backbone, to_torch
 from atonet_jax.training.step import create_state, train_step
+from atonet_jax.training.timeline import Timeline
 from atonet_jax.training.train import step_arguments, train_augmentation
 
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
@@ -187,7 +188,7 @@ class Runs:
         data = config.data
         train_set, eval_set = (self.examples(config, split) for split in (data.train_split, data.eval_split))
         cache = train_set.device_cache(self._mesh)
-        total_steps = max(1, round(config.train.epochs * len(train_set) / config.train.batch_size))
+        total_steps = Timeline(config.train.batch_size, len(train_set), config.train.epochs).total_steps
         step_fn, key = self._compiled_step(config, model)
         self._check_time(total_steps * self._step_seconds.get(key, 0.0))
 
@@ -201,7 +202,7 @@ class Runs:
             batch_size=config.train.batch_size,
             augmentation=train_augmentation(config),
             seed=config.seed,
-            start_step=0,
+            start_sample=0,
             num_steps=total_steps,
         )
         first, shown, losses, pending = None, 0, [], []

@@ -4,10 +4,11 @@
     python -m benchmarks.compare_inference --size 1024 2048 --dtype bfloat16        # where there is a CUDA GPU
 
 On CPU: our jitted Segmenter and our ONNX export, beside the PyTorch reference (tests/torch_reference.py) eager,
-compiled, and as its own ONNX export; exports in ONNX Runtime and in OpenVINO. All start from a NumPy image and end with
-NumPy labels. On CUDA: our Segmenter beside torch.compile (max-autotune, which takes CUDA graphs; channels_last), from
-an image on the device to labels on the device. A round calls each once, so that disturbances hit all alike: medians,
-and medians of the rounds' ratios. Needs requirements-benchmarks.txt.
+compiled, and as its own ONNX export; exports in ONNX Runtime and in OpenVINO, ours of int8 too. Weights are random, so
+of int8 the speed counts here and the labels do not. All start from a NumPy image and end with NumPy labels. On CUDA:
+our Segmenter beside torch.compile (max-autotune, which takes CUDA graphs; channels_last), from an image on the device
+to labels on the device. A round calls each once, so that disturbances hit all alike: medians, and medians of the
+rounds' ratios. Needs requirements-benchmarks.txt.
 """
 
 import argparse
@@ -79,6 +80,7 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
     except ModuleNotFoundError as error:
         raise SystemExit(f'{error.name} is not installed: pip install -r requirements-benchmarks.txt') from error
 
+    from atonet_jax.export.onnx.quantization import quantize
     from atonet_jax.export.onnx_format import build
 
     torch.set_num_threads(CORES)
@@ -90,12 +92,14 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
     segment = Segmenter(model, variables, shapes=[image.shape[:3]])
     tensor = torch.from_numpy(image)
 
-    theirs, ours, plain = (os.path.join(folder, name) for name in ('reference.onnx', 'ours.onnx', 'plain.onnx'))
+    names = 'reference', 'ours', 'plain', 'int8'
+    theirs, ours, plain, int8 = (os.path.join(folder, f'{name}.onnx') for name in names)
     torch.onnx.export(end_to_end, (tensor,), theirs, dynamo=True, input_names=['images'], verbose=False)
     network, options = TrainedNetwork(model, variables, CITYSCAPES, step=None), default_config().export
     options.update(size=image.shape[1:3], batch_size=1)
     for path, options.winograd in ((ours, True), (plain, False)):
         onnx.save(build(network, options), path)
+    quantize(build(network, options), [image], int8)
 
     def in_torch(module):
         def run():
@@ -111,8 +115,8 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
         return lambda: session.run(None, {'images': image})[0]
 
     def in_openvino(path):
-        network = openvino.compile_model(path, 'CPU', {'INFERENCE_NUM_THREADS': CORES, 'PERFORMANCE_HINT': 'LATENCY',
-                                                       'INFERENCE_PRECISION_HINT': 'f32'})  # fmt: skip
+        hints = {'INFERENCE_NUM_THREADS': CORES, 'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'}
+        network = openvino.compile_model(path, 'CPU', hints)
         request = network.create_infer_request()
         return lambda: request.infer([image])[0]
 
@@ -124,6 +128,8 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
         'ONNX Runtime, our export': in_onnxruntime(ours),
         "OpenVINO, the reference's export": in_openvino(theirs),
         'OpenVINO, our export (winograd=False)': in_openvino(plain),
+        'ONNX Runtime, our int8 export': in_onnxruntime(int8),
+        'OpenVINO, our int8 export': in_openvino(int8),
     }
 
 
@@ -191,8 +197,10 @@ def main() -> None:
         same = 100 * np.mean(labels[name] == labels[first])
         print(f'| {name} | {median:.1f} | {low:.1f} | {high:.1f} | {speed:.3f} | {same:.3f} |')
     if not on_cuda:
-        ratio = np.median(times["ONNX Runtime, the reference's export"] / times['ONNX Runtime, our export'])
-        print(f"in ONNX Runtime our export is {ratio:.3f} times as fast as the reference's")
+        reference = times["ONNX Runtime, the reference's export"]
+        for name in ('ONNX Runtime, our export', 'ONNX Runtime, our int8 export', 'OpenVINO, our int8 export'):
+            ratio = np.median(reference / times[name])
+            print(f"{name}: {ratio:.3f} times as fast as the reference's export in ONNX Runtime")
 
 
 def _to_numpy(labels) -> np.ndarray:

@@ -75,7 +75,12 @@ def plain_batches(dataset: SegmentationDataset, start_step: int, num_steps: int)
 
 def our_batches(examples: Examples, start_step: int, num_steps: int):
     return train_batches(
-        examples, batch_size=BATCH_SIZE, augmentation=AUGMENTATION, seed=0, start_step=start_step, num_steps=num_steps
+        examples,
+        batch_size=BATCH_SIZE,
+        augmentation=AUGMENTATION,
+        seed=0,
+        start_sample=start_step * BATCH_SIZE,
+        num_steps=num_steps,
     )
 
 

@@ -145,7 +145,7 @@ def run_seed(seed: int, num_steps: int, eval_every: int, data) -> dict[str, list
         batch_size=BATCH_SIZE,
         augmentation=AUGMENTATION,
         seed=seed,
-        start_step=0,
+        start_sample=0,
         num_steps=num_steps,
     )
     held_out = list(itertools.islice(eval_batches(Examples(load_dataset(data, 'val')), batch_size=10), 4))

@@ -19,7 +19,9 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
 
-pytest.register_assert_rewrite('tests.golden_files', 'tests.parity_cases', 'tests.torch_file_cases')
+pytest.register_assert_rewrite(
+    'tests.golden_files', 'tests.models.golden', 'tests.parity_cases', 'tests.torch_file_cases'
+)
 
 from atonet_jax.data.synthetic import write_dataset  # noqa: E402
 from atonet_jax.models import create_model  # noqa: E402

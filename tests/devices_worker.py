@@ -9,9 +9,12 @@ START.npz holds the variables that all jobs begin with; where it is missing, it 
 import json
 import os
 import sys
+import zlib
+from contextlib import ExitStack
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
 from atonet_jax.config import default_config
@@ -19,11 +22,13 @@ from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.pipeline import prefetch_to_device, train_batches
+from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, split_by_batch
-from atonet_jax.process.distributed import initialize, is_main_process
+from atonet_jax.process.distributed import decided_by_main_process, initialize, is_main_process
+from atonet_jax.runs.workdir import lock
 from atonet_jax.training.optimizer import create_optimizer
 from atonet_jax.training.step import Objective, compile_train_step, create_state
 
@@ -74,7 +79,7 @@ def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0
         batch_size=BATCH_SIZE,
         augmentation=AUGMENTATION,
         seed=seed,
-        start_step=0,
+        start_sample=0,
         num_steps=num_steps,
         shard_index=jax.process_index(),
         num_shards=jax.process_count(),
@@ -112,6 +117,20 @@ def segment(images):
     return found
 
 
+def decide(locked):
+    """{'codes': [processes, 2]}, checksums of what each process hears of a decision, and of why one could not be."""
+
+    def told(decision):
+        try:
+            return decided_by_main_process(decision)
+        except InputError as error:
+            return str(error)
+
+    with ExitStack() as held:
+        texts = told(lambda: f'ö {jax.process_index()}'), told(lambda: held.enter_context(lock(locked)))
+    return {'codes': multihost_utils.process_allgather(np.array([zlib.crc32(t.encode()) for t in texts], np.uint32))}
+
+
 def settled(scenes, path):
     """The variables that all begin with, from `path` or into it."""
     model = tiny_network()
@@ -135,6 +154,8 @@ def main():
         if name == 'segment':
             images = np.random.default_rng(0).integers(0, 256, (jax.device_count() + 1, 64, 64, 3), dtype=np.uint8)
             made = segment(images)
+        elif name == 'decide':
+            made = decide(**options)
         else:
             made = run(scenes, variables, **options)
         found |= {f'{name}/{key}': array for key, array in made.items()}

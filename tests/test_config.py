@@ -4,13 +4,15 @@ import pathlib
 import runpy
 
 import pytest
+from absl import flags
 from ml_collections import config_flags
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.config import create_network, default_config, validate, validate_batches, validate_classes
+from atonet_jax.config import create_network, default_config, expand_home, validate, validate_batches, validate_classes
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
+from tests.commands import fresh_flags
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
 
@@ -60,6 +62,16 @@ BAD_VALUES = [
     ('schedule.per', 'batch'),
     ('schedule.warmup_epochs', 200.0),
     ('schedule.warmup_epochs', -1.0),
+    ('seed', 2**63),
+    ('data.synthetic.seed', -1),
+    ('loss.class_weights', (0.0, 0.0)),
+    ('loss.class_weights', (1.0, float('nan'))),
+    ('loss.class_weights', (1.0, -1.0)),
+    ('loss.class_weights', ('balancd',)),
+    ('loss.class_weights', ('balanced', 'enet')),
+    ('loss.aux_weights', ('heavy',)),
+    ('eval.scales', ('small',)),
+    ('data.scale_range', ('small', 'large')),
     ('train.batch_size', 0),
     ('train.epochs', 0.0),
     ('train.epochs', float('inf')),
@@ -82,6 +94,16 @@ BAD_VALUES = [
     ('data.name', 'kitti'),
     ('eval.scales', ()),
     ('eval.scales', (1.0, 0.0)),
+    ('eval.scales', ('1.0',)),
+    ('eval.scales', (1.0, None)),
+    ('eval.center_crop', (True, True)),
+    ('data.scale_range', ('a', 'b')),
+    ('data.augmentation.blur_sigma', (0.1, 'b')),
+    ('loss.aux_weights', ('a',)),
+    ('benchmark.sizes', ((512, 'b'),)),
+    ('benchmark.dtypes', ((1,),)),
+    ('optimizer.frozen', ('backbone', 1)),
+    ('predict.pictures', ([1],)),
 ]
 OTHER_VALUES = {
     'model.dtype': 'bfloat16',
@@ -133,7 +155,8 @@ def test_value_that_cannot_work_is_named(key, value):
 def test_class_weights_that_do_not_fit_the_classes_are_named():
     config = changed_config({'loss.class_weights': (1.0,) * 18})
     validate_classes(config, 18)
-    with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be \(\) or 19 numbers'):
+    validate_classes(changed_config({'loss.class_weights': ('balanced',)}), 19)
+    with pytest.raises(InputError, match=r'^config.loss.class_weights=\(1.0, .*must be 19 numbers.*; or balanced'):
         validate_classes(config, 19)
 
 
@@ -183,6 +206,54 @@ def test_a_network_that_cannot_be_is_refused(arguments, error, monkeypatch):
         define_config_flag(['main.py', *arguments])
 
 
+@pytest.mark.parametrize('value', ['labels,overlay', '(labels, overlay)', "('labels','overlay')"])
+@pytest.mark.parametrize('joined', [True, False])
+def test_a_list_of_words_may_be_given_without_quotes(value, joined, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    name = '--config.predict.pictures'
+    given = [f'{name}={value}'] if joined else [name, value]
+    with fresh_flags():
+        argv = define_config_flag(['main.py', '--config=configs/tiny.py', *given])
+        flags.FLAGS(argv)
+        assert flags.FLAGS.config.predict.pictures == ('labels', 'overlay')
+
+
+@pytest.mark.parametrize(
+    ('content', 'error'),
+    [
+        ('import nothing_of_this_name', "mine.py: line 1: ModuleNotFoundError: No module named '.*'; mend"),
+        ('def get_config(:', 'mine.py: line 1: SyntaxError: '),
+        ('def get_config():\n    return 1 / 0', 'mine.py: line 2: ZeroDivisionError: division by zero'),
+        ('open("none")', "mine.py: line 1: FileNotFoundError: .*: 'none'"),
+    ],
+)
+def test_a_config_file_that_does_not_run_is_named_with_the_line(content, error, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(content)
+    with pytest.raises(InputError, match=error):
+        define_config_flag(['main.py', f'--config={path}'])
+
+
+def test_a_folder_is_no_config_file(tmp_path):
+    with pytest.raises(InputError, match='is a folder; name a file in it'):
+        define_config_flag(['main.py', f'--config={tmp_path}'])
+
+
+def test_a_config_file_that_takes_no_network_is_named(tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text('def get_config():\n    pass\n')
+    with pytest.raises(InputError, match=r'get_config\(\) takes no network; leave out :enet'):
+        define_config_flag(['main.py', f'--config={path}:enet'])
+
+
+def test_flags_may_lie_in_a_file(tmp_path, repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    (tmp_path / 'flags').write_text('--config=configs/tiny.py\n--config.train.batch_size=3\n')
+    with fresh_flags():
+        flags.FLAGS(define_config_flag(['main.py', f'--flagfile={tmp_path}/flags']))
+        assert flags.FLAGS.config.train.batch_size == 3
+
+
 def test_a_typing_error_in_a_config_file_is_refused(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(
@@ -215,3 +286,21 @@ def test_config_file_without_a_config_is_refused(content, tmp_path):
     path.write_text(content)
     with pytest.raises(InputError, match='mine.py.*must define get_config'):
         define_config_flag(['main.py', f'--config={path}'])
+
+
+def test_every_path_may_begin_with_the_home_folder(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/me')
+    config = changed_config(
+        {
+            'data.root': '~/data',
+            'data.folder.classes': '~/classes.json',
+            'init_from': '~/a~b.pth',
+            'predict.input': '~/photos/*.jpg',
+            'data.cache_dir': 'there/~',
+            'data.folder.label_suffix': '~',
+        }
+    )
+    expand_home(config)
+    assert config.data.root == '/home/me/data' and config.data.folder.classes == '/home/me/classes.json'
+    assert config.init_from == '/home/me/a~b.pth' and config.predict.input == '/home/me/photos/*.jpg'
+    assert config.data.cache_dir == 'there/~' and config.data.folder.label_suffix == '~'

@@ -1,5 +1,6 @@
 """The command line: what bad input prints, and that it harms nothing."""
 
+import errno
 import json
 import os
 import pickle
@@ -15,6 +16,8 @@ import pytest
 from atonet_jax.data.synthetic import write_dataset
 from atonet_jax.runs.workdir import LOCK_FILE
 from tests.commands import run_command
+
+MODES = ['train', 'evaluate', 'predict', 'export', 'check_data', 'benchmark', 'prepare', 'serve', 'compare']
 
 
 @pytest.fixture(scope='module')
@@ -52,7 +55,7 @@ def assert_one_clear_line(process, *texts):
         ('--config.train.batch_size=0', ['config.train.batch_size=0', 'greater than 0']),
         ('--config.train.epochs=-1', ['config.train.epochs=-1.0', 'greater than 0']),
         ('--config.optimizer.learning_rate=0', ['config.optimizer.learning_rate=0.0', 'greater than 0']),
-        ('--config.data.crop_size=wide', ['config.data.crop_size', 'two whole numbers']),
+        ('--config.data.crop_size=wide', ['config.data.crop_size', 'wide', 'numbers alone']),
         ('--config.model.name=resnet', ['config.model.name', 'atonet']),
         ('--mode=fly', ['mode', 'fly']),
     ],
@@ -63,6 +66,47 @@ def test_a_wrong_setting_is_named_before_anything_is_written(command, tmp_path, 
     assert not (tmp_path / 'workdir').exists()
 
 
+@pytest.mark.parametrize(
+    ('arguments', 'line'),
+    [
+        (['--config.eval.batch_size=two'], 'config.eval.batch_size=two: must be a whole number'),
+        (['--config.eval.flip=maybe'], 'config.eval.flip=maybe: must be true or false'),
+        (['--config.train.epochs', 'many'], 'config.train.epochs=many: must be a number'),
+        (['--config.eval.scales=big'], "config.eval.scales=('big',): must be numbers alone"),
+        (['--config.predict.pictures=labels,depth'], "config.predict.pictures=('labels', 'depth'): must be of labels"),
+        (['--config.eval.window', '--config.eval.flip'], '--config.eval.window: has no value'),
+        (['--config.eval.window'], '--config.eval.window: has no value'),
+        (['--flagfile=flags/none'], "--flagfile: Unable to open flagfile: [Errno 2] No such file"),
+        (['--flagfile'], '--flagfile: --flagfile with no argument'),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else '',
+)
+def test_words_where_numbers_belong_and_missing_values_are_named(command, arguments, line):
+    assert_one_clear_line(command('--config=configs/tiny.py', '--mode=evaluate', *arguments), f'error: {line}')
+
+
+def test_a_device_that_is_not_there_is_named(command, monkeypatch):
+    def devices():
+        raise RuntimeError("Unable to initialize backend 'tpu' (set JAX_PLATFORMS='' to choose another)")
+
+    monkeypatch.setenv('JAX_PLATFORMS', 'tpu')
+    monkeypatch.setattr('jax.devices', devices)
+    process = command('--config=configs/tiny.py')
+    assert_one_clear_line(process, "JAX_PLATFORMS=tpu: JAX finds no such device (Unable to initialize backend 'tpu'")
+
+
+@pytest.mark.parametrize(
+    ('mode', 'line'), [('train', 'goes on from the last checkpoint'), *((mode, 'begins anew') for mode in MODES[1:])]
+)
+def test_an_interrupted_command_promises_only_what_is_so(command, monkeypatch, mode, line):
+    def interrupted(runs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('atonet_jax.main._run_mode', interrupted)
+    process = command(*['--config=configs/tiny.py'][mode == 'compare' :], f'--mode={mode}')
+    assert process == (130, '', f'interrupted; the same command {line}\n')
+
+
 def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch):
     monkeypatch.setattr('atonet_jax.training.train.create_mesh', lambda: SimpleNamespace(size=3))
     process = command('--config=configs/tiny.py')
@@ -71,6 +115,30 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch)
 
 def test_a_missing_config_file_is_named(command):
     assert_one_clear_line(command('--config=configs/none.py'), 'configs/none.py', 'no such file')
+
+
+def test_a_path_may_begin_with_the_home_folder(command, repository, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    shutil.copy(repository / 'configs' / 'tiny.py', tmp_path)
+    process = command('--config=~/tiny.py', '--config.data.name=cityscapes', '--config.data.root=~/x', workdir='~/run')
+    assert_one_clear_line(process, f'{tmp_path}/x/')
+    assert_one_clear_line(command('--mode=evaluate', workdir='~/none'), f'{tmp_path}/none/config.json: no such file')
+    assert_one_clear_line(command('--mode=compare', '~/a', '~/b'), f'{tmp_path}/a')
+    assert not (repository / '~').exists()
+
+
+def test_a_full_disk_is_a_line_wherever_it_shows(command, monkeypatch):
+    def fill(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/a/file')
+
+    monkeypatch.setattr('atonet_jax.main._run_mode', fill)
+    process = command('--config=configs/tiny.py')
+    assert_one_clear_line(process, 'runs/a/file: cannot be written (No space left on device); free space')
+
+
+@pytest.mark.parametrize('seed', [2**63, 2**64, 10**30])
+def test_a_seed_that_is_too_large_is_named(command, seed):
+    assert_one_clear_line(command('--config=configs/tiny.py', f'--config.seed={seed}'), f'config.seed={seed}')
 
 
 def test_a_workdir_without_a_run_cannot_be_evaluated(command, tmp_path):

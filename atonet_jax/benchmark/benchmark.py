@@ -28,7 +28,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.progress import watched
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import holds_run, write_json
+from atonet_jax.runs.workdir import holds_run, make_folder, write_json
 
 PUBLISHED_BOUNDARY = 'full-resolution logits'
 FROM_HOST = 'host image to host label map'
@@ -78,7 +78,7 @@ def benchmark(config: ConfigDict, workdir: str) -> dict[str, Any]:
     validate(config)
     model, variables, weights = _network(config, workdir, mesh)
     path = os.path.join(workdir, 'benchmark', f'{config.model.name}_{jax.default_backend()}.json')
-    os.makedirs(os.path.dirname(path), exist_ok=True)
+    make_folder(os.path.dirname(path))
     figures = {
         'model': {
             'name': config.model.name,

@@ -14,9 +14,11 @@ from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_dataset
 from atonet_jax.models.contract import IMAGENET
-from atonet_jax.runs.workdir import make_folder, write_json
+from atonet_jax.process.files import replacing
+from atonet_jax.runs.workdir import make_folder, write_json, writing
 from atonet_jax.training.augment import augment
 from atonet_jax.training.train import train_augmentation
 
@@ -44,7 +46,12 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
     table = class_table(config.data)
     for split in dict.fromkeys((config.data.train_split, config.data.eval_split)):
         try:
-            reports[split] = inspect_split(load_dataset(config.data, split), config.data.on_corrupt)
+            reports[split] = inspect_split(
+                load_dataset(config.data, split),
+                on_corrupt=config.data.on_corrupt,
+                for_training=split == config.data.train_split,
+                trust_labels=config.data.trust_labels,
+            )
         except DataError as error:
             failures.append(f'{split}: {error}')
             print(f'\n{config.data.name} {split}: cannot be loaded\n  FAILS {error}')
@@ -52,20 +59,26 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
         _print_split(reports[split])
         failures += [f'{split}: {kind}' for kind in reports[split].failures]
     warnings = _compare_splits(reports, config)
+    padding = _padding_of_crops(reports.get(config.data.train_split), config)
+    if padding is not None and padding[1]:
+        warnings.append(padding[0])
     written = [os.path.join(folder, 'report.json')]
-    write_json(
-        written[0],
-        {
-            'data': config.data.to_dict(),
-            'splits': {split: report.to_dict() for split, report in reports.items()},
-            'failures': failures,
-            'warnings': warnings,
-        },
-    )
-    if reports:
+    with writing(folder):
+        write_json(
+            written[0],
+            {
+                'data': config.data.to_dict(),
+                'splits': {split: report.to_dict() for split, report in reports.items()},
+                'failures': failures,
+                'warnings': warnings,
+            },
+        )
+    if any(report.pixels.any() for report in reports.values()):
         print(f'\n{_class_table_text(reports, table)}')
         written.append(os.path.join(folder, 'classes.png'))
         _plot_classes(reports, table, written[-1])
+    if padding is not None and not padding[1]:
+        print(f'\n{padding[0]}')
     train = reports.get(config.data.train_split)
     if train is not None and train.dataset.label_paths is not None and len(train.dataset.unusable) < len(train.dataset):
         written.append(os.path.join(folder, 'samples.png'))
@@ -93,11 +106,22 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
         shared = len(train.digests & evaluated.digests)
         if shared:
             warnings.append(f'{shared} images are both in {train.dataset.split} and in {evaluated.dataset.split}')
+        if (train.dataset.by_color, train.dataset.by_level) != (evaluated.dataset.by_color, evaluated.dataset.by_level):
+            warnings.append(
+                f'label files of {train.dataset.split} and {evaluated.dataset.split} are read in different ways; '
+                'config.data.label_values reads all of them in one'
+            )
         names = train.dataset.class_table.class_names
         unseen = [name for name, t, e in zip(names, train.pixels, evaluated.pixels) if e and not t]
         if unseen:
             warnings.append(f'{evaluated.dataset.split} shows what {train.dataset.split} lacks: {", ".join(unseen)}')
     return warnings
+
+
+def _padding_of_crops(train: SplitReport | None, config: ConfigDict) -> tuple[str, bool] | None:
+    """As `padding_text`; None where no image can be read."""
+    sizes = {tuple(map(int, size.split('x'))): count for size, count in train.sizes.items()} if train else {}
+    return padding_text(sizes, train_augmentation(config)) if sizes else None
 
 
 def _print_split(report: SplitReport) -> None:
@@ -107,6 +131,8 @@ def _print_split(report: SplitReport) -> None:
         print(f'  {count} images of {size}')
     if len(report.sizes) > _SHOWN:
         print(f'  and {len(report.sizes) - _SHOWN} other sizes')
+    if dataset.reading:
+        print(f'  {dataset.reading}')
     for kind, lines in report.failures.items():
         print(f'  FAILS {kind} ({len(lines)}):')
         for line in lines[:_SHOWN]:
@@ -115,6 +141,8 @@ def _print_split(report: SplitReport) -> None:
             print(f'    and {len(lines) - _SHOWN} more')
     for warning in report.warnings:
         print(f'  warning: {warning}')
+    if report.advice:
+        print(f'  {report.advice}')
 
 
 def _class_table_text(reports: dict[str, SplitReport], table: ClassTable) -> str:
@@ -148,7 +176,8 @@ def _plot_classes(reports: dict[str, SplitReport], table: ClassTable, path: str)
     axes.set_xlabel('% of the pixels')
     axes.grid(axis='x', alpha=0.3)
     axes.legend()
-    figure.savefig(path, dpi=110)
+    with writing(os.path.dirname(path)), replacing(path) as temporary:
+        figure.savefig(temporary, dpi=110)
 
 
 def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
@@ -159,7 +188,7 @@ def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
     examples = Examples(report.dataset, on_corrupt='skip')
     batch = next(
         train_batches(
-            examples, batch_size=_PICTURES, augmentation=augmentation, seed=config.seed, start_step=0, num_steps=1
+            examples, batch_size=_PICTURES, augmentation=augmentation, seed=config.seed, start_sample=0, num_steps=1
         )
     )
     table, pictures, present = report.dataset.class_table, [], set()
@@ -169,7 +198,9 @@ def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
         labels = np.asarray(PIL.Image.fromarray(labels).resize(size, PIL.Image.Resampling.NEAREST))
         present |= set(np.unique(labels).tolist())
         pictures += [image, visualize.overlay(image, labels, table.palette)]
-    visualize.with_legend(visualize.grid(pictures, columns=4), table, sorted(present)).save(path)
+    picture = visualize.with_legend(visualize.grid(pictures, columns=4), table, sorted(present))
+    with writing(os.path.dirname(path)), replacing(path) as temporary:
+        picture.save(temporary)
 
 
 def _augmented(batch: dict, augmentation: Augmentation, seed: int) -> tuple[np.ndarray, np.ndarray]:

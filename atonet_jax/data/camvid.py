@@ -12,8 +12,10 @@ import os
 import numpy as np
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
-from atonet_jax.data.decode import detect_label_values
+from atonet_jax.data.label_files import LABEL_EXTENSIONS
+from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
+from atonet_jax.data.pictures import suffixes
 from atonet_jax.data.split_list import read_split_list
 
 _log = logging.getLogger(__name__)
@@ -28,7 +30,7 @@ _LAYOUT = (
 )
 
 
-def load_camvid(root: str, split: str) -> SegmentationDataset:
+def load_camvid(root: str, split: str, label_values: str = 'auto') -> SegmentationDataset:
     """Finds the layout of CamVid in `root`, logs it, and pairs the images and labels of a split by name.
 
     If `root` holds train.txt, val.txt and test.txt, they split the 701 frames: one frame a line, with or without folder
@@ -37,15 +39,21 @@ def load_camvid(root: str, split: str) -> SegmentationDataset:
     Args:
         root: the folder that holds one of the layouts above.
         split: 'train', 'val', 'test', or several joined by '+'.
+        label_values: as in `decide_reading`.
 
     Raises:
-        DataError: unknown split, a missing folder, or a split without frames.
+        DataError: unknown split, a missing folder, a split without frames, two files of one frame; or as in
+            `decide_reading`.
     """
     parts = split_parts(split, _PARTS)
     for suffix in ('annot', '_labels'):
         if os.path.isdir(os.path.join(root, f'train{suffix}')):
-            return _load_repack(root, split, parts, suffix)
-    return _load_frames(root, split, parts)
+            dataset = _load_repack(root, split, parts, suffix)
+            break
+    else:
+        dataset = _load_frames(root, split, parts)
+    _log.info('%s: CamVid %s, %d frames', root, split, len(dataset))
+    return decide_reading(dataset, label_values)
 
 
 def _load_repack(root: str, split: str, parts: tuple[str, ...], label_suffix: str) -> SegmentationDataset:
@@ -53,22 +61,22 @@ def _load_repack(root: str, split: str, parts: tuple[str, ...], label_suffix: st
     image_paths, label_paths = [], []
     for part in parts:
         images_folder, labels_folder = os.path.join(root, part), os.path.join(root, f'{part}{label_suffix}')
-        images, labels = _frames(images_folder), _frames(labels_folder)
+        images, labels = _frames(images_folder, suffixes()), _frames(labels_folder, LABEL_EXTENSIONS)
         for frame in sorted(images.keys() | labels.keys()):
             image_paths.append(images.get(frame, os.path.join(images_folder, f'{frame}.png')))
             label_paths.append(labels.get(frame, os.path.join(labels_folder, f'{frame}.png')))
     raw_to_train = np.full(256, UNKNOWN_LABEL, np.uint8)
     raw_to_train[:_REPACK_VOID] = np.arange(_REPACK_VOID)
     raw_to_train[[_REPACK_VOID, IGNORE_LABEL]] = IGNORE_LABEL
-    return _dataset(root, split, image_paths, label_paths, f'indices 0..{_REPACK_VOID}', raw_to_train)
+    return _dataset(root, split, image_paths, label_paths, raw_to_train)
 
 
 def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationDataset:
     """The layout with all frames in one folder and all labels in another."""
     images_folder, labels_folder = _existing_folder(root, _IMAGE_FOLDERS), _existing_folder(root, _LABEL_FOLDERS)
-    images, labels = _frames(images_folder), _frames(labels_folder)
+    images, labels = _frames(images_folder, suffixes()), _frames(labels_folder, LABEL_EXTENSIONS)
     if not labels:
-        raise DataError(f'{labels_folder}: holds no PNG files; {_LAYOUT}')
+        raise DataError(f'{labels_folder}: holds no label files; {_LAYOUT}')
     lists = {part: os.path.join(root, f'{part}.txt') for part in _PARTS}
     if any(map(os.path.exists, lists.values())):
         missing = [lists[part] for part in parts if not os.path.exists(lists[part])]
@@ -84,26 +92,20 @@ def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationD
         split,
         [images.get(frame, os.path.join(images_folder, f'{frame}.png')) for frame in frames],
         [labels.get(frame, os.path.join(labels_folder, f'{frame}_L.png')) for frame in frames],
-        'indices 0..31',
         raw_to_train=None,
     )
 
 
-def _dataset(root, split, image_paths, label_paths, indices, raw_to_train) -> SegmentationDataset:
-    """The data set of these files. Their labels hold colours or `indices`."""
+def _dataset(root, split, image_paths, label_paths, raw_to_train) -> SegmentationDataset:
     if not image_paths:
         raise DataError(f'{root}: no frames in CamVid split {split}; {_LAYOUT}')
-    label_values = detect_label_values(label_paths, CAMVID)
-    kind = 'colours' if label_values == 'color' else indices
-    _log.info('%s: CamVid %s, %d frames, labels hold %s', root, split, len(image_paths), kind)
     return SegmentationDataset(
         name='camvid',
         split=split,
         class_table=CAMVID,
         image_paths=tuple(image_paths),
         label_paths=tuple(label_paths),
-        label_values=label_values,
-        raw_to_train=raw_to_train if label_values == 'index' else None,
+        raw_to_train=raw_to_train,
     )
 
 
@@ -115,12 +117,19 @@ def _existing_folder(root: str, names: tuple[str, ...]) -> str:
     raise DataError(f'{root}: has neither of the folders {", ".join(names)}; {_LAYOUT}')
 
 
-def _frames(folder: str) -> dict[str, str]:
-    """{frame: path} of a folder's PNG files."""
+def _frames(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
+    """{frame: path} of the files in a folder that end so and are not hidden."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; {_LAYOUT}')
-    names = (name for name in os.listdir(folder) if name.lower().endswith('.png'))
-    return {_frame_name(name): os.path.join(folder, name) for name in names}
+    paths = {}
+    for name in sorted(os.listdir(folder)):
+        if name.startswith('.') or not name.lower().endswith(endings):
+            continue
+        path = os.path.join(folder, name)
+        other = paths.setdefault(_frame_name(name), path)
+        if other != path:
+            raise DataError(f'{path}: is of the same frame as {other}; remove one of them')
+    return paths
 
 
 def _frame_name(path: str) -> str:

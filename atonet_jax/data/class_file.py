@@ -7,7 +7,7 @@
 
 A row describes one value of the label files. Train ids follow the order of the rows. A row with `class` is merged into
 the class of that name; a row with `ignore` is left out. Without `value`, rows count from 0. Without `color`, a colour
-is chosen. The value 255 is always ignored.
+is chosen for pictures. The value 255 is always ignored.
 """
 
 import colorsys
@@ -80,11 +80,13 @@ def read_class_file(path: str, name: str) -> ClassTable:
     for class_name, number in merged.items():
         if class_name not in names:
             raise fault(number, f'class {class_name!r} has no row of its own; add one, or correct the name')
-    if not 1 <= len(names) < UNKNOWN_LABEL:
-        raise DataError(f'{path}: has {len(names)} classes that are not ignored; must be from 1 to {UNKNOWN_LABEL - 1}')
+    if not 2 <= len(names) < UNKNOWN_LABEL:
+        raise DataError(
+            f'{path}: the number of classes that are neither ignored nor merged into others is {len(names)}, and must '
+            f'be from 2 to {UNKNOWN_LABEL - 1}; give the background, say, a class of its own'
+        )
     spares = iter(_spare_colors(len(entries)))
-    entries = [(row, value, color or next(spares), class_name) for row, value, color, class_name in entries]
-    class_colors = {row: color for row, _, color, class_name in entries if class_name == row}
+    class_colors = {row: color or next(spares) for row, _, color, class_name in entries if class_name == row}
     return ClassTable(
         name=name,
         class_names=tuple(names),

@@ -9,8 +9,11 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
-from atonet_jax.data.labels import UNKNOWN_LABEL, ClassTable
+from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable
+from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
+
+VOID_INDEX = 2**24  # beyond all colours: a void pixel of a palette that is read by colour
 
 
 class DataError(InputError):
@@ -62,11 +65,19 @@ class SegmentationDataset:
         class_table: the classes.
         image_paths: the image file of each example. A missing file is reported when it is read.
         label_paths: the label file of each image, or None for a split without labels.
-        label_values: 'index' if a label file holds one number per pixel, 'color' if it holds a colour of
-            `class_table`.
-        raw_to_train: [256] uint8, train id of each number in 'index' files, `UNKNOWN_LABEL` if a number has no
-            meaning. None: `class_table.raw_to_train`.
+        by_color: the kinds of label file (`label_files.KINDS`) whose pixels are colours of `class_table`. In files of
+            the other kinds they are numbers.
+        by_level: whether the numbers of files of kind 'grey_palette' are the greys and not the indices.
+        reading: how label files are read and why, in a sentence; '' if there was nothing to decide.
+        doubt: what speaks against it, or ''.
+        raw_to_train: [256] uint8, train id of each number, `UNKNOWN_LABEL` if a number has no meaning. None:
+            `class_table.raw_to_train`.
+        unknown_as_void: the share of a label file's pixels that may have other values; these are then ignored.
         storage: opens the paths.
+        max_pixels: of an image.
+        sample_range: `read_picture`'s, for images of more than 8 bits.
+        label_orientation: 'upright' if the labels fit the image as EXIF turns it, 'stored' if they fit it as its file
+            stores it.
         sizes: (height, width) of each image, None for an unusable one. None altogether before `verify` has read them.
         unusable: {index: reason} of the examples that `verify` found unusable.
     """
@@ -76,9 +87,16 @@ class SegmentationDataset:
     class_table: ClassTable
     image_paths: tuple[str, ...]
     label_paths: tuple[str, ...] | None
-    label_values: str = 'index'
+    by_color: frozenset[str] = frozenset()
+    by_level: bool = False
+    reading: str = ''
+    doubt: str = ''
     raw_to_train: np.ndarray | None = None
+    unknown_as_void: float = 0.0
     storage: Storage = LocalFiles()
+    max_pixels: int = MAX_PIXELS
+    sample_range: tuple[float, ...] = ()
+    label_orientation: str = 'upright'
     sizes: tuple[tuple[int, int] | None, ...] | None = None
     unusable: Mapping[int, DataError] = dataclasses.field(default_factory=dict)
 
@@ -94,13 +112,18 @@ class SegmentationDataset:
 
     @functools.cached_property
     def train_ids(self) -> np.ndarray:
-        """uint8 train id of each value of a label file: [256] by index, or [2**24] by colour as 0xRRGGBB."""
-        if self.label_values == 'color':
-            table = np.full(2**24, UNKNOWN_LABEL, np.uint8)
-            for label in self.class_table.raw_labels:
-                table[int.from_bytes(label.color, 'big')] = label.train_id
-            return table
+        """[256] uint8 train id of each number of a label file."""
         return self.class_table.raw_to_train if self.raw_to_train is None else self.raw_to_train
+
+    @functools.cached_property
+    def color_train_ids(self) -> np.ndarray:
+        """[2**24 + 1] uint8 train id of each colour 0xRRGGBB of a label file, and of `VOID_INDEX`."""
+        table = np.full(VOID_INDEX + 1, UNKNOWN_LABEL, np.uint8)
+        table[VOID_INDEX] = IGNORE_LABEL
+        for label in self.class_table.raw_labels:
+            if label.color is not None:
+                table[int.from_bytes(label.color, 'big')] = label.train_id
+        return table
 
     def fingerprint(self, i: int) -> str:
         """A text that changes when example `i` decodes to something else.
@@ -113,7 +136,13 @@ class SegmentationDataset:
 
     @functools.cached_property
     def _decoding(self) -> str:
-        return f'{self.label_values} {zlib.crc32(self.train_ids)}'
+        tables = zlib.crc32(self.train_ids)
+        if self.by_color:
+            tables = zlib.crc32(self.color_train_ids, tables)
+        kinds = '+'.join(sorted(self.by_color))
+        return (
+            f'{kinds} {self.by_level} {tables} {self.unknown_as_void} {self.label_orientation} {self.sample_range}'
+        )
 
 
 def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:

@@ -21,8 +21,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.dataset import SegmentationDataset
-from atonet_jax.data.decode import read_image_size, read_labels
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.image_files import read_image_size
+from atonet_jax.data.label_files import read_labels
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 from atonet_jax.errors import InputError
@@ -69,7 +70,7 @@ class DeviceCache:
         self._host_labels = {}
 
     def train_batches(
-        self, *, batch_size: int, augmentation: Augmentation, seed: int, start_step: int, num_steps: int
+        self, *, batch_size: int, augmentation: Augmentation, seed: int, start_sample: int, num_steps: int
     ) -> Iterator[dict[str, jax.Array]]:
         """The batches of `pipeline.train_batches` over all processes, split over the devices. Equal bit for bit."""
         dataset = self._examples.dataset
@@ -82,7 +83,7 @@ class DeviceCache:
         def draw(step):
             plan = np.empty((len(rows), 1 + len(Geometry._fields)), np.int32)
             for row, j in enumerate(rows):
-                g = step * batch_size + j
+                g = start_sample + step * batch_size + j
                 i = example_of_sample(seed, len(dataset), g)
                 if self._usable[i]:
                     plan[row] = i, *draw_geometry(seed, g, self._size, augmentation, self._host_labels.get(i))
@@ -90,7 +91,7 @@ class DeviceCache:
                     plan[row] = -1, *nothing_of(augmentation)
             return plan
 
-        for plan in _drawn_ahead(draw, range(start_step, start_step + num_steps)):
+        for plan in _drawn_ahead(draw, range(num_steps)):
             image, label, _, geometry = self._cut(plan, window)
             yield {'image': image, 'label': label, 'geometry': geometry}
 

@@ -16,11 +16,11 @@ UNKNOWN_LABEL = 254  # the value of `ClassTable.raw_to_train` for a raw id that 
 
 
 class RawLabel(NamedTuple):
-    """One value of a data set's label files."""
+    """One value of a data set's label files. `color` is None where the class file gives none."""
 
     name: str
     raw_id: int
-    color: tuple[int, int, int]
+    color: tuple[int, int, int] | None
     train_id: int
 
 
@@ -91,7 +91,7 @@ class ClassTable:
             name=values['name'],
             class_names=tuple(values['class_names']),
             class_colors=tuple(tuple(color) for color in values['class_colors']),
-            raw_labels=tuple(RawLabel(n, i, tuple(c), t) for n, i, c, t in values['raw_labels']),
+            raw_labels=tuple(RawLabel(n, i, c and tuple(c), t) for n, i, c, t in values['raw_labels']),
             has_void_output=values.get('has_void_output', False),
         )
 
@@ -195,3 +195,4 @@ CAMVID = ClassTable(
 
 CLASS_TABLES = {'cityscapes': CITYSCAPES, 'camvid': CAMVID, 'synthetic': CITYSCAPES}  # by data set
 DATA_NAMES = (*CLASS_TABLES, 'folder')  # whose classes are in a file of its own
+LABEL_VALUES = ('auto', 'index', 'color')  # what label files hold: numbers or colours

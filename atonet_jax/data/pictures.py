@@ -1,39 +1,97 @@
-"""Any usual picture file as RGB bytes. Training is stricter: data/decode.py."""
+"""Any usual picture file as RGB bytes, upright: for training, evaluation, check_data, predict and serve alike."""
 
+import contextlib
+import functools
+import importlib
+import logging
+import struct
+import sys
 import warnings
-from collections.abc import Sequence
-from typing import BinaryIO
+from collections.abc import Iterator, Sequence
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from atonet_jax.errors import InputError
 
-MOST_PIXELS = 2 * PIL.Image.MAX_IMAGE_PIXELS  # Pillow refuses more, whatever limit is given
-_SIXTEEN_BITS = ('I', 'I;16', 'I;16B', 'I;16L')
-_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError)  # what Pillow raises for bad files
+_log = logging.getLogger(__name__)
 
-# Our own limit is checked before anything is decoded, and its error is one line.
-warnings.simplefilter('ignore', PIL.Image.DecompressionBombWarning)
+MAX_PIXELS = 180_000_000  # of a picture of a data set, unless config.data.max_pixels says otherwise
+
+_ORIENTATION = 0x0112  # EXIF tag
+_TURN = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_LATE_CHUNKS = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')  # of a PNG: EXIF and XMP may come after the pixels
+_WIDE_MODES = ('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N')
+_BITS = (8, 10, 12, 14, 16)  # of samples in use
+_SCALED_BY_PILLOW = ('PPM', 'JPEG2000')  # integers of any declared range come as 16 bits
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _SMALLEST, _LARGEST = 258, 262, 340, 341  # TIFF tags
+_said = set()  # bits that were taken for the range of a picture, each said once
+_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)  # what Pillow raises
+
+# Our own limits, which settings can raise, are checked before anything is decoded.
+PIL.Image.MAX_IMAGE_PIXELS = None
+# Transparency is dropped, and damaged EXIF turns nothing.
+warnings.filterwarnings('ignore', '(Palette images with Transparency|Corrupt EXIF data)', UserWarning)
 
 
 class TooManyPixels(InputError):
     """A picture that is larger than the limit."""
 
 
-def formats() -> list[str]:
-    """Pillow's names of the formats it reads, except EPS, for which it would run a program."""
+class Header(NamedTuple):
+    """What a picture says before it is decoded.
+
+    Attributes:
+        size: (height, width) upright.
+        orientation: EXIF, 1 to 8. From 5 on the file stores the sides the other way round.
+    """
+
+    size: tuple[int, int]
+    orientation: int
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        return self.size[::-1] if self.orientation >= 5 else self.size
+
+
+@functools.cache
+def formats() -> tuple[str, ...]:
+    """Pillow's names of the formats it reads, except EPS, for which it would run a program. HEIF with pillow-heif."""
     PIL.Image.init()
-    return [kind for kind in PIL.Image.OPEN if kind != 'EPS']
+    with contextlib.suppress(ImportError):  # no requirement of ours: users add it if they have such files
+        importlib.import_module('pillow_heif').register_heif_opener()
+    return tuple(kind for kind in PIL.Image.OPEN if kind != 'EPS')
+
+
+@functools.cache
+def suffixes() -> tuple[str, ...]:
+    """The endings of the files in these formats: '.png' and so on."""
+    kinds = formats()
+    return tuple(suffix for suffix, kind in PIL.Image.EXTENSION.items() if kind in kinds)
 
 
 def read_picture(
-    file: str | BinaryIO, name: str, max_pixels: int, limit: str, kinds: Sequence[str] | None = None
+    file: str | BinaryIO,
+    name: str,
+    max_pixels: int,
+    limit: str,
+    kinds: Sequence[str] | None = None,
+    sample_range: Sequence[float] = (),
 ) -> np.ndarray:
     """[H, W, 3] uint8 RGB, turned as EXIF says. Of an animation, the first frame.
 
-    Grey is repeated, alpha is dropped, palettes are looked up, CMYK is converted, 16 bits a channel become 8.
+    Grey is repeated, alpha is dropped, palettes are looked up, CMYK is converted. Floats and integers of more than 8
+    bits are scaled to 8 bits: from `sample_range`, else from the range that the file declares, else from the fewest of
+    8, 10, 12, 14 and 16 bits that hold its values. Floats that lie within 0 and 1 are scaled from that range.
 
     Args:
         file: a path, or bytes to read.
@@ -41,23 +99,72 @@ def read_picture(
         max_pixels: a picture with more is refused before it is decoded.
         limit: the name of the setting behind `max_pixels`.
         kinds: the formats to try, of `formats()`; None: all.
+        sample_range: the samples that become 0 and 255, in pictures of more than 8 bits; (): each file's own.
 
     Raises:
         TooManyPixels: it has more than `max_pixels`.
-        InputError: it cannot be read or decoded.
+        InputError: it cannot be read or decoded, or its samples have no range that is known.
     """
+    with _opened(file, name, max_pixels, limit, kinds) as image:
+        is_turned_by_pillow = image.format == 'TIFF'
+        declared = _declared_range(image)
+        tiles = list(image.tile)
+        image.load()
+        orientation = 1 if is_turned_by_pillow else _orientation(image)
+        if image.mode in _WIDE_MODES:
+            pixels = _to_bytes(np.asarray(image), sample_range or declared, name)[..., None].repeat(3, axis=2)
+            if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow leaves to us
+                pixels = 255 - pixels
+        else:
+            pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
+            if _is_wide(tiles) and (sample_range or pixels.max() < 64):  # 64: values of less than 15 bits
+                low = _low_bytes(file, tiles, kinds)
+                pixels = _to_bytes(pixels.astype(np.uint16) << 8 | low, sample_range or declared, name)
+    return turn(pixels, orientation)
+
+
+def read_header(
+    file: str | BinaryIO, name: str, max_pixels: int, limit: str, kinds: Sequence[str] | None = None
+) -> Header:
+    """Size and orientation of a picture, without decoding it. Arguments and errors are those of `read_picture`."""
+    with _opened(file, name, max_pixels, limit, kinds) as image:
+        if image.format == 'PNG' and _has_late_metadata(image.fp):
+            image.load()
+        orientation = _orientation(image)
+        is_swapped = orientation >= 5 and image.format != 'TIFF'  # Pillow gives TIFF's size upright
+        return Header((image.width, image.height) if is_swapped else (image.height, image.width), orientation)
+
+
+def turn(array: np.ndarray, orientation: int) -> np.ndarray:
+    """`array` [H, W, ...] as stored under an EXIF orientation, upright."""
+    if orientation >= 5:
+        array = array.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    return np.ascontiguousarray(array)
+
+
+def check_pixels(image: PIL.Image.Image, name: str, max_pixels: int, limit: str) -> None:
+    """Raises TooManyPixels if a picture has more than `max_pixels`, which the setting `limit` gives."""
+    if image.width * image.height > max_pixels:
+        raise TooManyPixels(
+            f'{name}: {image.width}x{image.height} are more than {max_pixels / 1e6:g} million pixels; make it smaller, '
+            f'or raise the limit {limit}'
+        )
+
+
+@contextlib.contextmanager
+def _opened(
+    file: str | BinaryIO, name: str, max_pixels: int, limit: str, kinds: Sequence[str] | None
+) -> Iterator[PIL.Image.Image]:
+    """The picture, of which only the header is read yet. Errors within become InputErrors."""
     try:
         with PIL.Image.open(file, formats=kinds or formats()) as image:
-            if image.width * image.height > max_pixels:
-                raise TooManyPixels(
-                    f'{name}: {image.width}x{image.height} are more than {max_pixels / 1e6:g} million pixels; make it '
-                    f'smaller, or raise the limit {limit}'
-                )
-            image = PIL.ImageOps.exif_transpose(image)
-            if image.mode in _SIXTEEN_BITS:
-                return np.repeat((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8)[..., None], 3, axis=2)
-            return np.asarray(image.convert('RGB'))
-    except TooManyPixels:  # a ValueError, as some of _UNDECODABLE
+            check_pixels(image, name, max_pixels, limit)
+            yield image
+    except InputError:  # a ValueError, as some of _UNDECODABLE
         raise
     except FileNotFoundError as error:
         raise InputError(f'{name}: no such file') from error
@@ -65,7 +172,126 @@ def read_picture(
         raise InputError(f'{name}: cannot be read ({error.strerror}); check its permissions') from error
     except PIL.UnidentifiedImageError as error:
         raise InputError(f'{name}: no image that can be read; give PNG, JPEG or another usual format') from error
-    except PIL.Image.DecompressionBombError as error:
-        raise TooManyPixels(f'{name}: more than {MOST_PIXELS / 1e6:.0f} million pixels; make it smaller') from error
+    except MemoryError as error:
+        raise InputError(f'{name}: too large for the memory; make it smaller') from error
     except _UNDECODABLE as error:
-        raise InputError(f'{name}: cannot be decoded ({str(error) or type(error).__name__}); replace it') from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f'{name}: cannot be decoded ({reason}); replace the file') from error
+
+
+def _orientation(image: PIL.Image.Image) -> int:
+    """EXIF orientation, 1 to 8, as far as the file has been read. 1 if EXIF is missing or damaged."""
+    try:
+        # Not the method of PngImageFile, which decodes the picture.
+        orientation = PIL.Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # Pillow raises many kinds for damaged EXIF; the pixels may be whole
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _has_late_metadata(file: BinaryIO) -> bool:
+    """Whether a PNG has texts or EXIF after its pixels. Reads the heads of its chunks."""
+    position = file.tell()
+    file.seek(8)
+    after_pixels = False
+    try:
+        while len(head := file.read(8)) == 8:
+            if after_pixels and head[4:] in _LATE_CHUNKS:
+                return True
+            after_pixels |= head[4:] == b'IDAT'
+            file.seek(int.from_bytes(head[:4], 'big') + 4, 1)
+        return False
+    finally:
+        file.seek(position)
+
+
+def _is_wide(tiles: list) -> bool:
+    """Whether Pillow decodes 16 bits a channel, of which it keeps the upper eight."""
+    return bool(tiles) and _raw_mode(tiles[0]).startswith(('RGB;16', 'RGBA;16', 'RGBX;16', 'LA;16'))
+
+
+def _raw_mode(tile) -> str:
+    return tile.args if isinstance(tile.args, str) else str(tile.args[0]) if tile.args else ''
+
+
+def _low_bytes(file: str | BinaryIO, tiles: list, kinds: Sequence[str] | None) -> np.ndarray:
+    """[H, W, 3] uint8: the lower eight bits of 16-bit colours, which Pillow itself would drop.
+
+    Pillow takes the first byte of big-endian samples and the second of little-endian ones. So it takes the lower byte
+    under the name of the other byte order.
+    """
+    mode = _raw_mode(tiles[0])
+    is_grey = mode.startswith('LA')
+    if is_grey:
+        other = 'RGBA'  # the four bytes of grey and alpha
+    else:
+        is_little = mode[-1] == 'L' or (mode[-1] == 'N' and sys.byteorder == 'little')
+        other = mode[:-1] + ('B' if is_little else 'L')
+    if not isinstance(file, str):
+        file.seek(0)
+    with PIL.Image.open(file, formats=kinds or formats()) as image:
+        image.tile = [
+            tile._replace(args=other if isinstance(tile.args, str) else (other, *tile.args[1:])) for tile in tiles
+        ]
+        low = np.asarray(image)
+    return low[..., 1:2].repeat(3, axis=2) if is_grey else low[..., :3]
+
+
+def _declared_range(image: PIL.Image.Image) -> tuple[float, float] | None:
+    """The lowest and highest sample that the file says it may hold; None if it does not say."""
+    if image.format in _SCALED_BY_PILLOW and image.mode != 'F':
+        return 0, 2**16 - 1
+    if image.format == 'TIFF':
+        tags = image.tag_v2
+        low, high = _first(tags.get(_SMALLEST, 0)), _first(tags.get(_LARGEST))
+        if high is not None and low < high:
+            return float(low), float(high)
+        bits = _first(tags.get(_BITS_PER_SAMPLE, 16))
+        if bits < 16:
+            return 0, 2**bits - 1
+    return None
+
+
+def _first(value):
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _to_bytes(values: np.ndarray, sample_range: Sequence[float] | None, name: str) -> np.ndarray:
+    """uint8 of samples of any type, scaled from `sample_range` or from the range that they seem to have.
+
+    Raises:
+        InputError: no usual range holds them.
+    """
+    low, high = sample_range or _likely_range(values, name)
+    if np.issubdtype(values.dtype, np.integer) and low == int(low) and high == int(high):
+        # Of 16 bits, the upper eight.
+        low, high = int(low), int(high)
+        return ((values.astype(np.int64).clip(low, high) - low) * 256 // (high - low + 1)).astype(np.uint8)
+    with np.errstate(invalid='ignore'):
+        scaled = np.nan_to_num((values.astype(np.float64) - low) * (255 / (high - low)), nan=0, posinf=255, neginf=0)
+    return scaled.clip(0, 255).round().astype(np.uint8)
+
+
+def _likely_range(values: np.ndarray, name: str) -> tuple[int, int]:
+    """(0, 1), or 0 to 2^n - 1 for the fewest usual bits."""
+    low, high = values.min(), values.max()
+    is_float = np.issubdtype(values.dtype, np.floating)
+    if is_float and low >= 0 and high <= 1:
+        return 0, 1
+    bits = next((bits for bits in _BITS if low >= 0 and high < 2**bits), None)
+    if bits is None or (is_float and high < 16):  # floats of up to 1.02 may be 0 to 1, sharpened
+        what = f'samples from {low:g} to {high:g}' if np.isfinite([low, high]).all() else 'samples that are no numbers'
+        raise InputError(
+            f'{name}: has {what}, and does not say which are black and white; give the range of all such pictures as '
+            "--config.data.sample_range='(LOW,HIGH)', or convert it to 8 bits"
+        )
+    if bits < 16 and bits not in _said:
+        _said.add(bits)
+        _log.warning(
+            '%s: its samples, of at most %g, are taken to have %d bits; config.data.sample_range gives all pictures of '
+            'more than 8 bits one range',
+            name,
+            high,
+            bits,
+        )
+    return 0, 2**bits - 1

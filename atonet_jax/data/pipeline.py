@@ -1,8 +1,8 @@
 """From decoded examples to batches on the devices.
 
 The host cuts out bytes. Scaling, flipping and normalising happen on the device (training/augment.py). The example of a
-training sample and its augmentation are pure functions of (seed, sample number). So training can start at any step, and
-repeats exactly.
+training sample and its augmentation are pure functions of (seed, sample number). So training can start at any sample,
+and repeats exactly.
 """
 
 import collections
@@ -15,8 +15,8 @@ import numpy as np
 import tensorflow as tf
 
 from atonet_jax.data.augmentation import Augmentation, Geometry
-from atonet_jax.data.decode import read_image_size
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.image_files import read_image_size
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 
@@ -36,23 +36,23 @@ def train_batches(
     batch_size: int,
     augmentation: Augmentation,
     seed: int,
-    start_step: int,
+    start_sample: int,
     num_steps: int,
     shard_index: int = 0,
     num_shards: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Yields the batches of steps start_step .. start_step + num_steps - 1, for `augment.augment`.
+    """Yields `num_steps` batches of the samples from `start_sample` on, for `augment.augment`.
 
-    Sample g = step * batch_size + j is example `permutation(epoch)[g % n]` of epoch `g // n`: every example occurs
-    once an epoch, and epochs run on across the borders of batches. Starting at any step costs the same.
+    Sample g is example `permutation(epoch)[g % n]` of epoch `g // n`: every example occurs once an epoch, and epochs
+    run on across the borders of batches. Starting at any sample costs the same.
 
     Args:
         examples: of a labelled split.
         batch_size: samples a step, over all shards.
         augmentation: what `augment` will make of them.
         seed: not negative.
-        start_step: the first step.
-        num_steps: how many.
+        start_sample: number of the first sample.
+        num_steps: how many batches.
         shard_index: which contiguous slice of each batch this process yields.
         num_shards: how many such slices there are.
 
@@ -91,8 +91,8 @@ def train_batches(
         }
 
     batches = (
-        tf.data.Dataset.range(start_step * batch_size, (start_step + num_steps) * batch_size)
-        .filter(lambda g: g % batch_size // shard_size == shard_index)
+        tf.data.Dataset.range(start_sample, start_sample + num_steps * batch_size)
+        .filter(lambda g: (g - start_sample) % batch_size // shard_size == shard_index)
         .map(
             lambda g: with_shapes(*tf.numpy_function(load, [g], [tf.uint8, tf.uint8, tf.int32, tf.int64])),
             num_parallel_calls=_PARALLEL,

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.class_file import read_class_file
-from atonet_jax.data.dataset import SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
 from atonet_jax.data.device_cache import suits
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.folder import load_folder
@@ -40,16 +40,34 @@ def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
     'synthetic' is rendered first if `data.root` does not hold it yet, and is then read as Cityscapes.
 
     Raises:
-        DataError: files are missing or do not fit each other, or `data.root` holds other data than asked for.
+        DataError: files are missing or do not fit each other, `data.root` holds other data than asked for, or its
+            labels cannot be read as `label_values` says.
     """
+    dataset = _load_files(data, split)
+    held = 'color' if dataset.by_color else 'index'
+    if data.label_values not in ('auto', held):
+        raise DataError(
+            f'config.data.label_values={data.label_values}: but the labels of {dataset.name} {split} are {held} here; '
+            'leave it auto'
+        )
+    return dataclasses.replace(
+        dataset,
+        unknown_as_void=data.unknown_as_void,
+        max_pixels=data.max_pixels,
+        sample_range=tuple(data.sample_range),
+        label_orientation=data.label_orientation,
+    )
+
+
+def _load_files(data: ConfigDict, split: str) -> SegmentationDataset:
     if data.tfds_dir:
         from atonet_jax.data.tfds_copy import load_tfds
 
         return load_tfds(data.tfds_dir, data.name, split)
     if data.name == 'camvid':
-        return load_camvid(data.root, split)
+        return load_camvid(data.root, split, data.label_values)
     if data.name == 'folder':
-        return load_folder(data.root, split, class_table(data), data.folder)
+        return load_folder(data.root, split, class_table(data), data.folder, data.label_values)
     if data.name == 'synthetic':
         scenes = data.synthetic
         write_dataset(
@@ -74,6 +92,8 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
         dataset,
         cache_path=os.path.join(workdir, f'verified_{split}.json'),
         on_corrupt=data.on_corrupt,
+        for_training=split == data.train_split,
+        trust_labels=data.trust_labels,
     )
     cache = data.cache
     if cache == 'auto':
@@ -96,6 +116,12 @@ def prepare_copy(data: ConfigDict) -> str:
     source.tfds_dir = ''
     parts = dict.fromkeys(part for split in (data.train_split, data.eval_split) for part in split_parts(split))
     datasets = {
-        part: verify(load_dataset(source, part), on_corrupt=data.on_corrupt, decode_images=True) for part in parts
+        part: verify(
+            load_dataset(source, part),
+            on_corrupt=data.on_corrupt,
+            decode_images=True,
+            trust_labels=data.trust_labels,
+        )
+        for part in parts
     }
     return prepare(datasets, data.tfds_dir)

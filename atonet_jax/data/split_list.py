@@ -5,13 +5,14 @@ import re
 from collections import Counter
 
 from atonet_jax.data.dataset import DataError
+from atonet_jax.data.pictures import suffixes
 
 
 def read_split_list(path: str) -> list[str]:
     """The image names in a list, one a line, with '/' between folders.
 
-    A line may go on after the name's extension, with its label file as in SegNet's lists. Line endings of Windows and
-    names with spaces are fine.
+    Hidden files, as macOS leaves them, are passed over. A line may go on after the name's extension, with its label
+    file as in SegNet's lists. Line endings of Windows and names with spaces are fine.
 
     Raises:
         DataError: the file is missing or no text.
@@ -23,9 +24,11 @@ def read_split_list(path: str) -> list[str]:
         raise DataError(f'{path}: cannot be read ({error.strerror}); write one image name a line') from error
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: not UTF-8 text; save it as UTF-8') from error
-    names = [re.sub(r'(?i)(\.(png|jpe?g))\s.*', r'\1', line) for line in lines if line]
+    ending = f'(?:{"|".join(map(re.escape, suffixes()))})'
+    names = [re.sub(rf'(?i)({ending})\s.*', r'\1', line) for line in lines if line]
     names = [os.path.normpath(name) for name in names]
-    counts = Counter(re.sub(r'(?i)\.(png|jpe?g)$', '', name) for name in names)
+    names = [name for name in names if not os.path.basename(name).startswith('.')]
+    counts = Counter(re.sub(rf'(?i){ending}$', '', name) for name in names)
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         raise DataError(f'{path}: {min(repeated)} is there more than once; list each image once')

@@ -1,7 +1,8 @@
 """Writes TFDS copies of data sets: `--mode=prepare`.
 
-A copy keeps the encoded bytes of image and label files, so it decodes to the pixels of its source. It is an ordinary
-TFDS data set. Its `metadata.json` holds what TFDS has no place for: class table and meaning of the label values.
+A copy keeps the encoded bytes of image and label files, so it decodes to the pixels of its source. Label files that
+TensorFlow would read differently become PNGs of the same values. It is an ordinary TFDS data set. Its `metadata.json`
+holds what TFDS has no place for: class table and meaning of the label values.
 """
 
 import contextlib
@@ -20,7 +21,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import read_label_values
+from atonet_jax.data.label_files import KINDS, read_label_pixels, to_train_ids
+from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.tfds_copy import INFO, METADATA, read_metadata
 from atonet_jax.data.tfds_records import foreign_errors
 from atonet_jax.process.progress import watched
@@ -29,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 _RUNS = 64  # a split is written in so many parts, each of which TFDS holds in memory for a while
 _KEY_BITS = 128  # of TFDS's keys
-_PALETTE = 3  # byte 25 of a PNG
+_PNG, _GREY = b'\x89PNG', b'\x08\x00'  # what a PNG begins with, and bytes 24 and 25 of one of 8-bit grey
 _RESERVED_PARTS = ('all',)
 
 
@@ -73,10 +75,7 @@ class CopyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         digest = hashlib.sha256()
         for position, (i, name, image, label) in enumerate(_encoded_examples(dataset)):
             _add(digest, name, image, label)
-            if dataset.label_values == 'index' and label[25:26] == bytes([_PALETTE]):
-                # TensorFlow would decode the colours of the palette.
-                label = _gray_png(read_label_values(dataset, i))
-            yield _key(position, len(dataset)), {'id': name, 'image': image, 'label': label}
+            yield _key(position, len(dataset)), {'id': name, 'image': image, 'label': _plain_label(dataset, i, label)}
         self._kept['splits'][part]['sha256'] = digest.hexdigest()
 
 
@@ -152,10 +151,10 @@ def _description(datasets: Mapping[str, SegmentationDataset]) -> dict:
     """The content of metadata.json, without the digests of the examples. These are known after writing."""
     first = next(iter(datasets.values()))
     for part, dataset in datasets.items():
-        if (dataset.name, dataset.class_table, dataset.label_values) != (
+        if (dataset.name, dataset.class_table, _label_values(dataset)) != (
             first.name,
             first.class_table,
-            first.label_values,
+            _label_values(first),
         ):
             raise DataError(
                 f'{dataset.name} {part}: has other classes, or another kind of label files, than {first.name} '
@@ -164,9 +163,9 @@ def _description(datasets: Mapping[str, SegmentationDataset]) -> dict:
     return {
         'name': first.name,
         'class_table': first.class_table.to_dict(),
-        'label_values': first.label_values,
+        'label_values': _label_values(first),
         'splits': {
-            part: {'raw_to_train': None if dataset.label_values == 'color' else dataset.train_ids.tolist()}
+            part: {'raw_to_train': None if _label_values(dataset) == 'color' else dataset.train_ids.tolist()}
             for part, dataset in datasets.items()
         },
     }
@@ -200,9 +199,36 @@ def _key(position: int, count: int) -> int:
     return (run << _KEY_BITS) // _RUNS + position
 
 
-def _gray_png(values: np.ndarray) -> bytes:
+def _label_values(dataset: SegmentationDataset) -> str:
+    """What the label files of a copy hold: 'color' if all of the source do, else 'index'."""
+    return 'color' if dataset.by_color == set(KINDS) else 'index'
+
+
+def _plain_label(dataset: SegmentationDataset, i: int, label: bytes) -> bytes:
+    """Label file `i` as a PNG that TensorFlow reads as this package does."""
+    if _label_values(dataset) == 'color':
+        return label if label.startswith(_PNG) else _as_png(PIL.Image.open(io.BytesIO(label)))
+    if label.startswith(_PNG) and label[24:26] == _GREY:
+        return label
+    pixels = read_label_pixels(dataset, i)
+    values = pixels.values
+    if pixels.colored:  # beside others of numbers
+        values = _number_of_train_id(dataset)[to_train_ids(dataset, pixels)]
+    return _as_png(PIL.Image.fromarray(np.where((values < 0) | (values > 255), IGNORE_LABEL, values).astype(np.uint8)))
+
+
+def _number_of_train_id(dataset: SegmentationDataset) -> np.ndarray:
+    """[256] uint8: train id -> a number of it; others -> `IGNORE_LABEL`."""
+    numbers = np.full(256, IGNORE_LABEL, np.uint8)
+    for number in range(IGNORE_LABEL):
+        if dataset.train_ids[number] < dataset.class_table.num_classes:
+            numbers[dataset.train_ids[number]] = number
+    return numbers
+
+
+def _as_png(image: PIL.Image.Image) -> bytes:
     file = io.BytesIO()
-    PIL.Image.fromarray(values).save(file, 'PNG')
+    image.save(file, 'PNG')
     return file.getvalue()
 
 

@@ -5,20 +5,19 @@ import dataclasses
 import json
 import logging
 import os
-import tempfile
+import pathlib
 from typing import NamedTuple
 
-import numpy as np
-
 from atonet_jax.data.dataset import DataError, SegmentationDataset
-from atonet_jax.data.decode import check_image_end, read_image, read_image_size, read_labels
-from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.data.image_files import check_image_end, read_image, read_image_header
+from atonet_jax.data.label_checks import Judgement, judge_labels
+from atonet_jax.data.label_files import LabelCounts, count_label_values
+from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import watched
 
 _log = logging.getLogger(__name__)
 
 _MAX_REPORTED = 3
-_FEW_LABELLED = 0.5  # share of labelled pixels below which something is likely wrong
 
 
 class _Good(NamedTuple):
@@ -26,7 +25,9 @@ class _Good(NamedTuple):
 
     height: int
     width: int
-    labelled: int
+    orientation: int
+    known: dict[str, int]  # as in LabelCounts
+    unknown: int
     fingerprint: str
 
 
@@ -36,24 +37,29 @@ def verify(
     cache_path: str | None = None,
     on_corrupt: str = 'error',
     decode_images: bool = False,
+    for_training: bool = False,
+    trust_labels: bool = False,
 ) -> SegmentationDataset:
-    """Checks every image's header and end, and decodes every label.
+    """Checks every image's header and end, decodes every label, and judges what the labels hold.
 
     Args:
         dataset: the split to check.
         cache_path: JSON file that lists good files. Files that have not changed since are not read again.
         on_corrupt: 'error', or 'skip' to log and mark unusable examples instead of refusing the split.
         decode_images: decodes every image too, which takes longer and also finds damage in the middle of a file.
+        for_training: a network is trained on the split.
+        trust_labels: doubtful labels are warned of and not refused.
 
     Returns:
         The data set with `sizes` known, and with `unusable` if `on_corrupt` is 'skip'.
 
     Raises:
-        DataError: an example is unusable (with 'skip': all are), or a labelled split has no labelled pixel. ('test' may
-            have none: some data sets publish it with blank labels.) One line names the first problems and counts the
-            others.
+        DataError: an example is unusable (with 'skip': all are), or `judge_labels` finds the labels unfit. One line
+            names the first problems and counts the others.
     """
     known_good = _read_cache(cache_path)
+    if dataset.reading:
+        _log.info('%s %s: %s', dataset.name, dataset.split, dataset.reading)
 
     def check(i: int) -> _Good | DataError:
         image_path = dataset.image_paths[i]
@@ -62,10 +68,10 @@ def verify(
             known = known_good.get(image_path)
             if known is not None and known.fingerprint == fingerprint:
                 return known
-            size = read_image_size(dataset, i)
+            size, orientation = read_image_header(dataset, i)
             read_image(dataset, i) if decode_images else check_image_end(dataset, i)
-            labelled = np.count_nonzero(read_labels(dataset, i, size) != IGNORE_LABEL)
-            return _Good(*size, int(labelled), fingerprint)
+            counts = LabelCounts({}, 0) if dataset.label_paths is None else count_label_values(dataset, i, size)
+            return _Good(*size, orientation, *counts, fingerprint)
         except DataError as error:
             return error
 
@@ -79,28 +85,48 @@ def verify(
     for error in unusable.values():
         _log.warning('skipped: %s', error)
     good = {path: result for path, result in zip(dataset.image_paths, results) if isinstance(result, _Good)}
-    _check_labelled(dataset, good.values())
+    _report_turned(dataset, good.values())
+    if dataset.label_paths is not None:
+        counts = {
+            path: LabelCounts(result.known, result.unknown)
+            for path, result in zip(dataset.label_paths, results)
+            if isinstance(result, _Good)
+        }
+        _refuse_unfit(dataset, judge_labels(dataset, counts, for_training=for_training, trust=trust_labels))
     _write_cache(cache_path, known_good | good)
     sizes = tuple((result.height, result.width) if isinstance(result, _Good) else None for result in results)
     return dataclasses.replace(dataset, sizes=sizes, unusable=unusable)
 
 
-def _check_labelled(dataset: SegmentationDataset, good) -> None:
-    if dataset.label_paths is None or dataset.split == 'test':
-        return
-    share = sum(one.labelled for one in good) / sum(one.height * one.width for one in good)
-    if share == 0:
-        raise DataError(
-            f'{dataset.name} {dataset.split}: all pixels of all {len(good)} label files are ignored, '
-            f'for example {dataset.label_paths[0]}; check that these are the label files'
-        )
-    if share < _FEW_LABELLED:
-        _log.warning(
-            '%s %s: only %.0f%% of the pixels have a class, the others are ignored; --mode=check_data says more',
-            dataset.name,
-            dataset.split,
-            100 * share,
-        )
+def _refuse_unfit(dataset: SegmentationDataset, judgement: Judgement) -> None:
+    """Logs the warnings of a judgement and raises its failures."""
+    name = f'{dataset.name} {dataset.split}'
+    for warning in judgement.warnings:
+        _log.warning('%s: %s', name, warning)
+    if judgement.failures:
+        found = [f'{failure} (such as {lines[0]})' for failure, lines in judgement.failures.items()]
+        raise DataError(f'{name}: {"; ".join([*found, judgement.advice or "--mode=check_data says more"])}')
+
+
+def _report_turned(dataset: SegmentationDataset, good) -> None:
+    text = turned_text(dataset, sum(one.orientation != 1 for one in good))
+    if text:
+        _log.warning('%s %s: %s', dataset.name, dataset.split, text)
+
+
+def turned_text(dataset: SegmentationDataset, count: int) -> str:
+    """What is done about the EXIF orientation of `count` images and their labels; '' if there are none."""
+    if not count:
+        return ''
+    text = f'{count} images are turned upright, as their EXIF orientation says'
+    if dataset.label_paths is None:
+        return text
+    if dataset.label_orientation == 'stored':
+        return f'{text}, and so are their label files (config.data.label_orientation=stored)'
+    return (
+        f'{text}; their label files are taken to be upright already; if they were drawn on the images as stored, give '
+        '--config.data.label_orientation=stored'
+    )
 
 
 def _summary(problems: list[DataError], dataset: SegmentationDataset) -> str:
@@ -129,9 +155,9 @@ def _read_cache(cache_path: str | None) -> dict[str, _Good]:
 def _write_cache(cache_path: str | None, known_good: dict[str, _Good]) -> None:
     if cache_path is None:
         return
-    folder = os.path.dirname(os.path.abspath(cache_path))
-    os.makedirs(folder, exist_ok=True)
-    # Other processes must never see half a file.
-    with tempfile.NamedTemporaryFile('w', dir=folder, prefix=os.path.basename(cache_path), delete=False) as file:
-        json.dump(known_good, file)
-    os.replace(file.name, cache_path)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(cache_path)), exist_ok=True)
+        with replacing(cache_path) as temporary:
+            pathlib.Path(temporary).write_text(json.dumps(known_good))
+    except OSError as error:
+        _log.warning('%s: cannot be written (%s); the files will be checked again', cache_path, error.strerror)

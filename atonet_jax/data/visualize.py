@@ -1,15 +1,18 @@
 """Pictures of label maps."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import PIL.Image
 import PIL.ImageDraw
+import PIL.ImageFont
 
 from atonet_jax.data.labels import IGNORE_LABEL, ClassTable
 
 _OPACITY = 0.55
 _GAP = 4
+_ROWS = 256  # that are blended at a time
 _WIDTH = 1100  # pixels up to which pictures with a legend are enlarged
 _WHITE = (255, 255, 255)
 
@@ -22,14 +25,19 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
         labels: [H, W] uint8 train ids.
         palette: [256, 3] uint8.
     """
-    blended = (1 - _OPACITY) * image + _OPACITY * palette[labels]
-    return np.where((labels == IGNORE_LABEL)[..., None], image, blended.round().astype(np.uint8))
+    result = np.empty_like(image)
+    for top in range(0, len(image), _ROWS):  # float64 takes eight times the memory of the picture
+        rows = slice(top, top + _ROWS)
+        blended = (1 - _OPACITY) * image[rows] + _OPACITY * palette[labels[rows]]
+        ignored = (labels[rows] == IGNORE_LABEL)[..., None]
+        result[rows] = np.where(ignored, image[rows], blended.round().astype(np.uint8))
+    return result
 
 
 def error_map(labels: np.ndarray, predictions: np.ndarray) -> np.ndarray:
     """Right pixels dark green, wrong ones red, unlabelled ones black: [H, W] uint8 twice -> [H, W, 3] uint8."""
-    colors = np.where((labels == predictions)[..., None], (20, 60, 20), (230, 40, 40))
-    return np.where((labels == IGNORE_LABEL)[..., None], 0, colors).astype(np.uint8)
+    colors = np.array([(20, 60, 20), (230, 40, 40), (0, 0, 0)], np.uint8)
+    return colors[np.where(labels == IGNORE_LABEL, np.uint8(2), (labels != predictions).astype(np.uint8))]
 
 
 def comparison(image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, table: ClassTable) -> np.ndarray:
@@ -62,11 +70,14 @@ def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> 
     A small picture is enlarged by a whole factor first, for the eye.
     """
     factor = max(1, _WIDTH // picture.shape[1])
-    picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    if factor > 1:
+        picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     font_size, padding = 14, 8
-    entry_width = 150
-    columns = max(1, picture.shape[1] // entry_width)
     classes = [c for c in present if c < table.num_classes]
+    font = PIL.ImageFont.load_default(font_size)
+    names = max((font.getlength(table.class_names[c]) for c in classes), default=0)
+    entry_width = max(150, math.ceil(names) + font_size + 3 * padding)
+    columns = max(1, picture.shape[1] // entry_width)
     rows = -(-len(classes) // columns)
     line = font_size + padding
     canvas = PIL.Image.new('RGB', (picture.shape[1], picture.shape[0] + rows * line + padding), _WHITE)
@@ -75,5 +86,5 @@ def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> 
     for i, c in enumerate(classes):
         x, y = (i % columns) * entry_width + padding, picture.shape[0] + padding + (i // columns) * line
         draw.rectangle((x, y, x + font_size, y + font_size), fill=table.class_colors[c])
-        draw.text((x + font_size + padding, y), table.class_names[c], fill=(0, 0, 0), font_size=font_size)
+        draw.text((x + font_size + padding, y), table.class_names[c], fill=(0, 0, 0), font=font)
     return canvas

@@ -16,16 +16,17 @@ from atonet_jax.evaluation.evaluator import Evaluator, Example, ImageScore
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.distributed import is_main_process, main_process_first
+from atonet_jax.process.files import replacing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import make_folder, write_json, write_text
+from atonet_jax.runs.workdir import class_difference, make_folder, write_json, write_text, writing
 
 
 def evaluate(config: ConfigDict, workdir: str) -> Scores:
     """`--mode=evaluate`: scores a run's checkpoint, or the weights of `init_from` if `workdir` holds no run.
 
-    Prints a table, and writes into `evaluation/` of the workdir: scores.json, images.csv with the scores of each image,
-    pictures, and report.html.
+    Prints a table, and writes into `eval.output`, or else into `evaluation/` of the workdir: scores.json, images.csv
+    with the scores of each image, pictures, and report.html.
 
     Raises:
         InputError: no run, checkpoint or weights, data that cannot be used, or nothing can be written.
@@ -36,15 +37,17 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     validate(config)
     network = trained_network(config, workdir, mesh)
     table = network.class_table
-    folder = os.path.join(workdir, 'evaluation')
-    make_folder(folder)
+    folder = config.eval.output or os.path.join(workdir, 'evaluation')
+    make_folder(folder, '--config.eval.output')
     with main_process_first('data'):
-        examples = load_examples(config.data, config.data.eval_split, workdir)
+        kept_in = workdir if os.access(workdir, os.W_OK) else folder  # the run's folder may be read-only
+        examples = load_examples(config.data, config.data.eval_split, kept_in)
     dataset = examples.dataset
-    if dataset.class_table.class_names != table.class_names:
+    difference = class_difference(table, dataset.class_table)
+    if difference:
         raise InputError(
-            f'config.data: {dataset.name} has other classes ({", ".join(dataset.class_table.class_names)}) than the '
-            f'network predicts ({", ".join(table.class_names)}); choose the data that it was trained for'
+            f'config.data: {dataset.name} has other classes than the network predicts ({difference}); choose the data '
+            'that it was trained for'
         )
 
     evaluation = Evaluator(network.model, examples, config.eval, mesh).run(network.variables)
@@ -52,30 +55,31 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     if not is_main_process():
         return scores
 
+    print(scores.table(table.class_names))  # whether the disk takes them or not
     origin = environment.describe()
-    write_json(
-        os.path.join(folder, 'scores.json'),
-        {
-            'step': network.step,
-            'dataset': dataset.name,
-            'split': dataset.split,
-            'images': len(evaluation.per_image),
-            'skipped': [str(reason) for reason in examples.skipped.values()],
-            'seconds': evaluation.seconds,
-            'options': config.eval.to_dict(),
-            'environment': origin,
-            **scores.to_dict(table.class_names),
-            'confusion': evaluation.confusion.tolist(),
-        },
-    )
-    write_text(os.path.join(folder, 'images.csv'), _images_csv(evaluation.per_image))
-    pictures = write_pictures(evaluation.examples, table, folder)
-    weights = config.init_from if network.step is None else f'step {network.step}'
-    report = os.path.join(folder, 'report.html')
-    write_report(
-        report, evaluation, config, table, workdir=workdir, weights=weights, mode='evaluate', environment=origin
-    )
-    print(scores.table(table.class_names))
+    with writing(folder):
+        write_json(
+            os.path.join(folder, 'scores.json'),
+            {
+                'step': network.step,
+                'dataset': dataset.name,
+                'split': dataset.split,
+                'images': len(evaluation.per_image),
+                'skipped': [str(reason) for reason in examples.skipped.values()],
+                'seconds': evaluation.seconds,
+                'options': config.eval.to_dict(),
+                'environment': origin,
+                **scores.to_dict(table.class_names),
+                'confusion': evaluation.confusion.tolist(),
+            },
+        )
+        write_text(os.path.join(folder, 'images.csv'), _images_csv(evaluation.per_image))
+        pictures = write_pictures(evaluation.examples, table, folder)
+        weights = config.init_from if network.step is None else f'step {network.step}'
+        report = os.path.join(folder, 'report.html')
+        write_report(
+            report, evaluation, config, table, workdir=workdir, weights=weights, mode='evaluate', environment=origin
+        )
     print(f'{weights}; {len(evaluation.per_image)} images of {evaluation.dataset} in {evaluation.seconds:.1f} s '
           'with compilation')  # fmt: skip
     if evaluation.skipped:
@@ -106,5 +110,6 @@ def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> l
         picture = visualize.comparison(example.image, example.labels, example.predictions, table)
         present = np.union1d(example.labels, example.predictions)
         paths.append(os.path.join(folder, f'example_{example.index:04d}.png'))
-        visualize.with_legend(picture, table, present).save(paths[-1])
+        with replacing(paths[-1]) as temporary:
+            visualize.with_legend(picture, table, present).save(temporary)
     return paths

@@ -16,15 +16,20 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
 from atonet_jax.inference.segmenter import prepared_variables
 from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress
 
 _MOST_EXTREMES = 4  # best examples that are kept, and as many worst ones
+_LONGEST_SIDE = 2048  # pixels of a kept example; of larger ones every second pixel is kept, or every third, ...
 
 
 class Example(NamedTuple):
-    """An image, [H, W, 3] uint8, with its true and predicted labels, [H, W] uint8 train ids."""
+    """An image to show, [H, W, 3] uint8, with its true and predicted labels, [H, W] uint8 train ids.
+
+    Larger images are thinned out, so that no side is longer than 2048 pixels.
+    """
 
     index: int
     image: np.ndarray
@@ -97,7 +102,8 @@ class Evaluator:
         """
         start = time.perf_counter()
         variables = prepared_variables(self._model, variables, self._mesh)
-        batches = self._batches(-(-self._options.batch_size // self._mesh.size) * self._mesh.size)
+        images_at_once = 1 if self._options.window else -(-self._options.batch_size // self._mesh.size)
+        batches = self._batches(images_at_once * self._mesh.size)
         dataset = self._examples.dataset
         confusion = np.zeros(self._shape, np.int64)
         per_image, shown = [], _Shown(self._options.pictures)
@@ -173,7 +179,9 @@ class _Shown:
                 continue
             if arrays is None:
                 arrays = [_of_this_process(array) for array in (batch['image'], batch['label'], predictions)]
-            example = Example(index, *(array[row].copy() for array in arrays))  # frees the rest of the batch
+            step = -(-max(arrays[1].shape[1:]) // _LONGEST_SIDE)
+            thin = (array[row, ::step, ::step].copy() for array in arrays)  # frees the rest of the batch
+            example = Example(index, *thin)
             if len(self.first) < self._pictures:
                 self.first.append(example)
             for heap, rank in heaps:
@@ -197,21 +205,21 @@ def _compile_eval_step(model: nn.Module, shape: tuple[int, int], options: Config
 
     The batch is split over the devices, and so are the predictions. Every process gets all other results.
     """
+    whole, split = replicated(mesh), split_by_batch(mesh)
 
-    def eval_step(variables, images, labels, index):
-        predictions = predict_labels(
-            model,
-            variables,
-            images,
-            height=options.height,
-            scales=options.scales,
-            flip=options.flip,
-            window=options.window or None,
-            window_stride=options.window_stride or None,
-        )
+    def scored(labels, index, predictions):
         return confusion_matrices(labels, predictions, *shape), index, predictions
 
-    whole, split = replicated(mesh), split_by_batch(mesh)
+    if options.window:
+        windows = SlidingWindows.of_options(model, mesh, options, options.batch_size)
+        score = jax.jit(scored, in_shardings=(split, split, split), out_shardings=(whole, whole, split))
+        return lambda variables, images, labels, index: score(labels, index, windows(variables, images))
+
+    def eval_step(variables, images, labels, index):
+        views = {'height': options.height, 'scales': options.scales, 'flip': options.flip}
+        predictions = predict_labels(model, variables, images, **views)
+        return scored(labels, index, predictions)
+
     return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
 
 

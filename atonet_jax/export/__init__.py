@@ -1,5 +1,6 @@
 """`--mode=export`: a trained network for other programs, loaded back and compared before the command says done."""
 
+import glob
 import importlib
 import os
 import shutil
@@ -9,6 +10,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import validate
 from atonet_jax.errors import InputError
+from atonet_jax.export import int8
 from atonet_jax.export.model_card import model_card
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.devices import create_mesh
@@ -20,7 +22,7 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
     """Writes the run in `workdir`, or the weights of `init_from`, as `config.export` says, and a model card beside it.
 
     What is written takes its place only once it was loaded back in its own runtime and gave the labels that
-    `Segmenter` gives.
+    `Segmenter` gives. An int8 export is instead scored beside the float one.
 
     Returns:
         The path of the file or folder.
@@ -28,7 +30,7 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
     Raises:
         InputError: no run, checkpoint or weights; a path that is taken and not to be replaced; a package that the
             format needs is missing.
-        ExportError: the export does not compute what the network does.
+        ExportError: the export does not compute what the network does, or int8 loses too much.
     """
     mesh = create_mesh()
     validate(config)
@@ -51,25 +53,33 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
         os.makedirs(folder, exist_ok=True)
         unchecked = os.path.join(folder, f'.unchecked.{os.getpid()}.{name}')  # the ending stays what it is
         try:
-            form.write(unchecked, network, config)
-            difference = form.check(unchecked, network, config)
+            if config.export.precision == 'int8':
+                figures = int8.write(unchecked, form, network, config, workdir, force)
+                card['int8'], result = int8.card(figures), str(figures)
+            else:
+                form.write(unchecked, network, config)
+                result = form.check(unchecked, network, config)
             if os.path.isdir(path) or os.path.isdir(unchecked):  # files replace each other at one stroke
                 _remove(path)
             os.replace(unchecked, path)
             write_json(card_path, card)
         finally:
-            _remove(unchecked)
+            for left in glob.glob(f'{glob.escape(unchecked)}*'):
+                _remove(left)
     except InputError as error:
         raise InputError(str(error).replace(unchecked, path)) from error
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); give another config.export.output') from error
-    print(f'{path}: {_size(path) / 1e6:.1f} MB; {difference}')
+    print(f'{path}: {_size(path) / 1e6:.1f} MB; {result}')
     print(f'{card_path}: its model card')
     return path
 
 
 def _module(name: str) -> ModuleType:
-    """The module of a format. Each has ENDING, write(path, network, config), and check(path, network, config)."""
+    """The module of a format. Each has ENDING, write(path, network, config), and check(path, network, config).
+
+    Those that can be of int8 also have write_int8(path, network, config, images), and load(path).
+    """
     with explain_missing_package(f'config.export.format={name}', 'export'):
         return importlib.import_module(f'atonet_jax.export.{name}_format')
 

@@ -33,16 +33,31 @@ def compare(
     segment = Segmenter(network.model, network.variables)
     expected = np.asarray(segment(images))
 
-    given = np.asarray(contract_of(network.model).normalization(images)) if options.inputs == 'normalized' else images
-    result = run(np.ascontiguousarray(given.transpose(0, 3, 1, 2)) if options.layout == 'NCHW' else given)
+    result = run(network_inputs(images, network, options))
     logits_text = ''
     if options.outputs == 'logits':
-        logits = result.transpose(0, 2, 3, 1) if options.layout == 'NCHW' else result
         ours = np.asarray(segment.logits(images))
-        logits_text = f', logits by at most {abs(logits - ours).max() / np.ptp(ours):.1e} of their range'
-        result = logits.argmax(-1)
-    different = float(np.mean(np.asarray(result) != expected))
+        largest = abs(_channels_last(result, options) - ours).max()
+        logits_text = f', logits by at most {largest / np.ptp(ours):.1e} of their range'
+    different = float(np.mean(labels_of(result, options) != expected))
     text = f'{100 * different:.4f}% of {expected.size} labels'
     if different > _MOST_DIFFERENT:
         raise ExportError(f'the export differs from the network in {text}; nothing was written')
     return f'loaded back, it differs from the network in {text}{logits_text}'
+
+
+def network_inputs(images: np.ndarray, network: TrainedNetwork, options: ConfigDict) -> np.ndarray:
+    """What the export takes for [B, H, W, 3] uint8 RGB images."""
+    given = np.asarray(contract_of(network.model).normalization(images)) if options.inputs == 'normalized' else images
+    return np.ascontiguousarray(given.transpose(0, 3, 1, 2)) if options.layout == 'NCHW' else given
+
+
+def labels_of(result: np.ndarray, options: ConfigDict) -> np.ndarray:
+    """[B, H, W] uint8 train ids from what the export gives."""
+    if options.outputs == 'labels':
+        return np.asarray(result)
+    return _channels_last(result, options).argmax(-1).astype(np.uint8)
+
+
+def _channels_last(logits: np.ndarray, options: ConfigDict) -> np.ndarray:
+    return logits.transpose(0, 2, 3, 1) if options.layout == 'NCHW' else logits

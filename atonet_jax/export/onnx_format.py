@@ -1,5 +1,8 @@
-"""`onnx`: one file for ONNX Runtime, OpenVINO and others, float32."""
+"""`onnx`: one file for ONNX Runtime, OpenVINO and others, float32 or int8."""
 
+from collections.abc import Callable
+
+import numpy as np
 import onnx
 import onnxruntime
 from ml_collections import ConfigDict
@@ -8,6 +11,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
 from atonet_jax.export.onnx import to_onnx
+from atonet_jax.export.onnx.quantization import quantize
 from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
 
@@ -47,13 +51,34 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     onnx.save(build(network, config.export), path)
 
 
-def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> None:
+    """Writes a graph whose maps between the first and the last convolution are of int8 (`quantization.quantize`).
+
+    Args:
+        path: of the file.
+        network: what is exported.
+        config: `config.export` says what the graph takes and gives.
+        images: to calibrate with, each as the graph takes it, in a batch of one.
+    """
+    options = config.export.copy_and_resolve_references()
+    options.winograd = False  # of products of many matrices, which int8 kernels do not know
+    batches = [np.repeat(image, options.batch_size or 1, axis=0) for image in images]
+    quantize(build(network, options), batches, path)
+
+
+def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The file in ONNX Runtime, on the CPU: images to labels or logits."""
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
+    return lambda images: session.run(None, {'images': images})[0]
+
+
+def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+    run = load(path)
 
     def at_size(size):
         options = config.export.copy_and_resolve_references()
         options.size = tuple(size)
-        return compare(lambda images: session.run(None, {'images': images})[0], network.in_float32(), options)
+        return compare(run, network.in_float32(), options)
 
     text = at_size(config.export.size)
     if config.export.dynamic_size:

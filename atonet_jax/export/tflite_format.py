@@ -1,10 +1,14 @@
-"""`tflite`: a float32 file for LiteRT on small devices, of built-in operations alone; one image unless told."""
+"""`tflite`: a float32 or int8 file for LiteRT on small devices, of built-in operations alone; one image unless told."""
 
 import pathlib
+from collections.abc import Callable
 
+import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
 
+from atonet_jax import ops
+from atonet_jax.errors import ExportError
 from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
 from atonet_jax.export.tensorflow_function import tensorflow_function
@@ -14,6 +18,28 @@ ENDING = '.tflite'
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+    pathlib.Path(path).write_bytes(_converter(network, config).convert())
+
+
+def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> None:
+    """Writes a file that computes in int8 what TensorFlow Lite has int8 kernels for, and the rest in float32.
+
+    Args:
+        path: of the file.
+        network: what is exported.
+        config: `config.export` says what the program takes and gives.
+        images: to calibrate with, each as the program takes it, in a batch of one.
+    """
+    with ops.edge_padding():  # ranges would begin at -infinity
+        converter = _converter(network, config)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
+    batch_size = config.export.batch_size or 1
+    converter.representative_dataset = lambda: ([np.repeat(image, batch_size, axis=0)] for image in images)
+    pathlib.Path(path).write_bytes(converter.convert())
+
+
+def _converter(network: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteConverter:
     module = tf.Module()
     module.function = tensorflow_function(
         forward_function(network.in_float32(), config.export, enlarge_logits=True),
@@ -22,13 +48,17 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
         config.export.outputs,
         platforms=('cpu',),
     )
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.function.get_concrete_function()], module)
-    pathlib.Path(path).write_bytes(converter.convert())
+    return tf.lite.TFLiteConverter.from_concrete_functions([module.function.get_concrete_function()], module)
 
 
-def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
+    """The file in TensorFlow Lite: images to labels or logits."""
     interpreter = tf.lite.Interpreter(path)
-    interpreter.allocate_tensors()
+    try:
+        interpreter.allocate_tensors()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ExportError(f'TensorFlow Lite cannot run the program ({reason}); choose another export.format') from error
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(images):
@@ -36,4 +66,8 @@ def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
         interpreter.invoke()
         return interpreter.get_tensor(result['index'])
 
-    return compare(run, network.in_float32(), config.export, batch_size=config.export.batch_size or 1)
+    return run
+
+
+def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+    return compare(load(path), network.in_float32(), config.export, batch_size=config.export.batch_size or 1)

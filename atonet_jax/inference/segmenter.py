@@ -1,5 +1,6 @@
 """`Segmenter`: from images to label maps, for programs."""
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -64,6 +65,7 @@ class Segmenter:
         from atonet_jax.runs.network import trained_network  # which needs more than computing does
         from atonet_jax.runs.workdir import load_config
 
+        workdir = os.path.expanduser(workdir)
         config = load_config(workdir)
         if dtype is not None:
             config.model.dtype = dtype

@@ -1,4 +1,4 @@
-"""Label maps from several views of an image: scales, its mirror image, sliding windows."""
+"""Label maps of whole images, from one view or several: scales, the mirror image."""
 
 from collections.abc import Sequence
 
@@ -19,22 +19,18 @@ def predict_labels(
     height: int = 0,
     scales: Sequence[float] = (1.0,),
     flip: bool = False,
-    window: tuple[int, int] | None = None,
-    window_stride: tuple[int, int] | None = None,
 ) -> jax.Array:
     """Label maps of whole images, [B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids.
 
-    With more than one view of an image (scales, its mirror image, windows) the views' class probabilities are averaged.
+    With more than one view of an image (scales, its mirror image) the views' class probabilities are averaged.
 
     Args:
         model: the network.
         variables: of the network, prepared or of training.
-        images: at their own size.
+        images: at their own size. `SlidingWindows` takes those that are too large to look at whole.
         height: to which the images are resized first, bilinearly, with their width in proportion; 0: as they are.
         scales: factors by which they are resized then.
         flip: also looks at the mirrored images.
-        window: (height, width) of windows that slide over each scaled image, clipped to its size; None: all at once.
-        window_stride: (rows, columns) from one window to the next; None: two thirds of the window.
     """
     size = images.shape[1:3]
     contract = network(model)
@@ -46,20 +42,11 @@ def predict_labels(
     def logits(images):
         return apply(model, variables, images)['logits']
 
-    if window is None and not flip and tuple(scales) == (1.0,):
+    if not flip and tuple(scales) == (1.0,):
         return label_map(logits(images), size, contract.upsampling)
 
     def probabilities(images):
-        size = images.shape[1:3]
-        if window is None:
-            return jax.nn.softmax(enlarge(logits(images), size, contract.upsampling))
-        summed = jnp.zeros(())
-        for top, left, height, width in _windows(size, window, window_stride):
-            part = images[:, top : top + height, left : left + width]
-            part = jax.nn.softmax(enlarge(logits(part), (height, width), contract.upsampling))
-            bottom, right = size[0] - top - height, size[1] - left - width
-            summed += jnp.pad(part, ((0, 0), (top, bottom), (left, right), (0, 0)))
-        return summed / jnp.sum(summed, axis=-1, keepdims=True)
+        return jax.nn.softmax(enlarge(logits(images), images.shape[1:3], contract.upsampling))
 
     summed = jnp.zeros(())
     for scale in scales:
@@ -68,17 +55,3 @@ def predict_labels(
         if flip:
             summed += ops.resize_bilinear(probabilities(scaled[:, :, ::-1])[:, :, ::-1], size)
     return argmax(summed)
-
-
-def _windows(
-    size: tuple[int, int], window: tuple[int, int], stride: tuple[int, int] | None
-) -> list[tuple[int, int, int, int]]:
-    """(top, left, height, width) of windows that cover `size`; the last of a row or column ends at the border."""
-    height, width = (min(part, length) for part, length in zip(window, size, strict=True))
-    rows, columns = stride or (max(1, 2 * height // 3), max(1, 2 * width // 3))
-    rows, columns = min(rows, height), min(columns, width)  # no gaps where the image is smaller than the window
-    tops, lefts = (
-        sorted({min(start, length - part) for start in range(0, length - part + step, step)})
-        for length, part, step in ((size[0], height, rows), (size[1], width, columns))
-    )
-    return [(top, left, height, width) for top in tops for left in lefts]

@@ -13,15 +13,22 @@ from atonet_jax.models import (
     atonet,
     bisenet,
     ddrnet,
+    deeplab_largefov,
+    dfanet,
     enet,
     erfnet,
     espnet,
     fcn,
+    frrn,
+    icnet,
     pidnet,
+    segnet,
+    sqnet,
     swiftnet,
     swiftnet_ensemble,
     swiftnet_pyramid,
     table3,
+    two_column,
 )
 from atonet_jax.models.contract import Family, Network, Published, cut_back, pad_to_multiple
 from atonet_jax.models.terms import Term
@@ -39,6 +46,14 @@ FAMILIES: list[Family] = [
     swiftnet_pyramid.FAMILY,
     swiftnet_ensemble.FAMILY,
     table3.FAMILY,
+    segnet.FAMILY,
+    segnet.BASIC_FAMILY,
+    deeplab_largefov.FAMILY,
+    frrn.FAMILY,
+    sqnet.FAMILY,
+    icnet.FAMILY,
+    dfanet.FAMILY,
+    two_column.FAMILY,
 ]
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 _INIT_SIZE = 64

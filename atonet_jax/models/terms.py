@@ -107,6 +107,17 @@ class BalancedBinaryCrossEntropy:
     """
 
 
+@dataclasses.dataclass(frozen=True)
+class ExcessMean:
+    """How far the mean of an output is above a limit: max(0, mean - limit). No label is compared.
+
+    Attributes:
+        limit: of the mean.
+    """
+
+    limit: float
+
+
 Criterion = (
     CrossEntropy
     | HardExampleShare
@@ -114,6 +125,7 @@ Criterion = (
     | BootstrappedCrossEntropy
     | BoundaryWeightedCrossEntropy
     | BalancedBinaryCrossEntropy
+    | ExcessMean
 )
 
 
@@ -152,7 +164,7 @@ class Term:
     Attributes:
         output: key of the network's training outputs, [B, h, w, C] float32.
         weight: of the term in the sum.
-        target: 'labels', `Edges` or `LabelsOnEdges`.
+        target: 'labels', `Edges` or `LabelsOnEdges`; 'nothing' goes with `ExcessMean`.
         criterion: how output and target become one number.
         at: the size of the comparison. 'labels': the output is enlarged to the label map's size. 'output': the target
             is brought to the output's size by nearest neighbour.
@@ -177,9 +189,11 @@ class Term:
         _one_of('Term.upsampling', self.upsampling, UPSAMPLINGS)
         _one_of('Term.downsampling', self.downsampling, DOWNSAMPLINGS)
         if not isinstance(self.target, Edges | LabelsOnEdges):
-            _one_of('Term.target', self.target, ('labels', 'Edges(...)', 'LabelsOnEdges(...)'))
+            _one_of('Term.target', self.target, ('labels', 'nothing', 'Edges(...)', 'LabelsOnEdges(...)'))
         if isinstance(self.target, Edges) != isinstance(self.criterion, BalancedBinaryCrossEntropy):
             raise ValueError(f'Term of {self.output!r}: Edges and BalancedBinaryCrossEntropy go together alone')
+        if (self.target == 'nothing') != isinstance(self.criterion, ExcessMean):
+            raise ValueError(f"Term of {self.output!r}: target='nothing' and ExcessMean go together alone")
 
     @property
     def loss_name(self) -> str:

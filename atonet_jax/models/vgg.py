@@ -33,19 +33,49 @@ def vgg16(
         (8, 4 * width), (16, 8 * width), (32, 8 * width).
     """
     x, levels = images, []
-    for block, num_convs in enumerate(BLOCKS, 1):
-        for i in range(1, num_convs + 1):
-            name = f'conv{block}_{i}'
-            conv = Conv(
-                width * min(2 ** (block - 1), 8),
-                padding=first_padding if name == 'conv1_1' else 1,
-                use_bias=True,
-                kernel_init=kaiming_fan_out_init,
-                bias_init=nn.initializers.zeros,
-                dtype=dtype,
-                name=name,
-            )
-            x = nn.relu(conv(x))
+    for block in range(1, len(BLOCKS) + 1):
+        x = vgg16_block(x, block, width, first_padding=first_padding if block == 1 else 1, dtype=dtype)
         x = ops.max_pool(x, 2, 2, 0, ceil=True)
         levels.append(x)
     return levels
+
+
+def vgg16_block(
+    x: jax.Array,
+    block: int,
+    width: int = 64,
+    first_padding: int = 1,
+    dilation: int = 1,
+    dtype: jnp.dtype = jnp.float32,
+) -> jax.Array:
+    """The convolutions of one block, without its pool, to be called within a compact module, which owns them.
+
+    Args:
+        x: [B, H, W, C].
+        block: 1 .. 5.
+        width: channels of the first block.
+        first_padding: zeros at each side of `x`, without dilation.
+        dilation: of all convolutions of the block, which are padded so that they keep the size.
+        dtype: compute type.
+
+    Returns:
+        [B, H, W, c], with `first_padding` of more than 1 larger; c is `block_width(block, width)`.
+    """
+    for i in range(1, BLOCKS[block - 1] + 1):
+        conv = Conv(
+            block_width(block, width),
+            padding=first_padding if i == 1 and dilation == 1 else dilation,
+            dilation=dilation,
+            use_bias=True,
+            kernel_init=kaiming_fan_out_init,
+            bias_init=nn.initializers.zeros,
+            dtype=dtype,
+            name=f'conv{block}_{i}',
+        )
+        x = nn.relu(conv(x))
+    return x
+
+
+def block_width(block: int, width: int = 64) -> int:
+    """The channels of block 1 .. 5, where the first one has `width`."""
+    return width * min(2 ** (block - 1), 8)

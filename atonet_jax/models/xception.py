@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from atonet_jax.models.blocks import Conv, ConvNorm
+from atonet_jax.models.blocks import Conv, ConvNorm, torch_default_init
 from atonet_jax.models.contract import Rule, conv_norm
 from atonet_jax.models.resnet import Stem
 
@@ -49,13 +49,14 @@ class SeparableConvNorm(nn.Module):
     features: int
     stride: int
     dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer = torch_default_init
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, ceil(H / stride), ceil(W / stride), features]."""
-        channels = x.shape[-1]
-        x = Conv(channels, 3, self.stride, groups=channels, dtype=self.dtype, name='depthwise')(x)
-        return ConvNorm(self.features, 1, activation=None, dtype=self.dtype, name='pointwise')(x, train)
+        options, channels = {'kernel_init': self.kernel_init, 'dtype': self.dtype}, x.shape[-1]
+        x = Conv(channels, 3, self.stride, groups=channels, **options, name='depthwise')(x)
+        return ConvNorm(self.features, 1, activation=None, **options, name='pointwise')(x, train)
 
 
 class Block(nn.Module):

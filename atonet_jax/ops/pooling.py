@@ -1,6 +1,9 @@
 """Max-pooling, with indices and back, and average-pooling, as torch has them."""
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +14,21 @@ from atonet_jax.ops.cpu import has_fast_paths
 from atonet_jax.ops.cpu import pooling as cpu_pooling
 from atonet_jax.ops.resize import map_axis
 from atonet_jax.ops.window import IntOrPair, Padding, Pair, PoolWindow, padding_pairs, pair
+
+_pads_with_edges = contextvars.ContextVar('pads_with_edges', default=False)
+
+
+@contextlib.contextmanager
+def edge_padding() -> Iterator[None]:
+    """Lets `max_pool` pad with the pixels at the edge, within the context, which gives the same maxima.
+
+    For converters that take the range of a map for that of its numbers, -infinity included.
+    """
+    token = _pads_with_edges.set(True)
+    try:
+        yield
+    finally:
+        _pads_with_edges.reset(token)
 
 
 def max_pool(
@@ -32,6 +50,9 @@ def max_pool(
         the first takes the gradient.
     """
     window = _pool_window(x, window, stride, padding, ceil)
+    if _pads_with_edges.get():
+        x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)), mode='edge')
+        return cpu_pooling.plain_max_pool(x, window._replace(padding=((0, 0), (0, 0))))
     if has_fast_paths() and cpu_pooling.is_faster(window):
         return cpu_pooling.max_pool(x, window)
     return cpu_pooling.plain_max_pool(x, window)

@@ -5,7 +5,7 @@ factor needs no matrix: every output pixel is one of `factor` fixed blends of tw
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -128,13 +128,53 @@ def _half_pixel_positions(old: int, new: int) -> np.ndarray:
     return (np.arange(new) + 0.5) * (old / new) - 0.5
 
 
-def _two_tap_matrix(positions: Sequence[float], old: int) -> np.ndarray:
-    """[len(positions), old]: linear interpolation at `positions`, clamped to the first and last pixel."""
+def half_pixel_taps(old: int, new: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What `half_pixel_matrix` takes for each new pixel: the lower and the upper old one, and the upper one's weight.
+
+    Returns:
+        [new] int32, [new] int32, [new] float32.
+    """
+    lower, upper, weights = _two_taps(_half_pixel_positions(old, new), old)
+    return lower.astype(np.int32), upper.astype(np.int32), weights.astype(np.float32)
+
+
+def take_between(
+    x: jax.Array,
+    rows: Sequence[jax.Array],
+    columns: Sequence[jax.Array],
+    function: Callable[[jax.Array], jax.Array] = lambda pixels: pixels,
+) -> jax.Array:
+    """Some rows and columns of a bilinear resize: [B, H, W, C] -> [B, len(rows), len(columns), C].
+
+    Args:
+        x: the map.
+        rows, columns: taps, or parts of them, as `half_pixel_taps` gives them.
+        function: of each pixel of `x`, before the blending.
+    """
+
+    def row(taken):
+        lower, upper = (function(x[:, taken][:, :, tap]) for tap in columns[:2])
+        return _between(lower, upper, columns[2][:, None])
+
+    return _between(row(rows[0]), row(rows[1]), rows[2][:, None, None])
+
+
+def _between(lower, upper, weights):
+    return (1 - weights) * lower + weights * upper
+
+
+def _two_taps(positions: Sequence[float], old: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Lower and upper pixel of linear interpolation at `positions`, clamped to the first and last, and its weight."""
     positions = np.clip(positions, 0, old - 1)
     lower = np.floor(positions).astype(int)
-    upper = np.minimum(lower + 1, old - 1)
+    return lower, np.ceil(positions).astype(int), positions - lower
+
+
+def _two_tap_matrix(positions: Sequence[float], old: int) -> np.ndarray:
+    """[len(positions), old]: linear interpolation at `positions`, clamped to the first and last pixel."""
+    lower, upper, weights = _two_taps(positions, old)
     matrix = np.zeros((len(positions), old))
     rows = np.arange(len(positions))
-    np.add.at(matrix, (rows, lower), 1 - (positions - lower))
-    np.add.at(matrix, (rows, upper), positions - lower)
+    np.add.at(matrix, (rows, lower), 1 - weights)
+    np.add.at(matrix, (rows, upper), weights)
     return matrix.astype(np.float32)

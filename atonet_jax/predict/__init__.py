@@ -1,5 +1,7 @@
 """`--mode=predict`: label maps and pictures of images, folders and videos; files for the Cityscapes test server."""
 
+import errno
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +19,10 @@ from atonet_jax.data.pictures import read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
 from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
-from atonet_jax.predict.inputs import Source, find_sources
+from atonet_jax.predict.inputs import Source, fetched, find_sources
 from atonet_jax.predict.outputs import draw, write_label_png, write_png
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.progress import Progress
@@ -52,7 +55,9 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         submission.check_sources(sources, network.class_table)
     make_folder(folder, '--config.predict.output')
 
-    job = _Job(options, labeler(config, network), network.class_table, folder)
+    images_at_once = 1 if config.eval.window else options.batch_size  # with windows, that many of one image
+    label, sample_range = labeler(config, network), tuple(config.data.sample_range)
+    job = _Job(options, label, images_at_once, network.class_table, folder, sample_range)
     try:
         job.run(sources)
     finally:
@@ -64,27 +69,33 @@ def predict(config: ConfigDict, workdir: str) -> bool:
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
     """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with height, scales, flip and window of `config.eval`."""
-    options = config.eval
+    options, mesh = config.eval, create_mesh()
     if tuple(options.scales) == (1.0,) and not (options.height or options.flip or options.window):
         return Segmenter(network.model, network.variables, network.class_table)
-    fn = partial(
-        predict_labels,
-        network.model,
-        height=options.height,
-        scales=options.scales,
-        flip=options.flip,
-        window=options.window or None,
-        window_stride=options.window_stride or None,
-    )
-    return partial(jax.jit(fn), prepared_variables(network.model, network.variables, create_mesh()))
+    if options.window:
+        label = SlidingWindows.of_options(network.model, mesh, options, config.predict.batch_size)
+    else:
+        views = {'height': options.height, 'scales': options.scales, 'flip': options.flip}
+        label = jax.jit(partial(predict_labels, network.model, **views))
+    return partial(label, prepared_variables(network.model, network.variables, mesh))
 
 
 class _Job:
     """One call: its settings and its results."""
 
-    def __init__(self, options: ConfigDict, label: Callable, table: ClassTable, folder: str):
+    def __init__(
+        self,
+        options: ConfigDict,
+        label: Callable,
+        images_at_once: int,
+        table: ClassTable,
+        folder: str,
+        sample_range: tuple[float, ...],
+    ):
         self._options = options
+        self._sample_range = sample_range
         self._label = label
+        self._images_at_once = images_at_once
         self._table = table
         self._folder = folder
         self._images = 0
@@ -97,7 +108,7 @@ class _Job:
         pictures = [source for source in sources if not source.is_video]
         start = time.perf_counter()
         try:
-            with StopSignals() as signals:
+            with StopSignals('ends after the pictures under way; once more: at once') as signals:
                 self._pictures(pictures, signals)
                 for source in videos:
                     if not signals.received(0):
@@ -119,7 +130,14 @@ class _Job:
             return
 
         def read(source):
-            return read_picture(source.path, source.path, self._options.max_pixels, 'config.predict.max_pixels')
+            self._check_name(source)
+            return read_picture(
+                fetched(source) if source.is_address else source.path,
+                source.label,
+                self._options.max_pixels,
+                'config.predict.max_pixels',
+                sample_range=self._sample_range,
+            )
 
         def failed(source, error):
             self.failures.append(str(error))
@@ -132,18 +150,37 @@ class _Job:
             Background() as writers,
         ):
             images = errors_apart(in_order_ahead(read, wanted, readers), failed)
-            for source, image, labels in predicted(images, self._label, self._options.batch_size):
+            for source, image, labels in predicted(images, self._label, self._images_at_once):
                 writers.submit(self._write, source, image, labels)
                 self._images += 1
                 progress.update()
 
+    def _paths(self, source: Source) -> dict[str, str]:
+        """The file of each kind of output."""
+        if self._options.format == 'cityscapes_submission':
+            return {'labels': submission.label_path(self._folder, source)}
+        name = os.path.join(self._folder, source.name)
+        if not source.is_video:
+            return {kind: f'{name}_{kind}.png' for kind in self._options.pictures}
+        return {
+            kind: os.path.join(name, '000000_labels.png') if kind == 'labels' else f'{name}_{kind}.mp4'
+            for kind in self._options.pictures
+        }
+
+    def _check_name(self, source: Source) -> None:
+        """Raises InputError if an output of `source` would have a name that is too long for the file system."""
+        for kind, path in self._paths(source).items():
+            try:
+                os.lstat(path)
+            except OSError as error:
+                if error.errno == errno.ENAMETOOLONG:
+                    raise InputError(f'{source.label}: its name is too long for its {kind} file; rename it') from error
+
     def _write(self, source: Source, image: np.ndarray, labels: np.ndarray) -> None:
         if self._options.format == 'cityscapes_submission':
-            write_label_png(labels, submission.label_path(self._folder, source), self._table, 'raw')
+            write_label_png(labels, self._paths(source)['labels'], self._table, 'raw')
             return
-        name = os.path.join(self._folder, source.name)
-        for kind in self._options.pictures:
-            path = f'{name}_{kind}.png'
+        for kind, path in self._paths(source).items():
             if kind == 'labels':
                 write_label_png(labels, path, self._table, self._options.ids)
             else:
@@ -152,10 +189,11 @@ class _Job:
     def _video(self, source: Source, signals: StopSignals) -> None:
         from atonet_jax.predict.video import Video, VideoFile  # takes a moment to import
 
-        name = os.path.join(self._folder, source.name)
+        paths = self._paths(source)
         everything = range(self._table.num_classes)  # one legend for all frames
         try:
-            video = Video(source.path, self._options.max_pixels)
+            self._check_name(source)
+            video = Video(source, self._options.max_pixels, self._options.max_frames)
         except InputError as error:
             self.failures.append(str(error))
             return
@@ -166,35 +204,37 @@ class _Job:
             stack.enter_context(video)
             progress = stack.enter_context(Progress(f'predicting {source.name}', expected, 'frame'))
             files = {
-                kind: stack.enter_context(VideoFile(f'{name}_{kind}.mp4', video.rate))
-                for kind in self._options.pictures
+                kind: stack.enter_context(VideoFile(path, video.rate))
+                for kind, path in paths.items()
                 if kind != 'labels'
             }
             writer = stack.enter_context(Background(1))  # frames stay in order
 
             def write(number, frame, labels):
-                if 'labels' in self._options.pictures:
-                    path = os.path.join(name, f'{number:06d}_labels.png')
+                if 'labels' in paths:
+                    path = os.path.join(os.path.dirname(paths['labels']), f'{number:06d}_labels.png')
                     write_label_png(labels, path, self._table, self._options.ids)
                 for kind, file in files.items():
                     file.write(draw(kind, frame, labels, self._table, everything))
 
             frames = enumerate(_until_stopped(video, signals, most))
-            for number, frame, labels in predicted(frames, self._label, self._options.batch_size):
+            for number, frame, labels in predicted(frames, self._label, self._images_at_once):
                 writer.submit(write, number, frame, labels)
                 count += 1
                 self._images += 1
                 progress.update()
+            for file in files.values():
+                file.rate = video.measured_rate()
         if count == 0:
-            self.failures.append(f'{source.path}: no frame came')
-        elif expected is not None and count < expected and not signals.received(0):
-            self.failures.append(f'{source.path}: ends after {count} of {expected} frames; those are done')
+            self.failures.append(f'{source.label}: no frame came')
+        elif count != most and not signals.received(0) and (fault := video.fault(count)):
+            self.failures.append(f'{source.label}: {fault}')
 
 
 def _until_stopped(things, signals: StopSignals, most: int = 0) -> Iterator:
     """At most `most` frames (0: all), and none after a signal."""
-    for i, thing in enumerate(things):
-        if signals.received(0) or (most and i == most):
+    for thing in itertools.islice(things, most or None):
+        if signals.received(0):
             return
         yield thing
 

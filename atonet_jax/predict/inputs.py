@@ -1,25 +1,39 @@
-"""The input of `--mode=predict`: pictures, a folder, a pattern, a video, a camera."""
+"""The input of `--mode=predict`: pictures, a folder, a pattern, a video, a camera, an address."""
 
 import glob
+import http.client
+import io
+import logging
 import os
 import pathlib
+import re
+import urllib.parse
+import urllib.request
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-import PIL.Image
-
-from atonet_jax.data.pictures import formats
+from atonet_jax.data.pictures import suffixes
 from atonet_jax.errors import InputError
 
-VIDEO_SUFFIXES = ('.mp4', '.mov', '.avi', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg', '.wmv')
+_log = logging.getLogger(__name__)
+
+VIDEO_SUFFIXES = (
+    '.mp4', '.mov', '.m4v', '.3gp', '.3g2', '.avi', '.mkv', '.webm', '.mpg', '.mpeg', '.vob', '.ts', '.mts', '.m2ts',
+    '.wmv', '.asf', '.flv', '.f4v', '.ogv', '.mxf', '.dv', '.y4m', '.mjpeg', '.mjpg', '.h264', '.264', '.h265', '.hevc',
+)  # fmt: skip
+_STREAMS = ('http', 'https', 'rtsp', 'rtsps', 'rtmp', 'rtp', 'udp')  # schemes that OpenCV's FFmpeg opens
+_WHY_NOT = dict.fromkeys(('.heic', '.heif', '.hif'), '`pip install pillow-heif` lets them be read')
+_SECONDS = 30  # without an answer
+_MOST_BYTES = 1_000_000_000  # of a picture at an address
+_MOST_KINDS = 8  # of files passed over that are named
 
 
 class Source(NamedTuple):
     """One input.
 
     Attributes:
-        path: of the file, or the number of a camera.
+        path: of the file, an address, or the number of a camera.
         name: of its output files, without an ending: the path within the input folder.
     """
 
@@ -28,26 +42,63 @@ class Source(NamedTuple):
 
     @property
     def is_video(self) -> bool:
-        return isinstance(self.path, int) or self.path.lower().endswith(VIDEO_SUFFIXES)
+        if isinstance(self.path, int):
+            return True
+        if self.is_address:
+            return not self._ending_path.endswith(_picture_suffixes())
+        return self.path.lower().endswith(VIDEO_SUFFIXES)
+
+    @property
+    def is_address(self) -> bool:
+        return isinstance(self.path, str) and bool(_scheme(self.path))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether nothing is known of its end before it comes."""
+        return isinstance(self.path, int) or self.is_address
+
+    @property
+    def label(self) -> str:
+        """For messages: without the password of an address."""
+        if isinstance(self.path, int):
+            return f'camera {self.path}'
+        return re.sub(r'//[^/@]*@', '//', self.path) if self.is_address else self.path
+
+    @property
+    def _ending_path(self) -> str:
+        return urllib.parse.urlsplit(self.path).path.lower()
 
 
 def find_sources(given: str, output: str) -> list[Source]:
     """The pictures and videos that `given` means, by name.
 
     Args:
-        given: a file, a folder (with all below it), a pattern with * ? [ or **, or 'camera:0'.
+        given: a file, a folder (with all below it), a pattern with * ? [ or **, 'camera:0', or an address: of a picture
+            or video (http, https), of a stream (rtsp and others), or of a file (file).
         output: the output folder. Files in it are not input.
 
     Raises:
         InputError: there is no input, or an output would replace an input.
     """
     if not given:
-        raise InputError('config.predict.input: empty; give a picture, a folder, a pattern, a video or camera:0')
+        raise InputError(
+            'config.predict.input: empty; give a picture, a folder, a pattern, a video, camera:0 or an address'
+        )
     if given.startswith('camera:'):
         number = given.removeprefix('camera:')
         if not number.isdecimal():
             raise InputError(f'config.predict.input={given}: a camera is given by its number, as in camera:0')
         return [Source(int(number), f'camera{number}')]
+    scheme = _scheme(given)
+    if scheme == 'file':
+        given = urllib.request.url2pathname(urllib.parse.urlsplit(given).path)
+    elif scheme in _STREAMS:
+        return [_address(given)]
+    elif scheme and not os.path.exists(given):
+        raise InputError(
+            f'config.predict.input={given}: addresses of {scheme} cannot be read, only those of '
+            f'{", ".join((*_STREAMS, "file"))}; copy it to this machine'
+        )
     if os.path.isdir(given):
         base, paths = given, _without(output, _files_below(given, output), given)
     elif os.path.exists(given):
@@ -55,6 +106,7 @@ def find_sources(given: str, output: str) -> list[Source]:
         if not given.lower().endswith(_suffixes()):
             raise InputError(
                 f'config.predict.input={given}: the ending is not that of a known picture or video format'
+                f'{_because(os.path.splitext(given)[1])}'
             )
     elif glob.has_magic(given):
         base = _fixed_part(given)
@@ -62,15 +114,72 @@ def find_sources(given: str, output: str) -> list[Source]:
         paths = _without(output, paths, given)
     else:
         raise InputError(f'config.predict.input={given}: no such file or folder')
-    paths = sorted(path for path in paths if path.lower().endswith(_suffixes()) or os.path.isdir(path))
-    if not paths:
-        raise InputError(f'config.predict.input={given}: holds no pictures or videos (.png, .jpg, .mp4 and the like)')
-    return _named(paths, base)
+    wanted = sorted(path for path in paths if path.lower().endswith(_suffixes()) or os.path.isdir(path))
+    passed_over = _passed_over_text(set(paths) - set(wanted))
+    if not wanted:
+        raise InputError(
+            f'config.predict.input={given}: holds no pictures or videos (.png, .jpg, .mp4 and the like)'
+            f'{passed_over and f", only {passed_over}"}'
+        )
+    if passed_over:
+        _log.warning('%s: passed over %s', given, passed_over)
+    return _named(wanted, base)
+
+
+def fetched(source: Source) -> BinaryIO:
+    """The picture at an address.
+
+    Raises:
+        InputError: it does not come, or is too large for a picture.
+    """
+    try:
+        with urllib.request.urlopen(source.path, timeout=_SECONDS) as answer:
+            content = answer.read(_MOST_BYTES + 1)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise InputError(f'{source.label}: cannot be fetched ({error}); try it in a browser') from error
+    if len(content) > _MOST_BYTES:
+        raise InputError(f'{source.label}: has more than {_MOST_BYTES / 1e6:.0f} MB; fetch it yourself')
+    return io.BytesIO(content)
+
+
+def _scheme(text: str) -> str:
+    """'http' of 'http://...'; '' if it is no address."""
+    match = re.match(r'([a-zA-Z][a-zA-Z0-9+.-]+)://?', text)
+    return match[1].lower() if match and (match[0].endswith('//') or match[1].lower() == 'file') else ''
+
+
+def _address(given: str) -> Source:
+    """Its name is that of the file, or of host and stream."""
+    parts = urllib.parse.urlsplit(given)
+    path = urllib.parse.unquote(parts.path).strip('/')
+    if parts.scheme.lower() in ('http', 'https') and path:
+        name = os.path.splitext(os.path.basename(path))[0]
+    else:
+        name = f'{parts.hostname or ""}_{path}'
+    name = re.sub(r'[^\w.-]+', '_', name).strip('._')
+    return Source(given, name[:100] or 'stream')
+
+
+def _passed_over_text(paths: Iterable[str]) -> str:
+    """Such as '2 .heic (`pip install pillow-heif` lets them be read), 1 .txt'; '' for none."""
+    counts = Counter(os.path.splitext(path)[1].lower() for path in paths)
+    by_number = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    kinds = [f'{count} {ending or "without an ending"}{_because(ending)}' for ending, count in by_number]
+    others = len(kinds) - _MOST_KINDS
+    return ', '.join(kinds[:_MOST_KINDS] + ([f'files of {others} other endings'] if others > 0 else []))
+
+
+def _because(ending: str) -> str:
+    reason = _WHY_NOT.get(ending.lower())
+    return f' ({reason})' if reason else ''
 
 
 def _suffixes() -> tuple[str, ...]:
-    kinds = formats()
-    return (*VIDEO_SUFFIXES, *(suffix for suffix, kind in PIL.Image.EXTENSION.items() if kind in kinds))
+    return (*VIDEO_SUFFIXES, *suffixes())
+
+
+def _picture_suffixes() -> tuple[str, ...]:
+    return tuple(suffix for suffix in suffixes() if suffix not in VIDEO_SUFFIXES)
 
 
 def _files_below(folder: str, output: str) -> list[str]:

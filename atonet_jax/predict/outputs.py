@@ -1,6 +1,8 @@
 """The files that `--mode=predict` writes for a label map."""
 
 import os
+import threading
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -42,11 +44,17 @@ def write_png(pixels: np.ndarray, path: str) -> None:
     """
     try:
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        temporary = f'{path}.{os.getpid()}'
+        temporary = temporary_path(path)
         PIL.Image.fromarray(pixels).save(temporary, 'PNG', compress_level=4)
         os.replace(temporary, path)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def temporary_path(path: str) -> str:
+    """A file beside `path` that no other process or thread uses. Its name is short, however long that of `path` is."""
+    stem = f'.{os.getpid()}-{threading.get_ident()}-{zlib.crc32(os.fsencode(path)):08x}'
+    return os.path.join(os.path.dirname(path), stem + os.path.splitext(path)[1])
 
 
 def cannot_write(path: str, error: OSError) -> InputError:

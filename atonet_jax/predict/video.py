@@ -1,7 +1,8 @@
-"""Frames of video files and cameras, by OpenCV."""
+"""Frames of video files, streams and cameras, by OpenCV."""
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,48 +14,64 @@ os.environ.setdefault('OPENCV_FFMPEG_LOGLEVEL', '-8')
 import cv2  # noqa: E402
 
 from atonet_jax.errors import InputError  # noqa: E402
-from atonet_jax.predict.outputs import cannot_write  # noqa: E402
+from atonet_jax.predict.containers import change_speed, is_cut_off, seconds_shown  # noqa: E402
+from atonet_jax.predict.inputs import Source  # noqa: E402
+from atonet_jax.predict.outputs import cannot_write, temporary_path  # noqa: E402
 
 _USUAL_RATE = 25.0  # frames a second, if a camera or file does not say
+_RATES = (0.01, 1000.0)  # frames a second that are taken for true
+_REORDERED = 32  # frames, at most, between the order in a file and that of their times
 
 
 class Video:
-    """An open video file or camera. A context manager.
+    """An open video file, stream or camera. A context manager.
 
     Attributes:
-        rate: frames a second.
-        frame_count: as the file says; None for a camera.
+        rate: frames a second. Of a file the mean of the frames that are asked for, by their timestamps. Of a stream or
+            camera what it claims; `measured_rate` is the true one.
+        frame_count: of those that the file holds; None for a stream or camera.
     """
 
-    def __init__(self, path: str | int, max_pixels: int):
+    def __init__(self, source: Source, max_pixels: int, most: int = 0):
         """
         Args:
-            path: of a file, or the number of a camera.
+            source: a file, an address or a camera.
             max_pixels: of a frame.
+            most: the number of frames that are asked for; 0: all.
 
         Raises:
             InputError: it cannot be opened, or its frames are too large.
         """
-        self._name = f'camera {path}' if isinstance(path, int) else path
-        if not isinstance(path, int):
+        self._source = source
+        self._first_time = self._last_time = None  # milliseconds in the video; of a camera, as they came
+        self._came = 0
+        if not source.is_live:
             try:
-                open(path, 'rb').close()
+                open(source.path, 'rb').close()
             except OSError as error:
-                raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
-        self._capture = cv2.VideoCapture(path)
+                raise InputError(f'{source.path}: cannot be read ({error.strerror}); check its permissions') from error
+        try:
+            self._capture = cv2.VideoCapture(source.path)
+        except UnicodeError as error:
+            raise InputError(f'{source.path!r}: OpenCV cannot open a file of this name; rename it') from error
         if not self._capture.isOpened():
-            what = 'there is none, or another program has it' if isinstance(path, int) else 'no video that can be read'
-            raise InputError(f'{self._name}: {what}')
-        self.rate = self._capture.get(cv2.CAP_PROP_FPS) or _USUAL_RATE
-        count = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT))
-        self.frame_count = count if count > 0 and not isinstance(path, int) else None
+            if isinstance(source.path, int):
+                what = 'there is none, or another program has it'
+            else:
+                what = 'no video there, or no answer' if source.is_address else 'no video that can be read'
+            raise InputError(f'{source.label}: {what}')
         width, height = (int(self._capture.get(p)) for p in (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT))
         if width * height > max_pixels:
             self._capture.release()
             raise InputError(
-                f'{self._name}: frames of {width}x{height} are more than {max_pixels / 1e6:g} million pixels; raise '
+                f'{source.label}: frames of {width}x{height} are more than {max_pixels / 1e6:g} million pixels; raise '
                 '--config.predict.max_pixels'
             )
+        self._times = [] if source.is_live else _packet_times(source.path, most)
+        self.frame_count = len(self._times) or None
+        claimed = self._capture.get(cv2.CAP_PROP_FPS)
+        rates = (_mean_rate(self._times), claimed, _USUAL_RATE)
+        self.rate = next(rate for rate in rates if _RATES[0] <= rate <= _RATES[1])
 
     def __enter__(self) -> 'Video':
         return self
@@ -68,19 +85,82 @@ class Video:
             there, frame = self._capture.read()
             if not there:
                 return
+            if isinstance(self._source.path, int):
+                self._last_time = 1000 * time.monotonic()
+            else:
+                self._last_time = self._capture.get(cv2.CAP_PROP_POS_MSEC)
+            if self._came == 0:
+                self._first_time = self._last_time
+            self._came += 1
             yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+
+    def measured_rate(self) -> float:
+        """Frames a second of those that came.
+
+        A camera whose frames come faster than they are predicted drops some, and streams often claim no true rate.
+        """
+        if not self._source.is_live or self._came < 2 or self._last_time <= self._first_time:
+            return self.rate
+        rate = 1000 * (self._came - 1) / (self._last_time - self._first_time)
+        return rate if _RATES[0] <= rate <= _RATES[1] else self.rate
+
+    def fault(self, count: int) -> str:
+        """What is missing of a file from which all frames came, `count` of them; '' if nothing is.
+
+        A container often claims another number of frames than it holds, so only what it holds counts.
+        """
+        if self._source.is_live:
+            return ''
+        if is_cut_off(self._source.path):
+            return f'the file is cut off; the {count} frames that it still holds are done'
+        if not self._times or count >= len(self._times) or self._last_time is None:
+            return ''
+        mean = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
+        longest = max(np.diff(self._times), default=0)
+        shown = seconds_shown(self._source.path)
+        if self._last_time + 1.5 * mean >= self._times[-1] - self._times[0]:
+            return ''
+        if shown is not None and self._last_time + 1.5 * longest >= 1000 * shown:
+            return ''
+        expected = len(self._times) if shown is None else round(shown * self.rate)
+        return f'ends after {count} of {expected} frames; those are done'
+
+
+def _packet_times(path: str, most: int) -> list[float]:
+    """Milliseconds of the frames that a file holds, at most `most` of them, without decoding them.
+
+    Empty if OpenCV's reader of this file decodes always, or if the file has no timestamps.
+    """
+    capture = cv2.VideoCapture(path)
+    times = set()
+    if capture.set(cv2.CAP_PROP_FORMAT, -1):
+        while capture.grab() and not (most and len(times) >= most + _REORDERED):
+            times.add(capture.get(cv2.CAP_PROP_POS_MSEC))
+    capture.release()
+    times = sorted(times)
+    return times[: most or None] if len(times) > 1 else []
+
+
+def _mean_rate(times: list[float]) -> float:
+    """Frames a second; 0 if nothing is known."""
+    return 1000 * (len(times) - 1) / (times[-1] - times[0]) if times else 0.0
 
 
 class VideoFile:
     """An MP4 (MPEG-4 part 2, which desktop players can read), written completely or not at all. A context manager.
 
     Raises InputError on leaving if the file does not hold all frames: OpenCV itself reports nothing.
+
+    Attributes:
+        rate: frames a second at which it will play. May be changed until the end.
     """
 
     def __init__(self, path: str, rate: float):
-        self._path, self._rate, self._writer, self._frames = path, rate, None, 0
-        stem, ending = os.path.splitext(path)
-        self._temporary = f'{stem}.{os.getpid()}{ending}'
+        # MPEG-4 counts time in at most 65535 parts of a second, and OpenCV takes as many as the rate has digits.
+        self._coded_rate = round(rate, 3 if rate < 65 else 2 if rate < 655 else 1)
+        self.rate = rate
+        self._path, self._writer, self._frames = path, None, 0
+        self._temporary = temporary_path(path)
 
     def __enter__(self) -> 'VideoFile':
         return self
@@ -93,6 +173,8 @@ class VideoFile:
         whole = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == self._frames
         written.release()
         if whole:
+            if abs(self.rate / self._coded_rate - 1) > 1e-3:
+                change_speed(self._temporary, self.rate / self._coded_rate)
             os.replace(self._temporary, self._path)
             return
         with contextlib.suppress(FileNotFoundError):
@@ -116,7 +198,7 @@ class VideoFile:
             except OSError as error:
                 raise cannot_write(self._path, error) from error
             codec = cv2.VideoWriter_fourcc(*'mp4v')
-            self._writer = cv2.VideoWriter(self._temporary, codec, self._rate, frame.shape[1::-1])
+            self._writer = cv2.VideoWriter(self._temporary, codec, self._coded_rate, frame.shape[1::-1])
             if not self._writer.isOpened():
                 raise InputError(f'{self._path}: cannot be written; choose another --config.predict.output')
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))

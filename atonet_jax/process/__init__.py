@@ -1,1 +1,1 @@
-"""The process: devices, several processes, the progress bar, signals."""
+"""The process: devices, several processes, whole files, the progress bar, signals."""

@@ -9,7 +9,28 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from atonet_jax.errors import InputError
+
 _HEAP_BYTES = 4 << 30
+
+
+def check_platforms() -> None:
+    """Checks that JAX finds the devices that JAX_PLATFORMS names.
+
+    Raises:
+        InputError: it does not.
+    """
+    wanted = os.environ.get('JAX_PLATFORMS')
+    if not wanted:
+        return
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # an AssertionError without text for 'cuda' without its plugin
+        reason = str(error).partition(' (set JAX_PLATFORMS')[0].splitlines()
+        raise InputError(
+            f'JAX_PLATFORMS={wanted}: JAX finds no such device{f" ({reason[0]})" if reason else ""}; unset it, give '
+            'JAX_PLATFORMS=cpu, or install the JAX of the device, such as jax[cuda13]'
+        ) from error
 
 
 def create_mesh() -> Mesh:

@@ -1,10 +1,13 @@
 """Several processes as one run: how they find each other, and which one writes."""
 
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from atonet_jax.errors import InputError
@@ -56,6 +59,40 @@ def main_process_first(name: str) -> Iterator[None]:
     finally:  # an error here occurs in the others too
         if is_main_process():
             multihost_utils.sync_global_devices(name)
+
+
+def decided_by_main_process(decide: Callable[[], Any]) -> Any:
+    """What `decide` returns in the main process, where alone it runs; all processes get it, or end as that one does.
+
+    Args:
+        decide: returns what JSON can hold.
+
+    Raises:
+        InputError: in the other processes, where `decide` raised anything; it says what.
+    """
+    if jax.process_count() == 1:
+        return decide()
+    outcome, failure = {}, None
+    if is_main_process():
+        try:
+            outcome = {'result': decide()}
+        except Exception as error:
+            outcome, failure = {'failure': str(error)}, error
+    outcome = json.loads(_broadcast(json.dumps(outcome).encode()))
+    if failure is not None:
+        raise failure
+    if 'failure' in outcome:
+        raise InputError(outcome['failure'])
+    return outcome['result']
+
+
+def _broadcast(message: bytes) -> bytes:
+    """The main process's message."""
+    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    characters = np.zeros(length, np.int32)
+    if is_main_process():
+        characters[:] = list(message)
+    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(characters)).tolist())
 
 
 def _launched_as_several() -> bool:

@@ -28,7 +28,9 @@ class StopSignals:
     With several processes, JAX's own service receives SIGTERM and makes all processes agree on the last step.
     """
 
-    def __init__(self):
+    def __init__(self, notice: str = ''):
+        """notice: a line for the first signal, which says what is still done."""
+        self._notice = notice
         self._received = None
         self._handlers = {}
 
@@ -55,5 +57,7 @@ class StopSignals:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         self._received = number
+        if self._notice:
+            os.write(2, f'\n{self._notice}\n'.encode())  # on the screen; print may be under way
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)

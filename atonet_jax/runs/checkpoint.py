@@ -1,15 +1,22 @@
 """Orbax checkpoints of a run: the latest few, and the best one by mIoU."""
 
+import asyncio
+import errno
+import json
 import logging
 import os
+import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+import tensorstore
 from flax import linen as nn
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -18,11 +25,17 @@ from orbax.checkpoint import checkpoint_managers
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.process.devices import replicated
-from atonet_jax.process.distributed import is_main_process
+from atonet_jax.process.distributed import decided_by_main_process, is_main_process
+from atonet_jax.process.files import sync, sync_tree
 from atonet_jax.runs.state import TrainState
 
 MIOU = 'miou'
 _log = logging.getLogger(__name__)
+
+_PAUSES = (0.5, 2.0)  # seconds before a checkpoint that could not be read is tried again
+_TREES = ('variables', 'optimizer', 'averaged')
+# Where a file's absence or kind is the reason, waiting does not help; nor where its content is.
+_OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def has_checkpoint(workdir: str) -> bool:
@@ -47,15 +60,15 @@ class Checkpoints:
         self._folder = _folder(workdir)
         if keep is not None:
             _warn_of_half_written(self._folder)
-        trees = ('variables', 'optimizer', 'averaged')
         self._manager = ocp.CheckpointManager(
             self._folder,
             # Given here, because otherwise item_metadata fails until something was saved or restored.
-            item_handlers={name: ocp.StandardCheckpointHandler() for name in trees}
+            item_handlers={name: ocp.StandardCheckpointHandler() for name in _TREES}
             | {'numbers': ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda metrics: metrics[MIOU],
                 cleanup_tmp_directories=keep is not None,
+                temporary_path_class=_DurablePath,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(
                     [
                         checkpoint_managers.LatestN(keep or 1),
@@ -76,12 +89,16 @@ class Checkpoints:
         Raises:
             InputError: there is none.
         """
-        step = self._manager.best_step() if which == 'best' else None
-        if step is None:
-            step = self._manager.latest_step()
-        if step is None:
-            raise InputError(f'{self._folder}: no checkpoint; train first, or name another --workdir')
-        return step
+
+        def find():
+            step = self._manager.best_step() if which == 'best' else None
+            if step is None:
+                step = self._manager.latest_step()
+            if step is None:
+                raise InputError(f'{self._folder}: no checkpoint; train first, or name another --workdir')
+            return step
+
+        return decided_by_main_process(find)
 
     def save(self, state: TrainState, numbers: dict[str, float], miou: float | None) -> None:
         """Starts to save `state`, with `miou` if it was just evaluated.
@@ -104,26 +121,61 @@ class Checkpoints:
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """`restore` of the latest readable step. Unreadable ones are moved to `workdir/unusable` and logged.
 
+        The main process finds it for all. An error that is none of the content, such as one of the disk or of the
+        devices' memory, ends the run and moves nothing.
+
         Raises:
-            InputError: none can be read.
+            InputError: none can be read, or not now.
         """
-        failures = []
-        for step in sorted(self._manager.all_steps(), reverse=True):
-            try:
-                restored = self.restore(state, step)
-            except Exception as error:  # Orbax and TensorStore raise many kinds of errors for a damaged file
-                failures.append((step, _reason(error)))
+
+        def find():
+            failures = []
+            for step in sorted(self._manager.all_steps(), reverse=True):
+                try:
+                    _patiently(self._read_alone, step)
+                    return step, failures
+                except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
+                    if _may_pass(error):
+                        raise self._not_now(step, error) from error
+                    failures.append((step, _reason(error)))
+            _, reason = failures[0]
+            raise InputError(
+                f'{self._folder}: no checkpoint can be read (the latest one: {reason}); restore the folder '
+                'from a copy, or give a new --workdir'
+            )
+
+        step, failures = decided_by_main_process(find)
+        for bad, reason in failures:
+            _log.warning(
+                'checkpoint %d cannot be read (%s): it is now in %s, and the run continues from step %d',
+                bad, reason, self._set_aside(bad), step,
+            )  # fmt: skip
+        restore = partial(self.restore, state)
+        try:  # several processes restore together, so that none can try again alone
+            return _patiently(restore, step) if jax.process_count() == 1 else restore(step)
+        except Exception as error:
+            raise self._not_now(step, error) from error
+
+    def _read_alone(self, step: int) -> None:
+        """Reads all of a checkpoint in this process alone. Orbax would wait for the other processes, and prints a
+        traceback for each array of a damaged one."""
+        folder = pathlib.Path(self._folder, str(step))
+        for name in _TREES:
+            tree = folder / name
+            if name == 'averaged' and not tree.exists():
                 continue
-            for bad, reason in failures:
-                _log.warning(
-                    'checkpoint %d cannot be read (%s): it is now in %s, and the run continues from step %d',
-                    bad, reason, self._set_aside(bad), step,
-                )  # fmt: skip
-            return restored
-        step, reason = failures[0]
-        raise InputError(
-            f'{self._folder}: no checkpoint can be read (the latest one: {reason}); restore the folder '
-            'from a copy, or give a new --workdir'
+            for part in {tree / '_METADATA', *tree.glob('_*'), *tree.glob('array_metadatas/*')}:
+                json.loads(part.read_text())
+            store = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{tree}/'}}
+            keys = tensorstore.KvStore.open(store).result().list().result()
+            for array in (key.decode().removesuffix('.zarray') for key in keys if key.endswith(b'.zarray')):
+                tensorstore.open({'driver': 'zarr', 'kvstore': store | {'path': array}}).result().read().result()
+        json.loads((folder / 'numbers' / 'metadata').read_text())
+
+    def _not_now(self, step: int, error: Exception) -> InputError:
+        return InputError(
+            f'{self._folder}: checkpoint {step} cannot be read now ({_reason(error)}), and is left as it is; give the '
+            'same command again, or move it away to go on from the one before'
         )
 
     def restore(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
@@ -142,6 +194,10 @@ class Checkpoints:
             averaged=restored.get('averaged'),
         )
         return restored_state, restored.numbers
+
+    def holds_averages(self, step: int) -> bool:
+        """Whether averaged parameters were saved too (`optimizer.ema_decay`)."""
+        return os.path.exists(os.path.join(self._folder, str(step), 'averaged'))
 
     def restore_variables(self, step: int, model: nn.Module, mesh: Mesh, averaged: bool) -> dict[str, Any]:
         """Only the network's variables, on every device of the mesh. With `averaged`, the averaged ones.
@@ -213,6 +269,34 @@ def _warn_of_half_written(folder: str) -> None:
     for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
         if ocp.utils.TMP_DIR_SUFFIX in name:
             _log.warning('%s: a half-written checkpoint, skipped', os.path.join(folder, name))
+
+
+class _DurablePath(ocp.path.atomicity.AtomicRenameTemporaryPath):
+    """A checkpoint gets its name, by which it counts as saved, when its content has reached the disk."""
+
+    async def finalize(self) -> None:
+        await asyncio.to_thread(sync_tree, str(self.get()))
+        await super().finalize()
+        # Orbax has just written two files of its own, without which a checkpoint can be read as well; and the name.
+        await asyncio.to_thread(sync_tree, str(self.get_final()))
+        await asyncio.to_thread(sync, str(self.get_final().parent))
+
+
+def _patiently(read: Callable[[int], Any], step: int) -> Any:
+    """`read(step)`, tried again after a while where it fails."""
+    for pause in _PAUSES:
+        try:
+            return read(step)
+        except Exception:
+            time.sleep(pause)
+    return read(step)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the system could not read, so that nothing is known of the file's content."""
+    told = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore passes it on
+    code = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+    return isinstance(error, MemoryError) or (code is not None and code not in _OF_DAMAGE)
 
 
 def _reason(error: Exception) -> str:

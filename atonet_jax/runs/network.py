@@ -156,6 +156,12 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
     changes_since(workdir, config, table)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.step(config.eval.checkpoint)
-    variables = checkpoints.restore_variables(step, model, mesh, averaged=config.optimizer.ema_decay > 0)
+    averaged = config.optimizer.ema_decay > 0
+    if averaged and not checkpoints.holds_averages(step):
+        raise InputError(
+            f'config.optimizer.ema_decay={config.optimizer.ema_decay}: {workdir} was trained without averaged '
+            'parameters; leave the setting out'
+        )
+    variables = checkpoints.restore_variables(step, model, mesh, averaged)
     checkpoints.close()
     return TrainedNetwork(model, variables, table, step)

@@ -2,6 +2,7 @@
 
     config.json         every setting of the run
     class_table.json    the classes that it predicts
+    class_pixels.json   training pixels of each class, where config.loss.class_weights needs them
     environment.json    time, devices and versions of each start of training
     metrics.jsonl       a line of figures every few steps, and one for each evaluation
     checkpoints/        the training state (checkpoint.py)
@@ -29,6 +30,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
+from atonet_jax.process.files import FULL, replacing, sync
 
 _log = logging.getLogger(__name__)
 
@@ -88,12 +90,10 @@ def make_folder(path: str, setting: str = '--workdir') -> None:
     Raises:
         InputError: nothing can be written there.
     """
-    try:
+    with writing(path, setting):
         os.makedirs(path, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             pass
-    except OSError as error:
-        raise InputError(f'{path}: cannot be written ({error.strerror}); choose another {setting}') from error
 
 
 @contextmanager
@@ -104,24 +104,38 @@ def lock(workdir: str) -> Iterator[None]:
         InputError: another process trains there, or nothing can be written there.
     """
     path = os.path.join(workdir, LOCK_FILE)
-    try:
+    with writing(workdir):
         os.makedirs(workdir, exist_ok=True)
-        file = open(path, 'a+')
-    except OSError as error:
-        raise InputError(f'{workdir}: cannot be written ({error.strerror}); choose another --workdir') from error
+        file = open(path, 'ab+', buffering=0)  # what a full disk does not take is not tried again at the end
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             file.seek(0)
             raise InputError(
-                f'{workdir}: {file.read().strip() or "another process"} trains there; wait for it, end it, or give '
-                'another --workdir'
+                f'{workdir}: {file.read().decode().strip() or "another process"} trains there; wait for it, end it, or '
+                'give another --workdir'
             ) from error
-        file.truncate(0)
-        file.write(f'process {os.getpid()} on {socket.gethostname()}')
-        file.flush()
+        with writing(workdir):
+            file.truncate(0)
+            file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
         yield
+
+
+@contextmanager
+def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
+    """What the body writes lies in `folder`, which `setting` gives.
+
+    Raises:
+        InputError: the disk does not take it.
+    """
+    try:
+        yield
+    except OSError as error:
+        way_on = 'free space or ' if error.errno in FULL else ''
+        raise InputError(
+            f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}'
+        ) from error
 
 
 def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
@@ -131,15 +145,17 @@ def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str
         Changes of the config since the run began, one line for each key; empty for a new run.
 
     Raises:
-        InputError: the workdir belongs to a run with another network, other classes, or another kind of training state.
+        InputError: the workdir belongs to a run with another network, other classes, or another kind of training state;
+            or it cannot be written.
     """
     changes = changes_since(workdir, config, class_table) if holds_run(workdir) else []
     state = [change for change in changes if change.startswith(_STATE_KEYS)]
     if state:
         raise InputError(f'{workdir}: its training state does not fit ({"; ".join(state)}); give a new --workdir')
-    os.makedirs(workdir, exist_ok=True)
-    write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
-    write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
+    with writing(workdir):
+        os.makedirs(workdir, exist_ok=True)
+        write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
+        write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
     return changes
 
 
@@ -160,10 +176,9 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
             'to use these weights, or leave config.init_from as it was'
         )
     network = [c for c in changes if c.startswith('config.model.') and not c.startswith(_FREE_MODEL_KEYS)]
-    classes = load_class_table(workdir)
-    if classes.class_names != class_table.class_names:
-        network.append(f'it has the {classes.num_classes} classes of {classes.name}, not the {class_table.num_classes} '
-                       f'of {class_table.name}')  # fmt: skip
+    difference = class_difference(load_class_table(workdir), class_table)
+    if difference:
+        network.append(difference)
     if network:
         raise InputError(
             f'{workdir}: holds a run of another network ({"; ".join(network)}); '
@@ -172,12 +187,21 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
     return changes
 
 
+def class_difference(ours: ClassTable, other: ClassTable) -> str:
+    """How the classes of a run differ from those of the data, in words; '' if they are the same."""
+    if ours.num_classes != other.num_classes:
+        return f'it has the {ours.num_classes} classes of {ours.name}, not the {other.num_classes} of {other.name}'
+    pairs = enumerate(zip(ours.class_names, other.class_names, strict=True))
+    differ = [f'class {i} was {mine!r}, is {theirs!r}' for i, (mine, theirs) in pairs if mine != theirs]
+    more = f', and {len(differ) - 3} more classes' if len(differ) > 3 else ''
+    return ', '.join(differ[:3]) + more
+
+
 def write_text(path: str, text: str) -> None:
     """Writes a text file completely or not at all."""
-    temporary = f'{path}.{os.getpid()}'
-    with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:  # paths may be of any bytes
-        file.write(text)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        # Paths may be of any bytes.
+        pathlib.Path(temporary).write_text(text, encoding='utf-8', errors='backslashreplace')
 
 
 def write_json(path: str, values: dict) -> None:
@@ -211,6 +235,10 @@ class MetricsLog:
 
     def write(self, step: int, values: dict[str, float]) -> None:
         self._file.write(json.dumps({'step': step} | values) + '\n')
+
+    def sync(self) -> None:
+        """Returns when all lines have reached the disk."""
+        sync(self._path)
 
     def close(self) -> None:
         self._file.close()

@@ -37,7 +37,7 @@ def serve(config: ConfigDict, workdir: str) -> None:
     with listener:
         network = trained_network(config, workdir, mesh)
         segment = Segmenter(network.model, network.variables, network.class_table)
-        app = create_app(segment, config.serve, config.model.name)
+        app = create_app(segment, config.serve, config.model.name, tuple(config.data.sample_range))
         origin = config.init_from if network.step is None else workdir
         server = _Server(
             uvicorn.Config(

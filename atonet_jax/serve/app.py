@@ -8,7 +8,7 @@ import io
 import ipaddress
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import anyio.to_thread
@@ -26,15 +26,15 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.data.pictures import TooManyPixels, read_picture
+from atonet_jax.data.pictures import TooManyPixels, formats, read_picture
 from atonet_jax.data.visualize import overlay
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 
 OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
 SIDE_STEP = 64  # pixels; sides that the network sees are multiples of it
-# Pillow's other formats are rare.
-FORMATS = ('AVIF', 'BMP', 'GIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
+# Pillow's other formats are rare. HEIF needs pillow-heif.
+FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 UPLOAD_SECONDS = 30  # after which an unfinished upload is dropped
 ANSWER_SECONDS = 30  # the same for an answer that the client does not read
 _PIECE = 65536  # bytes of an answer that are sent at once
@@ -129,15 +129,18 @@ SCHEMA = {
 }
 
 
-def create_app(segment: Segmenter, options: ConfigDict, network: str) -> Starlette:
+def create_app(
+    segment: Segmenter, options: ConfigDict, network: str, sample_range: Sequence[float] = ()
+) -> Starlette:
     """The page and the endpoint.
 
     Args:
         segment: with a class table.
         options: `config.serve`.
         network: its name.
+        sample_range: `config.data.sample_range`, of pictures of more than 8 bits.
     """
-    endpoint = _Endpoint(_Pictures(segment, options), options)
+    endpoint = _Endpoint(_Pictures(segment, options, sample_range), options)
     page = importlib.resources.files(__package__).joinpath('page.html').read_text(encoding='utf-8')
     classes = _classes(segment.class_table)
 
@@ -190,8 +193,10 @@ def network_size(width: int, height: int, long_side: int) -> tuple[int, int]:
 class _Pictures:
     """Turns the bytes of a picture into those of an answer. One thread at a time calls its methods."""
 
-    def __init__(self, segment: Segmenter, options: ConfigDict):
+    def __init__(self, segment: Segmenter, options: ConfigDict, sample_range: Sequence[float]):
         self._segment = segment
+        self._sample_range = sample_range
+        self._kinds = [kind for kind in FORMATS if kind in formats()]
         self._table = segment.class_table
         self._options = options
         self._compiled = set()
@@ -205,7 +210,12 @@ class _Pictures:
         """
         clock = _Clock()
         picture = read_picture(
-            io.BytesIO(body), 'the picture', self._options.max_pixels, 'config.serve.max_pixels', FORMATS
+            io.BytesIO(body),
+            'the picture',
+            self._options.max_pixels,
+            'config.serve.max_pixels',
+            self._kinds,
+            self._sample_range,
         )
         height, width = picture.shape[:2]
         size = network_size(width, height, self._options.long_side)

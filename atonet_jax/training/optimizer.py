@@ -38,19 +38,21 @@ def learning_rate_schedule(
     floor: float = 1e-6,
     power: float = 0.9,
     warmup_steps: int = 0,
+    ahead: float = 0,
 ) -> optax.Schedule:
     """step -> learning rate.
 
     Args:
         peak: the rate that it starts from, after the warm-up.
         name: 'cosine' falls to `floor` as half a cosine, 'poly' as (1 - progress) ** power, 'constant' stays.
-        total_steps: steps of the whole run.
+        total_steps: steps of the whole run, with `ahead`.
         epoch_of_step: if given, the rate is constant over each epoch, as torch's schedulers stepped once an epoch are;
             otherwise it changes at every step.
         total_epochs: the length of the run in epochs; used with `epoch_of_step`.
         floor: the lowest rate.
         power: of 'poly'.
         warmup_steps: the rate rises linearly from 0 over this many steps, to what the schedule then says.
+        ahead: steps that the run is further than `step` says, because earlier steps had other batches.
 
     Raises:
         ValueError: no such schedule.
@@ -65,11 +67,11 @@ def learning_rate_schedule(
 
     def schedule(step):
         if epoch_of_step is None:
-            progress = step / total_steps
+            progress = (step + ahead) / total_steps
         else:
             progress = epoch_of_step(step) / total_epochs
         rate = floor + (peak - floor) * shapes[name](jnp.clip(progress, 0.0, 1.0))
-        return rate * jnp.minimum(1.0, (step + 1) / (warmup_steps + 1))
+        return rate * jnp.minimum(1.0, (step + ahead + 1) / (warmup_steps + 1))
 
     return schedule
 

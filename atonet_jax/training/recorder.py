@@ -21,6 +21,7 @@ from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs import environment
 from atonet_jax.runs.workdir import REPORT_FILE, MetricsLog, record_start
 from atonet_jax.training.tensorboard import EventFile
+from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
 
@@ -30,25 +31,29 @@ _PICTURES = 4  # validation examples that TensorBoard shows
 class Recorder:
     """Writes into a workdir; in other processes than the main one, nowhere."""
 
-    def __init__(self, workdir: str, config: ConfigDict, table: ClassTable, start_step: int, num_images: int):
+    def __init__(self, workdir: str, config: ConfigDict, table: ClassTable, timeline: Timeline):
         """
         Args:
             workdir: of the run.
             config: of the run.
             table: the classes.
-            start_step: what later steps have written is forgotten: they are taken anew.
-            num_images: that an epoch has.
+            timeline: of the run. What steps after its `start_step` have written is forgotten: they are taken anew.
+
+        Raises:
+            TrainingError: the disk does not take it.
         """
         self.options = config.train
-        self.num_images = num_images
+        self.timeline = timeline
+        start_step = timeline.start_step
         self._config = config
         self._table = table
         self._workdir = workdir
         self._writes = is_main_process()
+        self._failed = False
         if self._writes:
             self._environment = environment.describe()
-            record_start(workdir, start_step, self._environment)
             with self._writing(start_step), ExitStack() as opened:
+                record_start(workdir, start_step, self._environment)
                 self._metrics = opened.enter_context(closing(MetricsLog(workdir, start_step)))
                 self._board = opened.enter_context(
                     closing(EventFile(os.path.join(workdir, 'tensorboard'), start_step + 1))
@@ -57,9 +62,10 @@ class Recorder:
                 opened.pop_all()  # stay open
 
     @contextmanager
-    def progress(self, start_step: int, total_steps: int) -> Iterator['StepFigures']:
-        with Progress('training', total_steps, 'step', done=start_step, quiet=not self._writes) as bar:
-            yield StepFigures(self, bar, total_steps)
+    def progress(self) -> Iterator['StepFigures']:
+        total, done = self.timeline.total_steps, self.timeline.start_step
+        with Progress('training', total, 'step', done=done, quiet=not self._writes) as bar:
+            yield StepFigures(self, bar)
 
     def evaluation(self, step: int, evaluation: Evaluation, numbers: dict[str, float]) -> None:
         """The scores after a step, pictures, and the report.
@@ -123,11 +129,23 @@ class Recorder:
             for name, value in values.items():
                 self._board.scalar(name, value, step)
 
+    def sync(self, step: int) -> None:
+        """Returns when the figures up to `step` have reached the disk.
+
+        Raises:
+            TrainingError: the disk does not take them.
+        """
+        if self._writes:
+            with self._writing(step):
+                self._metrics.sync()
+                self._board.sync()
+
     @contextmanager
     def _writing(self, step: int) -> Iterator[None]:
         try:
             yield
         except OSError as error:
+            self._failed = True
             raise TrainingError(
                 f'{self._workdir}: the figures of step {step} cannot be written ({error.strerror}); the checkpoints '
                 'are whole; free space or mend the disk, then give the same command again'
@@ -139,8 +157,9 @@ class Recorder:
         for file in (self._metrics, self._board):
             try:
                 file.close()
-            except OSError as error:  # where something worse is under way, that is what counts
-                _log.warning('%s: the last figures cannot be written (%s)', self._workdir, error.strerror)
+            except OSError as error:
+                if not self._failed:  # else it has been said
+                    _log.warning('%s: the last figures cannot be written (%s)', self._workdir, error.strerror)
 
 
 def _code_block(config: ConfigDict) -> str:
@@ -151,20 +170,19 @@ def _code_block(config: ConfigDict) -> str:
 class StepFigures:
     """Shows how far training is, and writes the figures of every so many steps."""
 
-    def __init__(self, recorder: Recorder, bar: Progress, total_steps: int):
+    def __init__(self, recorder: Recorder, bar: Progress):
         self._recorder = recorder
         self._bar = bar
-        self._total_steps = total_steps
         self._step_time = _StepTime()
 
     def look(self, pending: list[tuple[int, dict[str, jax.Array]]]) -> None:
         """Shows and writes the figures of the steps since the last look."""
-        options, pending = self._recorder.options, jax.device_get(pending)
+        options, timeline, pending = self._recorder.options, self._recorder.timeline, jax.device_get(pending)
         images_per_second = options.batch_size / self._step_time.lap(len(pending))
         for step, metrics in pending:
-            if step % options.log_every_steps == 0 or step == self._total_steps:
+            if step % options.log_every_steps == 0 or step == timeline.total_steps:
                 values = {f'train/{name}': float(value) for name, value in metrics.items()}
-                values['train/epoch'] = step * options.batch_size / self._recorder.num_images
+                values['train/epoch'] = timeline.epoch(step)
                 values['train/images_per_second'] = images_per_second
                 self._recorder.write(step, values)
         _, metrics = pending[-1]

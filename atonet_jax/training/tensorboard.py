@@ -14,6 +14,7 @@ import numpy as np
 import PIL.Image
 
 from atonet_jax.data.tfrecord import masked_crc32c
+from atonet_jax.process.files import sync
 
 # Numbers of fields, from event.proto, summary.proto, tensor.proto, tensor_shape.proto and plugin_text.proto.
 _WALL_TIME, _STEP, _FILE_VERSION, _SUMMARY, _SESSION_LOG = 1, 2, 3, 5, 7
@@ -59,6 +60,11 @@ class EventFile:
 
     def flush(self) -> None:
         self._file.flush()
+
+    def sync(self) -> None:
+        """Returns when all events have reached the disk."""
+        self._file.flush()
+        sync(self._file.name)
 
     def close(self) -> None:
         """Closes the file, also where the disk does not take the last events and OSError is raised."""

@@ -4,8 +4,9 @@ import logging
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import jax
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import create_network, validate, validate_batches, validate_classes
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluation.evaluator import Evaluator
@@ -24,17 +26,19 @@ from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.models.contract import Network
 from atonet_jax.process.devices import create_mesh, split_by_batch
-from atonet_jax.process.distributed import is_main_process, main_process_first
+from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
-from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json
+from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json, writing
+from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
 from atonet_jax.training.recorder import Recorder
 from atonet_jax.training.step import Objective, compile_train_step, create_state
+from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
 
@@ -59,9 +63,10 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         changes_since(workdir, config, table)  # refuses another network before any data is read
     model = create_network(config, table.num_classes)
     objective = _create_objective(config, model)
-    resumes = has_checkpoint(workdir)
+    resumes = decided_by_main_process(lambda: has_checkpoint(workdir))
     variables = blank_variables(model) if resumes else starting_variables(config, model, table, mesh)
-    with lock(workdir) if is_main_process() else nullcontext():
+    with ExitStack() as held:
+        decided_by_main_process(lambda: held.enter_context(lock(workdir)))
         return _train(config, workdir, mesh, table, objective, variables, resumes)
 
 
@@ -71,65 +76,113 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
         train_set, eval_set = (
             load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
         )
-    with main_process_first('claim'):
-        for change in claim(workdir, config, table):
-            _log.info('since the run in %s began: %s', workdir, change)
+    changes = decided_by_main_process(lambda: claim(workdir, config, table))
+    objective = objective._replace(class_weights=class_weights(config, train_set.dataset, workdir))
+    sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
+    padding, is_much = padding_text(sizes, train_augmentation(config))
+    _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
-    batch_size = config.train.batch_size
-    total_steps = max(1, round(config.train.epochs * len(train_set) / batch_size))
-    learning_rates, optimizer = _create_optimizer(config, network(objective.model), len(train_set), total_steps)
-    averaging = config.optimizer.ema_decay > 0
-    state = create_state(variables, optimizer, averaging=averaging, mesh=mesh)
+    timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
+
+    def create_optimizer_of(timeline):
+        contract = network(objective.model)
+        return _create_optimizer(config, contract, timeline.num_images, timeline.total_steps, timeline.offset)
+
+    _, optimizer = create_optimizer_of(timeline)
+    state = create_state(variables, optimizer, averaging=config.optimizer.ema_decay > 0, mesh=mesh)
     _log.info(
-        '%s: %d parameters; %d training and %d evaluation images; %d steps of %d images on %d %s device(s)',
+        '%s: %d parameters; %d training and %d evaluation images; on %d %s device(s)',
         config.model.name,
         sum(array.size for array in jax.tree.leaves(state.variables['params'])),
         len(train_set),
         len(eval_set),
-        total_steps,
-        batch_size,
         mesh.size,
         jax.default_backend(),
     )
 
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-    numbers = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0}
-    if resumes:
-        state, numbers = checkpoints.restore_latest(state)
-        _log.info('resumed from step %d of %s', int(state.step), workdir)
-    recorder = Recorder(workdir, config, table, int(state.step), len(train_set))
-    step_options = {'objective': objective, 'augmentation': train_augmentation(config), 'seed': config.seed}
-    step_fn = compile_train_step(
-        mesh,
-        optimizer=optimizer,
-        learning_rates=learning_rates,
-        ema_decay=config.optimizer.ema_decay,
-        accumulation=config.train.accumulation,
-        donate=not config.debug.nans,
-        **step_options,
-    )
-    try:
-        return _Run(config, workdir, checkpoints, recorder, numbers).train(
-            state,
-            total_steps,
-            max(1, round(config.train.eval_every_epochs * len(train_set) / batch_size)),
-            step_fn,
-            Evaluator(objective.model, eval_set, config.eval, mesh),
-            _batches(config, train_set, int(state.step), total_steps, mesh),
-            partial(first_nonfinite, **step_options) if config.debug.nans else None,
+    numbers = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0, 'samples': 0}
+    here = {'images': len(train_set), 'devices': mesh.size}
+    with _closing(checkpoints.close):
+        if resumes:
+            state, saved = checkpoints.restore_latest(state)
+            step = int(state.step)
+            numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
+            timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
+            changes += [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
+        learning_rates, optimizer = create_optimizer_of(timeline)
+        _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], learning_rates))
+        recorder = Recorder(workdir, config, table, timeline)
+        step_options = {'objective': objective, 'augmentation': train_augmentation(config), 'seed': config.seed}
+        step_fn = compile_train_step(
+            mesh,
+            optimizer=optimizer,
+            learning_rates=learning_rates,
+            ema_decay=config.optimizer.ema_decay,
+            accumulation=config.train.accumulation,
+            donate=not config.debug.nans,
+            **step_options,
         )
-    finally:
-        recorder.close()
-        for examples in (train_set, eval_set):
-            _list_skipped(examples, workdir)
-        checkpoints.close()
+        with _closing(recorder.close, *(partial(_list_skipped, part, workdir) for part in (train_set, eval_set))):
+            return _Run(config, workdir, checkpoints, recorder, numbers | here).train(
+                state,
+                step_fn,
+                Evaluator(objective.model, eval_set, config.eval, mesh),
+                _batches(config, train_set, timeline, mesh),
+                partial(first_nonfinite, **step_options) if config.debug.nans else None,
+            )
+
+
+@contextmanager
+def _closing(*closes: Callable[[], None]) -> Iterator[None]:
+    """Calls all of them at the end. Where an error has ended the body, theirs are only logged and do not mask it."""
+    try:
+        yield
+    except BaseException:
+        for close in closes:
+            try:
+                close()
+            except Exception as error:
+                _log.warning('%s', error)
+        raise
+    with ExitStack() as stack:
+        for close in reversed(closes):
+            stack.callback(close)
+
+
+def _course(config, workdir, timeline, changes, samples, learning_rates) -> str:
+    """One line: where the run goes on, what has changed, and what is to come."""
+    step, total = timeline.start_step, timeline.total_steps
+    line = f'resumed from step {step} of {workdir}, after {samples} samples ({timeline.epoch(step):.4g} epochs); '
+    if not step:
+        line = ''
+    if changes:
+        line += f'changed since: {"; ".join(changes)}; '
+    if step == total:
+        return f'{line}nothing is left to train, as config.train.epochs={config.train.epochs:g}'
+    left = '1 step' if total - step == 1 else f'{total - step} steps'
+    line += (
+        f'left to do: {left} of {timeline.batch_size} images, to epoch {timeline.epoch(total):.4g}, from a learning '
+        f'rate of {float(learning_rates["rest"](step)):.3g} on'
+    )
+    if any(change.startswith(('config.train.batch_size ', 'config.train.accumulation ')) for change in changes):
+        line += f'; batch normalisation sees {timeline.batch_size // config.train.accumulation} images at a time'
+    return line
 
 
 class _Run:
     """The loop over steps."""
 
     def __init__(self, config: ConfigDict, workdir: str, checkpoints: Checkpoints, recorder: Recorder, numbers: dict):
-        """numbers: 'best_miou', 'best_step' and 'seconds' of training so far, as they are saved with the state."""
+        """
+        Args:
+            config: of the run.
+            workdir: of the run.
+            checkpoints: in the workdir.
+            recorder: of the workdir; it knows the timeline.
+            numbers: as they are saved with the state: 'best_miou', 'best_step', 'seconds' of training and 'samples' so
+                far, 'images' and 'devices' of now. 'epochs' so far are added.
+        """
         self._config = config
         self._workdir = workdir
         self._checkpoints = checkpoints
@@ -139,14 +192,12 @@ class _Run:
     def train(
         self,
         state: TrainState,
-        total_steps: int,
-        eval_steps: int,
         step_fn: Callable,
         evaluator: Evaluator,
         batches: Iterator[dict[str, jax.Array]],
         explain: Callable[[TrainState, dict[str, jax.Array]], str] | None,
     ) -> Scores:
-        """Steps from `state.step` to `total_steps`, evaluating every `eval_steps` and saving on the way.
+        """Steps from `state.step` to the end of the timeline, evaluating and saving on the way.
 
         The figures of steps are looked at a few at a time, so that the device never waits for the host; a loss that is
         no number stays one, and is found at the next look, which comes before anything is saved.
@@ -155,25 +206,30 @@ class _Run:
             Stopped: a signal said so; the last step is saved.
             TrainingError: the loss or its gradient is no finite number any more; or nothing can be saved.
         """
-        train, scores = self._config.train, None
-        first_step = self._last_good_step = int(state.step) + 1
-        self._last_good_step -= 1
+        train, timeline, scores = self._config.train, self._recorder.timeline, None
+        total_steps, first_step = timeline.total_steps, timeline.start_step + 1
+        self._last_good_step = timeline.start_step
         pending = []
-        started, counted_from = time.perf_counter(), self._numbers['seconds']
-        with self._recorder.progress(int(state.step), total_steps) as progress, StopSignals() as signals:
+        started, before_this = time.perf_counter(), dict(self._numbers)
+        with self._recorder.progress() as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step):
                 before, (state, metrics) = state, step_fn(state, batch)
                 pending.append((step, metrics))
                 stop = signals.received(step)
-                evaluates = step == total_steps or step % eval_steps == 0
+                evaluates = step == total_steps or timeline.passes(step, train.eval_every_epochs)
                 saves = evaluates or step % train.checkpoint_every_steps == 0 or stop is not None
                 if saves or explain or step == first_step or step % train.log_every_steps == 0:
                     self._check(pending, explain and (lambda: explain(before, batch)))
                     progress.look(pending)
                     pending = []
                 if saves:
-                    self._numbers['seconds'] = counted_from + time.perf_counter() - started
+                    self._numbers |= {
+                        'seconds': before_this['seconds'] + time.perf_counter() - started,
+                        'samples': before_this['samples'] + (step - timeline.start_step) * timeline.batch_size,
+                        'epochs': timeline.epoch(step),
+                    }
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
+                    self._recorder.sync(step)
                     self._checkpoints.save(state, dict(self._numbers), scores and scores.miou)
                     self._last_good_step = step
                     progress.restart()
@@ -211,14 +267,14 @@ class _Run:
 
 
 def _batches(
-    config: ConfigDict, examples: Examples, start_step: int, total_steps: int, mesh: Mesh
+    config: ConfigDict, examples: Examples, timeline: Timeline, mesh: Mesh
 ) -> Iterator[dict[str, jax.Array]]:
     options = {
-        'batch_size': config.train.batch_size,
+        'batch_size': timeline.batch_size,
         'augmentation': train_augmentation(config),
         'seed': config.seed,
-        'start_step': start_step,
-        'num_steps': max(0, total_steps - start_step),
+        'start_sample': timeline.start_sample,
+        'num_steps': timeline.total_steps - timeline.start_step,
     }
     cache = examples.device_cache(mesh)
     if cache is not None:
@@ -233,7 +289,9 @@ def _list_skipped(examples: Examples, workdir: str) -> None:
     if examples.skipped and is_main_process():
         dataset = examples.dataset
         path = os.path.join(workdir, f'skipped_{dataset.split}.json')
-        write_json(path, {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())})
+        reasons = {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())}
+        with writing(workdir):
+            write_json(path, reasons)
         count = len(examples.skipped)
         _log.warning('%d of %d images of %s were skipped; %s lists them', count, len(examples), dataset.split, path)
 
@@ -246,22 +304,27 @@ def train_augmentation(config: ConfigDict) -> Augmentation:
     )
 
 
-def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, total_steps: int):
-    """Learning rate schedules by parameter group, and the optimiser that follows them."""
+def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, total_steps: int, offset: int = 0):
+    """Learning rate schedules by parameter group, and the optimiser that follows them. offset: as of `Timeline`."""
     batch_size = config.train.batch_size
-    # The published run steps torch's scheduler once an epoch, so that the rate is constant within it.
-    epoch_of_step = (lambda step: step * batch_size // num_images) if config.schedule.per == 'epoch' else None
+    ahead = offset / batch_size
+
+    def epoch_of_step(step):
+        return (step * batch_size + offset) // num_images
+
     factors = {'backbone': config.optimizer.backbone_factor, 'rest': 1.0}
     learning_rates = {
         group: learning_rate_schedule(
             peak=factor * config.optimizer.learning_rate,
             name=config.schedule.name,
-            total_steps=total_steps,
-            epoch_of_step=epoch_of_step,
+            total_steps=total_steps + ahead,
+            # The published run steps torch's scheduler once an epoch, so that the rate is constant within it.
+            epoch_of_step=epoch_of_step if config.schedule.per == 'epoch' else None,
             total_epochs=config.train.epochs,
             floor=config.schedule.floor,
             power=config.schedule.power,
             warmup_steps=round(config.schedule.warmup_epochs * num_images / batch_size),
+            ahead=ahead,
         )
         for group, factor in factors.items()
     }
@@ -277,13 +340,13 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
 
 
 def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
-    """What the config's section `loss` makes of the terms that the network declares.
+    """What the config's section `loss` makes of the terms that the network declares; classes weigh alike yet.
 
     Raises:
         InputError: the settings do not fit the terms, or the terms not the network's outputs.
     """
     terms = configured_terms(network(model).terms, config.loss)
-    objective = Objective(model, terms, config.loss.class_weights or None, config.train.remat)
+    objective = Objective(model, terms, remat=config.train.remat)
     images = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
     outputs, _ = jax.eval_shape(objective.outputs, abstract_variables(model), images, jax.random.key(0))
     check_terms(outputs, terms)
@@ -291,10 +354,13 @@ def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
 
 
 def step_arguments(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
-    """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced."""
+    """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced.
+
+    Class weights are given as numbers.
+    """
     learning_rates, optimizer = _create_optimizer(config, network(model), num_images, total_steps)
     return {
-        'objective': _create_objective(config, model),
+        'objective': _create_objective(config, model)._replace(class_weights=config.loss.class_weights or None),
         'optimizer': optimizer,
         'learning_rates': learning_rates,
         'augmentation': train_augmentation(config),

@@ -9,8 +9,10 @@ import pytest
 
 from atonet_jax.check_data.check_data import check_data
 from atonet_jax.data.dataset import DataError
+from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.sources import load_dataset, load_examples
 from atonet_jax.errors import InputError
+from tests.disks import full_disk
 
 
 @pytest.fixture
@@ -68,12 +70,14 @@ def test_unfit_data_is_told_with_all_problems(config, tmp_path, capsys):
     assert 'warning: config.data.on_corrupt=skip leaves out 7: missing file' in capsys.readouterr().out
 
 
-def test_train_ids_where_raw_ids_belong_are_unfit(config, tmp_path, capsys):
+def test_train_ids_where_raw_ids_belong_are_a_guess(config, tmp_path, capsys):
     for path in label_files(config) + label_files(config, 'val'):
-        raw = np.asarray(PIL.Image.open(path))
-        PIL.Image.fromarray(np.minimum(raw, 18)).save(path)
-    assert not check_data(config, str(tmp_path / 'workdir'))
-    assert 'look like train ids' in capsys.readouterr().out.splitlines()[-1]
+        PIL.Image.fromarray(CITYSCAPES.raw_to_train[np.asarray(PIL.Image.open(path))]).save(path)
+    check_data(config, str(tmp_path / 'workdir'))
+    assert '12 of 12 label files hold nothing above 18 but 255: they look like train ids' in capsys.readouterr().out
+    config.data.trust_labels = True
+    check_data(config, str(tmp_path / 'workdir'))
+    assert 'look like' not in capsys.readouterr().out
 
 
 def test_split_that_cannot_be_loaded_does_not_hide_the_other(config, tmp_path, capsys):
@@ -113,6 +117,27 @@ def test_a_workdir_that_cannot_be_written(config, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='choose another --workdir'):
         check_data(config, str(tmp_path / 'file'))
+
+
+def test_the_share_of_padding_is_said_and_which_crop_would_fit(config, tmp_path, capsys):
+    config.data.crop_size = (128, 128)
+    config.data.augmentation.rotation = 0.0
+    assert check_data(config, str(tmp_path / 'workdir'))
+    line = (
+        'crops of 128x128 (height x width): 53% is padding on average, as most images have 64x128 and are scaled by '
+        '0.75 to 1.25; with config.data.crop_size="(48,96)" it would be 0%'
+    )
+    assert f'warning: {line}' in capsys.readouterr().out
+    assert line in json.loads((tmp_path / 'workdir' / 'check_data' / 'report.json').read_text())['warnings']
+
+
+@pytest.mark.parametrize('room', [100, 8_000])
+def test_a_full_disk_is_a_line_and_leaves_nothing_half_written(config, tmp_path, room, capsys):
+    folder = tmp_path / 'workdir' / 'check_data'
+    message = r'check_data: cannot be written \(File too large\); free space'
+    with full_disk(room), pytest.raises(InputError, match=message):
+        check_data(config, str(tmp_path / 'workdir'))
+    assert [path.name for path in folder.iterdir()] == (['report.json'] if room > 100 else [])
 
 
 def test_nothing_is_called_skipped_where_it_is_an_error(config, tmp_path, caplog):

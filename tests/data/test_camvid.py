@@ -1,5 +1,6 @@
 """CamVid's three shapes are told apart and give the same train ids; the usual split has the usual sizes."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -98,8 +99,22 @@ def test_repack_of_colours(tmp_path):
 def test_what_was_found_is_said(tmp_path, caplog):
     write_frames(tmp_path, FRAMES, color_label())
     with caplog.at_level(logging.INFO):
-        load_camvid(str(tmp_path), 'train')
-    assert 'CamVid train, 3 frames, labels hold colours' in caplog.text
+        verify(load_camvid(str(tmp_path), 'train'))
+    assert 'CamVid train, 3 frames' in caplog.text
+    assert 'camvid train: label files in RGB (3) are read by colour, because 0001TP_006690.png shows ' in caplog.text
+
+
+def test_hidden_files_are_passed_over(tmp_path):
+    write_frames(tmp_path, FRAMES, color_label(), suffix='_L')
+    for path in list(tmp_path.glob('*/*.png')):
+        path.with_name(f'._{path.name}').write_bytes(b'\0\5\x16\7')
+    assert len(verify(load_camvid(str(tmp_path), 'train'))) == 3
+
+
+def test_two_label_files_of_a_frame_are_refused(tmp_path):
+    write_frames(tmp_path, FRAMES, color_label(), suffix='_L')
+    index_label().save(tmp_path / 'labels' / f'{FRAMES[0]}_P.png')
+    assert f'{FRAMES[0]}_P.png: is of the same frame as' in load_error(tmp_path)
 
 
 def test_usual_split_has_the_published_sizes(tmp_path):
@@ -161,13 +176,26 @@ def test_empty_split_is_told(tmp_path):
     assert 'no frames in CamVid split train' in load_error(tmp_path)
 
 
-def test_unknown_color_is_named(tmp_path):
-    label = COLORS[RAW_IDS]
-    label[0, :3] = (1, 2, 3)
+def test_unknown_colors_are_named_and_count_as_void_where_that_is_asked_for(tmp_path, caplog):
+    label = COLORS[RAW_IDS].repeat(8, 0).repeat(8, 1)
+    label[0, :3], label[9, 4] = (1, 2, 3), (3, 2, 1)
     write_frames(tmp_path, FRAMES, PIL.Image.fromarray(label))
+    for path in (tmp_path / 'images').iterdir():
+        PIL.Image.new('RGB', label.shape[1::-1]).save(path)
     dataset = load_camvid(str(tmp_path), 'val')
-    with pytest.raises(DataError, match=r'colour \(1, 2, 3\) \(3 pixels\), but known are the 32 colours'):
+    with pytest.raises(DataError, match=r'colour \(1, 2, 3\) \(3 pixels\) and 1 other unknown values') as raised:
         verify(dataset)
+    assert 'but known are the 32 colours' in str(raised.value)
+    assert '--config.data.unknown_as_void=0.002' in str(raised.value)
+
+    verify(dataset := dataclasses.replace(dataset, unknown_as_void=0.002))
+    assert '4 pixels in 1 of 1 label files have values of no class and count as void (0.2% of all)' in caplog.text
+    labels = read_example(dataset, 0)[1]
+    expected = CAMVID.raw_to_train[RAW_IDS].repeat(8, 0).repeat(8, 1)
+    expected[0, :3] = expected[9, 4] = IGNORE_LABEL
+    np.testing.assert_array_equal(labels, expected)
+    with pytest.raises(DataError, match=r'colour \(1, 2, 3\)'):
+        verify(dataclasses.replace(dataset, unknown_as_void=0.0019))
 
 
 def test_empty_lists_are_named(tmp_path):

@@ -6,7 +6,7 @@ import pytest
 
 from atonet_jax.data.class_file import read_class_file
 from atonet_jax.data.dataset import DataError
-from atonet_jax.data.labels import IGNORE_LABEL, RawLabel
+from atonet_jax.data.labels import IGNORE_LABEL, ClassTable, RawLabel
 
 CSV = 'name,color,value,class,ignore\nroad,#804080,7,,\ncar,0 0 142,26,,\nvan,#00008e,27,car,\nego vehicle,,1,,true\n'
 ROWS = [
@@ -46,6 +46,8 @@ def test_values_and_colors_may_be_left_out(tmp_path):
     table = read(tmp_path, 'name\nwater\nland\nsky\n')
     assert [label.raw_id for label in table.raw_labels] == [0, 1, 2]
     assert len(set(table.class_colors)) == 3
+    assert {label.color for label in table.raw_labels} == {None}  # label files cannot hold what is chosen here
+    assert ClassTable.from_dict(json.loads(json.dumps(table.to_dict()))) == table
 
 
 @pytest.mark.parametrize(
@@ -62,7 +64,9 @@ def test_values_and_colors_may_be_left_out(tmp_path):
         ('name,color\nroad,1 2 300\n', "row 1: color is '1 2 300'; write #rrggbb"),
         ('name,class\nroad,street\n', "row 1: class 'street' has no row of its own"),
         ('name,ignore\nroad,perhaps\n', "row 1: ignore is 'perhaps'; write true or false"),
-        ('name,ignore\nroad,true\n', 'has 0 classes that are not ignored'),
+        ('name,ignore\nroad,true\n', 'the number of classes .* is 0, and must be from 2 to 253'),
+        ('name\nroad\n', 'the number of classes .* is 1, and must be from 2 to 253; give the background, say'),
+        ('name,class\nroad,\nlane,road\n', 'the number of classes .* is 1'),
         ('road,1\ncar,2\n', 'its first line must name the columns'),
         ('name,value\nroad,1,2\n', 'row 1: .* is unknown'),
         ('', 'holds no classes'),

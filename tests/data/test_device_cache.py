@@ -45,7 +45,7 @@ def assert_batches_equal(actual, expected):
 
 @pytest.mark.parametrize('augmentation', AUGMENTATIONS.values(), ids=AUGMENTATIONS)
 def test_training_batches_are_those_of_the_host_pipeline(dataset, augmentation):
-    options = dict(batch_size=4, augmentation=augmentation, seed=3, start_step=2, num_steps=6)
+    options = dict(batch_size=4, augmentation=augmentation, seed=3, start_sample=9, num_steps=6)
     expected = list(pipeline.train_batches(Examples(dataset), **options))
     assert_batches_equal(list(DeviceCache(Examples(dataset), create_mesh()).train_batches(**options)), expected)
 
@@ -58,9 +58,9 @@ def test_evaluation_batches_are_those_of_the_host_pipeline(dataset):
 def test_any_step_can_be_started_from(dataset):
     options = dict(batch_size=4, augmentation=AUGMENTATIONS['enlarged'], seed=0)
     cache = DeviceCache(Examples(dataset), create_mesh())
-    whole = list(cache.train_batches(start_step=0, num_steps=20, **options))
-    assert_batches_equal(list(cache.train_batches(start_step=17, num_steps=3, **options)), whole[17:])
-    assert list(cache.train_batches(start_step=5, num_steps=0, **options)) == []
+    whole = list(cache.train_batches(start_sample=0, num_steps=20, **options))
+    assert_batches_equal(list(cache.train_batches(start_sample=17 * 4, num_steps=3, **options)), whole[17:])
+    assert list(cache.train_batches(start_sample=20, num_steps=0, **options)) == []
 
 
 def test_a_damaged_file_is_left_out_or_named(tmp_path):
@@ -76,7 +76,7 @@ def test_a_damaged_file_is_left_out_or_named(tmp_path):
     host = Examples(dataset, on_corrupt='skip')
     assert_batches_equal(list(cache.eval_batches(4)), list(pipeline.eval_batches(host, batch_size=4)))
     augmentation = AUGMENTATIONS['enlarged']
-    options = dict(batch_size=4, augmentation=augmentation, seed=0, start_step=0, num_steps=4)
+    options = dict(batch_size=4, augmentation=augmentation, seed=0, start_sample=0, num_steps=4)
     make_crops = jax.jit(augment, static_argnums=1)
     for batch, other in zip(cache.train_batches(**options), pipeline.train_batches(host, **options)):
         crops = make_crops(batch, augmentation)
@@ -122,7 +122,7 @@ from atonet_jax.process.devices import create_mesh
 
 cache = DeviceCache(Examples(load_cityscapes(sys.argv[1], 'val')), create_mesh())
 augmentation = Augmentation((40, 48), (0.75, 1.5), rotation=5.0)
-batches = [*cache.train_batches(batch_size=4, augmentation=augmentation, seed=0, start_step=1, num_steps=3),
+batches = [*cache.train_batches(batch_size=4, augmentation=augmentation, seed=0, start_sample=4, num_steps=3),
            *cache.eval_batches(4)]
 np.savez(sys.argv[2], **{f'{i}{name}': array for i, batch in enumerate(batches) for name, array in batch.items()})
 print(json.dumps([jax.device_count(), len(batches[0]['image'].sharding.device_set), 'tensorflow' in sys.modules]))
@@ -140,7 +140,7 @@ def test_split_over_devices_it_gives_the_same_without_tensorflow(tiny_config, tm
 
     examples = Examples(load_cityscapes(root, 'val'))
     options = dict(batch_size=4, augmentation=Augmentation((40, 48), (0.75, 1.5), rotation=5.0), seed=0)
-    expected = [*pipeline.train_batches(examples, start_step=1, num_steps=3, **options),
+    expected = [*pipeline.train_batches(examples, start_sample=4, num_steps=3, **options),
                 *pipeline.eval_batches(examples, batch_size=4)]  # fmt: skip
     with np.load(out) as arrays:
         for i, batch in enumerate(expected):

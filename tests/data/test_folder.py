@@ -56,6 +56,18 @@ def test_pairs_by_path_below_the_folders(root):
     assert [read_example(load(root, 'train+val'), i)[1][0, 0] for i in range(3)] == [1, 1, 0]
 
 
+def test_images_of_rarer_formats_are_those_that_have_labels(root, caplog):
+    """Such as a scan, and not a film camera's original beside its JPEG or the overview of a folder."""
+    for name in ('train/scan.tif', 'train/a/first.bmp', 'train/overview.gif'):
+        write(root, f'images/{name}', np.full((*SIZE, 3), 7))
+    write(root, 'labels/train/scan.png', np.full(SIZE, 3))
+    dataset = verify(load(root))
+    names = [path.removeprefix(f'{root}/images/train/') for path in dataset.image_paths]
+    assert names == ['a/first.jpg', 'b c/second.PNG', 'scan.tif']
+    assert (read_example(dataset, 2)[0] == 7).all()
+    assert f'passed over 1 files without labels that are neither PNG nor JPEG, such as {root}' in caplog.text
+
+
 def test_suffixes_are_no_part_of_the_name(root):
     write(root, 'flat/one_rgb.png', np.zeros((*SIZE, 3)))
     write(root, 'flat/one_mask.png', np.full(SIZE, 3))
@@ -138,7 +150,7 @@ def test_what_values_mean_is_asked_of_a_label_file_that_can_be_read(root):
         write(root, f'labels/train/{name}.png', np.full((*SIZE, 3), (0, 0, 142)))
         if i == 0:
             (root / f'labels/train/{name}.png').write_bytes(b'')
-    assert load(root).label_values == 'color'
+    assert load(root).by_color
     assert 'labels/train/a/first.png: cannot be decoded' in load_error(root)
     assert list(verify(load(root), on_corrupt='skip').unusable) == [0]
 
@@ -153,7 +165,7 @@ def test_a_palette_made_for_the_classes_is_read_by_index(root, void_first):
         label.putpalette(palette.ravel().tolist())
         label.save(root / f'labels/train/{name}.png')
     dataset = verify(load(root))
-    assert dataset.label_values == 'index'
+    assert not dataset.by_color
     corners = [read_example(dataset, i)[1][-1, -1] for i in range(2)]
     assert corners == ([255, 0] if void_first else [0, 255])
 
@@ -164,9 +176,42 @@ def test_a_palette_of_the_classes_colours_in_another_order_is_read_by_colour(roo
         label.putpalette([0, 0, 142, 128, 64, 128])
         label.save(root / f'labels/train/{name}.png')
     dataset = verify(load(root))
-    assert dataset.label_values == 'color' and (read_example(dataset, 0)[1] == 1).all()
+    assert dataset.by_color and (read_example(dataset, 0)[1] == 1).all()
 
 
 def test_a_list_with_a_name_with_and_without_extension_names_it_twice(root):
     (root / 'train.txt').write_text('a/first\na/first.jpg\n')
     assert 'a/first is there more than once' in load_error(root, list='{split}.txt')
+
+
+@pytest.mark.parametrize(('ending', 'kind'), [('.bmp', 'BMP'), ('.TIF', 'TIFF'), ('.tiff', 'TIFF'), ('.gif', 'GIF')])
+def test_labels_in_other_lossless_formats(root, ending, kind):
+    for name in ('a/first', 'b c/second'):
+        path = root / f'labels/train/{name}.png'
+        PIL.Image.open(path).save(path.with_suffix(ending), kind)
+        path.unlink()
+    dataset = verify(load(root))
+    assert [(read_example(dataset, i)[1] == 1).all() for i in range(2)] == [True, True]
+
+
+def test_a_jpeg_label_is_refused_as_such_and_passed_over_beside_a_png(root):
+    path = root / 'labels/train/a/first.png'
+    PIL.Image.open(path).save(path.with_suffix('.jpg'))
+    verify(load(root))
+    path.unlink()
+    assert 'a/first.jpg: label file is a JPEG file, whose compression may change class ids' in load_error(root)
+
+
+def test_hidden_files_and_folders_are_passed_over(root):
+    for folder in ('images', 'labels'):
+        for hidden in ('._third.png', '.ipynb_checkpoints/x.png', '__MACOSX/x.png', '.DS_Store'):
+            path = root / folder / 'val' / hidden
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b'\0\5\x16\7')
+    (root / 'val.txt').write_text('._third.png\nthird.png\n')
+    assert len(verify(load(root, 'val'))) == len(verify(load(root, 'val', list='{split}.txt'))) == 1
+
+
+def test_names_in_lists_may_end_as_labels_do(root):
+    (root / 'train.txt').write_text('a/first.bmp labels/train/a/first.tif\n')
+    assert len(load(root, list='{split}.txt')) == 1

@@ -13,6 +13,7 @@ from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.label_files import KINDS
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
 from atonet_jax.data.verify import verify
 from atonet_jax.training.augment import augment
@@ -41,8 +42,8 @@ def dataset(tmp_path_factory):
 
 
 def train_batches(dataset, examples=None, **options):
-    defaults = dict(batch_size=4, seed=3, start_step=0, num_steps=6) | dict(crop_size=CROP_SIZE, scale_range=(1.0, 2.0))
-    options = defaults | options
+    defaults = dict(batch_size=4, seed=3, start_sample=0, num_steps=6)
+    options = defaults | dict(crop_size=CROP_SIZE, scale_range=(1.0, 2.0)) | options
     fields = {field.name for field in dataclasses.fields(Augmentation)} & options.keys()
     augmentation = Augmentation(**{name: options.pop(name) for name in fields})
     return list(pipeline.train_batches(examples or Examples(dataset), augmentation=augmentation, **options))
@@ -73,7 +74,7 @@ def test_train_batch_has_static_shapes_and_byte_types(dataset):
 
 def test_resuming_repeats_the_batches_of_an_uninterrupted_run(dataset):
     uninterrupted = train_batches(dataset)
-    assert_batches_equal(train_batches(dataset, start_step=4, num_steps=2), uninterrupted[4:])
+    assert_batches_equal(train_batches(dataset, start_sample=16, num_steps=2), uninterrupted[4:])
     assert_batches_equal(train_batches(dataset), uninterrupted)
 
 
@@ -96,8 +97,9 @@ def test_batch_larger_than_the_data_set(dataset):
 
 
 def test_train_shards_make_up_the_unsharded_batch(dataset):
-    whole = train_batches(dataset, num_steps=3)
-    shards = [train_batches(dataset, num_steps=3, shard_index=s, num_shards=2) for s in range(2)]
+    options = dict(num_steps=3, start_sample=6)  # within a batch, as where the batch size has changed
+    whole = train_batches(dataset, **options)
+    shards = [train_batches(dataset, **options, shard_index=s, num_shards=2) for s in range(2)]
     joined = [jax.tree.map(lambda *parts: np.concatenate(parts), *batches) for batches in zip(*shards)]
     assert_batches_equal(joined, whole)
 
@@ -162,7 +164,7 @@ def test_color_labels_reach_training_as_train_ids(tmp_path):
     colors = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
     raw_ids = np.arange(np.prod(IMAGE_SIZE)).reshape(IMAGE_SIZE) % len(colors)
     PIL.Image.fromarray(colors[raw_ids]).save(dataset.label_paths[0])
-    dataset = SegmentationDataset('tiny', 'train', CAMVID, dataset.image_paths, dataset.label_paths, 'color')
+    dataset = SegmentationDataset('tiny', 'train', CAMVID, dataset.image_paths, dataset.label_paths, frozenset(KINDS))
     batch = train_batches(dataset, batch_size=1, crop_size=IMAGE_SIZE, scale_range=(1.0, 1.0), num_steps=1)[0]
     labels = batch['label'][0, : IMAGE_SIZE[0], : IMAGE_SIZE[1]]
     np.testing.assert_array_equal(labels, CAMVID.raw_to_train[raw_ids])
@@ -230,11 +232,11 @@ def test_skipping_leaves_an_example_out_of_the_evaluation(damaged):
 
 
 def test_start_at_a_late_step_reads_no_more_than_at_an_early_one(dataset):
-    def reads(start_step):
+    def reads(start_sample):
         examples, seen = Examples(dataset), []
         read = examples.read
         examples.read = lambda i: seen.append(i) or read(i)
-        train_batches(dataset, examples, start_step=start_step, num_steps=3)
+        train_batches(dataset, examples, start_sample=start_sample, num_steps=3)
         return len(seen)
 
     assert reads(10_000) == reads(10) == 12

@@ -24,7 +24,8 @@ from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.dataset import DataError, LocalFiles, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
-from atonet_jax.data.labels import CAMVID, CITYSCAPES, ClassTable, RawLabel
+from atonet_jax.data.label_files import KINDS
+from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL, ClassTable, RawLabel
 from atonet_jax.data.sources import prepare_copy
 from atonet_jax.data.tfds_builders import prepare
 from atonet_jax.data.tfds_copy import load_tfds, read_class_table
@@ -161,7 +162,7 @@ def test_labels_of_colors(tmp_path, palette):
     source = load_camvid(str(tmp_path), 'train')
     directory = prepare({'train': source}, str(tmp_path / 'tfds'))
     copy = load_tfds(str(tmp_path / 'tfds'), 'camvid', 'train')
-    assert source.label_values == copy.label_values == 'color'
+    assert source.by_color == copy.by_color == set(KINDS)
     assert encoded(copy) == encoded(source)
     assert_decodes_equally(copy, source)
     assert len(copy) == 3
@@ -188,6 +189,36 @@ def test_jpeg_images_and_palette_labels_of_own_classes(tmp_path):
     for (_, image, label), path, expected in zip(read_by_tfds_alone(directory, 'val'), image_paths, values):
         np.testing.assert_array_equal(image, tf.io.decode_image(tf.io.read_file(path)))
         np.testing.assert_array_equal(label[..., 0], expected)
+
+
+def test_label_files_of_many_kinds_become_pngs_of_numbers(tmp_path):
+    """TensorFlow would read the first four otherwise, or not at all."""
+    numbers = np.random.default_rng(0).choice(np.array([3, 200, 255]), SIZE)
+    colors = np.zeros((256, 3), np.uint8)
+    colors[[3, 200, 255]] = (0, 128, 0), (9, 9, 9), (9, 9, 9)
+    colored = np.where((numbers == 255)[..., None], (0, 128, 0), colors[numbers])
+    labels = [numbers.astype(np.uint16), numbers.astype(np.uint8), numbers.astype(np.uint8), colored.astype(np.uint8)]
+    image = write(tmp_path / 'image.png', np.zeros((*SIZE, 3), np.uint8))
+    label_paths = [write(tmp_path / f'{i}{end}', labels[i]) for i, end in enumerate(('.png', '.bmp', '.tif', 'c.png'))]
+    source = SegmentationDataset('folder', 'val', OWN_TABLE, (image,) * 4, tuple(label_paths), frozenset({'rgb'}))
+    directory = prepare({'val': source}, str(tmp_path / 'tfds'))
+    copy = load_tfds(str(tmp_path / 'tfds'), 'folder', 'val')
+    assert_decodes_equally(copy, source)
+    assert not copy.by_color and (read_example(copy, 0)[1] == IGNORE_LABEL).any()
+    for (_, _, pixels), expected in zip(read_by_tfds_alone(directory, 'val'), [numbers] * 3 + [colored[..., 1]]):
+        expected = np.where(expected == 128, 3, np.where(expected == 9, 200, expected))
+        np.testing.assert_array_equal(pixels[..., 0], expected)
+
+
+def test_a_bmp_of_colors_becomes_a_png(tmp_path):
+    colors = np.array([label.color for label in OWN_TABLE.raw_labels], np.uint8)
+    path = write(tmp_path / '0.bmp', colors[np.indices(SIZE).sum(0) % 2])
+    image = write(tmp_path / 'image.png', np.zeros((*SIZE, 3), np.uint8))
+    source = SegmentationDataset('folder', 'val', OWN_TABLE, (image,), (path,), frozenset(KINDS))
+    prepare({'val': source}, str(tmp_path / 'tfds'))
+    copy = load_tfds(str(tmp_path / 'tfds'), 'folder', 'val')
+    assert encoded(copy)[0][1].startswith(b'\x89PNG')
+    assert_decodes_equally(copy, source)
 
 
 def test_splits_whose_label_values_differ_are_kept_apart(tmp_path):
@@ -448,7 +479,7 @@ def test_what_cannot_be_prepared(root, tmp_path, caplog):
     splits = cityscapes_splits(root, ('val', 'test'))
     assert 'none of the splits test has labels' in error_line(prepare, {'test': splits['test']}, str(tmp_path))
     assert 'cityscapes test: has no labels and is left out' in caplog.text
-    colored = dataclasses.replace(splits['val'], label_values='color')
+    colored = dataclasses.replace(splits['val'], by_color=frozenset(KINDS))
     assert 'prepare them in different folders' in error_line(prepare, splits | {'train': colored}, str(tmp_path))
     other = {'val': dataclasses.replace(splits['val'], name='mine')}
     assert "'mine': only cityscapes, camvid" in error_line(prepare, other, str(tmp_path))
@@ -469,7 +500,7 @@ def test_training_batches_from_a_copy_are_those_from_the_folder(root, tfds_dir):
     from atonet_jax.data.pipeline import train_batches
 
     datasets = load_cityscapes(str(root), 'train'), load_tfds(str(tfds_dir), 'cityscapes', 'train')
-    options = dict(batch_size=4, augmentation=Augmentation((8, 8), (0.8, 1.5)), seed=0, start_step=1, num_steps=3)
+    options = dict(batch_size=4, augmentation=Augmentation((8, 8), (0.8, 1.5)), seed=0, start_sample=4, num_steps=3)
     for batch, expected in zip(*(train_batches(Examples(dataset), **options) for dataset in datasets), strict=True):
         for name in expected:
             np.testing.assert_array_equal(batch[name], expected[name])

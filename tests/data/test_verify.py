@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from atonet_jax.check_data.inspection import inspect_split
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
@@ -52,15 +53,35 @@ def test_undecodable_file_is_named(root, path):
     assert str(path(root, 'train', FRAMES[0])) in verify_error(root)
 
 
-def test_image_of_more_than_8_bits_is_refused(root):
-    array = np.zeros(SIZE, np.uint16)
-    PIL.Image.fromarray(array).save(image_path(root, 'train', FRAMES[0]))
-    assert 'convert it to an 8-bit RGB PNG or JPEG' in verify_error(root)
+def test_sizes_are_those_of_the_upright_images(root):
+    path, exif = image_path(root, 'train', FRAMES[0]), PIL.Image.Exif()
+    exif[0x112] = 8
+    PIL.Image.fromarray(np.zeros((*SIZE[::-1], 3), np.uint8)).save(path, exif=exif)
+    dataset = verify(load_cityscapes(str(root), 'train'))
+    assert dataset.sizes[0] == SIZE == read_example(dataset, 0)[0].shape[:2]
+
+
+def test_floats_of_an_unknown_range_are_refused(root):
+    PIL.Image.fromarray(np.full(SIZE, -1, np.float32)).save(image_path(root, 'train', FRAMES[0]), 'TIFF')
+    assert '--config.data.sample_range' in verify_error(root)
+
+
+def test_images_that_exif_turns_are_counted_also_from_the_cache(root, tmp_path, caplog):
+    path, exif = image_path(root, 'train', FRAMES[0]), PIL.Image.Exif()
+    exif[0x112] = 3
+    with PIL.Image.open(path) as image:
+        image.save(path, exif=exif)
+    for _ in range(2):
+        caplog.clear()
+        verify(load_cityscapes(str(root), 'train'), cache_path=str(tmp_path / 'verified.json'))
+        assert '1 images are turned upright' in caplog.text and 'label_orientation=stored' in caplog.text
+    (warning,) = (text for text in inspect_split(load_cityscapes(str(root), 'train')).warnings if 'upright' in text)
+    assert warning.startswith('1 images are turned upright')
 
 
 def test_color_label_in_place_of_an_index_label_is_refused(root):
-    write_png(label_path(root, 'train', FRAMES[0]), np.zeros((*SIZE, 3)))
-    assert 'label is of mode RGB but should be one 8-bit channel of class ids' in verify_error(root)
+    write_png(label_path(root, 'train', FRAMES[0]), np.full((*SIZE, 3), (128, 64, 128)))
+    assert 'label file holds colours such as (128, 64, 128), but class ids are expected' in verify_error(root)
 
 
 def test_split_whose_labels_are_all_ignored_is_refused(root):
@@ -154,7 +175,8 @@ def test_truncated_file_is_found_before_training(root, path, length):
     write_png(path, np.random.default_rng(0).integers(7, 34, (*SIZE, 3)[: 3 if 'leftImg8bit' in str(path) else 2]))
     truncate(path, length if length >= 0 else os.path.getsize(path) + length)
     message = verify_error(root)
-    assert message.startswith(f'{path}: cannot be decoded (') and message.endswith('; replace the file')
+    if 'no image that can be read' not in message:  # not even a header
+        assert message.startswith(f'{path}: cannot be decoded (') and message.endswith('; replace the file')
 
 
 def test_png_with_something_after_its_end_is_fine(root):
@@ -176,11 +198,23 @@ def test_skipping_marks_and_tells_what_it_leaves_out(root, caplog):
         verify(load_cityscapes(str(root), 'train'), on_corrupt='skip')
 
 
-def test_mostly_ignored_labels_are_warned_of(root, caplog):
+def test_mostly_ignored_labels_are_refused_or_trusted(root, caplog):
     for frame in FRAMES:
         labels = np.zeros(SIZE)
         labels[0] = 7
         write_png(label_path(root, 'train', frame), labels)
-    with caplog.at_level(logging.WARNING):
-        verify(load_cityscapes(str(root), 'train'))
-    assert 'cityscapes train: only 17% of the pixels have a class' in caplog.text
+    message = verify_error(root)
+    assert 'cityscapes train: 83.3% of the pixels are ignored (such as 0 ignored: 120 pixels)' in message
+    assert message.endswith('--config.data.trust_labels=True goes on with them')
+    verify(load_cityscapes(str(root), 'train'), trust_labels=True)
+    assert 'cityscapes train: 83.3% of the pixels are ignored' in caplog.text
+
+
+def test_what_was_judged_is_remembered_with_the_files(root, tmp_path):
+    """A second run does not read the labels again, and judges them all the same."""
+    for frame in FRAMES:
+        write_png(label_path(root, 'train', frame), np.append(np.zeros(30), np.full(18, 7)).reshape(SIZE))
+    dataset, cache = load_cityscapes(str(root), 'train'), str(tmp_path / 'verified.json')
+    verify(dataset, cache_path=cache, trust_labels=True)
+    with pytest.raises(DataError, match='62.5% of the pixels are ignored'):
+        verify(dataset, cache_path=cache)

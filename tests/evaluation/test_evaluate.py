@@ -1,5 +1,7 @@
 """Scores of a split do not depend on how it is batched, and count every pixel once."""
 
+import json
+import os
 import shutil
 
 import numpy as np
@@ -10,12 +12,14 @@ from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
+from atonet_jax.evaluation import evaluator
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import create_network
+from tests.disks import full_disk
 
 
 @pytest.fixture(scope='module')
@@ -86,6 +90,23 @@ def test_a_kept_example_is_the_image_that_has_its_score(run, labels):
         assert example.image.base is None, 'it does not keep its batch in memory'
 
 
+def test_large_images_are_thinned_out_before_they_are_kept(run, labels, monkeypatch):
+    whole = run(pictures=1)
+    monkeypatch.setattr(evaluator, '_LONGEST_SIDE', 64)  # of images of 64 x 128
+    evaluation = run(pictures=1)
+    np.testing.assert_array_equal(evaluation.confusion, whole.confusion)
+    (example,), (of_whole,) = evaluation.examples, whole.examples
+    for part, all_of_it in zip(example[1:], of_whole[1:], strict=True):
+        np.testing.assert_array_equal(part, all_of_it[::2, ::2])
+        assert part.base is None
+
+
+def test_windows_are_scored_alike_in_any_batch(run):
+    one_by_one, in_threes = (run(window=(40, 64), batch_size=n).confusion for n in (1, 3))
+    np.testing.assert_array_equal(in_threes, one_by_one)
+    assert (one_by_one != run().confusion).any()
+
+
 def test_a_centre_crop_scores_the_centre_alone(run, labels):
     evaluation = run(center_crop=(40, 64))
     centre = labels[:, 12:52, 32:96]
@@ -99,7 +120,7 @@ def test_a_centre_crop_larger_than_the_images_is_refused(run):
 
 
 @pytest.mark.parametrize(
-    'options', [{'window': (64, 64)}, {'scales': (0.75, 1.0), 'flip': True}], ids=['sliding', 'multi-scale and flip']
+    'options', [{'window': (40, 64)}, {'scales': (0.75, 1.0), 'flip': True}], ids=['sliding', 'multi-scale and flip']
 )
 def test_other_ways_to_look_count_every_pixel_once(run, labels, options):
     assert run(**options).confusion.sum() == np.count_nonzero(labels != IGNORE_LABEL)
@@ -116,5 +137,35 @@ def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_computed
     shutil.copytree(finished, tmp_path / 'run')
     shutil.rmtree(tmp_path / 'run' / 'evaluation', ignore_errors=True)
     (tmp_path / 'run' / 'evaluation').touch()  # in the way; who runs the tests may be allowed everything
-    with pytest.raises(InputError, match='run/evaluation: cannot be written .*; choose another --workdir'):
+    with pytest.raises(InputError, match='run/evaluation: cannot be written .*; choose another --config.eval.output'):
         evaluate(tiny_config, str(tmp_path / 'run'))
+
+
+def test_on_a_full_disk_the_scores_are_printed_and_nothing_is_half_written(tiny_config, finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished, tmp_path / 'run', ignore=shutil.ignore_patterns('evaluation'))
+    message = r'evaluation: cannot be written \(File too large\); free space'
+    with full_disk(100), pytest.raises(InputError, match=message):
+        evaluate(tiny_config, str(workdir))
+    assert 'pixel accuracy' in capsys.readouterr().out
+    assert list((workdir / 'evaluation').iterdir()) == []
+
+
+def test_a_run_in_a_read_only_folder_is_evaluated_into_another(tiny_config, finished, tmp_path, monkeypatch):
+    workdir = shutil.copytree(finished, tmp_path / 'run')
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
+    config = tiny_config.copy_and_resolve_references()
+    config.eval.update(output=str(tmp_path / 'elsewhere'), pictures=1)
+    monkeypatch.setattr(os, 'access', lambda path, mode: not str(path).startswith(str(workdir)))
+    evaluate(config, str(workdir))
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
+    written = {path.name for path in (tmp_path / 'elsewhere').iterdir()}
+    assert {'scores.json', 'images.csv', 'report.html', 'example_0000.png'} <= written
+
+
+def test_data_of_renamed_classes_is_refused_with_the_names(tiny_config, finished, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / 'run')
+    table = json.loads((workdir / 'class_table.json').read_text())
+    table['class_names'][3] = 'hedge'
+    (workdir / 'class_table.json').write_text(json.dumps(table))
+    with pytest.raises(InputError, match="other classes than the network predicts .class 3 was 'hedge', is 'wall'."):
+        evaluate(tiny_config, str(workdir))

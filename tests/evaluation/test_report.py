@@ -17,9 +17,11 @@ from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.evaluator import Evaluation, Example, ImageScore
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.evaluation.report import write_report
+from atonet_jax.evaluation.report.charts import Curve, curves_svg
 from atonet_jax.evaluation.report.compare import compare
 from atonet_jax.runs.workdir import read_starts
 from atonet_jax.training.recorder import Recorder
+from atonet_jax.training.timeline import Timeline
 
 ENVIRONMENT = {'time': '2026-01-31 12:00:00 UTC', 'revision': None, 'devices': 'a device', 'versions': 'jax 1'}
 
@@ -120,6 +122,30 @@ def test_curves_of_all_kinds_are_drawn(report):
         assert ''.join(used) in ids
 
 
+@pytest.mark.parametrize(
+    ('values', 'log', 'label'),
+    [
+        ([6e-5, 0], False, '5e−5'),
+        ([0.02, 0], False, '0.005'),
+        ([0.01351, 0.0125], False, '0.0134'),
+        ([-0.25, -1234], False, '−1000'),
+        ([120_000, 1_000_000], True, '200k'),
+        ([2.1e-6, 4.9e-6], True, '4e−6'),  # no power of ten, nor twice or five times one
+        ([0, 2e9], False, '1.5G'),
+    ],
+)
+def test_labels_of_a_chart_are_short_and_not_cut(values, log, label):
+    svg = curves_svg('x', 'title', [Curve('a', (1, 1_500_000), values)], log)
+    width = float(re.search(r'viewBox="0 0 ([\d.]+)', svg)[1])
+    texts = re.findall(r'<text style="[^"]*text-anchor: (\w+)[^"]*" x="([\d.]+)"[^>]*>([^<]+)<', svg)
+    assert label in [text for _, _, text in texts] and '1.5M' in [text for _, _, text in texts]
+    assert len([anchor for anchor, *_ in texts if anchor == 'end']) >= 2, 'a vertical axis needs two labels'
+    for anchor, x, text in texts:
+        half = 0.5 * 5.8 * len(text)  # a character at 9 points
+        centre = float(x) - half * (anchor == 'end')
+        assert half <= centre <= width - half, f'{text} is cut'
+
+
 def test_the_best_and_the_worst_images_are_shown(report, workdir):
     with open(os.path.join(workdir, 'evaluation', 'images.csv')) as file:
         rows = [line.strip().split(',') for line in file][1:]
@@ -186,7 +212,7 @@ def test_the_confusion_matrix_of_very_many_classes_is_a_picture(tmp_path):
 
 def test_a_report_that_cannot_be_written_ends_training_with_a_line(tmp_path, tiny_config):
     (tmp_path / 'report.html').mkdir()
-    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, 0, 12)
+    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, Timeline(4, 12, 2.0))
     with pytest.raises(TrainingError, match='the figures of step 3 cannot be written'):
         recorder.report(3, made_up(CITYSCAPES))
     recorder.close()
@@ -194,7 +220,7 @@ def test_a_report_that_cannot_be_written_ends_training_with_a_line(tmp_path, tin
 
 def test_every_start_of_training_is_on_record(tmp_path, tiny_config):
     for step in (0, 4):
-        Recorder(str(tmp_path), tiny_config, CITYSCAPES, step, 12).close()
+        Recorder(str(tmp_path), tiny_config, CITYSCAPES, Timeline(4, 12, 2.0, start_step=step)).close()
     starts = read_starts(str(tmp_path))
     assert [start['step'] for start in starts] == [0, 4]
     assert set(starts[0]) == {'step', 'time', 'revision', 'devices', 'versions'}
@@ -213,6 +239,10 @@ addEventListener('load', () => {
     requests: performance.getEntriesByType('resource').map(entry => entry.name).filter(name => !/^data:/.test(name)),
     broken: [...document.images].filter(image => !image.naturalWidth).length,
     small: [...document.querySelectorAll('svg text')].filter(text => text.getBoundingClientRect().height < 9).length,
+    cut: [...document.querySelectorAll('svg text')].filter(text => {
+      const [inner, outer] = [text, text.ownerSVGElement].map(element => element.getBoundingClientRect());
+      return inner.left < outer.left - 1 || inner.right > outer.right + 1;
+    }).length,
     narrow: [...document.querySelectorAll('tbody th')].filter(cell => cell.getBoundingClientRect().width < 60).length,
     order: head && [...document.querySelectorAll('table.sortable tbody tr')].map(row => row.cells[1].dataset.value),
   });
@@ -255,6 +285,7 @@ def test_a_browser_shows_it_without_fault_or_overflow(report, finished, workdir,
     assert found['width'] == width
     assert found['contents'] <= width
     assert found['small'] == 0, 'text in charts is too small to read'
+    assert found['cut'] == 0, 'text in charts is cut'
     assert found['narrow'] == 0, 'the first column of a table is squeezed'
     if page == 'report':
         ious = [float(value) for value in found['order'] if value]

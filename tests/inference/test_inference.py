@@ -26,15 +26,6 @@ class OneConvolution(nn.Module):
         return {'logits': 10 * Classifier(NUM_CLASSES)(features)}
 
 
-class AlwaysClassTwo(nn.Module):
-    """Sure of one class, so that pixels that no window covers stand out."""
-
-    def __call__(self, images, train):
-        height, width = images.shape[1:3]
-        is_two = jax.nn.one_hot(2, NUM_CLASSES)
-        return {'logits': jnp.broadcast_to(is_two, (len(images), -(-height // 4), -(-width // 4), NUM_CLASSES))}
-
-
 @pytest.fixture(scope='module')
 def network():
     model = OneConvolution()
@@ -74,33 +65,6 @@ def test_flip_makes_predictions_of_mirrored_images_mirrored(predict):
     mirrored = images[:, :, ::-1]
     np.testing.assert_array_equal(predict(mirrored, flip=True), predict(images, flip=True)[:, :, ::-1])
     assert (predict(mirrored) != predict(images)[:, :, ::-1]).any()
-
-
-@pytest.mark.parametrize('window', [(48, 64), (100, 100)])
-def test_window_of_the_whole_image_changes_nothing(predict, window):
-    images = random_images(48, 64)
-    np.testing.assert_array_equal(predict(images, window=window), predict(images))
-
-
-@pytest.mark.parametrize(
-    ('size', 'stride'), [((61, 100), None), ((61, 100), (17, 33)), ((61, 100), (40, 48)), ((80, 49), (40, 48))]
-)
-def test_windows_cover_every_pixel(size, stride):
-    predict = partial(predict_labels, AlwaysClassTwo(), {}, window=(40, 48), window_stride=stride)
-    labels = jax.jit(predict)(random_images(*size))
-    np.testing.assert_array_equal(labels, np.full((2, *size), 2))
-
-
-def test_windows_that_overlap_are_averaged(network, predict):
-    """Two windows of 48 x 40 in an image of 48 x 64, 24 columns apart."""
-    model, variables = network
-    images = random_images(48, 64)
-    summed = np.zeros((2, 48, 64, NUM_CLASSES))
-    for columns in (slice(0, 40), slice(24, 64)):
-        logits = model.apply(variables, IMAGENET(images[:, :, columns]), train=False)['logits']
-        summed[:, :, columns] += jax.nn.softmax(resize_bilinear(logits, (48, 40)))
-    labels = predict(images, window=(48, 40), window_stride=(48, 24))
-    np.testing.assert_array_equal(labels, np.argmax(summed, -1))
 
 
 def test_same_scale_twice_changes_nothing(predict):

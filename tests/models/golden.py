@@ -2,7 +2,8 @@
 
 The weights are in no file: each follows from its name (`_drawn`), but for the running statistics of batch
 normalisations. These are what one forward pass in training mode finds on the two pictures of tests/golden/images.npz,
-dropout off. So they tell whether a network's training mode is right, too.
+dropout off. So they tell whether a network's training mode is right, too. That file also holds the images that most
+goldens share.
 
 Outputs are of the inference mode, but for those named 'train_...', and all images are normalised by ImageNet's mean and
 standard deviation. To copy goldens from the folder of the complete ones:
@@ -21,10 +22,11 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from atonet_jax.models import apply
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.models import apply, create_model, network
 from atonet_jax.models.blocks import BatchNorm
 from atonet_jax.models.contract import IMAGENET
-from atonet_jax.torch_weights import to_torch
+from atonet_jax.torch_weights import from_torch, to_torch
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'golden'
 PIXELS = 400  # of each output that a copy keeps
@@ -80,7 +82,7 @@ def load(name: str, folder: pathlib.Path = FOLDER) -> Golden:
         description = json.loads(arrays.pop('description').tobytes())
         arrays |= _split(arrays.pop('statistics'), description)
         with np.load(folder / 'images.npz') as file:
-            arrays |= {key: image for key, image in file.items() if key.startswith('input_')}
+            arrays = {key: image for key, image in file.items() if key.startswith('input_')} | arrays
     else:
         description = json.loads((folder / f'{name}.json').read_text())
     outputs = {}
@@ -179,6 +181,40 @@ def statistics_errors(golden: Golden, model: nn.Module, variables: Mapping[str, 
     return errors
 
 
+def with_weights(name: str) -> tuple[Golden, nn.Module, dict[str, Any]]:
+    """The golden `name`, its network, and the network's variables, with the golden's weights."""
+    golden = load(name)
+    model = create_model(name, golden.num_classes)
+    return golden, model, from_torch(golden.state_dict, model)
+
+
+def logits_error(golden: Golden, model: nn.Module, variables: Mapping[str, Any], output: str) -> float:
+    """The error of the logits, in units as of `Output.error`; `output` is the golden's name, such as 'logits_96x72'."""
+    images = golden.inputs[output.split('_')[-1]]
+    logits = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])(variables, images)
+    return golden.outputs[output].error(logits[0])
+
+
+def assert_names(golden: Golden, model: nn.Module, variables: Mapping[str, Any]) -> None:
+    """`to_torch` gives the golden's names and arrays, and no others."""
+    back = to_torch(variables, model)
+    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
+    for name, array in golden.state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def assert_counts(
+    name: str, num_classes: int, size: tuple[int, int], parameters: int, macs: int, **options: Any
+) -> None:
+    """The network has these counts at an image of `size`, and with 19 classes its contract tells them."""
+    model = create_model(name, num_classes, **options)
+    assert count_parameters(model)['parameters'] == parameters
+    assert count_macs(model, size) == macs
+    if num_classes == 19:
+        published = network(model).published
+        assert (published.parameters, published.macs) == (parameters, (size, macs))
+
+
 def copy(source: pathlib.Path, name: str, sizes: list[str]) -> None:
     """Writes tests/golden/NAME.npz from a complete golden: outputs of images of `sizes`, at up to `PIXELS` pixels."""
     description = json.loads((source / f'{name}.json').read_text())
@@ -199,17 +235,12 @@ def copy(source: pathlib.Path, name: str, sizes: list[str]) -> None:
         arrays[key], arrays[f'{key}_at'] = values[..., ::step], places[::step]
     if 'train_input' in complete:
         arrays['train_input'] = complete['train_input']
+    with np.load(FOLDER / 'images.npz') as file:
+        shared = dict(file)
+    for image in (f'input_{size}' for size in sizes):
+        if not np.array_equal(shared.get(image), complete[image]):
+            arrays[image] = complete[image]
     np.savez_compressed(FOLDER / f'{name}.npz', **arrays)
-
-    with np.load(source / 'images.npz') as file:
-        images = {'calibration': file['calibration']}
-    if (FOLDER / 'images.npz').exists():
-        with np.load(FOLDER / 'images.npz') as file:
-            images |= dict(file)
-    for size in sizes:
-        image = complete[f'input_{size}']
-        assert np.array_equal(images.setdefault(f'input_{size}', image), image), 'goldens share the image of a size'
-    np.savez_compressed(FOLDER / 'images.npz', **images)
 
 
 if __name__ == '__main__':

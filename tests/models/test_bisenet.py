@@ -4,8 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.terms import HardExampleShare
 from atonet_jax.torch_weights import from_torch, to_torch
@@ -18,17 +17,12 @@ MATCH = 10  # times what rounding alone does
 
 @pytest.fixture(scope='module', params=['bisenet_r18', 'bisenet_x39'])
 def published(request):
-    """(golden, model, its variables)."""
-    golden = goldens.load(request.param)
-    model = create_model(request.param, golden.num_classes)
-    return golden, model, from_torch(golden.state_dict, model)
+    return goldens.with_weights(request.param)
 
 
 def test_logits_are_those_of_the_authors_code(published):
     """At a size that no stride divides."""
-    golden, model, variables = published
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['45x59'])
-    assert golden.outputs['logits_45x59'].error(logits[0]) <= MATCH
+    assert goldens.logits_error(*published, 'logits_45x59') <= MATCH
 
 
 def test_training_outputs_are_those_of_the_authors_code(published):
@@ -42,10 +36,7 @@ def test_training_outputs_are_those_of_the_authors_code(published):
 
 def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_training(published):
     golden, model, variables = published
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
-    for name, array in golden.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    goldens.assert_names(golden, model, variables)
     kept = {name: array for name, array in golden.state_dict.items() if not name.startswith(('heads.0', 'heads.1'))}
     assert set(variables['params']) - set(from_torch(kept, model)['params']) == {'aux_r16', 'aux_r32'}
 
@@ -60,12 +51,9 @@ def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_train
     ],
 )
 def test_counts_are_the_published_ones(name, num_classes, size, parameters, in_training, macs):
-    model, published = create_model(name, num_classes), network(name).published
-    assert count_parameters(model)['parameters'] == parameters
-    assert sum(array.size for array in jax.tree.leaves(abstract_variables(model)['params'])) == in_training
-    assert count_macs(model, size) == macs
-    if num_classes == 19:
-        assert (published.parameters, published.macs) == (parameters, (size, macs))
+    goldens.assert_counts(name, num_classes, size, parameters, macs)
+    trained = abstract_variables(create_model(name, num_classes))['params']
+    assert sum(array.size for array in jax.tree.leaves(trained)) == in_training
 
 
 def test_the_loss_is_over_hard_pixels_of_three_outputs_at_full_size():

@@ -94,6 +94,17 @@ ROWS = {
     'table3_multi_pathway_b': Row({'width': 8, 'backbone_width': 4}),
     'table3_multi_pathway_c': Row({'width': 8, 'backbone_width': 4}),
     'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
+    'segnet': Row({'width': 4}),
+    'segnet_basic': Row({'width': 4}),
+    'deeplab_largefov': Row({'width': 4, 'fc_features': 16}),
+    'frrn_a': Row({'width': 6, 'lanes': 4}),
+    'frrn_b': Row({'width': 6, 'lanes': 4}),
+    'sqnet': Row({'width': 4}),
+    'sqnet_zh320': Row({'width': 4}),
+    'icnet': Row({'width': 4, 'head_width': 4}),
+    'dfanet_a': Row({'width': 4, 'decoder_width': 4}),
+    'dfanet_b': Row({'width': 4, 'decoder_width': 4}, files_of='dfanet_a'),
+    'sparse_two_column': Row({'width': 4}),
 }
 # Other names of networks that have a row.
 ALIASES = {
@@ -105,6 +116,10 @@ ALIASES = {
     'swiftnet_ss': 'swiftnet_ss_2019',
     'swiftnet_pyr': 'swiftnet_pyr_2019',
     'aggregation': 'table3_aggregation',
+    'deeplab': 'deeplab_largefov',
+    'frrn': 'frrn_b',
+    'dfanet': 'dfanet_a',
+    'dfanet_a_prime': 'dfanet_a',
 }
 CLASSES = 5
 SIZE = (64, 128)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 
 from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.models import apply, create_model, network
+from atonet_jax.models import create_model, network
 from atonet_jax.models.enet import FORMS, Bottleneck
-from atonet_jax.torch_weights import from_torch
 from tests.models import golden
 
 NAMES = ['enet_paper', 'enet_davidtvs_2018_03', 'enet_davidtvs_head']
@@ -17,16 +16,11 @@ of_each_form = pytest.mark.parametrize('name', NAMES)
 
 @pytest.fixture(scope='module', params=NAMES)
 def published(request):
-    """(golden, model, its variables)."""
-    expected = golden.load(request.param)
-    model = create_model(request.param, expected.num_classes)
-    return expected, model, from_torch(expected.state_dict, model)
+    return golden.with_weights(request.param)
 
 
 def test_logits_are_those_of_the_golden(published):
-    expected, model, variables = published
-    logits = jax.jit(lambda images: apply(model, variables, images)['logits'])(expected.inputs['96x72'])
-    assert expected.outputs['logits_96x72'].error(logits[0]) <= 10
+    assert golden.logits_error(*published, 'logits_96x72') <= 10
 
 
 def test_statistics_of_a_training_batch_are_those_of_the_golden(published):

@@ -44,10 +44,7 @@ def test_statistics_of_a_training_batch_are_those_of_the_authors_code(golden, wi
 
 def test_names_and_layouts_are_the_authors(golden, with_both_heads):
     model, variables = with_both_heads
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
-    for name, array in golden.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    goldens.assert_names(golden, model, variables)
 
 
 def test_a_file_of_the_authors_is_read_without_the_encoders_head(golden):

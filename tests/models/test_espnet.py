@@ -21,10 +21,7 @@ NAMES = ['espnet', 'espnet_camvid', 'espnet_c']
 
 @pytest.fixture(scope='module', params=NAMES)
 def published(request):
-    """(golden, model, its variables)."""
-    golden = goldens.load(request.param)
-    model = create_model(request.param, golden.num_classes)
-    return golden, model, from_torch(golden.state_dict, model)
+    return goldens.with_weights(request.param)
 
 
 def filled(name, value):
@@ -34,9 +31,7 @@ def filled(name, value):
 
 
 def test_logits_are_those_of_the_authors_code(published):
-    golden, model, variables = published
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['96x72'])
-    assert golden.outputs['logits_96x72'].error(logits[0]) <= 10
+    assert goldens.logits_error(*published, 'logits_96x72') <= 10
 
 
 def test_statistics_of_a_training_batch_are_those_of_the_authors_code(published):
@@ -46,11 +41,7 @@ def test_statistics_of_a_training_batch_are_those_of_the_authors_code(published)
 
 
 def test_names_and_layouts_are_the_authors(published):
-    golden, model, variables = published
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
-    for name, array in golden.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    goldens.assert_names(*published)
 
 
 def test_a_file_of_the_other_decoder_is_refused():

@@ -10,16 +10,13 @@ from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import abstract_variables, create_model, network, prepare
 from atonet_jax.models.fcn import _OFFSETS, CAFFE, crop, enlarge
 from atonet_jax.models.vgg import BLOCKS
-from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
+from atonet_jax.torch_weights import backbone_from_torch, to_torch
 from tests.models import golden
 
 
 @pytest.fixture(scope='module')
 def published():
-    """(golden, model, its variables)."""
-    expected = golden.load('fcn8s_fc1024')
-    model = create_model('fcn8s_fc1024', expected.num_classes)
-    return expected, model, from_torch(expected.state_dict, model)
+    return golden.with_weights('fcn8s_fc1024')
 
 
 @pytest.mark.parametrize('form', ['variables', 'prepared', 'transformed'])

@@ -72,10 +72,7 @@ def test_prepared_logits_are_those_of_the_authors_code(golden, model, variables)
 
 
 def test_names_and_layouts_are_the_authors(golden, model, variables):
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
-    for name, array in golden.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    goldens.assert_names(golden, model, variables)
 
 
 def test_a_checkpoint_of_the_authors_training_is_read_with_the_buffers_of_its_losses(tmp_path):

@@ -1,13 +1,11 @@
 """SwiftNet for a single scale gives what the authors' code gives, in both its forms."""
 
-import jax
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.models import apply, create_model, network
+from atonet_jax.models import create_model, network
 from atonet_jax.models.terms import CrossEntropy, Term
-from atonet_jax.torch_weights import from_torch, to_torch
+from atonet_jax.torch_weights import from_torch
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
@@ -17,16 +15,11 @@ NAMES = ['swiftnet_ss_2019', 'swiftnet_ss_2020']
 
 @pytest.fixture(scope='module', params=NAMES)
 def published(request):
-    """(golden, model, its variables)."""
-    expected = golden.load(request.param)
-    model = create_model(request.param, expected.num_classes)
-    return expected, model, from_torch(expected.state_dict, model)
+    return golden.with_weights(request.param)
 
 
 def test_logits_are_those_of_the_golden(published):
-    expected, model, variables = published
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, expected.inputs['96x72'])
-    assert expected.outputs['logits_stride4_96x72'].error(logits[0]) <= 10
+    assert golden.logits_error(*published, 'logits_stride4_96x72') <= 10
 
 
 def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
@@ -37,11 +30,7 @@ def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
 
 
 def test_names_and_layouts_are_the_authors(published):
-    expected, model, variables = published
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(expected.state_dict)
-    for name, array in expected.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    golden.assert_names(*published)
 
 
 def test_the_buffers_of_the_authors_normalisation_are_passed_over(published):
@@ -59,12 +48,7 @@ def test_the_buffers_of_the_authors_normalisation_are_passed_over(published):
     ],
 )
 def test_counts_are_the_published_ones(name, num_classes, size, parameters, macs):
-    model = create_model(name, num_classes)
-    assert count_parameters(model)['parameters'] == parameters
-    assert count_macs(model, size) == macs
-    published = network(model).published
-    if num_classes == 19:
-        assert (published.parameters, published.macs) == (parameters, (size, macs))
+    golden.assert_counts(name, num_classes, size, parameters, macs)
 
 
 def test_the_forms_normalise_images_in_their_own_way():

@@ -6,12 +6,11 @@ import PIL.Image
 import pytest
 from flax.traverse_util import flatten_dict
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.swiftnet_pyramid import shrink
 from atonet_jax.models.terms import BoundaryWeightedCrossEntropy, CrossEntropy, Term
-from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
+from atonet_jax.torch_weights import backbone_from_torch, to_torch
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
@@ -22,16 +21,11 @@ STATISTICS = {'swiftnet_pyr_2019': 58, 'swiftnet_pyr_2020': 120}
 
 @pytest.fixture(scope='module', params=STATISTICS)
 def published(request):
-    """(golden, model, its variables)."""
-    expected = golden.load(request.param)
-    model = create_model(request.param, expected.num_classes)
-    return expected, model, from_torch(expected.state_dict, model)
+    return golden.with_weights(request.param)
 
 
 def test_logits_are_those_of_the_golden(published):
-    expected, model, variables = published
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, expected.inputs['96x72'])
-    assert expected.outputs['logits_stride4_96x72'].error(logits[0]) <= 10
+    assert golden.logits_error(*published, 'logits_stride4_96x72') <= 10
 
 
 def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
@@ -42,11 +36,7 @@ def test_statistics_of_a_training_batch_are_those_of_the_golden(published, reque
 
 
 def test_names_and_layouts_are_the_authors(published):
-    expected, model, variables = published
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(expected.state_dict)
-    for name, array in expected.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    golden.assert_names(*published)
 
 
 @pytest.mark.parametrize('name', STATISTICS)
@@ -75,12 +65,7 @@ def test_a_backbone_that_is_published_alone_starts_every_level(name):
     ],
 )
 def test_counts_are_the_published_ones(name, num_classes, options, size, parameters, macs):
-    model = create_model(name, num_classes, **options)
-    assert count_parameters(model)['parameters'] == parameters
-    assert count_macs(model, size) == macs
-    published = network(model).published
-    if num_classes == 19:
-        assert (published.parameters, published.macs) == (parameters, (size, macs))
+    golden.assert_counts(name, num_classes, size, parameters, macs, **options)
 
 
 @pytest.mark.parametrize('level', [1, 2])

@@ -1,15 +1,13 @@
 """The architectures of Table 3 give what other code gives for their definitions, and have their counts."""
 
-import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
 from atonet_jax import torch_weights
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.terms import CrossEntropy, Term
-from atonet_jax.torch_weights import from_torch, identify, to_torch
+from atonet_jax.torch_weights import identify
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
@@ -26,17 +24,12 @@ STATISTICS = {
 
 @pytest.fixture(scope='module', params=STATISTICS)
 def published(request):
-    """(golden, model, its variables)."""
-    expected = golden.load(request.param)
-    model = create_model(request.param, expected.num_classes)
-    return expected, model, from_torch(expected.state_dict, model)
+    return golden.with_weights(request.param)
 
 
 def test_logits_are_those_of_the_golden(published):
-    expected, model, variables = published
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, expected.inputs['96x72'])
-    stride = 8 if model.design == 'dilation' else 4
-    assert expected.outputs[f'logits_stride{stride}_96x72'].error(logits[0]) <= 10
+    stride = 8 if published[1].design == 'dilation' else 4
+    assert golden.logits_error(*published, f'logits_stride{stride}_96x72') <= 10
 
 
 def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
@@ -46,11 +39,7 @@ def test_statistics_of_a_training_batch_are_those_of_the_golden(published, reque
 
 
 def test_names_and_layouts_are_those_of_the_golden(published):
-    expected, model, variables = published
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(expected.state_dict)
-    for name, array in expected.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+    golden.assert_names(*published)
 
 
 def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(published, monkeypatch):
@@ -76,10 +65,7 @@ def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(
     ],
 )
 def test_counts_are_those_of_the_definitions(name, parameters, macs):
-    model, published = create_model(name, 19), network(name).published
-    assert count_parameters(model)['parameters'] == published.parameters == parameters
-    assert published.macs == ((1024, 1024), macs)
-    assert count_macs(model, (1024, 1024)) == macs
+    golden.assert_counts(name, 19, (1024, 1024), parameters, macs)
 
 
 @pytest.mark.parametrize('name', STATISTICS)

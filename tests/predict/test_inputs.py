@@ -8,7 +8,7 @@ import pytest
 
 from atonet_jax.data.pictures import read_picture
 from atonet_jax.errors import InputError
-from atonet_jax.predict.inputs import Source, find_sources
+from atonet_jax.predict.inputs import Source, fetched, find_sources
 
 
 @pytest.fixture
@@ -85,11 +85,18 @@ def test_what_lies_in_the_output_folder_is_no_input(photos):
         ('photos/missing.png', 'config.predict.input=photos/missing.png: no such file or folder'),
         ('photos/notes.txt', 'config.predict.input=photos/notes.txt: the ending is not that of a known picture'),
         ('camera:front', 'config.predict.input=camera:front: a camera is given by its number'),
+        ('s3://b/a.png', 'config.predict.input=s3://b/a.png: addresses of s3 cannot be read, only those of http'),
+        ('file:///no/such.png', 'config.predict.input=/no/such.png: no such file or folder'),
+        ('texts', 'config.predict.input=texts: holds no pictures or videos (.png, .jpg, .mp4 and the like), only 1'),
+        ('photos/a.cr2', 'config.predict.input=photos/a.cr2: the ending is not that of a known picture or'),
     ],
 )
 def test_what_cannot_be_input_is_said_in_a_line(photos, tmp_path, monkeypatch, given, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'empty').mkdir()
+    (tmp_path / 'texts').mkdir()
+    (tmp_path / 'texts' / 'a.txt').touch()
+    (photos / 'a.cr2').touch()
     with pytest.raises(InputError, match=re.escape(message)) as failure:
         find_sources(given, 'photos')
     assert '\n' not in str(failure.value)
@@ -99,6 +106,59 @@ def test_every_kind_of_picture_that_pillow_reads_is_one(tmp_path):
     for suffix in ('png', 'jpg', 'webp', 'tif', 'bmp', 'gif', 'ppm'):
         PIL.Image.new('RGB', (8, 8)).save(tmp_path / f'{suffix}.{suffix}')
     assert len(find_sources(str(tmp_path), 'out')) == 7
+
+
+def test_what_is_passed_over_is_said_once_and_why(photos, caplog, monkeypatch):
+    monkeypatch.setattr('atonet_jax.predict.inputs.suffixes', lambda: ('.png', '.jpg'))  # as without pillow-heif
+    for name in ('x.heic', 'trip/y.HEIC', 'README'):
+        (photos / name).touch()
+    find_sources(str(photos), 'out')
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f'{photos}: passed over 2 .heic (`pip install pillow-heif` lets them be read), 1 without an ending, 1 .txt'
+    )
+    caplog.clear()
+    find_sources(str(photos / 'trip' / '*.JPG'), 'out')
+    assert not caplog.records
+
+
+@pytest.mark.parametrize('ending', ['ts', '3gp', 'm4v', 'MTS', 'flv'])
+def test_more_videos_are_videos(tmp_path, ending):
+    (tmp_path / f'film.{ending}').touch()
+    (source,) = find_sources(str(tmp_path), 'out')
+    assert source.is_video
+
+
+@pytest.mark.parametrize(
+    ('given', 'name', 'is_video', 'label'),
+    [
+        ('rtsp://me:secret@cam.lan:554/live/1?a=b', 'cam.lan_live_1', True, 'rtsp://cam.lan:554/live/1?a=b'),
+        ('https://a.org/b/My%20film.MP4?x=1', 'My_film', True, 'https://a.org/b/My%20film.MP4?x=1'),
+        ('http://a.org/pic.JPG', 'pic', False, 'http://a.org/pic.JPG'),
+        ('udp://239.0.0.1:1234', '239.0.0.1', True, 'udp://239.0.0.1:1234'),
+        (f'http://a.org/{"x" * 300}', 'x' * 100, True, f'http://a.org/{"x" * 300}'),
+    ],
+)
+def test_an_address_is_a_picture_or_a_stream(given, name, is_video, label):
+    (source,) = find_sources(given, 'out')
+    assert (source.path, source.name, source.is_video, source.label) == (given, name, is_video, label)
+    assert source.is_live
+
+
+def test_a_file_address_is_its_file(photos):
+    (photos / 'a b.png').touch()
+    address = (photos / 'a b.png').as_uri()
+    assert '%20' in address and find_sources(address, 'out') == [Source(str(photos / 'a b.png'), 'a b')]
+    assert len(find_sources(photos.as_uri(), 'out')) == 6
+
+
+def test_a_picture_at_an_address_is_fetched(tmp_path, served):
+    PIL.Image.new('RGB', (8, 4), 'red').save(tmp_path / 'a.png')
+    (source,) = find_sources(f'{served}/a.png', 'out')
+    assert read_picture(fetched(source), source.label, 100, 'limit').shape == (4, 8, 3)
+    (source,) = find_sources(f'{served}/b.png', 'out')
+    with pytest.raises(InputError, match=r'/b.png: cannot be fetched \(HTTP Error 404: File not found\); try it'):
+        fetched(source)
 
 
 def test_names_of_what_is_written_are_all_different(tmp_path):

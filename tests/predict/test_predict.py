@@ -18,6 +18,7 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import predict, submission
 from atonet_jax.predict.video import VideoFile
 from atonet_jax.process.devices import create_mesh
@@ -87,6 +88,19 @@ def test_a_folder_with_a_bad_file_gives_all_the_others(config, finished, segment
     assert f'not done: {tmp_path}/photos/bad.png: no image that can be read' in output
 
 
+def test_a_name_that_is_too_long_stops_nothing_else(config, finished, tmp_path, capsys):
+    """The longest names that fit are written; of what does not fit nothing is."""
+    config.predict.pictures = ('labels', 'side_by_side')
+    longest = 255 - len('_side_by_side.png')
+    names = ['a' * longest, 'b' * (longest + 1), 'c']
+    for i, name in enumerate(names):
+        save(tmp_path / 'photos' / f'{name}.png', picture(i))
+    assert predict(config, finished) is False
+    kinds, whole = config.predict.pictures, (names[0], names[2])
+    assert files_below(tmp_path / 'out') == sorted(f'{name}_{kind}.png' for name in whole for kind in kinds)
+    assert f'{names[1]}.png: its name is too long for its side_by_side file; rename it' in capsys.readouterr().out
+
+
 def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp_path):
     config.predict.update(ids='raw', pictures=('labels',))
     config.eval.flip = True
@@ -98,6 +112,29 @@ def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp
     written = load(tmp_path / 'out' / 'a_labels.png')
     assert np.mean(written == expected) > 0.999  # ties, where compiled otherwise
     assert set(np.unique(written)) <= set(network.class_table.train_to_raw[:19])
+
+
+def test_with_windows_pictures_are_looked_at_one_by_one(config, finished, tmp_path, monkeypatch):
+    """The batch is one of windows, and no batch of pictures is filled up with copies."""
+    config.predict.update(pictures=('labels',), batch_size=4)
+    config.eval.window = (48, 64)
+    seen = []
+
+    def label(variables, images):
+        seen.append(images)
+        return np.full(images.shape[:3], 3, np.uint8)
+
+    def of_options(model, mesh, options, batch_size):
+        assert (options.window, batch_size) == ((48, 64), 4)
+        return label
+
+    monkeypatch.setattr(SlidingWindows, 'of_options', of_options)
+    pixels = {name: picture(seed) for seed, name in enumerate('ab')}
+    for name, of_one in pixels.items():
+        save(tmp_path / 'photos' / f'{name}.png', of_one)
+    assert predict(config, finished) is True
+    np.testing.assert_array_equal(seen, [of_one[None] for of_one in pixels.values()])
+    assert (load(tmp_path / 'out' / 'b_labels.png') == 3).all()
 
 
 @pytest.fixture
@@ -145,7 +182,7 @@ def test_a_video_that_ends_early_gives_what_it_has_and_says_so(config, finished,
     from atonet_jax.predict import video
 
     frames = video.Video.__iter__
-    monkeypatch.setattr(video.Video, '__iter__', lambda self: (frame for frame, _ in zip(frames(self), range(3))))
+    monkeypatch.setattr(video.Video, '__iter__', lambda self: (frame for _, frame in zip(range(3), frames(self))))
     assert predict(config, finished) is False
     assert f'not done: {film}: ends after 3 of 5 frames; those are done' in capsys.readouterr().out
     assert len(frames_of(tmp_path / 'out' / 'film_overlay.mp4')) == 3

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
 from atonet_jax.process import distributed
+from atonet_jax.runs.workdir import lock
 
 STEPS = 10
 
@@ -86,10 +88,16 @@ def test_eight_devices_of_a_process_train_and_evaluate_as_one_does(eight_devices
 
 
 def test_devices_of_two_processes_train_and_evaluate_as_one_does(repository, folder, scenes, eight_devices):
-    jobs = {'all': {'num_steps': STEPS}}
-    found = run_workers(repository, folder, scenes, jobs, num_devices=2, num_processes=2)['all']
-    assert found['devices'] == 4
-    assert_trains_and_evaluates_alike(found, eight_devices['on 1'])
+    workdir = str(folder / 'locked')
+    jobs = {'all': {'num_steps': STEPS}, 'decide': {'locked': workdir}}
+    with lock(workdir):
+        found = run_workers(repository, folder, scenes, jobs, num_devices=2, num_processes=2)
+        with pytest.raises(InputError) as refusal, lock(workdir):
+            pass
+    assert found['all']['devices'] == 4
+    assert_trains_and_evaluates_alike(found['all'], eight_devices['on 1'])
+    expected = [zlib.crc32(text.encode()) for text in ('ö 0', str(refusal.value))]
+    assert found['decide']['codes'].tolist() == [expected, expected], 'the first process decides, and all end alike'
 
 
 def test_accumulated_parts_do_not_depend_on_the_devices(eight_devices):

@@ -50,3 +50,10 @@ def test_a_run_of_another_network_is_refused(finished, tiny_config):
     config.model.width = 32
     with pytest.raises(InputError, match='no weights of these shapes for .*up1.*give the options of that run'):
         started_from(finished, config, CITYSCAPES)
+
+
+def test_averages_of_a_run_without_any_are_refused(finished, tiny_config):
+    config = tiny_config.copy_and_resolve_references()
+    config.optimizer.ema_decay = 0.9
+    with pytest.raises(InputError, match='config.optimizer.ema_decay=0.9: .* trained without averaged parameters;'):
+        trained_network(config, finished, create_mesh())

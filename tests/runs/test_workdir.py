@@ -1,5 +1,6 @@
 """A workdir keeps one run's settings, classes and figures, and is never given to another run."""
 
+import dataclasses
 import pathlib
 
 import pytest
@@ -12,10 +13,13 @@ from atonet_jax.runs.workdir import (
     MetricsLog,
     changes_since,
     claim,
+    class_difference,
     load_class_table,
     load_config,
+    lock,
     read_metrics,
 )
+from tests.disks import full_disk
 
 
 def contents(workdir):
@@ -97,6 +101,19 @@ def test_folder_without_a_run_is_named(load, tmp_path):
         load(str(tmp_path))
 
 
+def test_a_full_disk_is_a_line_at_the_claim_and_harms_nothing(tmp_path):
+    config = default_config()
+    claim(str(tmp_path), config, CITYSCAPES)
+    before = contents(tmp_path)
+    config.train.epochs = 1.0
+    message = r'cannot be written \(File too large\); free space or choose another --workdir'
+    with full_disk(10), pytest.raises(InputError, match=message):
+        claim(str(tmp_path), config, CITYSCAPES)
+    assert contents(tmp_path) == before
+    with full_disk(0), pytest.raises(InputError, match=message), lock(str(tmp_path / 'new')):
+        pass
+
+
 def test_resumed_run_forgets_the_figures_that_it_makes_again(tmp_path):
     write_steps(tmp_path, [1, 2, 3, 4, 5], resumed_step=0)
     write_steps(tmp_path, [4], resumed_step=3)
@@ -132,3 +149,13 @@ def test_damaged_lines_are_left_out_and_said(tmp_path, caplog):
         'line 2 is damaged and left out',
         'line 4 is damaged and left out',
     ]
+
+
+def test_classes_that_differ_in_name_alone_are_named():
+    renamed = dataclasses.replace(CITYSCAPES, class_names=('lane', *CITYSCAPES.class_names[1:]))
+    assert class_difference(CITYSCAPES, CITYSCAPES) == ''
+    assert class_difference(CITYSCAPES, renamed) == "class 0 was 'road', is 'lane'"
+    turned = dataclasses.replace(CITYSCAPES, class_names=CITYSCAPES.class_names[::-1])
+    assert class_difference(CITYSCAPES, turned).endswith(
+        "class 1 was 'sidewalk', is 'motorcycle', class 2 was 'building', is 'train', and 15 more classes"
+    )

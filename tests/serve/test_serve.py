@@ -28,7 +28,7 @@ import uvicorn
 
 from atonet_jax.config import default_config, validate
 from atonet_jax.data.labels import IGNORE_LABEL, ClassTable, RawLabel
-from atonet_jax.data.pictures import MOST_PIXELS, read_picture
+from atonet_jax.data.pictures import MAX_PIXELS, read_picture
 from atonet_jax.data.visualize import overlay
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
@@ -262,7 +262,7 @@ def pictures(scene):
 )
 def test_pictures_of_all_kinds_are_read(client, segment, scene, kind):
     content = pictures(scene)[kind]
-    rgb = read_picture(io.BytesIO(content), 'test', MOST_PIXELS, 'limit')
+    rgb = read_picture(io.BytesIO(content), 'test', MAX_PIXELS, 'limit')
     assert rgb.shape == scene.shape and rgb.any()
     labels = decoded(client.post('/segment', content=content).content)
     np.testing.assert_array_equal(labels, np.asarray(segment(rgb[None]))[0])
@@ -316,6 +316,17 @@ def test_failure_of_the_server_is_answered_too(segment, scene, monkeypatch):
     monkeypatch.setattr('atonet_jax.serve.app.read_picture', fail)
     client = Client(app, raise_app_exceptions=False)
     assert_one_clear_line(client.post('/segment', content=encoded(scene)), 500, 'failed')
+
+
+def test_wide_samples_are_scaled_as_the_run_scales_them(segment, scene):
+    grey = scene[..., 0].astype(np.uint16) * 4
+    client = Client(create_app(segment, serve_options(), 'atonet', sample_range=(0, 1023)))
+    labels = decoded(client.post('/segment', content=encoded(PIL.Image.fromarray(grey))).content)
+    expected = np.asarray(segment(scene[None, ..., :1].repeat(3, axis=3)))[0]
+    np.testing.assert_array_equal(labels, expected)
+    grey[0, 0] = 4095  # now each picture's own range would be of 12 bits
+    labels = decoded(client.post('/segment', content=encoded(PIL.Image.fromarray(grey))).content)
+    assert np.mean(labels == expected) > 0.9
 
 
 def test_endless_upload_is_read_to_the_limit_and_no_further(app):
@@ -508,7 +519,6 @@ def test_page_is_one_file_that_loads_nothing_from_elsewhere(client, repository):
         ('port', 65536),
         ('max_megabytes', 0.0),
         ('max_pixels', 0),
-        ('max_pixels', MOST_PIXELS + 1),
         ('long_side', 1000),
         ('long_side', 0),
         ('waiting', -1),

@@ -55,7 +55,7 @@ def test_steps_are_those_of_training(root, tmp_path):
     state = create_state(jax.jit(lambda: init_variables(model, 3))(), arguments['optimizer'], averaging=True, mesh=mesh)
     step_fn = compile_train_step(mesh, **arguments)
     batches = runs.examples(config, 'train').device_cache(mesh).train_batches(
-        batch_size=4, augmentation=train_augmentation(config), seed=3, start_step=0, num_steps=steps
+        batch_size=4, augmentation=train_augmentation(config), seed=3, start_sample=0, num_steps=steps
     )
     losses = []
     for batch in batches:

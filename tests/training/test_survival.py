@@ -1,27 +1,33 @@
 """What machines do to a run: it ends in good order or is killed, disks fill, files are damaged; nothing is lost."""
 
+import contextlib
 import logging
 import os
-import resource
 import shutil
 import signal
 import socket
 import subprocess
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.evaluation.evaluator import Evaluation
+from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.stopping import Stopped
+from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.network import create_network
 from atonet_jax.runs.workdir import MetricsLog, lock, read_metrics
 from atonet_jax.training import train as train_module
 from atonet_jax.training.train import train
 from tests.commands import main_command
+from tests.disks import full_disk
 
 TOTAL_STEPS = 6
 
@@ -158,8 +164,9 @@ def damage(folder):
 
 
 def test_half_written_and_damaged_checkpoints_are_passed_over_and_the_one_before_taken(
-    finished, tiny_config, tmp_path, caplog
+    finished, tiny_config, tmp_path, caplog, monkeypatch
 ):
+    monkeypatch.setattr(checkpoint, '_PAUSES', (0.0,))
     workdir = str(tmp_path / 'run')
     shutil.copytree(finished, workdir)
     folder = os.path.join(workdir, 'checkpoints')
@@ -174,7 +181,8 @@ def test_half_written_and_damaged_checkpoints_are_passed_over_and_the_one_before
     assert not any('tmp' in name for name in os.listdir(folder))
 
 
-def test_a_run_none_of_whose_checkpoints_can_be_read_is_not_begun_anew(finished, tiny_config, tmp_path):
+def test_a_run_none_of_whose_checkpoints_can_be_read_is_not_begun_anew(finished, tiny_config, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, '_PAUSES', (0.0,))
     workdir = str(tmp_path / 'run')
     shutil.copytree(finished, workdir)
     damage(os.path.join(workdir, 'checkpoints'))
@@ -189,27 +197,110 @@ def test_a_disk_without_room_ends_the_run_and_the_last_checkpoint_is_whole(
 ):
     """No file may grow beyond a size that the metrics need and checkpoints exceed, once the first one is saved."""
     workdir = str(tmp_path)
-    save, limits = Checkpoints.save, resource.getrlimit(resource.RLIMIT_FSIZE)
+    save = Checkpoints.save
 
     def save_in_a_full_disk(self, state, *arguments):
-        if int(state.step) > 2:
+        self.wait()
+        with full_disk(20_000) if int(state.step) > 2 else contextlib.nullcontext():
+            save(self, state, *arguments)
             self.wait()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-        save(self, state, *arguments)
 
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        with monkeypatch.context() as patched, pytest.raises(TrainingError) as failure:
-            patched.setattr(Checkpoints, 'save', save_in_a_full_disk)
-            train(tiny_config, workdir)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
+    with monkeypatch.context() as patched, pytest.raises(TrainingError) as failure:
+        patched.setattr(Checkpoints, 'save', save_in_a_full_disk)
+        train(tiny_config, workdir)
     assert 'a checkpoint could not be saved (' in str(failure.value)
     assert 'that of step 2 is complete; free space or repair the disk' in str(failure.value)
     assert '\n' not in str(failure.value)
     train(tiny_config, workdir)
     assert_ends_as_undisturbed(tiny_config, workdir, finished)
+
+
+def test_what_fails_at_the_end_does_not_mask_what_ended_the_run(finished, tiny_config, tmp_path, monkeypatch, caplog):
+    workdir = str(shutil.copytree(finished, tmp_path / 'run'))
+
+    def fail(*_):
+        raise TrainingError('a later failure')
+
+    monkeypatch.setattr(train_module, '_list_skipped', fail)
+    monkeypatch.setattr(train_module.Evaluator, 'run', lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(tiny_config, workdir)
+    assert caplog.messages.count('a later failure') == 2
+
+
+@pytest.fixture
+def stepping(monkeypatch):
+    """Steps and evaluations that take no time. Holds (first sample, batch size) of each start of the pipeline, and the
+    steps that were evaluated."""
+    seen = SimpleNamespace(starts=[], evaluated=[])
+    confusion = np.eye(19, dtype=np.int64)
+    evaluation = Evaluation(Scores.from_confusion(confusion), confusion, [], [], [], [], 'scenes', 0, 0.0)
+
+    def compile_step(mesh, *, learning_rates, **_):
+        def step(state, batch):
+            metrics = {'loss': 1.0, 'gradient_norm': 1.0, 'learning_rate_rest': learning_rates['rest'](state.step)}
+            return state.replace(step=state.step + 1), metrics
+
+        return step
+
+    def batches(config, examples, timeline, mesh):
+        seen.starts.append((timeline.start_sample, timeline.batch_size))
+        return iter([{}] * (timeline.total_steps - timeline.start_step))
+
+    monkeypatch.setattr(train_module, 'compile_train_step', compile_step)
+    monkeypatch.setattr(train_module, '_batches', batches)
+    monkeypatch.setattr(train_module.Evaluator, 'run', lambda *_: evaluation)
+    monkeypatch.setattr(train_module.Recorder, 'evaluation', lambda _, step, *__: seen.evaluated.append(step))
+    monkeypatch.setattr(train_module.Recorder, 'report', lambda *_: None)
+    return seen
+
+
+def test_a_run_goes_on_with_another_batch_size_from_the_samples_that_it_has_seen(
+    finished, tiny_config, tmp_path, stepping, caplog
+):
+    """6 steps of 4 of 12 images are 2 epochs; 4 epochs in steps of 6 are 4 steps more, not none."""
+    workdir = str(shutil.copytree(finished, tmp_path / 'run'))
+    config = tiny_config.copy_and_resolve_references()
+    config.train.update(batch_size=6, epochs=4.0)
+    with caplog.at_level(logging.INFO):
+        train(config, workdir)
+    assert stepping.starts == [(24, 6)] and stepping.evaluated == [8, 10]
+    lines = [line for line in read_metrics(workdir) if line['step'] > 6 and 'train/loss' in line]
+    assert [line['step'] for line in lines] == [7, 8, 9, 10]
+    assert [line['train/epoch'] for line in lines] == [2.5, 3.0, 3.5, 4.0]
+    rates = [line['train/learning_rate_rest'] for line in lines]
+    np.testing.assert_allclose(rates, 0.025 * (1 + np.cos(np.pi * np.array([4, 5, 6, 7]) / 8)), rtol=1e-3)
+    (said,) = (message for message in caplog.messages if message.startswith('resumed'))
+    assert said == (
+        f'resumed from step 6 of {workdir}, after 24 samples (2 epochs); changed since: config.train.batch_size was 4, '
+        'is 6; config.train.epochs was 2.0, is 4.0; left to do: 4 steps of 6 images, to epoch 4, from a learning '
+        'rate of 0.025 on; batch normalisation sees 6 images at a time'
+    )
+
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        train(config, workdir)
+    assert stepping.starts[1:] == [(48, 6)]
+    assert 'after 48 samples (4 epochs); nothing is left to train, as config.train.epochs=4' in caplog.text
+
+
+def test_a_run_goes_on_with_more_data_from_the_epochs_that_it_has_done(
+    finished, tiny_config, tmp_path, stepping, caplog
+):
+    """Two epochs of 12 images are done. Of the next two, with 17 images, each has 17 samples."""
+    workdir = str(shutil.copytree(finished, tmp_path / 'run'))
+    config = tiny_config.copy_and_resolve_references()
+    config.data.train_split = 'train+val'
+    config.train.epochs = 4.0
+    with caplog.at_level(logging.INFO):
+        train(config, workdir)
+    assert stepping.starts == [(34, 4)]
+    assert latest_step(workdir) == 6 + 9  # 34 / 4 is 8.5
+    assert 'images were 12, are 17; left to do: 9 steps of 4 images, to epoch 4.118' in caplog.text
+    checkpoints = Checkpoints(workdir)
+    numbers = checkpoints._manager.restore(15, args=ocp.args.Composite(numbers=ocp.args.JsonRestore())).numbers
+    checkpoints.close()
+    assert numbers['samples'] == 24 + 36 and numbers['images'] == 17 and numbers['epochs'] == 70 / 17
 
 
 def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):

@@ -1,11 +1,8 @@
 """TensorBoard's file holds figures, pictures and settings; a disk without room ends the writing call."""
 
-import contextlib
 import glob
 import io
 import os
-import resource
-import signal
 
 import numpy as np
 import PIL.Image
@@ -19,6 +16,8 @@ from atonet_jax.evaluation.report.charts import confusion_picture
 from atonet_jax.runs.workdir import read_metrics
 from atonet_jax.training.recorder import Recorder
 from atonet_jax.training.tensorboard import EventFile
+from atonet_jax.training.timeline import Timeline
+from tests.disks import full_disk
 
 
 def events_of(folder):
@@ -102,19 +101,6 @@ def test_any_names_and_any_number_of_classes_make_a_confusion_picture():
     assert max(confusion_picture(np.eye(200, dtype=int), [f'class {i}' for i in range(200)]).shape) < 1600
 
 
-@contextlib.contextmanager
-def full_disk(size):
-    """No file of this process may grow beyond a size. Not beyond the test: pytest itself may write into a file."""
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        signal.signal(signal.SIGXFSZ, handler)
-
-
 def test_a_full_disk_raises_in_the_call_that_writes(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     board = EventFile(str(tmp_path), 0)
@@ -125,7 +111,7 @@ def test_a_full_disk_raises_in_the_call_that_writes(tmp_path):
 
 
 def test_a_full_disk_ends_training_with_a_line(tmp_path, tiny_config):
-    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, 0, 12)
+    recorder = Recorder(str(tmp_path), tiny_config, CITYSCAPES, Timeline(4, 12, 2.0))
     message = r'the figures of step \d+ cannot be written \(File too large\)'
     with full_disk(2_000), pytest.raises(TrainingError, match=message) as failure:
         for step in range(100):
@@ -135,3 +121,10 @@ def test_a_full_disk_ends_training_with_a_line(tmp_path, tiny_config):
         recorder.close()
     for file in (recorder._metrics._file, recorder._board._file):
         assert file.closed
+
+
+def test_a_disk_that_is_full_at_the_start_ends_training_with_a_line(tmp_path, tiny_config):
+    message = r'the figures of step 0 cannot be written \(File too large\)'
+    with full_disk(10), pytest.raises(TrainingError, match=message):
+        Recorder(str(tmp_path), tiny_config, CITYSCAPES, Timeline(4, 12, 2.0))
+    assert list(tmp_path.iterdir()) == [], 'nothing half-written'

@@ -12,7 +12,7 @@ from atonet_jax.config import flat_settings
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.report.charts import chart, color_of, curve
-from atonet_jax.evaluation.report.page import NONE, percent, write_page
+from atonet_jax.evaluation.report.page import NONE, percent, rate, write_page
 from atonet_jax.runs.network import create_network
 from atonet_jax.runs.workdir import METRICS_FILE, load_class_table, load_config, read_metrics, read_starts
 
@@ -186,7 +186,7 @@ def _table(runs: list[Run]) -> str:
     lines = [f'{"run":{width}}  {"step":>8}  {"mIoU %":>7}  {"accuracy %":>10}  {"images/s":>8}  {"parameters":>10}']
     for run in runs:
         step = run.scores['step']
-        speed = NONE if run.images_per_second is None else f'{run.images_per_second:.1f}'
+        speed = rate(run.images_per_second)
         miou, accuracy = (percent(run.scores[key]) for key in ('miou', 'pixel_accuracy'))
         lines.append(
             f'{run.name:{width}}  {NONE if step is None else step:>8}  {miou:>7}  {accuracy:>10}  {speed:>8}  '

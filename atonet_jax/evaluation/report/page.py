@@ -23,7 +23,7 @@ def write_page(path: str, template: str, **values: Any) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters.update(percent=percent, difference=difference, breakable=breakable)
+    templates.filters.update(percent=percent, difference=difference, breakable=breakable, rate=rate)
     templates.globals['NONE'] = NONE
     os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
     write_text(path, templates.get_template(template).render(values))
@@ -32,6 +32,13 @@ def write_page(path: str, template: str, **values: Any) -> None:
 def percent(share: float | None, digits: int = 2) -> str:
     """0.5 -> '50.00'."""
     return NONE if share is None or math.isnan(share) else f'{100 * share:.{digits}f}'
+
+
+def rate(value: float | None) -> str:
+    """Of things a second: 1234.5 -> '1234.5', 0.01234 -> '0.0123'."""
+    if value is None:
+        return NONE
+    return f'{value:.1f}' if value >= 10 else f'{value:.3g}'
 
 
 def difference(share: float | None, first: float | None) -> str:

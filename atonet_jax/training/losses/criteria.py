@@ -77,6 +77,11 @@ def balanced_binary_cross_entropy(logits: jax.Array, is_positive: jax.Array) -> 
     return jnp.mean(jnp.where(is_positive, 1 - share, share) * losses)
 
 
+def excess_of_mean(values: jax.Array, limit: float) -> jax.Array:
+    """max(0, mean - limit): `ExcessMean`."""
+    return jnp.maximum(jnp.mean(values) - limit, 0.0)
+
+
 def kth_largest(values: jax.Array, k: int | jax.Array) -> jax.Array:
     """The k-th largest value along the last axis, [..., N] float32 -> [...]; k from 1. No gradient flows through it.
 

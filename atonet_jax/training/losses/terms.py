@@ -15,6 +15,7 @@ from atonet_jax.models.terms import (
     BoundaryWeightedCrossEntropy,
     CrossEntropy,
     Edges,
+    ExcessMean,
     HardExampleCount,
     HardExampleShare,
     LabelsOnEdges,
@@ -59,6 +60,8 @@ def total_loss(
         key = dataclasses.replace(term, weight=0.0, target='labels', criterion=CrossEntropy(), name='')
         if isinstance(term.target, Edges):
             value = _edge_loss(outputs[term.output], labels, term)
+        elif isinstance(term.criterion, ExcessMean):
+            value = criteria.excess_of_mean(outputs[term.output], term.criterion.limit)
         else:
             target = _at_size(labels, outputs[term.output], term)
             if key not in losses:

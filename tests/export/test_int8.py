@@ -1,0 +1,82 @@
+"""int8 exports are calibrated and scored, and nothing is written where they lose too much."""
+
+import json
+import os
+
+import numpy as np
+import onnx
+import pytest
+
+from atonet_jax.data.synthetic import render_scene
+from atonet_jax.errors import ExportError, InputError
+from atonet_jax.export import export, int8, onnx_format
+from tests.conftest import EXPORT_SIZE
+
+
+@pytest.fixture
+def config(tiny_config, tmp_path):
+    config = tiny_config.copy_and_resolve_references()
+    config.export.update(format='onnx', precision='int8', size=EXPORT_SIZE, calibration_images=3)
+    config.export.output = str(tmp_path / 'int8.onnx')
+    return config
+
+
+def card_of(path):
+    with open(f'{path}.json') as file:
+        return json.load(file)
+
+
+def test_an_onnx_file_of_int8_is_calibrated_scored_and_gives_nearly_the_labels_of_float(
+    config, finished, exported, capsys
+):
+    path = export(config, finished, force=False)
+    figures = card_of(path)['int8']
+    assert figures['calibration_images'] == 3
+    assert figures['scored'] == '5 images of synthetic val'
+    assert abs(figures['miou']['float32'] - figures['miou']['int8']) < 0.005
+    assert 'mIoU float' in capsys.readouterr().out
+    images = np.stack([render_scene(1, i, *EXPORT_SIZE)[0] for i in range(3)])
+    assert np.mean(onnx_format.load(path)(images) == onnx_format.load(exported('onnx'))(images)) > 0.97
+    assert sorted(os.listdir(os.path.dirname(path))) == ['int8.onnx', 'int8.onnx.json']
+
+    graph = onnx.load(path).graph
+    made_by = {name: node.op_type for node in graph.node for name in node.output}
+    convolutions = [node for node in graph.node if node.op_type == 'Conv']
+    in_float = [i for i, node in enumerate(convolutions) if made_by.get(node.input[1]) != 'DequantizeLinear']
+    assert len(convolutions) > 30 and in_float == [0, len(convolutions) - 1]
+
+
+def test_a_tflite_file_of_int8_is_scored_too(config, finished):
+    config.export.update(format='tflite', output=f'{config.export.output}.tflite')
+    figures = card_of(export(config, finished, force=False))['int8']
+    assert abs(figures['miou']['float32'] - figures['miou']['int8']) < 0.02
+
+
+def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeypatch):
+    def confusions(runs, *_):
+        return [np.diag([5, 5]), np.array([[5, 0], [1, 4]])], '2 images of nothing'
+
+    monkeypatch.setattr(int8, '_confusions', confusions)
+    monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
+    with pytest.raises(ExportError, match=r'int8 loses 18\.\d\d points of mIoU .*int8_tolerance=0\.5; nothing was wr'):
+        export(config, finished, force=False)
+    assert not os.listdir(os.path.dirname(config.export.output))
+    assert os.path.exists(export(config, finished, force=True))
+
+
+def test_images_of_another_size_are_resized_and_a_split_that_is_not_there_is_not_scored(config, finished, monkeypatch):
+    monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
+    config.export.update(size=(48, 96), batch_size=2)
+    assert card_of(export(config, finished, force=False))['int8']['scored'].endswith(' resized to 48x96')
+    config.data.eval_split = 'test'
+    figures = card_of(export(config, finished, force=True))['int8']
+    assert figures['miou'] is None and 'test' in figures['why_not_scored']
+
+
+def test_without_training_images_or_in_another_format_it_is_refused(config, finished, tmp_path):
+    config.data.update(name='cityscapes', root=str(tmp_path / 'nowhere'))
+    with pytest.raises(InputError, match='nowhere'):
+        export(config, finished, force=False)
+    config.export.format = 'saved_model'
+    with pytest.raises(InputError, match="export.precision='int8': must be float32, except where .* onnx or tflite"):
+        export(config, finished, force=False)

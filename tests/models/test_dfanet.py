@@ -1,0 +1,135 @@
+"""DFANet A and B give what other code gives for the same reading of the paper, and have its printed operations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from atonet_jax.benchmark.benchmark import count_macs, count_parameters
+from atonet_jax.benchmark.macs import count_conv_macs
+from atonet_jax.models import apply, create_model, network
+from atonet_jax.models.dfanet import Attention, Decoder
+from atonet_jax.models.terms import Term
+from atonet_jax.torch_weights import from_torch, to_torch
+from tests.models import golden as goldens
+
+pytestmark = pytest.mark.networks
+
+# The attention normalises two values a channel, which magnifies rounding; each backbone adds to what the last one did.
+MAGNIFIED = {
+    'decoder.high1': 1e-3,
+    'decoder.high3': 0.5,
+    'backbone3': 0.1,
+    'backbone2': 5e-3,
+    'decoder.low2': 5e-3,
+    'decoder.low3': 5e-3,
+    'decoder.fuse': 5e-3,
+    'decoder.high2': 5e-3,
+}
+
+
+@pytest.fixture(scope='module', params=['dfanet_a', 'dfanet_b'])
+def published(request):
+    """(golden, model, its variables)."""
+    golden = goldens.load(request.param)
+    model = create_model(request.param, golden.num_classes)
+    return golden, model, from_torch(golden.state_dict, model)
+
+
+def decoder_macs(model):
+    """Of DFANet A's decoder on images of 1024x1024."""
+    decoder = Decoder(19, model.decoder_width, model.has_fusion, model.classifier_kernel_size, jnp.float32)
+    fine = [jax.ShapeDtypeStruct((1, side, side, 48), jnp.float32) for side in (256, 128, 64)]
+    coarse = [jax.ShapeDtypeStruct((1, side, side, 192), jnp.float32) for side in (64, 32, 16)]
+    variables = jax.eval_shape(lambda: decoder.init(jax.random.key(0), *jax.tree.map(zeros, (fine, coarse)), False))
+    return count_conv_macs(lambda v, *maps: decoder.apply(v, *maps, train=False), variables, fine, coarse)
+
+
+def zeros(abstract):
+    return np.zeros(abstract.shape, np.float32)
+
+
+def test_logits_are_those_of_the_golden(published):
+    """At a size that no stride of the second and third backbone divides."""
+    golden, model, variables = published
+    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['96x72'])
+    assert golden.outputs['logits_stride4_96x72'].error(logits[0]) <= 10
+
+
+def test_names_and_layouts_are_those_of_the_golden(published):
+    golden, model, variables = published
+    back = to_torch(variables, model)
+    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
+    for name, array in golden.state_dict.items():
+        np.testing.assert_array_equal(back[name], array, err_msg=name)
+
+
+def test_statistics_of_a_training_batch_are_those_of_the_golden():
+    golden = goldens.load('dfanet_a')
+    model = create_model('dfanet_a', golden.num_classes)
+    errors = goldens.statistics_errors(golden, model, from_torch(golden.state_dict, model))
+    assert len(errors) == 292
+    for name, error in errors.items():
+        allowed = next((most for module, most in MAGNIFIED.items() if name.startswith(module)), 1e-4)
+        assert error <= allowed, name
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'size', 'parameters', 'macs'),
+    [
+        ('dfanet_a', 19, (1024, 1024), 1_824_443, 3_420_678_656),
+        ('dfanet_a_prime', 19, (512, 1024), 1_824_443, 1_710_627_328),
+        ('dfanet_b', 19, (1024, 1024), 1_098_203, 2_054_921_216),
+        ('dfanet_a', 11, (720, 960), 1_824_179, 2_248_999_200),
+    ],
+)
+def test_counts_are_those_of_the_reconstruction(name, num_classes, size, parameters, macs):
+    model, published = create_model(name, num_classes), network(name).published
+    assert count_parameters(model)['parameters'] == parameters
+    assert count_macs(model, size) == macs
+    if num_classes == 19:
+        assert published.parameters == parameters
+    if size == (1024, 1024):
+        assert published.macs == (size, macs)
+
+
+@pytest.mark.parametrize(
+    ('options', 'giga_macs'),
+    [
+        ({'decoder_width': 48}, 4.3),
+        ({'decoder_width': 64}, 5.4),
+        ({'classifier_kernel_size': 3}, 3.7),
+        ({'has_fusion': False}, 2.8),
+    ],
+)
+def test_no_other_decoder_has_the_printed_operations(options, giga_macs):
+    default, model = network('dfanet').published.macs[1], create_model('dfanet', 19, **options)
+    macs = default + decoder_macs(model) - decoder_macs(create_model('dfanet', 19))
+    assert macs / 1e9 == pytest.approx(giga_macs, abs=0.05)
+    assert (network(model).published.parameters, network(model).published.macs) == (None, None)
+
+
+@pytest.mark.parametrize(('activation', 'share'), [('relu', 0.0), ('sigmoid', 0.5)])
+def test_channels_that_the_attention_says_nothing_of_are_dropped_or_as_in_the_other_port_halved(activation, share):
+    attention, x = Attention(activation, jnp.float32), np.arange(1, 17, dtype=np.float32).reshape(1, 2, 2, 4)
+    variables = jax.eval_shape(lambda: attention.init(jax.random.key(0), x, train=False))
+    np.testing.assert_allclose(attention.apply(jax.tree.map(zeros, variables), x, train=False), share * x)
+
+
+def test_the_loss_is_at_the_images_size():
+    contract = network('dfanet_a')
+    assert contract.terms == (Term('logits', upsampling='align_corners'),)
+    assert contract.upsampling == 'align_corners'
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'width': 6}, 'width=6: must be a multiple of 4'),
+        ({'classifier_kernel_size': 2}, 'classifier_kernel_size=2: must be odd and greater than 0'),
+        ({'attention': 'softmax'}, "attention='softmax': must be one of relu, sigmoid"),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('dfanet', 19, **options)

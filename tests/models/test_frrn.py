@@ -1,0 +1,76 @@
+"""FRRN A and B give what other code gives for their definition, and have the published counts."""
+
+import numpy as np
+import pytest
+
+from atonet_jax.models import create_model, network
+from atonet_jax.models.contract import Normalization
+from atonet_jax.models.frrn import enlarge_as_original
+from atonet_jax.models.terms import BootstrappedCrossEntropy, Term
+from tests.models import golden
+
+pytestmark = pytest.mark.networks
+
+STATISTICS = {'frrn_a': 96, 'frrn_b': 112}
+
+
+@pytest.fixture(scope='module', params=STATISTICS)
+def published(request):
+    return golden.with_weights(request.param)
+
+
+def test_logits_are_those_of_the_golden(published):
+    assert golden.logits_error(*published, 'logits_64x128') <= 10
+
+
+def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
+    errors = golden.statistics_errors(*published)
+    assert len(errors) == STATISTICS[request.node.callspec.params['published']]
+    assert max(errors.values()) <= 1e-4
+
+
+def test_names_and_layouts_are_those_of_the_golden(published):
+    golden.assert_names(*published)
+
+
+@pytest.mark.parametrize(
+    ('name', 'num_classes', 'size', 'parameters', 'macs'),
+    [
+        ('frrn_a', 19, (512, 1024), 17_746_803, 492_394_512_384),
+        ('frrn_a', 11, (720, 960), 17_746_411, 648_887_500_800),
+        ('frrn_b', 19, (512, 1024), 24_755_699, 496_169_385_984),
+        ('frrn_b', 11, (704, 960), 24_755_307, 639_333_826_560),
+    ],
+)
+def test_counts_are_those_of_the_definition(name, num_classes, size, parameters, macs):
+    golden.assert_counts(name, num_classes, size, parameters, macs)
+
+
+def test_loss_images_and_sizes_are_the_authors():
+    for name, multiple_of in (('frrn_a', 16), ('frrn_b', 32)):
+        contract = network(name)
+        assert contract.terms == (Term('logits', criterion=BootstrappedCrossEntropy(count=32_768)),)
+        assert contract.normalization == Normalization((0, 0, 0), (1, 1, 1), 255.0, 'BGR')
+        assert contract.multiple_of == multiple_of
+        assert not contract.reduced(('stem', 'conv', 'kernel'))
+
+
+def test_the_original_enlargement_keeps_pixels_and_puts_means_between_them():
+    line = np.array([1, 3, 7], np.float32)
+    enlarged = [1, 2, 3, 5, 7, 7]
+    x = line[None, :, None, None] + 10 * line[None, None, :, None]
+    expected = np.add.outer(enlarged, 10 * np.array(enlarged))
+    np.testing.assert_array_equal(enlarge_as_original(x)[0, :, :, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'form': 'c'}, "form='c': must be one of a, b"),
+        ({'upsampling': 'nearest'}, "upsampling='nearest': must be one of half_pixel, original"),
+        ({'lanes': 0}, 'lanes=0: must be greater than 0'),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        create_model('frrn', 19, **options)

@@ -1,0 +1,45 @@
+"""Files are whole or absent, and on the disk before they count."""
+
+import os
+import pathlib
+
+import pytest
+
+from atonet_jax.process.files import replacing, sync_tree
+from tests.disks import full_disk
+
+
+def test_a_file_is_replaced_as_a_whole_and_keeps_its_ending(tmp_path):
+    path = tmp_path / 'picture.png'
+    path.write_text('before')
+    with replacing(str(path)) as temporary:
+        assert temporary.endswith('.png')
+        pathlib.Path(temporary).write_text('after')
+        assert path.read_text() == 'before'
+    assert path.read_text() == 'after' and os.listdir(tmp_path) == ['picture.png']
+
+
+def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_beside_it(tmp_path):
+    path = tmp_path / 'figures.json'
+    path.write_text('before')
+    with full_disk(100), pytest.raises(OSError, match='File too large'), replacing(str(path)) as temporary:
+        pathlib.Path(temporary).write_text(1000 * 'x')
+    assert path.read_text() == 'before' and os.listdir(tmp_path) == ['figures.json']
+
+
+def test_content_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
+    path, synced = tmp_path / 'a', []
+
+    def fsync(descriptor):
+        synced.append((os.path.basename(os.readlink(f'/proc/self/fd/{descriptor}')), path.exists()))
+
+    monkeypatch.setattr(os, 'fsync', fsync)
+    with replacing(str(path)) as temporary:
+        pathlib.Path(temporary).touch()
+    assert synced == [(os.path.basename(temporary), False), (tmp_path.name, True)]
+
+    (tmp_path / 'folder').mkdir()
+    (tmp_path / 'folder' / 'b').touch()
+    synced.clear()
+    sync_tree(str(tmp_path))
+    assert [name for name, _ in synced] == ['b', 'folder', 'a', tmp_path.name]

@@ -1,0 +1,114 @@
+"""Checkpoints: on the disk before they count, and moved away only where their content is damaged."""
+
+import errno
+import os
+import shutil
+
+import numpy as np
+import pytest
+
+from atonet_jax.errors import InputError
+from atonet_jax.runs import checkpoint
+from atonet_jax.runs.checkpoint import Checkpoints
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """(workdir, steps that are saved there); nothing is waited for."""
+    monkeypatch.setattr(checkpoint, '_PAUSES', (0.0, 0.0))
+    checkpoints = Checkpoints(str(tmp_path), keep=2)
+    for step in (1, 2):
+        checkpoints.save_variables(step, {'params': {'a': np.full(3, step)}})
+    checkpoints.close()
+    return str(tmp_path)
+
+
+def restore(run, monkeypatch, outcomes):
+    """The step that `restore_latest` takes, where reading it comes to what `outcomes` gives, one after the other."""
+
+    def read(self, step):
+        outcome = outcomes[step].pop(0)
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setattr(Checkpoints, '_read_alone', read)
+    monkeypatch.setattr(Checkpoints, 'restore', lambda self, state, step: step)
+    checkpoints = Checkpoints(run, keep=2)
+    try:
+        return checkpoints.restore_latest(None)
+    finally:
+        checkpoints.close()
+
+
+def test_an_error_that_passes_moves_no_checkpoint_away(run, monkeypatch):
+    error = OSError(errno.EIO, 'Input/output error')
+    assert restore(run, monkeypatch, {2: [error, ValueError('odd'), None]}) == 2
+    assert not os.path.exists(os.path.join(run, 'unusable'))
+
+
+@pytest.mark.parametrize(
+    'error', [OSError(errno.EIO, 'Input/output error'), ValueError("Input/output error [os_error_code='5']")]
+)
+def test_where_the_system_cannot_read_the_run_ends_and_nothing_is_moved(run, monkeypatch, error):
+    with pytest.raises(InputError, match=r'checkpoint 2 cannot be read now \(Input/output error\), and is left as it'):
+        restore(run, monkeypatch, {2: [error] * 3, 1: [None]})
+    assert sorted(os.listdir(os.path.join(run, 'checkpoints'))) == ['1', '2']
+
+
+def test_a_checkpoint_whose_content_is_whole_is_never_moved(run, monkeypatch):
+    """As where the devices have no room for it."""
+    outcomes = [RuntimeError('RESOURCE_EXHAUSTED: out of memory'), None]
+
+    def place(self, state, step):
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+        return step
+
+    monkeypatch.setattr(Checkpoints, '_read_alone', lambda *_: None)
+    monkeypatch.setattr(Checkpoints, 'restore', place)
+    checkpoints = Checkpoints(run, keep=2)
+    assert checkpoints.restore_latest(None) == 2
+    outcomes += 3 * [RuntimeError('RESOURCE_EXHAUSTED: out of memory')]
+    with pytest.raises(InputError, match='checkpoint 2 cannot be read now .RESOURCE_EXHAUSTED.*, and is left as it is'):
+        checkpoints.restore_latest(None)
+    checkpoints.close()
+    assert not os.path.exists(os.path.join(run, 'unusable'))
+
+
+@pytest.mark.parametrize('error', [ValueError('no JSON'), FileNotFoundError(errno.ENOENT, 'No such file')])
+def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_taken(run, monkeypatch, error):
+    assert restore(run, monkeypatch, {2: [error] * 3, 1: [None]}) == 1
+    assert os.listdir(os.path.join(run, 'unusable')) == ['2']
+
+
+def test_a_process_can_read_a_checkpoint_without_the_others(finished, tmp_path):
+    checkpoints = Checkpoints(str(shutil.copytree(finished, tmp_path / 'run')))
+    checkpoints._read_alone(6)
+    for path in (tmp_path / 'run' / 'checkpoints' / '4').rglob('d/*'):
+        os.truncate(path, 0)
+    for step in (4, 5):  # damaged, and not there
+        with pytest.raises(Exception) as failure:
+            checkpoints._read_alone(step)
+        assert not checkpoint._may_pass(failure.value)
+    checkpoints.close()
+
+
+def test_the_content_has_reached_the_disk_before_a_checkpoint_has_its_name(tmp_path, monkeypatch):
+    final, before, after = tmp_path / 'checkpoints' / '1', set(), set()
+    fsync = os.fsync
+
+    def note(descriptor):
+        path = os.readlink(f'/proc/self/fd/{descriptor}')
+        (after if final.exists() else before).add(path.replace('.orbax-checkpoint-tmp', ''))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', note)
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.save_variables(1, {'params': {'a': np.ones(3)}})
+    checkpoints.close()
+    files = {str(path) for path in final.rglob('*')}
+    assert any('/d/' in path for path in files)
+    of_orbax = {str(final / 'commit_success.txt')}
+    assert files - of_orbax <= before
+    assert str(final.parent) in after and files <= after
