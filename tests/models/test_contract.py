@@ -105,7 +105,7 @@ ROWS = {
     'frrn_a': Row({'width': 6, 'lanes': 4}),
     'frrn_b': Row({'width': 6, 'lanes': 4}),
     'sqnet': Row({'width': 4}),
-    'sqnet_zh320': Row({'width': 4}),
+    'sqnet_zh320': Row({'width': 8}),  # with fewer, one layer has a single channel, which may learn nothing
     'icnet': Row({'width': 4, 'head_width': 4}),
     'dfanet_a': Row({'width': 4, 'decoder_width': 4}),
     'dfanet_b': Row({'width': 4, 'decoder_width': 4}, files_of='dfanet_a'),
