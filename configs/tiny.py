@@ -1,6 +1,8 @@
-"""For tests: ATONet with 16 channels on a few scenes of 64x128. Takes seconds and gives no useful result.
+"""For tests: ATONet with 16 channels, or SegNet-Basic with 8, on a few scenes of 64x128. Takes seconds and gives no
+useful result.
 
     python main.py --config=configs/tiny.py --workdir=runs/tiny
+    python main.py --config=configs/tiny.py:segnet_basic --workdir=runs/tiny_basic
 """
 
 from ml_collections import ConfigDict
@@ -12,6 +14,8 @@ def get_config(network: str = 'atonet') -> ConfigDict:
     config = default_config(network)
     if network == 'atonet':
         config.model.update(width=16, backbone_width=8)
+    if network == 'segnet_basic':
+        config.model.width = 8
     config.data.update(name='synthetic', root='data/tiny', crop_size=(64, 64), scale_range=(0.75, 1.25))
     config.data.synthetic.update(train_scenes=12, val_scenes=5, height=64, width=128)
     config.optimizer.update(learning_rate=0.05, backbone_factor=1.0)

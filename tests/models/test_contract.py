@@ -54,9 +54,8 @@ class Row(NamedTuple):
 
     Attributes:
         options: that make it small.
-        whole: `make test` also trains, evaluates, serves and exports it, and compares its gradients with those of the
-            plain programs. Between them such networks have every part that any network has. `make test-networks`
-            takes every network through its life.
+        whole: its gradients are compared with those of the plain programs. Between them such networks have every part
+            that any network has.
         files_of: the network whose files have the same names, where that is another one.
         size: of the scenes that it is trained and used on.
     """
@@ -132,6 +131,8 @@ ENDINGS = {'torch': '.pth'}  # the one that an output must have
 
 # Between them these networks use every part that any network has; the others are for `make test-networks`.
 CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
+# Those that `make test` also trains, evaluates, serves and exports; `make test-networks` does so with every network.
+LIVES = ('enet_paper', 'fcn8s')
 every_network = pytest.mark.parametrize(
     'name', [pytest.param(name, marks=() if name in CORE else pytest.mark.networks) for name in ROWS]
 )
@@ -309,7 +310,7 @@ class Life(NamedTuple):
 
 @pytest.fixture(
     scope='module',
-    params=[pytest.param(name, marks=() if row.whole else pytest.mark.networks) for name, row in ROWS.items()],
+    params=[pytest.param(name, marks=() if name in LIVES else pytest.mark.networks) for name in ROWS],
 )
 def life(request, scenes, tmp_path_factory):
     config, workdir = config_of(request.param, scenes), str(tmp_path_factory.mktemp(request.param) / 'run')

@@ -15,7 +15,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.process import distributed
 from atonet_jax.runs.workdir import lock
 
-STEPS = 10
+STEPS = 4
 
 
 @pytest.fixture(scope='module')

@@ -310,8 +310,8 @@ def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
 
 
 @pytest.mark.parametrize('cause', ['a parameter', 'a step too large'])
-def test_debug_nans_names_where_the_first_bad_number_is(tiny_config, tmp_path, monkeypatch, cause):
-    config = tiny_config.copy_and_resolve_references()
+def test_debug_nans_names_where_the_first_bad_number_is(basic_config, tmp_path, monkeypatch, cause):
+    config = basic_config.copy_and_resolve_references()
     config.debug.nans = True
     config.optimizer.learning_rate = 1e18
     config.schedule.name = 'constant'
@@ -320,12 +320,12 @@ def test_debug_nans_names_where_the_first_bad_number_is(tiny_config, tmp_path, m
 
         def spoiled(*args, **kwargs):
             state = create(*args, **kwargs)
-            convolution = state.variables['params']['layer3']['block0']['conv1']['conv']
+            convolution = state.variables['params']['conv3']['conv']
             convolution['kernel'] = convolution['kernel'].at[0, 0, 0, 0].set(np.inf)
             return state
 
         monkeypatch.setattr(train_module, 'create_state', spoiled)
-        where = 'first in params/layer3/block0/conv1/conv/kernel (1 of 4608 values)'
+        where = 'first in params/conv3/conv/kernel (1 of 3136 values)'
     else:
         where = 'first in the output of '
     with pytest.raises(TrainingError) as failure:

@@ -50,8 +50,8 @@ def test_evaluate_needs_only_the_workdir_and_agrees_with_the_run(finished, tiny_
     assert 'road' in capsys.readouterr().out
 
 
-def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_the_averaged(tiny_config, tmp_path):
-    config = tiny_config.copy_and_resolve_references()
+def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_the_averaged(basic_config, tmp_path):
+    config = basic_config.copy_and_resolve_references()
     config.model.dtype = 'bfloat16'
     config.optimizer.ema_decay = 0.9
     config.train.epochs = 1.0
