@@ -122,7 +122,7 @@ def tiny_config(repository, tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def basic_config(repository, tiny_config):
-    """`tiny_config` of SegNet-Basic, whose nine convolutions compile in a fifth of the time. Copy it before changing it.
+    """`tiny_config` of SegNet-Basic, which compiles in a fifth of the time. Copy it before changing it.
 
     For what a run does whatever its network is.
     """

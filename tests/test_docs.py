@@ -1,7 +1,7 @@
 """Every command in README.md and docs/ runs as it stands there, or says what it needs.
 
-`runs/demo` is here a run of configs/tiny.py. What begins a run takes its scenes, and its network, or SegNet-Basic where the
-command has no option of ATONet's, which compiles in a fifth of the time.
+`runs/demo` is here a run of configs/tiny.py. What begins a run takes its scenes and its network, or, where the command
+has no option of ATONet's, SegNet-Basic, which compiles in a fifth of the time.
 """
 
 import json
