@@ -10,13 +10,13 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from atonet_jax.data.examples import Decoded, Examples
-from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
 from atonet_jax.export.comparison import labels_of, network_inputs
 from atonet_jax.process.progress import Progress
 from atonet_jax.runs.network import TrainedNetwork
+from atonet_jax.runs.workdir import class_difference
 
 _ROUNDS = 10  # of the latency
 
@@ -73,7 +73,7 @@ def write(
     runs = [_runner(form.load(each), network, config.export) for each in (float_path, path)]
     milliseconds = _latencies(runs, images[0])
     try:
-        confusions, scored = _confusions(runs, network.class_table, config, workdir)
+        confusions, scored = _confusions(runs, network, config, workdir)
     except InputError as error:
         return Figures(len(images), None, str(error), None, milliseconds)
     miou = tuple(Scores.from_confusion(confusion).miou for confusion in confusions)
@@ -136,14 +136,16 @@ def _latencies(runs: list[Callable], image: np.ndarray) -> tuple[float, ...]:
 
 
 def _confusions(
-    runs: list[Callable], table: ClassTable, config: ConfigDict, workdir: str
+    runs: list[Callable], network: TrainedNetwork, config: ConfigDict, workdir: str
 ) -> tuple[list[np.ndarray], str]:
     """A confusion matrix for each, over the evaluation split at the export's size; and what was scored, in words."""
     examples = load_examples(config.data, config.data.eval_split, workdir)
     dataset, size = examples.dataset, tuple(config.export.size)
-    if dataset.class_table.class_names != table.class_names:
-        raise InputError(f'config.data: {dataset.name} has other classes than the network predicts')
-    confusions = [np.zeros((table.num_classes,) * 2, np.int64) for _ in runs]
+    difference = class_difference(network.class_table, dataset.class_table)
+    if difference:
+        raise InputError(f'config.data: {dataset.name} has other classes than the network predicts ({difference})')
+    shape = dataset.class_table.num_classes, network.model.num_classes
+    confusions = [np.zeros(shape, np.int64) for _ in runs]
     done, resized = 0, False
     with Progress('scoring float and int8', len(examples), 'image') as progress:
         for i in range(len(examples)):
@@ -154,7 +156,7 @@ def _confusions(
             resized |= example[1].shape != size
             image, labels = _at_size(example, size)
             for run, confusion in zip(runs, confusions, strict=True):
-                confusion += np.asarray(confusion_matrix(labels, run(image[None]), table.num_classes))
+                confusion += np.asarray(confusion_matrix(labels, run(image[None]), *shape))
             done += 1
             progress.update()
     how = f' resized to {size[0]}x{size[1]}' if resized else ''
