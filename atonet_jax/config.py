@@ -15,6 +15,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from atonet_jax.data.augmentation import SMALLEST_CROP
 from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
 from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
@@ -75,7 +76,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 # Of decoded images: none, memory, disk, device. auto: device, where an accelerator has room; else none.
                 'cache': 'auto',
                 'cache_dir': '',  # of disk; none: in the workdir
-                'crop_size': (1024, 1024),  # height, width
+                'crop_size': (1024, 1024),  # height, width; none: the size that most training images have
                 'scale_range': (1.0, 2.0),
                 'flip': True,
                 # Beyond the paper's recipe; 0: off.
@@ -326,8 +327,9 @@ def validate(config: ConfigDict) -> None:
         'loss.class_weights',
         f'numbers not below 0, one a class and not all 0; or one of {", ".join(CLASS_WEIGHTS)}; or ()',
     )
-    size('data.crop_size', optional=False)
-    check(min(config.data.crop_size) >= 33, 'data.crop_size', 'at least 33 both ways')
+    size('data.crop_size', optional=True)
+    check(min(config.data.crop_size, default=SMALLEST_CROP) >= SMALLEST_CROP, 'data.crop_size',
+          f'at least {SMALLEST_CROP} both ways')
     low_and_high('data.scale_range', 0, math.inf, 'lowest and highest scale')
     between(0, 1, *(f'data.augmentation.{name}' for name in ('class_aware_crops', 'brightness', 'contrast')))
     between(0, 1, *(f'data.augmentation.{name}' for name in ('saturation', 'blur', 'erasing')))

@@ -50,35 +50,17 @@ from atonet_jax.training.train import step_arguments, train_augmentation
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-# Share of the train split's labelled pixels to the power -0.3, -0.4, -0.5; 1 on average over pixels.
 EVEN = (1.0,) * CAMVID.num_classes
-WEIGHTS_30 = (0.96, 0.87, 2.24, 0.79, 1.42, 1.13, 2.13, 2.15, 1.31, 2.55, 3.23)
-WEIGHTS_40 = (0.92, 0.81, 2.87, 0.72, 1.56, 1.15, 2.68, 2.72, 1.41, 3.41, 4.67)
-WEIGHTS_50 = (0.88, 0.75, 3.63, 0.64, 1.70, 1.15, 3.32, 3.39, 1.49, 4.50, 6.66)
 
 # What every recipe begins with, over configs/camvid.py.
 BASE = {
     'model.dtype': 'bfloat16',
     'data.cache': 'device',
     'data.crop_size': (360, 480),
-    'data.scale_range': (0.5, 2.0),
-    'data.augmentation.brightness': 0.3,
-    'data.augmentation.contrast': 0.3,
-    'data.augmentation.saturation': 0.3,
-    'loss.class_weights': WEIGHTS_40,
-    'optimizer.name': 'adamw',
-    'optimizer.learning_rate': 1e-3,
-    'optimizer.weight_decay': 0.02,
-    'optimizer.backbone_factor': 1.0,
-    'optimizer.ema_decay': 0.998,
-    'schedule.per': 'step',
-    'schedule.warmup_epochs': 2.0,
-    'train.batch_size': 16,
-    'train.epochs': 100.0,
     'eval.batch_size': 16,
     'eval.pictures': 0,
 }
-_PRETRAINED = {'optimizer.learning_rate': 1e-3, 'optimizer.backbone_factor': 0.5}
+_PRETRAINED = {'optimizer.backbone_factor': 0.5}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -92,6 +92,20 @@ def enet_cityscapes() -> ConfigDict:
     return config
 
 
+def atonet_camvid() -> ConfigDict:
+    """ATONet: 70.1% on CamVid's test frames of 720x960.
+
+    Known, from the paper: SGD 0.02 with momentum 0.9 and decay 1e-4, a cosine over epochs, 400 epochs of 16 crops of
+    720x720, train and val; a backbone from ImageNet (--config.model.pretrained_backbone).
+    """
+    config = default_config('atonet')
+    config.data.update(name='camvid', root='data/camvid', train_split='train+val', eval_split='test')
+    config.data.crop_size = (720, 720)
+    config.train.update(batch_size=16, epochs=400.0)
+    config.eval.batch_size = 4
+    return config
+
+
 def enet_camvid() -> ConfigDict:
     """ENet on CamVid's frames of 360x480: 51.3 % on the test frames.
 
@@ -471,6 +485,7 @@ def _table3(network: str) -> ConfigDict:
 RECIPES = {
     recipe.__name__: recipe
     for recipe in (
+        atonet_camvid,
         bisenet_r18_cityscapes,
         bisenet_x39_cityscapes,
         ddrnet_23_slim_camvid,

@@ -159,7 +159,7 @@ def test_published_recipe_is_valid_and_says_what_is_known(recipe):
 @pytest.mark.parametrize('argument', ['', ':erfnet'])
 def test_a_published_recipe_that_is_not_there_is_refused_with_a_list(argument, monkeypatch):
     monkeypatch.chdir(CONFIG_FILES[0].parents[1])
-    with pytest.raises(InputError, match='there is bisenet_r18_cityscapes, .*pidnet_s_cityscapes'):
+    with pytest.raises(InputError, match='there is atonet_camvid, .*pidnet_s_cityscapes'):
         define_config_flag(['main.py', f'--config=configs/published.py{argument}'])
 
 

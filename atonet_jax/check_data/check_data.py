@@ -20,7 +20,7 @@ from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.files import replacing
 from atonet_jax.runs.workdir import make_folder, write_json, writing
 from atonet_jax.training.augment import augment
-from atonet_jax.training.train import train_augmentation
+from atonet_jax.training.train import train_augmentation, with_crop_size
 
 _SHOWN = 5  # problems of one kind on the screen; the report lists all
 _PICTURES = 12
@@ -118,10 +118,15 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
     return warnings
 
 
+def _sizes(report: SplitReport) -> dict[tuple[int, int], int]:
+    """{(height, width): number of images}."""
+    return {tuple(map(int, size.split('x'))): count for size, count in report.sizes.items()}
+
+
 def _padding_of_crops(train: SplitReport | None, config: ConfigDict) -> tuple[str, bool] | None:
     """As `padding_text`; None where no image can be read."""
-    sizes = {tuple(map(int, size.split('x'))): count for size, count in train.sizes.items()} if train else {}
-    return padding_text(sizes, train_augmentation(config)) if sizes else None
+    sizes = _sizes(train) if train else {}
+    return padding_text(sizes, train_augmentation(with_crop_size(config, sizes))) if sizes else None
 
 
 def _print_split(report: SplitReport) -> None:
@@ -184,7 +189,7 @@ def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
     """Training crops of the first step after all augmentation, each beside its labels."""
     from atonet_jax.data.pipeline import train_batches  # imports TensorFlow
 
-    augmentation = train_augmentation(config)
+    augmentation = train_augmentation(with_crop_size(config, _sizes(report)))
     examples = Examples(report.dataset, on_corrupt='skip')
     batch = next(
         train_batches(

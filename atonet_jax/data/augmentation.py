@@ -3,6 +3,8 @@
 import dataclasses
 from typing import NamedTuple
 
+SMALLEST_CROP = 33  # height and width
+
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from atonet_jax.data.augmentation import Augmentation
+from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
 from atonet_jax.data.sampling import draw_geometry
 
 MUCH = 0.2  # share of a crop above which another crop size is named
 _SAMPLES = 500
 _POINTS = 40  # of a crop along each side that are looked at
 _SMALL_IMAGES = 0.1  # share of the images that may be smaller than a crop size that fits
-_SMALLEST_CROP = 33  # that config.data.crop_size takes
 
 
 def mean_padding(sizes: Mapping[tuple[int, int], int], augmentation: Augmentation) -> float:
@@ -47,7 +46,7 @@ def fitting_crop(sizes: Mapping[tuple[int, int], int], augmentation: Augmentatio
     for lengths, crop in zip(np.array(list(sizes)).T, augmentation.crop_size):
         order = np.argsort(lengths)
         reached = np.cumsum(counts[order]) >= _SMALL_IMAGES * counts.sum()
-        fitting.append(max(_SMALLEST_CROP, min(crop, math.floor(lowest * lengths[order][reached.argmax()]))))
+        fitting.append(max(SMALLEST_CROP, min(crop, math.floor(lowest * lengths[order][reached.argmax()]))))
     return tuple(fitting)
 
 

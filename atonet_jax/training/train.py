@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network, validate, validate_batches, validate_classes
-from atonet_jax.data.augmentation import Augmentation
+from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_examples
-from atonet_jax.errors import TrainingError
+from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_variables, network
@@ -41,6 +41,8 @@ from atonet_jax.training.step import Objective, compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
+
+_ANY_SIZE = 256, 256  # to see which outputs a network has
 
 
 def train(config: ConfigDict, workdir: str) -> Scores:
@@ -76,10 +78,11 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
         train_set, eval_set = (
             load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
         )
+    sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
+    config = with_crop_size(config, sizes)
     changes = decided_by_main_process(lambda: claim(workdir, config, table))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
     objective = objective._replace(class_weights=weights)
-    sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     padding, is_much = padding_text(sizes, train_augmentation(config))
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
@@ -297,6 +300,29 @@ def _list_skipped(examples: Examples, workdir: str) -> None:
         _log.warning('%d of %d images of %s were skipped; %s lists them', count, len(examples), dataset.split, path)
 
 
+def with_crop_size(config: ConfigDict, sizes: Mapping[tuple[int, int], int]) -> ConfigDict:
+    """The config with `data.crop_size` filled in where it is (): the size that most training images have.
+
+    Args:
+        config: of the run.
+        sizes: {(height, width): how many training images have it}.
+
+    Raises:
+        InputError: that size is too small for a crop.
+    """
+    if config.data.crop_size:
+        return config
+    size = max(sizes, key=sizes.get)
+    if min(size) < SMALLEST_CROP:
+        raise InputError(
+            f'config.data.crop_size=(): most training images have {size[0]}x{size[1]} pixels; give a crop size of at '
+            f'least {SMALLEST_CROP} both ways'
+        )
+    config = config.copy_and_resolve_references()
+    config.data.crop_size = size
+    return config
+
+
 def train_augmentation(config: ConfigDict) -> Augmentation:
     """What the config's section `data` makes of a training image."""
     data = config.data
@@ -353,7 +379,7 @@ def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
     """
     terms = configured_terms(network(model).terms, config.loss)
     objective = Objective(model, terms, remat=config.train.remat)
-    images = jax.ShapeDtypeStruct((1, *config.data.crop_size, 3), jnp.float32)
+    images = jax.ShapeDtypeStruct((1, *(config.data.crop_size or _ANY_SIZE), 3), jnp.float32)
     outputs, _ = jax.eval_shape(objective.outputs, abstract_variables(model), images, jax.random.key(0))
     check_terms(outputs, terms)
     return objective

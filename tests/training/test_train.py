@@ -14,9 +14,9 @@ from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.network import create_network
-from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.runs.workdir import load_config, read_metrics
 from atonet_jax.training import train as train_module
-from atonet_jax.training.train import train
+from atonet_jax.training.train import train, with_crop_size
 
 TOTAL_STEPS = 6
 
@@ -55,12 +55,24 @@ def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_t
     config.model.dtype = 'bfloat16'
     config.optimizer.ema_decay = 0.9
     config.train.epochs = 1.0
+    config.data.crop_size = ()
     scores = train(config, str(tmp_path))
+    assert load_config(str(tmp_path)).data.crop_size == (64, 128), 'whole images'
     assert evaluate(config, str(tmp_path)).miou == pytest.approx(scores.miou, abs=1e-12)
     averaged, last = (restored_variables(config, str(tmp_path), 3, averaged) for averaged in (True, False))
     for variables in (averaged, last):
         assert {array.dtype.name for array in jax.tree.leaves(variables)} == {'float32'}
     assert any((one != other).any() for one, other in zip(jax.tree.leaves(averaged), jax.tree.leaves(last)))
+
+
+def test_crops_take_the_size_of_most_images_where_none_is_given(basic_config):
+    config = basic_config.copy_and_resolve_references()
+    sizes = {(64, 96): 3, (128, 64): 4}
+    assert with_crop_size(config, sizes) is config
+    config.data.crop_size = ()
+    assert tuple(with_crop_size(config, sizes).data.crop_size) == (128, 64)
+    with pytest.raises(InputError, match=r'most training images have 20x96 pixels; give a crop size of at least 33'):
+        with_crop_size(config, {(20, 96): 5})
 
 
 def test_another_network_in_the_workdir_is_refused_and_nothing_is_harmed(finished, tiny_config):
