@@ -275,9 +275,12 @@ def validate(config: ConfigDict) -> None:
         wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
         check(valid or (optional and not value), key, wanted)
 
+    defaults = flat_settings(default_config(config.model.name))
     for key, value in flat_settings(config).items():
         if key in _LISTS_OF_WORDS:
             check(all(isinstance(word, str) for word in value), key, f'words, such as {_LISTS_OF_WORDS[key]}')
+        elif key.startswith('model.') and defaults.get(key) == ():
+            pass  # the network itself checks a list whose default is empty
         elif isinstance(value, (tuple, list)) and key != 'loss.class_weights':
             check(_holds_numbers(value, nested=key == 'benchmark.sizes'), key, 'numbers alone, such as (1,) or (2,3)')
     create_network(config, num_classes=19)

@@ -3,6 +3,7 @@
 `jax.export` makes such programs on any machine. Nothing is compiled or run.
 """
 
+import functools
 import math
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.evaluation.evaluator import _compile_eval_step
 from atonet_jax.inference import segmenter as inference
+from atonet_jax.inference.windows import _probabilities
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.ops.cpu import strips, winograd
 from atonet_jax.process.devices import create_mesh
@@ -100,7 +102,12 @@ def programs(tiny_model, tiny_variables, cpu_branches):
         ),
         ('evaluate', 'float32'): export_evaluation(tiny_model, everywhere),
         ('evaluate', 'bfloat16'): export_evaluation(half),
-        ('evaluate views', 'float32'): export_evaluation(tiny_model, scales=(0.75,), flip=True, window=(48, 64)),
+        ('evaluate views', 'float32'): export_evaluation(tiny_model, scales=(0.75,), flip=True),
+        ('probabilities of windows', 'float32'): export(
+            jax.jit(functools.partial(_probabilities, tiny_model)),
+            abstract_variables(tiny_model),
+            jax.ShapeDtypeStruct((4, 48, 64, 3), jnp.float32),
+        ),
         ('labels', 'bfloat16'): export_segmenter(half, tiny_variables, 'tpu')(IMAGES),
     }
     segment = export_segmenter(tiny_model, tiny_variables, 'tpu')
@@ -169,7 +176,7 @@ def export_training(objective, num_devices, platforms=ACCELERATORS):
 def export_evaluation(model, platforms=ACCELERATORS, **options):
     evaluation = default_config().eval
     evaluation.update(options)
-    step = _compile_eval_step(model, model.num_classes, evaluation, create_mesh())
+    step = _compile_eval_step(model, (model.num_classes,) * 2, evaluation, create_mesh())
     return export(step, abstract_variables(model), IMAGES, LABELS, INDEX, platforms=platforms)
 
 
