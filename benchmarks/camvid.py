@@ -94,11 +94,9 @@ RECIPES = {
         {'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.02, 'optimizer.weight_decay': 5e-4,
          'optimizer.backbone_factor': 0.5},
     ),
-    # For tests: a network of 16 channels in crops of 64x96.
+    # For tests: in crops of 64x96.
     'tiny': Recipe(
-        'scratch',
-        {'model.width': 16, 'model.backbone_width': 8, 'model.dtype': 'float32', 'data.crop_size': (64, 96),
-         'schedule.warmup_epochs': 0.0},
+        'scratch', {'model.dtype': 'float32', 'data.crop_size': (64, 96), 'schedule.warmup_epochs': 0.0}
     ),
 }  # fmt: skip
 

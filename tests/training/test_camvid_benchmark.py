@@ -33,8 +33,8 @@ def root(tmp_path_factory):
 
 
 def assert_saved_and_joined(model, variables, folder):
-    parts = camvid.save(str(folder / 'weights'), model, variables, megabytes=0.1)
-    assert len(parts) > 1 and all(os.path.getsize(part) < 120_000 for part in parts)
+    parts = camvid.save(str(folder / 'weights'), model, variables, megabytes=0.02)
+    assert len(parts) > 1 and all(os.path.getsize(part) < 24_000 for part in parts)
     arrays = {name: array for part in parts for name, array in read_state_dict(part).items()}
     expected = flatten_dict(variables, sep='/')
     assert arrays.keys() == {name for name in expected if '/aux' not in name}
@@ -44,8 +44,8 @@ def assert_saved_and_joined(model, variables, folder):
 
 def test_steps_are_those_of_training(root, tmp_path):
     runs = camvid.Runs(root, '', deadline=float('inf'))
-    settings = {'train.epochs': 6.0, 'train.batch_size': 4, 'schedule.warmup_epochs': 1.0}
-    config = runs.config('atonet', camvid.RECIPES['tiny'], 3, 'val', settings)
+    settings = {'model.width': 4, 'train.epochs': 6.0, 'train.batch_size': 4, 'schedule.warmup_epochs': 1.0}
+    config = runs.config('segnet_basic', camvid.RECIPES['tiny'], 3, 'val', settings)
     figures, evaluation, model, variables = runs.run(config)
     steps = figures['steps']
     assert steps == 8 and evaluation.dataset == 'camvid val' and len(evaluation.per_image) == 3
@@ -70,13 +70,13 @@ def test_steps_are_those_of_training(root, tmp_path):
 def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
     path = tmp_path / 'results.jsonl'
     command = ['--data', root, '--recipes', 'tiny', '--epochs', '1', '--results', str(path)]
-    command += ['--set', 'train.batch_size=4']
+    command += ['--networks', 'segnet_basic', '--set', 'model.width=4', 'train.batch_size=4']
     camvid.main([*command, '--seeds', '0'])
     with open(path, 'a') as file:
         file.write('{"protocol": "val", "netw')  # of a process that was killed
     camvid.main([*command, '--seeds', '0', '1'])
     out = capsys.readouterr().out
-    assert out.count('done before') == 1 and '| val | atonet | tiny | 1 | 2 |' in out
+    assert out.count('done before') == 1 and '| val | segnet_basic | tiny | 1 | 2 |' in out
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
     assert [row['seed'] for row in rows] == [0, 1]
     assert all(0 <= row['miou'] <= 1 and np.shape(row['confusion']) == (11, 11) for row in rows)
@@ -84,7 +84,7 @@ def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
     command[3] = 'best:scratch'
     camvid.main([*command, '--protocol', 'test', '--minutes', '0'])
     out = capsys.readouterr().out
-    assert 'left: test atonet tiny, seed 0, 1 epochs; the same command goes on' in out
+    assert 'left: test segnet_basic tiny, seed 0, 1 epochs; the same command goes on' in out
     assert len(camvid.Results(str(path)).rows) == 2
 
 

@@ -5,16 +5,17 @@ import random
 import numpy as np
 
 from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.training.train import train
 from benchmarks.fault_injection import disturbed_run, final_variables, undisturbed_run
 
 
-def test_a_run_whose_processes_are_killed_ends_as_one_that_nobody_disturbed(tiny_config, finished, tmp_path):
-    # `finished` has made the scenes, and left the compiled steps in the cache.
-    undisturbed = undisturbed_run(tiny_config, str(tmp_path / 'undisturbed'))
-    for forked, here in zip(undisturbed.variables, final_variables(tiny_config, finished), strict=True):
+def test_a_run_whose_processes_are_killed_ends_as_one_that_nobody_disturbed(basic_config, tmp_path):
+    train(basic_config, str(tmp_path / 'here'))
+    undisturbed = undisturbed_run(basic_config, str(tmp_path / 'undisturbed'))
+    for forked, here in zip(undisturbed.variables, final_variables(basic_config, str(tmp_path / 'here')), strict=True):
         np.testing.assert_array_equal(forked, here)
     rng = random.Random(3)  # the first process lives for a quarter of the run, so that at least one is killed
-    outcome = disturbed_run(tiny_config, str(tmp_path / 'killed'), undisturbed, max_kills=2, rng=rng)
+    outcome = disturbed_run(basic_config, str(tmp_path / 'killed'), undisturbed, max_kills=2, rng=rng)
     assert outcome.kills > 0
     assert outcome.equal
     steps = [line['step'] for line in read_metrics(str(tmp_path / 'killed')) if 'train/loss' in line]
