@@ -78,7 +78,8 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
 def _module(name: str) -> ModuleType:
     """The module of a format. Each has ENDING, write(path, network, config), and check(path, network, config).
 
-    Those that can be of int8 also have write_int8(path, network, config, images), and load(path).
+    Those that can be of int8 also have write_int8(path, network, config, images), load(path), and HAS_CAREFUL_INT8:
+    whether write_int8 takes careful=True, for a form that loses less.
     """
     with explain_missing_package(f'config.export.format={name}', 'export'):
         return importlib.import_module(f'atonet_jax.export.{name}_format')

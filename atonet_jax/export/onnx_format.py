@@ -16,6 +16,7 @@ from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.onnx'
+HAS_CAREFUL_INT8 = True
 _OTHER_SIZE = 13, 30  # pixels more: any size must be computed as well as that of the config
 
 
@@ -51,7 +52,9 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     onnx.save(build(network, config.export), path)
 
 
-def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> None:
+def write_int8(
+    path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray], careful: bool = False
+) -> None:
     """Writes a graph whose maps between the first and the last convolution are of int8 (`quantization.quantize`).
 
     Args:
@@ -59,11 +62,12 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
         network: what is exported.
         config: `config.export` says what the graph takes and gives.
         images: to calibrate with, each as the graph takes it, in a batch of one.
+        careful: only convolutions are of int8.
     """
     options = config.export.copy_and_resolve_references()
     options.winograd = False  # of products of many matrices, which int8 kernels do not know
     batches = [np.repeat(image, options.batch_size or 1, axis=0) for image in images]
-    quantize(build(network, options), batches, path)
+    quantize(build(network, options), batches, path, convolutions_alone=careful)
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:

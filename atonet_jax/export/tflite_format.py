@@ -15,6 +15,7 @@ from atonet_jax.export.tensorflow_function import tensorflow_function
 from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.tflite'
+HAS_CAREFUL_INT8 = False
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:

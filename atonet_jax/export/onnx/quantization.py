@@ -21,7 +21,9 @@ class _Images(quantization.CalibrationDataReader):
         return next(self._batches, None)
 
 
-def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str) -> None:
+def quantize(
+    graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, convolutions_alone: bool = False
+) -> None:
     """Writes a static int8 form: weights by output channel, symmetric; maps uint8, from the least to the largest value.
 
     The convolutions that see the image, and those that give the logits, stay in float32: they are few of the
@@ -31,6 +33,8 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str) -
         graph: of float32. It is changed: its nodes get names.
         batches: what the graph takes, to find the ranges of all maps.
         path: of the file.
+        convolutions_alone: sums and concatenations stay in float32: slower, and closer to float where the maps that are
+            joined have ranges that differ much.
     """
     nodes = graph.graph.node
     for i, node in enumerate(nodes):
@@ -43,7 +47,7 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str) -
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=list(_QUANTIZED),
+            op_types_to_quantize=list(_CONVOLUTIONS if convolutions_alone else _QUANTIZED),
             nodes_to_exclude=sorted(_first_convolutions(nodes) | _first_convolutions(nodes, backwards=True)),
         )
 
