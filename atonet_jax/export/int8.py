@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -76,31 +76,33 @@ def write(
     form.write(float_path, network, config)
     form.check(float_path, network, config)
     given = [network_inputs(image, network, config.export) for image in images]
-    form.write_int8(path, network, config, given)
-    figures = _compared(form, (float_path, path), network, config, workdir, images)
-    tolerance = config.export.int8_tolerance
+    in_float = _runner(form.load(float_path), network, config.export)
+    try:
+        scored = _load_scored(network, config, workdir)
+        float_miou, why_not = _miou('float', in_float, scored, network, config.export.size), None
+    except InputError as error:
+        scored, float_miou, why_not = None, None, str(error)
+
+    def figures_of_int8(**options) -> Figures:
+        form.write_int8(path, network, config, given, **options)
+        in_int8 = _runner(form.load(path), network, config.export)
+        milliseconds = _latencies((in_float, in_int8), images[0])
+        if scored is None:
+            return Figures(len(images), None, why_not, None, milliseconds)
+        int8_miou = _miou('int8', in_int8, scored, network, config.export.size)
+        words = _in_words(scored, config.export.size)
+        return Figures(len(images), words, None, (float_miou, int8_miou), milliseconds)
+
+    figures, tolerance = figures_of_int8(), config.export.int8_tolerance
     if figures.lost() > tolerance and form.HAS_CAREFUL_INT8:
         _log.info('int8 loses %.2f points of mIoU; only convolutions are made of it instead', figures.lost())
-        form.write_int8(path, network, config, given, careful=True)
-        figures = _compared(form, (float_path, path), network, config, workdir, images)
+        figures = figures_of_int8(careful=True)
     if figures.lost() > tolerance and not force:
         raise ExportError(
             f'int8 loses {figures.lost():.2f} points of mIoU ({figures}), more than config.export.int8_tolerance='
             f'{tolerance}; nothing was written: give more config.export.calibration_images, or --force'
         )
     return figures
-
-
-def _compared(form, paths, network, config, workdir, images) -> Figures:
-    """Figures of the float and of the int8 export at `paths`."""
-    runs = [_runner(form.load(path), network, config.export) for path in paths]
-    milliseconds = _latencies(runs, images[0])
-    try:
-        confusions, scored = _confusions(runs, network, config, workdir)
-    except InputError as error:
-        return Figures(len(images), None, str(error), None, milliseconds)
-    miou = tuple(Scores.from_confusion(confusion).miou for confusion in confusions)
-    return Figures(len(images), scored, None, miou, milliseconds)
 
 
 def _calibration_images(examples: Examples, options: ConfigDict) -> list[np.ndarray]:
@@ -139,7 +141,7 @@ def _runner(run: Callable, network: TrainedNetwork, options: ConfigDict) -> Call
     return labels
 
 
-def _latencies(runs: list[Callable], image: np.ndarray) -> tuple[float, ...]:
+def _latencies(runs: Sequence[Callable], image: np.ndarray) -> tuple[float, ...]:
     """Median milliseconds of each, measured in turns."""
     seconds = [[] for _ in runs]
     for _ in range(_ROUNDS + 1):
@@ -150,32 +152,38 @@ def _latencies(runs: list[Callable], image: np.ndarray) -> tuple[float, ...]:
     return tuple(1e3 * float(np.median(times[1:])) for times in seconds)
 
 
-def _confusions(
-    runs: list[Callable], network: TrainedNetwork, config: ConfigDict, workdir: str
-) -> tuple[list[np.ndarray], str]:
-    """A confusion matrix for each, over the evaluation split at the export's size; and what was scored, in words."""
+def _load_scored(network: TrainedNetwork, config: ConfigDict, workdir: str) -> Examples:
+    """The evaluation split. Raises InputError where it cannot be scored."""
     examples = load_examples(config.data, config.data.eval_split, workdir)
-    dataset, size = examples.dataset, tuple(config.export.size)
+    dataset = examples.dataset
     difference = class_difference(network.class_table, dataset.class_table)
     if difference:
         raise InputError(f'config.data: {dataset.name} has other classes than the network predicts ({difference})')
-    shape = dataset.class_table.num_classes, network.model.num_classes
-    confusions = [np.zeros(shape, np.int64) for _ in runs]
-    done, resized = 0, False
-    with Progress('scoring float and int8', len(examples), 'image') as progress:
+    return examples
+
+
+def _miou(what: str, run: Callable, examples: Examples, network: TrainedNetwork, size: tuple[int, int]) -> float:
+    """Of a runner, 0 .. 1, over the examples at the export's size. what: the export, for the progress bar."""
+    shape = examples.dataset.class_table.num_classes, network.model.num_classes
+    confusion = np.zeros(shape, np.int64)
+    with Progress(f'scoring {what}', len(examples), 'image') as progress:
         for i in range(len(examples)):
             example = examples.read(i)
             if example is None:
                 examples.check(i)
                 continue
-            resized |= example[1].shape != size
             image, labels = _at_size(example, size)
-            for run, confusion in zip(runs, confusions, strict=True):
-                confusion += np.asarray(confusion_matrix(labels, run(image[None]), *shape))
-            done += 1
+            confusion += np.asarray(confusion_matrix(labels, run(image[None]), *shape))
             progress.update()
+    return Scores.from_confusion(confusion).miou
+
+
+def _in_words(examples: Examples, size: tuple[int, int]) -> str:
+    """'5 images of synthetic val', and whether they were resized."""
+    dataset = examples.dataset
+    resized = any(each is not None and tuple(each) != tuple(size) for each in dataset.sizes)
     how = f' resized to {size[0]}x{size[1]}' if resized else ''
-    return confusions, f'{done} images of {dataset.name} {dataset.split}{how}'
+    return f'{len(examples) - len(examples.skipped)} images of {dataset.name} {dataset.split}{how}'
 
 
 def card(figures: Figures) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """`tflite`: a float32 or int8 file for LiteRT on small devices, of built-in operations alone; one image unless told."""
 
+import contextlib
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
@@ -30,6 +31,9 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
         network: what is exported.
         config: `config.export` says what the program takes and gives.
         images: to calibrate with, each as the program takes it, in a batch of one.
+
+    Raises:
+        ExportError: TensorFlow Lite's quantiser cannot take the network.
     """
     with ops.edge_padding():  # ranges would begin at -infinity
         converter = _converter(network, config)
@@ -37,7 +41,15 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     batch_size = config.export.batch_size or 1
     converter.representative_dataset = lambda: ([np.repeat(image, batch_size, axis=0)] for image in images)
-    pathlib.Path(path).write_bytes(converter.convert())
+    try:
+        program = converter.convert()
+    except RuntimeError as error:
+        reason = str(error).strip() or 'its quantiser gives no reason'
+        raise ExportError(
+            f'TensorFlow Lite cannot make {config.model.name} int8 ({reason}); give --config.export.format=onnx, or leave '
+            'out config.export.precision'
+        ) from error
+    pathlib.Path(path).write_bytes(program)
 
 
 def _converter(network: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteConverter:
@@ -53,21 +65,32 @@ def _converter(network: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteCon
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
-    """The file in TensorFlow Lite: images to labels or logits."""
+    """The file in TensorFlow Lite: images to labels or logits.
+
+    Raises:
+        ExportError: TensorFlow Lite cannot run it, here or when called.
+    """
     interpreter = tf.lite.Interpreter(path)
-    try:
+    with _runnable():
         interpreter.allocate_tensors()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise ExportError(f'TensorFlow Lite cannot run the program ({reason}); choose another export.format') from error
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(images):
         interpreter.set_tensor(given['index'], images)
-        interpreter.invoke()
+        with _runnable():
+            interpreter.invoke()
         return interpreter.get_tensor(result['index'])
 
     return run
+
+
+@contextlib.contextmanager
+def _runnable() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).partition('\n')[0]
+        raise ExportError(f'TensorFlow Lite cannot run the program ({reason}); choose another export.format') from error
 
 
 def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:

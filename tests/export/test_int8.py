@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 
 import numpy as np
 import onnx
@@ -9,7 +10,8 @@ import pytest
 
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
-from atonet_jax.export import export, int8, onnx_format
+from atonet_jax.evaluation.metrics import Scores
+from atonet_jax.export import export, int8, onnx_format, tflite_format
 from tests.conftest import EXPORT_SIZE
 
 
@@ -52,11 +54,20 @@ def test_a_tflite_file_of_int8_is_scored_too(config, finished):
     assert abs(figures['miou']['float32'] - figures['miou']['int8']) < 0.02
 
 
-def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeypatch, caplog):
-    def confusions(runs, *_):
-        return [np.diag([5, 5]), np.array([[5, 0], [1, 4]])], '2 images of nothing'
+def test_a_network_that_tensorflow_lite_cannot_make_int8_is_refused_in_one_line(config, tmp_path, monkeypatch):
+    def convert():
+        raise RuntimeError
 
-    monkeypatch.setattr(int8, '_confusions', confusions)
+    converter = types.SimpleNamespace(target_spec=types.SimpleNamespace(), convert=convert)
+    monkeypatch.setattr(tflite_format, '_converter', lambda *_: converter)
+    with pytest.raises(ExportError, match=r'cannot make atonet int8 \(its quantiser gives no reason\); give .*=onnx'):
+        tflite_format.write_int8(str(tmp_path / 'a.tflite'), None, config, [])
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeypatch, caplog):
+    confusions = {'float': np.diag([5, 5]), 'int8': np.array([[5, 0], [1, 4]])}
+    monkeypatch.setattr(int8, '_miou', lambda what, *_: Scores.from_confusion(confusions[what]).miou)
     monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
     caplog.set_level('INFO', 'atonet_jax')
     with pytest.raises(ExportError, match=r'int8 loses 18\.\d\d points of mIoU .*int8_tolerance=0\.5; nothing was wr'):
