@@ -46,8 +46,8 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
     except RuntimeError as error:
         reason = str(error).strip() or 'its quantiser gives no reason'
         raise ExportError(
-            f'TensorFlow Lite cannot make {config.model.name} int8 ({reason}); give --config.export.format=onnx, or leave '
-            'out config.export.precision'
+            f'TensorFlow Lite cannot make {config.model.name} int8 ({reason}); give --config.export.format=onnx, or '
+            'leave out config.export.precision'
         ) from error
     pathlib.Path(path).write_bytes(program)
 
