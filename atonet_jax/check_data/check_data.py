@@ -105,7 +105,8 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
     if train and evaluated and train is not evaluated:
         shared = len(train.digests & evaluated.digests)
         if shared:
-            warnings.append(f'{shared} images are both in {train.dataset.split} and in {evaluated.dataset.split}')
+            are = '1 image is' if shared == 1 else f'{shared} images are'
+            warnings.append(f'{are} both in {train.dataset.split} and in {evaluated.dataset.split}')
         if (train.dataset.by_color, train.dataset.by_level) != (evaluated.dataset.by_color, evaluated.dataset.by_level):
             warnings.append(
                 f'label files of {train.dataset.split} and {evaluated.dataset.split} are read in different ways; '

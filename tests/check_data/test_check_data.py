@@ -95,7 +95,7 @@ def test_odd_things_are_warned_of(config, tmp_path, capsys):
     assert check_data(config, str(tmp_path / 'workdir'))
     printed = capsys.readouterr().out
     assert 'train has 12 examples, fewer than config.train.batch_size=16' in printed
-    assert '1 images are both in train and in val' in printed
+    assert '1 image is both in train and in val' in printed
 
 
 def test_a_split_without_labels_is_unfit_and_refused_before_it_is_read(config, tmp_path, capsys):
