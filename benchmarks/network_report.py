@@ -167,6 +167,7 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     points = {}
     for row in rows:
@@ -174,7 +175,7 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
         miou, size = published_of(row['network']).get('miou', (None, None))
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')
         if seconds and size == tuple(row['size']) and row['dtype'] == 'float32':
-            points.setdefault((row['device'], contract.row), (1e3 * seconds, miou, contract.title))
+            points.setdefault((row['device'], contract.row), (1e3 * seconds, miou, f'{contract.title}, {size_text(size)}'))
     if not points:
         return False
     figure = Figure(figsize=(9, 5.5), dpi=120, layout='constrained')
@@ -188,6 +189,9 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
             axes.annotate(title, (x, y), xytext=(shift, -3), textcoords='offset points', fontsize=8, ha=side)
     axes.margins(x=0.25)
     axes.set_xscale('log')
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel('ms from image to labels, measured here, at the size of the published figure')
     axes.set_ylabel('published mIoU, %')
     axes.grid(alpha=0.3)
