@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -106,7 +105,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     flat = _flatten(variables)
     whole = names.whole(model)
     if not flat.keys() >= _flatten(abstract_variables(whole)).keys():
-        drawn = _flatten(jax.jit(lambda: init_variables(whole, seed=0))())
+        drawn = _flatten(init_variables(whole, seed=0))
         flat = {path: flat.get(path, array) for path, array in drawn.items()}
     state_dict = {}
     for path, array in flat.items():

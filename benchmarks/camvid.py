@@ -7,8 +7,8 @@ val: trains on train (367 images) and scores on val (101), to choose recipes. te
 the last state once on test (233). `best:START` is the recipe with the best mean mIoU on val among those of a start.
 Each finished run is a line of the results file, and a run that is there is not repeated: give the same command again
 after an interruption. Every split is decoded into the devices' memory once (data.cache=device). Runs share a compiled
-step unless they differ in more than numbers: rates, decays, lengths and seeds are arguments of the program. Step,
-augmentation, loss, optimiser and evaluation are those of main.py; no checkpoint or report is written.
+step unless they differ in more than numbers, such as rates, decays, lengths and seeds. Step, augmentation, loss,
+optimiser and evaluation are those of main.py; no checkpoint or report is written.
 """
 
 import argparse
@@ -22,7 +22,6 @@ import pathlib
 import runpy
 import tempfile
 import time
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -31,21 +30,22 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.config import create_network, flat_settings, validate, validate_batches, validate_classes
+from atonet_jax.config import create_network, validate, validate_batches, validate_classes
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluation, Evaluator
-from atonet_jax.models import create_model, init_variables, network
-from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated, split_by_batch
+from atonet_jax.models import create_model, network
+from atonet_jax.process.devices import create_mesh, keep_freed_memory
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs.environment import device_names, git_revision, now, versions
+from atonet_jax.runs.network import starting_variables
 from atonet_jax.torch_files import read_state_dict, write_state_dict
-from atonet_jax.torch_weights import load_backbone, to_torch
-from atonet_jax.training.step import create_state, train_step
+from atonet_jax.torch_weights import to_torch
+from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
-from atonet_jax.training.train import step_arguments, train_augmentation
+from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
 
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -100,16 +100,6 @@ RECIPES = {
     ),
 }  # fmt: skip
 
-# Numbers of a recipe that a compiled step takes as arguments.
-_NUMBERS = (
-    'optimizer.learning_rate', 'optimizer.weight_decay', 'optimizer.backbone_factor', 'optimizer.ema_decay',
-    'schedule.warmup_epochs', 'train.epochs', 'loss.class_weights',
-)  # fmt: skip
-# Settings that change no program; the scales change the windows' size alone, by which the jitted step goes itself.
-_OUTSIDE = (
-    'seed', 'init_', 'model.pretrained_backbone', 'data.name', 'data.root', 'data.cache', 'data.scale_range',
-    'data.flip', 'data.train_split', 'data.eval_split', 'eval.', 'predict.', 'benchmark.', 'export.', 'serve.',
-)  # fmt: skip
 _LOOK = 50  # steps between two looks at the loss
 _BARE_STEPS = 100
 _ENTRY_BYTES = 500  # that an archive takes beside an array
@@ -135,7 +125,7 @@ class Runs:
         self._backbone = backbone
         self._deadline = deadline
         self._mesh = create_mesh()
-        self._examples, self._steps, self._evaluators, self._draws = {}, {}, {}, {}
+        self._examples, self._evaluators = {}, {}
         self._step_seconds = {}  # by program
 
     def config(self, network: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
@@ -169,15 +159,15 @@ class Runs:
         train_set, eval_set = (self.examples(config, split) for split in (data.train_split, data.eval_split))
         cache = train_set.device_cache(self._mesh)
         total_steps = Timeline(config.train.batch_size, len(train_set), config.train.epochs).total_steps
-        step_fn, key = self._compiled_step(config, model)
-        self._check_time(total_steps * self._step_seconds.get(key, 0.0))
+        options = step_options(config, create_objective(config, model))
+        step_fn = compile_train_step(self._mesh, **options)
+        self._check_time(total_steps * self._step_seconds.get(step_fn, 0.0))
 
-        options = step_arguments(config, model, len(train_set), total_steps)
         averaging = config.optimizer.ema_decay > 0
-        state = create_state(self._start(config, model), options['optimizer'], averaging=averaging, mesh=self._mesh)
-        settings = flat_settings(config)
-        numbers = {name: jnp.array(settings[name], jnp.float32) for name in _NUMBERS}
-        arguments = jnp.uint32(config.seed), jnp.float32(len(train_set)), jnp.float32(total_steps), numbers
+        variables = starting_variables(config, model, CAMVID, self._mesh)
+        state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
+        weights = config.loss.class_weights or None
+        recipe = create_recipe(config, len(train_set), total_steps, class_weights=weights)
         batches = cache.train_batches(
             batch_size=config.train.batch_size,
             augmentation=train_augmentation(config),
@@ -188,7 +178,7 @@ class Runs:
         first, shown, losses, pending = None, 0, [], []
         with Progress('training', total_steps, 'step') as progress:
             for step, batch in enumerate(batches, 1):
-                state, metrics = step_fn(state, batch, *arguments)
+                state, metrics = step_fn(state, batch, recipe.at(step - 1))
                 pending.append(metrics['loss'])
                 if first is None:
                     jax.block_until_ready(state.step)
@@ -203,29 +193,29 @@ class Runs:
         losses += self._read(pending)  # where the last steps end
         jax.block_until_ready(state)
         trained = time.monotonic()
-        self._step_seconds[key] = (trained - first) / max(1, total_steps - 1)
+        self._step_seconds[step_fn] = (trained - first) / max(1, total_steps - 1)
         variables = state.averaged or state.variables
         evaluation = self._evaluator(config, model, eval_set).run(variables)
-        bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, arguments)
+        bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, recipe)
         figures = bare | {
             'steps': total_steps,
             'images': len(train_set),
             'seconds': round(time.monotonic() - start, 2),
             'seconds_to_first_step': round(first - start, 2),
-            'ms_per_step': round(1e3 * self._step_seconds[key], 3),
+            'ms_per_step': round(1e3 * self._step_seconds[step_fn], 3),
             'seconds_of_evaluation': round(evaluation.seconds, 2),
             'loss': float(np.mean(losses[-_LOOK:])),
         }
         return figures, evaluation, model, variables
 
-    def _bare_milliseconds(self, step_fn, state, batch, arguments) -> dict[str, float]:
+    def _bare_milliseconds(self, step_fn, state, batch, recipe) -> dict[str, float]:
         """Time of a step whose batch is there already."""
         self._measured = True
         state = jax.tree.map(jnp.copy, state)
         jax.block_until_ready(state)
         start = time.monotonic()
-        for _ in range(_BARE_STEPS):
-            state, _ = step_fn(state, batch, *arguments)
+        for step in range(_BARE_STEPS):
+            state, _ = step_fn(state, batch, recipe.at(step))
         jax.block_until_ready(state)
         return {'ms_per_bare_step': round(1e3 * (time.monotonic() - start) / _BARE_STEPS, 3)}
 
@@ -245,66 +235,11 @@ class Runs:
                 self._examples[split] = load_examples(config.data, split, folder)
         return self._examples[split]
 
-    def _start(self, config: ConfigDict, model) -> dict[str, Any]:
-        """As `runs.network.starting_variables`, whose program is compiled once for all seeds here."""
-        if model not in self._draws:
-            self._draws[model] = jax.jit(lambda seed: init_variables(model, seed))
-        variables = self._draws[model](jnp.uint32(config.seed))
-        if config.model.pretrained_backbone:
-            return load_backbone(config.model.pretrained_backbone, model, variables)
-        return variables
-
-    def _compiled_step(self, config: ConfigDict, model):
-        """The jitted step, and what it is known by.
-
-        (state, batch, seed, images of an epoch, total steps, numbers by name) -> (state, metrics)
-        """
-        settings = {
-            name: value
-            for name, value in flat_settings(config).items()
-            if name not in _NUMBERS and not name.startswith(_OUTSIDE)
-        }
-        key = json.dumps(settings, sort_keys=True)
-
-        def step(state, batch, seed, num_images, total_steps, numbers):
-            numbers = {name: tuple(value) if value.ndim else value for name, value in numbers.items()}
-            traced = _as_namespace(flat_settings(config) | numbers | {'seed': seed})
-            return train_step(state, batch, **step_arguments(traced, model, num_images, total_steps))
-
-        if key not in self._steps:
-            whole, split = replicated(self._mesh), split_by_batch(self._mesh)
-            self._steps[key] = jax.jit(
-                step, donate_argnums=0, in_shardings=(whole, split, *[whole] * 4), out_shardings=(whole, whole)
-            )
-        return self._steps[key], key
-
     def _evaluator(self, config: ConfigDict, model, examples) -> Evaluator:
         key = model, examples
         if key not in self._evaluators:
             self._evaluators[key] = Evaluator(model, examples, config.eval, self._mesh)
         return self._evaluators[key]
-
-
-def _as_namespace(settings: dict[str, Any]) -> SimpleNamespace:
-    """Settings by their whole key as nested attributes, which may be traced values, unlike those of a ConfigDict."""
-
-    def nested(section):
-        return _Section(**{key: nested(value) if isinstance(value, dict) else value for key, value in section.items()})
-
-    return nested(unflatten_dict(settings, sep='.'))
-
-
-class _Section(SimpleNamespace):
-    """Attributes that can also be taken as a mapping's items, as those of a ConfigDict."""
-
-    def keys(self):
-        return vars(self).keys()
-
-    def items(self):
-        return vars(self).items()
-
-    def __getitem__(self, key):
-        return vars(self)[key]
 
 
 class Results:

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, nargs=2, default=(1024, 2048))
     arguments = parser.parse_args()
     model = create_model('atonet', 19)
-    variables = jax.jit(lambda: init_variables(model, 0))()
+    variables = init_variables(model, 0)
     images = jax.ShapeDtypeStruct((1, *arguments.size, 3), jnp.uint8)
 
     program = Segmenter(model, variables).compile('__call__', images.shape[:3])

@@ -39,7 +39,7 @@ from atonet_jax.models import create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
-from atonet_jax.training.train import step_arguments, train_augmentation  # noqa: E402
+from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation  # noqa: E402
 from benchmarks.noise import noise_batch
 
 PROGRAMS = ('label_map', 'coarse_logits', 'train')
@@ -66,7 +66,7 @@ def inference(name: str, size: tuple[int, int], options: dict[str, Any]) -> Prog
     """Batch 1, from a uint8 image on the device to what the method gives."""
     method = {'label_map': '__call__', 'coarse_logits': 'coarse_logits'}[name]
     model = create_model('atonet', NUM_CLASSES, dtype=jnp.bfloat16, **options)
-    variables = jax.jit(lambda: init_variables(model, 0))()
+    variables = init_variables(model, 0)
     segment = Segmenter(model, variables)
     compiled = segment.compile(method, (1, *size))
     image = jax.device_put(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
@@ -84,15 +84,16 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     config.train.batch_size = batch_size
     mesh = create_mesh()
     model = create_network(config, NUM_CLASSES)
-    arguments = step_arguments(config, model, num_images=2975, total_steps=100_000)
-    variables = jax.jit(lambda: init_variables(model, 0))()
-    state = create_state(variables, arguments['optimizer'], averaging=False, mesh=mesh)
+    options = step_options(config, create_objective(config, model))
+    numbers = create_recipe(config, num_images=2975, total_steps=100_000).at(0)
+    variables = init_variables(model, 0)
+    state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
     batch = jax.device_put(noise_batch(train_augmentation(config), batch_size, NUM_CLASSES), split_by_batch(mesh))
-    compiled = compile_train_step(mesh, **arguments).lower(state, batch).compile()
+    compiled = compile_train_step(mesh, **options).lower(state, batch, numbers).compile()
 
     def call():
         nonlocal state
-        state, metrics = compiled(state, batch)
+        state, metrics = compiled(state, batch, numbers)
         return metrics
 
     images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)

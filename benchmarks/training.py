@@ -31,13 +31,13 @@ import torch  # noqa: E402
 from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
 from atonet_jax.data.augmentation import Augmentation  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
-from atonet_jax.models import create_model, init_variables, network  # noqa: E402
+from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402
 from atonet_jax.training.augment import augment  # noqa: E402
-from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule  # noqa: E402
-from atonet_jax.training.step import Objective, compile_train_step, create_state  # noqa: E402
+from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule  # noqa: E402
+from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
@@ -59,23 +59,23 @@ class OurTraining:
             for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
         }
         decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
-        optimizer = create_optimizer('sgd', learning_rates, network(model), momentum=MOMENTUM, weight_decays=decays)
+        optimizer = Optimizer('sgd', model, momentum=MOMENTUM)
+        self._recipe = Recipe(learning_rates, decays)
         self._step = compile_train_step(
             mesh,
             objective=Objective.of(model),
             optimizer=optimizer,
-            learning_rates=learning_rates,
             augmentation=augmentation,
-            seed=0,
-            ema_decay=0.0,
         )
+        self._steps = 0
         self._state = create_state(variables, optimizer, averaging=False, mesh=mesh)
         self._batch = jax.device_put(batch, split_by_batch(mesh))
 
     def run(self, steps: int) -> float:
         """Returns the last step's loss."""
         for _ in range(steps):
-            self._state, metrics = self._step(self._state, self._batch)
+            self._state, metrics = self._step(self._state, self._batch, self._recipe.at(self._steps))
+            self._steps += 1
         jax.block_until_ready(self._state)
         return float(metrics['loss'])
 
@@ -152,7 +152,7 @@ def work(arguments: argparse.Namespace) -> None:
     if arguments.worker == 'devices':
         augmentation = Augmentation(crop_size=TINY_SIZE, scale_range=(1.0, 2.0))
         model = create_model('atonet', NUM_CLASSES, **TINY)
-        variables = jax.jit(lambda: init_variables(model, 0))()
+        variables = init_variables(model, 0)
         training = OurTraining(model, variables, augmentation, noise_batch(augmentation, TINY_BATCH_SIZE, NUM_CLASSES))
     else:
         training = full_size_training(arguments)
@@ -200,7 +200,7 @@ def compare(arguments: argparse.Namespace) -> None:
 
     model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
     images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
-    variables = jax.eval_shape(lambda: init_variables(model, 0))
+    variables = abstract_variables(model)
     macs = count_conv_macs(lambda variables, images: _forward(model, variables, images), variables, images)
     flops = 3 * 2 * macs  # the gradients of a convolution's input and of its kernel each take what it takes
     print(

@@ -25,13 +25,13 @@ from atonet_jax.data.pipeline import eval_batches, train_batches
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
 from atonet_jax.inference.views import predict_labels
-from atonet_jax.models import create_model, network
+from atonet_jax.models import create_model
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
 from atonet_jax.training.augment import augment
-from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, compile_train_step, create_state
+from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
+from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
 from tests import torch_reference
 
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -57,24 +57,23 @@ class OurTraining:
             for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
         }
         decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
-        contract = network(self._model)
-        optimizer = create_optimizer('sgd', learning_rates, contract, momentum=MOMENTUM, weight_decays=decays)
+        optimizer = Optimizer('sgd', self._model, momentum=MOMENTUM)
+        self._recipe = Recipe(learning_rates, decays, seed=seed)
         mesh = create_mesh()
         self._step = compile_train_step(
             mesh,
             objective=Objective.of(self._model),
             optimizer=optimizer,
-            learning_rates=learning_rates,
             augmentation=AUGMENTATION,
-            seed=seed,
-            ema_decay=0.0,
         )
+        self._steps = 0
         variables = from_torch(reference.state_dict(), self._model)
         self._state = create_state(variables, optimizer, averaging=False, mesh=mesh)
         self._predict = jax.jit(lambda variables, images: predict_labels(self._model, variables, images))
 
     def step(self, batch: dict) -> None:
-        self._state, _ = self._step(self._state, batch)
+        self._state, _ = self._step(self._state, batch, self._recipe.at(self._steps))
+        self._steps += 1
 
     def predict(self, images: np.ndarray) -> np.ndarray:
         return np.asarray(self._predict(self._state.variables, images))

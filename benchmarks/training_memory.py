@@ -14,7 +14,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +22,13 @@ import optax
 
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models import create_model, init_variables, network
+from atonet_jax.models import create_model, init_variables
 from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.training.losses import total_loss
-from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, compile_train_step, create_state
+from atonet_jax.training.optimizer import GROUPS, Optimizer, learning_rate_schedule
+from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
 
 NUM_CLASSES = 19
 
@@ -50,27 +49,24 @@ class TrainingStep:
     def __init__(self, crop: tuple[int, int], batch_size: int, dtype: str, remat: bool):
         self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
         rates = {group: learning_rate_schedule(peak=0.01, name='constant', total_steps=1000) for group in GROUPS}
-        decays = dict.fromkeys(GROUPS, 1e-4)
-        self._optimizer = create_optimizer('sgd', rates, network(self._model), momentum=0.9, weight_decays=decays)
+        self._numbers = Recipe(rates, dict.fromkeys(GROUPS, 1e-4)).at(0)
+        self._optimizer = Optimizer('sgd', self._model, momentum=0.9)
         self._mesh = create_mesh()
         self._jitted = compile_train_step(
             self._mesh,
             objective=Objective.of(self._model, remat=remat),
             optimizer=self._optimizer,
-            learning_rates=rates,
             augmentation=Augmentation(crop),
-            seed=0,
-            ema_decay=0.0,
         )
         self._batch = noise_batch(crop, batch_size)
 
     def state(self):
-        variables = jax.jit(partial(init_variables, self._model, 0))()
+        variables = init_variables(self._model, 0)
         return create_state(variables, self._optimizer, averaging=False, mesh=self._mesh)
 
     def lower(self) -> jax.stages.Lowered:
-        """(state, batch) -> (state, metrics)."""
-        return self._jitted.lower(jax.eval_shape(self.state), self._batch)
+        """(state, batch, numbers) -> (state, metrics)."""
+        return self._jitted.lower(jax.eval_shape(self.state), self._batch, self._numbers)
 
     def turn(self) -> Callable[[], None]:
         """A function that takes a step and waits for it."""
@@ -78,7 +74,7 @@ class TrainingStep:
 
         def take():
             nonlocal state
-            state, _ = jax.block_until_ready(step(state, self._batch))
+            state, _ = jax.block_until_ready(step(state, self._batch, self._numbers))
 
         return take
 

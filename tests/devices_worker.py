@@ -25,12 +25,12 @@ from atonet_jax.data.pipeline import prefetch_to_device, train_batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import create_model, init_variables, network
+from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import decided_by_main_process, initialize, is_main_process
 from atonet_jax.runs.workdir import lock
-from atonet_jax.training.optimizer import create_optimizer
-from atonet_jax.training.step import Objective, compile_train_step, create_state
+from atonet_jax.training.optimizer import GROUPS, Optimizer
+from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
 
 BATCH_SIZE = 8
 AUGMENTATION = Augmentation((64, 64), (0.75, 1.25), brightness=0.3, erasing=0.5, rotation=5.0)
@@ -45,7 +45,7 @@ SETTLING_STEPS = 24  # from fresh weights a rounding error grows to per cents wi
 
 def learning_rate(step):
     """Small steps: where rounding moves an activation over ReLU's kink, gradients part by what one pixel counts."""
-    return jax.numpy.where(step < 0, 0.02, 0.0005)
+    return 0.02 if step < 0 else 0.0005
 
 
 def first_devices(count):
@@ -58,20 +58,14 @@ def first_devices(count):
 def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0):
     """Losses and variables after so many steps. `first_step` is what the learning rate takes the first one for."""
     model = tiny_network()
-    rates = {group: learning_rate for group in ('backbone', 'rest')}
-    decays = {'backbone': 1e-5, 'rest': 1e-4}
-    optimizer = create_optimizer('sgd', rates, network(model), momentum=0.9, weight_decays=decays)
+    recipe = Recipe(dict.fromkeys(GROUPS, learning_rate), {'backbone': 1e-5, 'rest': 1e-4})
+    optimizer = Optimizer('sgd', model, momentum=0.9)
     state = create_state(variables, optimizer, averaging=False, mesh=mesh)
-    counts_from = jax.tree.map(lambda leaf: leaf + first_step if leaf.dtype == np.int32 else leaf, state.opt_state)
-    state = state.replace(opt_state=counts_from)
     step_fn = compile_train_step(
         mesh,
         objective=Objective.of(model),
         optimizer=optimizer,
-        learning_rates=rates,
         augmentation=AUGMENTATION,
-        seed=0,
-        ema_decay=0.0,
         accumulation=accumulation,
     )
     batches = train_batches(
@@ -85,8 +79,8 @@ def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0
         num_shards=jax.process_count(),
     )
     losses = []
-    for batch in prefetch_to_device(batches, split_by_batch(mesh)):
-        state, metrics = step_fn(state, batch)
+    for step, batch in enumerate(prefetch_to_device(batches, split_by_batch(mesh)), first_step):
+        state, metrics = step_fn(state, batch, recipe.at(step))
         losses.append(float(metrics['loss']))
     return np.array(losses), jax.tree.map(np.asarray, state.variables)
 

@@ -18,8 +18,8 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch, to_torch
 from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import configured_terms, total_loss
-from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, compile_train_step, create_state, gradient_of
+from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
+from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state, gradient_of
 from tests import golden_files
 from tests.drawn_weights import drawn_variables
 from tests.golden_files import assert_close
@@ -219,23 +219,19 @@ class NetworkParity:
             )
             for group, factor in {'backbone': 0.1, 'rest': 1.0}.items()
         }
-        optimizer = create_optimizer(
-            'sgd', learning_rates, network(model), momentum=0.9, weight_decays={'backbone': 1e-5, 'rest': 1e-4}
-        )
+        recipe = Recipe(learning_rates, {'backbone': 1e-5, 'rest': 1e-4})
+        optimizer = Optimizer('sgd', model, momentum=0.9)
         mesh = create_mesh()
         state = create_state(from_torch(self.settled(), model), optimizer, averaging=False, mesh=mesh)
         step_fn = compile_train_step(
             mesh,
             objective=Objective.of(model),
             optimizer=optimizer,
-            learning_rates=learning_rates,
             augmentation=AUGMENTATION,
-            seed=0,
-            ema_decay=0.0,
         )
         figures = {'losses': [], 'rates_backbone': [], 'rates_rest': []}
-        for batch in EPOCHS * batches:
-            state, metrics = step_fn(state, batch)
+        for step, batch in enumerate(EPOCHS * batches):
+            state, metrics = step_fn(state, batch, recipe.at(step))
             figures['losses'].append(float(metrics['loss']))
             for group in ('backbone', 'rest'):
                 figures[f'rates_{group}'].append(float(metrics[f'learning_rate_{group}']))

@@ -25,8 +25,8 @@ from atonet_jax.ops.cpu import strips, winograd
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.state import TrainState
 from atonet_jax.training.losses import configured_terms
-from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, compile_train_step
+from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
+from atonet_jax.training.step import Objective, Recipe, compile_train_step
 
 ACCELERATORS = ('tpu', 'cuda')
 EVERY_AUGMENTATION = Augmentation(
@@ -139,16 +139,16 @@ def abstract_mesh(num_devices):
 def with_mining(model):
     options = default_config().loss
     options.update(mining=True, aux_target='upsampled_features')
-    return Objective(model, configured_terms(network(model).terms, options), class_weights=(1.0, 1.0, 2.0, 1.0, 1.0))
+    return Objective(model, configured_terms(network(model).terms, options))
 
 
 def export_training(objective, num_devices, platforms=ACCELERATORS):
     learning_rates = {
         group: learning_rate_schedule(peak=0.1, name='cosine', total_steps=10) for group in ('backbone', 'rest')
     }
-    decays = {'backbone': 1e-5, 'rest': 1e-4}
-    contract = network(objective.model)
-    optimizer = create_optimizer('sgd', learning_rates, contract, momentum=0.9, weight_decays=decays)
+    decays, weights = {'backbone': 1e-5, 'rest': 1e-4}, (1.0, 1.0, 2.0, 1.0, 1.0)
+    numbers = Recipe(learning_rates, decays, ema_decay=0.9, class_weights=weights).at(0)
+    optimizer = Optimizer('sgd', objective.model, momentum=0.9)
     variables = abstract_variables(objective.model)
     state = TrainState(
         step=jax.ShapeDtypeStruct((), jnp.int32),
@@ -165,12 +165,9 @@ def export_training(objective, num_devices, platforms=ACCELERATORS):
         abstract_mesh(num_devices),
         objective=objective,
         optimizer=optimizer,
-        learning_rates=learning_rates,
         augmentation=EVERY_AUGMENTATION,
-        seed=0,
-        ema_decay=0.9,
     )
-    return export(step, state, batch, platforms=platforms)
+    return export(step, state, batch, numbers, platforms=platforms)
 
 
 def export_evaluation(model, platforms=ACCELERATORS, **options):

@@ -260,7 +260,7 @@ def _network(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[nn.Module, d
         weights = config.init_from if trained.step is None else f'{workdir}, step {trained.step}'
         return trained.model, trained.variables, weights
     model = create_network(config, class_table(config.data).num_classes)
-    return model, jax.jit(lambda: init_variables(model, config.seed))(), 'freshly drawn'
+    return model, init_variables(model, config.seed), 'freshly drawn'
 
 
 def _needs(program: jax.stages.Compiled) -> dict[str, float | None]:

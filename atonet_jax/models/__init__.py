@@ -1,7 +1,8 @@
 """Networks: images to logits at the network's own stride. Needs JAX, Flax and ops/ alone."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -138,15 +139,9 @@ def apply(
     Raises:
         InputError: the images are smaller than the network takes.
     """
-    contract = network(model)
     size = images.shape[1:3]
-    if min(size) < contract.smallest:
-        nearest = 'x'.join(str(max(length, contract.smallest)) for length in size)
-        raise InputError(
-            f'images of {size[0]}x{size[1]}: {type(model).__name__} takes heights and widths from {contract.smallest} '
-            f'pixels on; the nearest size is {nearest}'
-        )
-    padded = pad_to_multiple(images, contract.multiple_of)
+    check_size(model, size)
+    padded = pad_to_multiple(images, network(model).multiple_of)
     result = model.apply(variables, padded, train=train, **options)
     if padded.shape == images.shape:
         return result
@@ -155,14 +150,52 @@ def apply(
     return cut_back(result, padded.shape[1:3], size)
 
 
+def check_size(model: nn.Module, size: Sequence[int]) -> None:
+    """Looks whether a network takes images of (height, width).
+
+    Raises:
+        InputError: they are smaller than the network takes.
+    """
+    smallest = network(model).smallest
+    if min(size) < smallest:
+        nearest = 'x'.join(str(max(length, smallest)) for length in size)
+        raise InputError(
+            f'images of {size[0]}x{size[1]}: {type(model).__name__} takes heights and widths from {smallest} pixels '
+            f'on; the nearest size is {nearest}'
+        )
+
+
 def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
-    """Fresh variables of a network for training: {'params'} and whatever other collections it has."""
-    return model.init({'params': jax.random.key(seed)}, _blank_images(model), train=True)
+    """Fresh variables of a network for training: {'params'} and whatever other collections it has.
+
+    Compiled once a network, whatever the seed.
+    """
+    return _draw(jax.random.key(seed), model)
 
 
 def abstract_variables(model: nn.Module, train: bool = True) -> dict[str, Any]:
     """Shapes and types of what `init_variables` gives; without `train`, of what inference needs of it."""
-    return jax.eval_shape(lambda: model.init({'params': jax.random.key(0)}, _blank_images(model), train=train))
+    return _abstract(model, train)[1]
+
+
+def abstract_outputs(model: nn.Module, train: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
+    """The outputs by name, for one image that is as small as the network takes. Other images change the size alone."""
+    return _abstract(model, train)[0]
+
+
+def _abstract(model: nn.Module, train: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    return _initialize.eval_shape(jax.eval_shape(partial(jax.random.key, 0)), model, train)
+
+
+# Traced once a network, for all that is asked of it.
+@partial(jax.jit, static_argnames=('model', 'train'))
+def _initialize(key: jax.Array, model: nn.Module, train: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    return model.init_with_output({'params': key}, _blank_images(model), train=train)
+
+
+@partial(jax.jit, static_argnames='model')
+def _draw(key: jax.Array, model: nn.Module) -> dict[str, Any]:
+    return _initialize(key, model, train=True)[1]  # the outputs are not computed, as nothing reads them
 
 
 def prepare(model: nn.Module, variables: Mapping[str, Any], transform_kernels: bool = False) -> dict[str, Any]:
@@ -178,29 +211,28 @@ def prepare(model: nn.Module, variables: Mapping[str, Any], transform_kernels: b
         transform_kernels: also transforms kernels where CPUs convolve faster with that (`ops.prepare_kernel`): up to
             twice as fast, four times the memory of these kernels.
     """
-    collections = ['prepared', 'transformed'] if transform_kernels else ['prepared']
-    images = jnp.zeros(_blank_images(model).shape)
-
-    @jax.jit
-    def run(variables):
-        return model.apply(variables, images, train=False, mutable=collections)[1]
-
-    prepared = jax.tree.map(lambda array: array, dict(run(variables)))
-    return prepared | _read_by(model, dict(variables) | prepared, images)
+    collections = ('prepared', 'transformed') if transform_kernels else ('prepared',)
+    prepared = dict(_prepared(variables, model, collections))
+    return prepared | _read_by(model, dict(variables) | prepared)
 
 
-def _read_by(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
+@partial(jax.jit, static_argnames=('model', 'collections'))
+def _prepared(variables: Mapping[str, Any], model: nn.Module, collections: tuple[str, ...]) -> Mapping[str, Any]:
+    return model.apply(variables, _blank_images(model), train=False, mutable=collections)[1]
+
+
+@partial(jax.jit, static_argnames='model')
+def _infer(variables: Mapping[str, Any], model: nn.Module) -> dict[str, jax.Array]:
+    return model.apply(variables, _blank_images(model), train=False)
+
+
+def _read_by(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `variables`, but for prepared ones, that inference computes with."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
-    abstract = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in leaves]
-
-    def run(*leaves):
-        return model.apply(jax.tree.unflatten(structure, leaves), images, train=False)
-
-    jaxpr = jax.make_jaxpr(run)(*abstract).jaxpr
+    jaxpr = _infer.trace(variables, model).jaxpr.jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     read |= {id(variable) for variable in jaxpr.outvars}
     kept = {}
+    leaves = jax.tree_util.tree_leaves_with_path(variables)
     for (path, leaf), variable in zip(leaves, jaxpr.invars, strict=True):
         keys = [key.key if hasattr(key, 'key') else key.idx for key in path]
         if id(variable) in read and keys[0] not in ('prepared', 'transformed'):

@@ -53,7 +53,7 @@ def starting_variables(config: ConfigDict, model: nn.Module, table: ClassTable, 
     Raises:
         InputError: the file or run cannot be read or does not fit.
     """
-    variables = jax.jit(lambda: init_variables(model, config.seed))()
+    variables = init_variables(model, config.seed)
     if config.init_from and holds_run(config.init_from):
         return _from_run(config, model, table, variables, mesh)
     if config.init_from:

@@ -9,16 +9,16 @@ from flax import linen as nn
 
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.runs.state import TrainState
-from atonet_jax.training.step import Objective, gradient_of, step_inputs
+from atonet_jax.training.step import Objective, StepNumbers, gradient_of, step_inputs
 
 
 def first_nonfinite(
     state: TrainState,
     batch: Mapping[str, jax.Array],
+    numbers: StepNumbers,
     *,
     objective: Objective,
     augmentation: Augmentation,
-    seed: int,
 ) -> str:
     """Takes a step's forward and backward pass again and names what is first not finite in the order of computation.
 
@@ -26,8 +26,8 @@ def first_nonfinite(
 
     Args:
         state: before the step.
-        batch: of the step.
-        objective, augmentation, seed: as in `train_step`.
+        batch, numbers: of the step.
+        objective, augmentation: as in `train_step`.
 
     Returns:
         One clause, such as "first in the output of layer3_0/conv1 (17 of 4096 values)".
@@ -40,10 +40,11 @@ def first_nonfinite(
         layers.append(('/'.join(context.module.path) or 'network', [_count(array) for array in arrays]))
         return outputs
 
-    def count(state, batch):
-        images, labels, dropout_key = step_inputs(objective, state, batch, augmentation, seed)
+    def count(state, batch, numbers):
+        inputs = step_inputs(objective, state, batch, augmentation, numbers.seed)
+        images = inputs[0]
         with nn.intercept_methods(note):
-            loss, terms, _, gradients = gradient_of(objective, state.variables, images, labels, dropout_key)
+            loss, terms, _, gradients = gradient_of(objective, state.variables, *inputs, numbers.class_weights)
         stages = [('the images', [_count(images)])]
         stages += [(f'{kind}/{path}', [_count(leaf)]) for kind, path, leaf in _leaves(state.variables)]
         # A layer is noted as it ends, before those that it is part of; autodiff may trace it more than once.
@@ -63,7 +64,7 @@ def first_nonfinite(
         return [counts for _, counts in stages]
 
     names = []
-    for name, counts in zip(names, jax.device_get(jax.jit(count)(state, batch)), strict=True):
+    for name, counts in zip(names, jax.device_get(jax.jit(count)(state, batch, numbers)), strict=True):
         bad, size = sum(int(bad) for bad, _ in counts), sum(int(size) for _, size in counts)
         if bad:
             return f'first in {name} ({bad} of {size} values)'

@@ -1,13 +1,17 @@
 """The recipe's optimiser: SGD with momentum, coupled weight decay, and two parameter groups."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
+from flax import linen as nn
 
+from atonet_jax.models import network
 from atonet_jax.models.contract import Network
+
+Schedule = Callable[[int], float]
 
 GROUPS = ('backbone', 'rest')
 
@@ -32,7 +36,7 @@ def learning_rate_schedule(
     peak: float,
     name: str,
     total_steps: int,
-    epoch_of_step: Callable[[jax.Array], jax.Array] | None = None,
+    epoch_of_step: Callable[[int], int] | None = None,
     total_epochs: float = 0.0,
     floor: float = 1e-6,
     power: float = 0.9,
@@ -40,8 +44,8 @@ def learning_rate_schedule(
     step_factor: float = 0.1,
     warmup_steps: int = 0,
     ahead: float = 0,
-) -> optax.Schedule:
-    """step -> learning rate.
+) -> Schedule:
+    """Steps taken -> learning rate of the next one.
 
     Args:
         peak: the rate that it starts from, after the warm-up.
@@ -62,10 +66,10 @@ def learning_rate_schedule(
         ValueError: no such schedule.
     """
     shapes = {
-        'cosine': lambda progress: 0.5 * (1 + jnp.cos(math.pi * progress)),
+        'cosine': lambda progress: 0.5 * (1 + np.cos(np.pi * progress)),
         'poly': lambda progress: (1 - progress) ** power,
-        'steps': lambda progress: step_factor ** jnp.floor(progress * total_epochs / step_epochs + 1e-4),
-        'constant': jnp.ones_like,
+        'steps': lambda progress: step_factor ** np.floor(progress * total_epochs / step_epochs + 1e-4),
+        'constant': lambda progress: 1.0,
     }
     if name not in shapes:
         raise ValueError(f'schedule.name={name!r} is unknown; known: {", ".join(shapes)}')
@@ -75,59 +79,75 @@ def learning_rate_schedule(
             progress = (step + ahead) / total_steps
         else:
             progress = epoch_of_step(step) / total_epochs
-        rate = floor + (peak - floor) * shapes[name](jnp.clip(progress, 0.0, 1.0))
-        return rate * jnp.minimum(1.0, (step + ahead + 1) / (warmup_steps + 1))
+        rate = floor + (peak - floor) * shapes[name](min(max(progress, 0.0), 1.0))
+        return rate * min(1.0, (step + ahead + 1) / (warmup_steps + 1))
 
     return schedule
 
 
-def create_optimizer(
-    name: str,
-    learning_rates: dict[str, optax.Schedule],
-    network: Network,
-    *,
-    momentum: float,
-    second_beta: float = 0.99,
-    weight_decays: dict[str, float],
-    decayed: str = 'all',
-    frozen: Sequence[str] = (),
-) -> optax.GradientTransformation:
-    """The update rule of each parameter group.
+class Optimizer(NamedTuple):
+    """The update rule of each parameter group. Rates and decays are arguments of `update`, which may be traced.
 
-    Args:
+    Attributes:
         name: 'sgd' computes what torch.optim.SGD does: decay added to the gradient, then momentum, then the rate.
             'adam' what torch.optim.Adam does, whose decay is added to the gradient too. 'adamw' learns faster from
             scratch; its decay is decoupled from the gradient.
-        learning_rates: schedule of each of `GROUPS`.
-        network: the contract of the network, which says what belongs to which group.
+        model: the network, whose contract says what belongs to which group.
         momentum: of both groups; Adam's first beta.
         second_beta: of Adam.
-        weight_decays: of each of `GROUPS`.
         decayed: 'all' parameters, or 'kernels' alone: no biases, scales of batch normalisation and slopes.
         frozen: groups of the contract that stay as they are.
     """
 
-    def rule(group):
+    name: str
+    model: nn.Module
+    momentum: float
+    second_beta: float = 0.99
+    decayed: str = 'all'
+    frozen: tuple[str, ...] = ()
+
+    def init(self, params: Any) -> optax.OptState:
+        """The state before the first update."""
+        zeros = dict.fromkeys(GROUPS, 0.0)
+        return self._transformation(zeros, zeros).init(params)
+
+    def update(
+        self,
+        gradient: Any,
+        opt_state: optax.OptState,
+        params: Any,
+        learning_rates: Mapping[str, jax.Array],
+        weight_decays: Mapping[str, jax.Array],
+    ) -> tuple[Any, optax.OptState]:
+        """What is added to the parameters, and the next state. Rates and decays are those of each of `GROUPS`."""
+        return self._transformation(learning_rates, weight_decays).update(gradient, opt_state, params)
+
+    def _transformation(self, learning_rates, weight_decays) -> optax.GradientTransformation:
+        contract = network(self.model)
+
+        def groups(params):
+            def group_of(path, _):
+                return parameter_group(tuple(key.key for key in path), contract, self.frozen)
+
+            return jax.tree_util.tree_map_with_path(group_of, params)
+
+        rules = {group: self._rule(learning_rates[group], weight_decays[group]) for group in GROUPS}
+        return optax.multi_transform(rules | {'frozen': optax.set_to_zero()}, groups)
+
+    def _rule(self, learning_rate, weight_decay) -> optax.GradientTransformation:
         def add_decay(updates, params):
             return jax.tree.map(
-                lambda update, array: update + decay * array if decayed == 'all' or array.ndim > 1 else update,
+                lambda update, array: (
+                    update + weight_decay * array if self.decayed == 'all' or array.ndim > 1 else update
+                ),
                 updates,
                 params,
             )
 
-        decay = weight_decays[group]
-        parts = [optax.stateless(add_decay), optax.trace(momentum)]
-        if name in ('adam', 'adamw'):
-            parts[1] = optax.scale_by_adam(momentum, second_beta)
-        if name == 'adamw':
+        parts = [optax.stateless(add_decay), optax.trace(self.momentum)]
+        if self.name in ('adam', 'adamw'):
+            parts[1] = optax.scale_by_adam(self.momentum, self.second_beta)
+        if self.name == 'adamw':
             parts.reverse()
-        return optax.chain(*parts, optax.scale_by_learning_rate(learning_rates[group]))
-
-    def groups(params):
-        def group_of(path, _):
-            return parameter_group(tuple(key.key for key in path), network, frozen)
-
-        return jax.tree_util.tree_map_with_path(group_of, params)
-
-    rules = {group: rule(group) for group in GROUPS}
-    return optax.multi_transform(rules | {'frozen': optax.set_to_zero()}, groups)
+        # A schedule, so that the state counts steps, as the checkpoints of all runs do.
+        return optax.chain(*parts, optax.scale_by_learning_rate(lambda _: learning_rate))

@@ -1,11 +1,13 @@
 """One training step: the state that it carries on, the loss that it follows, and the update. Needs JAX alone."""
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
@@ -17,14 +19,57 @@ from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.runs.state import TrainState
 from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import label_weights, total_loss
+from atonet_jax.training.optimizer import Optimizer, Schedule
 from atonet_jax.training.remat import rematerialized
 
 _AUGMENTATION = 1  # sets its random numbers apart from dropout's
 
 
-def create_state(
-    variables: Mapping[str, Any], optimizer: optax.GradientTransformation, *, averaging: bool, mesh: Mesh
-) -> TrainState:
+class StepNumbers(NamedTuple):
+    """The numbers of a step. They are arguments of the compiled step, so that other numbers need no other program.
+
+    Attributes:
+        learning_rates: float32, of each parameter group.
+        weight_decays: float32, of each parameter group.
+        ema_decay: float32, of `TrainState.averaged`, reached gradually.
+        seed: uint32, of dropout and of augmentation on the device, which depend on it and the step alone.
+        class_weights: [C] float32, one a class; None: all alike.
+    """
+
+    learning_rates: Mapping[str, jax.Array]
+    weight_decays: Mapping[str, jax.Array]
+    ema_decay: jax.Array
+    seed: jax.Array
+    class_weights: jax.Array | None
+
+
+class Recipe(NamedTuple):
+    """The numbers of all steps of a run.
+
+    Attributes:
+        learning_rates: the schedule of each of `optimizer.GROUPS`.
+        weight_decays: of each.
+        ema_decay, seed, class_weights: as in `StepNumbers`. Of a seed, the lowest 32 bits count.
+    """
+
+    learning_rates: Mapping[str, Schedule]
+    weight_decays: Mapping[str, float]
+    ema_decay: float = 0.0
+    seed: int = 0
+    class_weights: tuple[float, ...] | None = None
+
+    def at(self, step: int) -> StepNumbers:
+        """Those of the step after so many."""
+        return StepNumbers(
+            {group: np.float32(rate(step)) for group, rate in self.learning_rates.items()},
+            {group: np.float32(decay) for group, decay in self.weight_decays.items()},
+            np.float32(self.ema_decay),
+            np.uint32(self.seed & 0xFFFFFFFF),
+            None if self.class_weights is None else np.array(self.class_weights, np.float32),
+        )
+
+
+def create_state(variables: Mapping[str, Any], optimizer: Optimizer, *, averaging: bool, mesh: Mesh) -> TrainState:
     """The state before the first step, on every device of the mesh."""
 
     def create(variables):
@@ -44,13 +89,11 @@ class Objective(NamedTuple):
     Attributes:
         model: the network.
         terms: of its loss.
-        class_weights: [C], one a class; None: all alike.
         remat: computes most activations again for the gradient instead of keeping them (`training.remat`).
     """
 
     model: nn.Module
     terms: tuple[Term, ...]
-    class_weights: tuple[float, ...] | None = None
     remat: bool = False
 
     @classmethod
@@ -94,7 +137,7 @@ class Gradient(NamedTuple):
 
 
 def step_inputs(
-    objective: Objective, state: TrainState, batch: Mapping[str, jax.Array], augmentation: Augmentation, seed: int
+    objective: Objective, state: TrainState, batch: Mapping[str, jax.Array], augmentation: Augmentation, seed: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Images, labels and dropout's key of the step after `state`, as `gradient_of` takes them."""
     dropout_key = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -113,6 +156,7 @@ def gradient_of(
     images: jax.Array,
     labels: jax.Array,
     dropout_key: jax.Array,
+    class_weights: jax.Array | None = None,
     **part: Any,
 ) -> Gradient:
     """The gradient of the loss.
@@ -123,12 +167,13 @@ def gradient_of(
         images: [B, H, W, 3] float32, normalised.
         labels: [B, H, W] uint8 train ids.
         dropout_key: for dropout.
+        class_weights: as in `StepNumbers`.
         part: `total_weights` and `parts` of `total_loss`, where this is a part of a batch.
     """
 
     def loss_fn(params):
         outputs, collections = objective.outputs({**variables, 'params': params}, images, dropout_key)
-        loss, terms = total_loss(outputs, labels, objective.terms, class_weights=objective.class_weights, **part)
+        loss, terms = total_loss(outputs, labels, objective.terms, class_weights=class_weights, **part)
         return loss, (terms, collections)
 
     (loss, (terms, collections)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(variables['params'])
@@ -141,6 +186,7 @@ def accumulated_gradient(
     images: jax.Array,
     labels: jax.Array,
     dropout_key: jax.Array,
+    class_weights: jax.Array | None,
     parts: int,
 ) -> Gradient:
     """`gradient_of` a batch that is taken in `parts` parts one after the other, in the memory of one.
@@ -150,13 +196,14 @@ def accumulated_gradient(
     normalises by the statistics of a part, and its running statistics take `parts` small steps instead of one.
     """
     outputs, _ = jax.eval_shape(lambda: objective.outputs(variables, images, dropout_key))
-    total_weights = label_weights(outputs, labels, objective.terms, class_weights=objective.class_weights)
+    total_weights = label_weights(outputs, labels, objective.terms, class_weights=class_weights)
     # Every parts-th example, so that each device holds its share of every part.
     images, labels = (array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1) for array in (images, labels))
 
     def gradient_of_part(collections, images, labels, key):
+        variables_now = {**variables, **collections}
         return gradient_of(
-            objective, {**variables, **collections}, images, labels, key, total_weights=total_weights, parts=parts
+            objective, variables_now, images, labels, key, class_weights, total_weights=total_weights, parts=parts
         )
 
     def take(carry, part):
@@ -176,13 +223,11 @@ def accumulated_gradient(
 def train_step(
     state: TrainState,
     batch: Mapping[str, jax.Array],
+    numbers: StepNumbers,
     *,
     objective: Objective,
-    optimizer: optax.GradientTransformation,
-    learning_rates: Mapping[str, optax.Schedule],
+    optimizer: Optimizer,
     augmentation: Augmentation,
-    seed: int,
-    ema_decay: float,
     accumulation: int = 1,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Augments a batch and follows its gradient once.
@@ -190,44 +235,46 @@ def train_step(
     Args:
         state: before the step.
         batch: of `data.pipeline.train_batches`: windows of images and labels as bytes, and their geometry.
+        numbers: of the step.
         objective: the network and its loss.
         optimizer: of the network's parameters.
-        learning_rates: the schedules that `optimizer` follows, by group, to report.
         augmentation: what the crops are.
-        seed: of dropout and of augmentation on the device, which depend on it and the step alone.
-        ema_decay: of `state.averaged`, reached gradually.
         accumulation: how many parts the batch is taken in (`accumulated_gradient`).
 
     Returns:
         The state after the step, and float32 scalars: the loss, its terms, the gradient's norm, the learning rates.
     """
-    arguments = objective, state.variables, *step_inputs(objective, state, batch, augmentation, seed)
+    inputs = step_inputs(objective, state, batch, augmentation, numbers.seed)
+    arguments = objective, state.variables, *inputs, numbers.class_weights
     gradient = gradient_of(*arguments) if accumulation == 1 else accumulated_gradient(*arguments, accumulation)
-    updates, opt_state = optimizer.update(gradient.params, state.opt_state, state.variables['params'])
-    variables = {'params': optax.apply_updates(state.variables['params'], updates), **gradient.collections}
+    params, rates = state.variables['params'], numbers.learning_rates
+    updates, opt_state = optimizer.update(gradient.params, state.opt_state, params, rates, numbers.weight_decays)
+    variables = {'params': optax.apply_updates(params, updates), **gradient.collections}
 
     averaged = state.averaged
     if averaged is not None:
-        decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+        decay = jnp.minimum(numbers.ema_decay, (1 + state.step) / (10 + state.step))
         averaged = optax.incremental_update(variables, averaged, 1 - decay)
 
     metrics = {'loss': gradient.loss, **gradient.terms, 'gradient_norm': optax.tree.norm(gradient.params)}
-    metrics |= {f'learning_rate_{group}': rate(state.step) for group, rate in learning_rates.items()}
+    metrics |= {f'learning_rate_{group}': rate for group, rate in rates.items()}
     return TrainState(state.step + 1, variables, opt_state, averaged), metrics
 
 
+@functools.cache  # runs of one process that differ in numbers alone share the program
 def compile_train_step(mesh: Mesh, *, donate: bool = True, **options) -> Callable:
     """`train_step` with its keyword arguments bound, jitted: state replicated, batch split over the devices.
 
     The state given is used up, unless `donate` is False: then both states take memory at once.
     """
 
-    def step(state, batch):
-        return train_step(state, batch, **options)
+    def step(state, batch, numbers):
+        return train_step(state, batch, numbers, **options)
 
+    whole = replicated(mesh)
     return jax.jit(
         step,
         donate_argnums=0 if donate else (),
-        in_shardings=(replicated(mesh), split_by_batch(mesh)),
-        out_shardings=(replicated(mesh), replicated(mesh)),
+        in_shardings=(whole, split_by_batch(mesh), whole),
+        out_shardings=(whole, whole),
     )

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -23,8 +23,7 @@ from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
-from atonet_jax.models import abstract_variables, network
-from atonet_jax.models.contract import Network
+from atonet_jax.models import abstract_outputs, check_size, network
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
@@ -35,14 +34,12 @@ from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
-from atonet_jax.training.optimizer import create_optimizer, learning_rate_schedule
+from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
 from atonet_jax.training.recorder import Recorder
-from atonet_jax.training.step import Objective, compile_train_step, create_state
+from atonet_jax.training.step import Objective, Recipe, StepNumbers, compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
-
-_ANY_SIZE = 256, 256  # to see which outputs a network has
 
 
 def train(config: ConfigDict, workdir: str) -> Scores:
@@ -64,7 +61,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     if holds_run(workdir):
         changes_since(workdir, config, table)  # refuses another network before any data is read
     model = create_network(config, table.num_classes)
-    objective = _create_objective(config, model)
+    objective = create_objective(config, model)
     resumes = decided_by_main_process(lambda: has_checkpoint(workdir))
     variables = blank_variables(model) if resumes else starting_variables(config, model, table, mesh)
     with ExitStack() as held:
@@ -82,18 +79,13 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
     config = with_crop_size(config, sizes)
     changes = decided_by_main_process(lambda: claim(workdir, config, table))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
-    objective = objective._replace(class_weights=weights)
     padding, is_much = padding_text(sizes, train_augmentation(config))
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
     timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
 
-    def create_optimizer_of(timeline):
-        contract = network(objective.model)
-        return _create_optimizer(config, contract, timeline.num_images, timeline.total_steps, timeline.offset)
-
-    _, optimizer = create_optimizer_of(timeline)
-    state = create_state(variables, optimizer, averaging=config.optimizer.ema_decay > 0, mesh=mesh)
+    options = step_options(config, objective)
+    state = create_state(variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
     _log.info(
         '%s: %d parameters; %d training and %d evaluation images; on %d %s device(s)',
         config.model.name,
@@ -114,26 +106,19 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
             numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
             changes += [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
-        learning_rates, optimizer = create_optimizer_of(timeline)
-        _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], learning_rates))
+        recipe = create_recipe(config, timeline.num_images, timeline.total_steps, timeline.offset, weights)
+        _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], recipe))
         recorder = Recorder(workdir, config, table, timeline)
-        step_options = {'objective': objective, 'augmentation': train_augmentation(config), 'seed': config.seed}
-        step_fn = compile_train_step(
-            mesh,
-            optimizer=optimizer,
-            learning_rates=learning_rates,
-            ema_decay=config.optimizer.ema_decay,
-            accumulation=config.train.accumulation,
-            donate=not config.debug.nans,
-            **step_options,
-        )
+        step_fn = compile_train_step(mesh, donate=not config.debug.nans, **options)
+        explain = partial(first_nonfinite, objective=objective, augmentation=options['augmentation'])
         with _closing(recorder.close, *(partial(_list_skipped, part, workdir) for part in (train_set, eval_set))):
             return _Run(config, workdir, checkpoints, recorder, numbers | here).train(
                 state,
                 step_fn,
+                recipe,
                 Evaluator(objective.model, eval_set, config.eval, mesh),
                 _batches(config, train_set, timeline, mesh),
-                partial(first_nonfinite, **step_options) if config.debug.nans else None,
+                explain if config.debug.nans else None,
             )
 
 
@@ -154,7 +139,7 @@ def _closing(*closes: Callable[[], None]) -> Iterator[None]:
             stack.callback(close)
 
 
-def _course(config, workdir, timeline, changes, samples, learning_rates) -> str:
+def _course(config, workdir, timeline, changes, samples, recipe) -> str:
     """One line: where the run goes on, what has changed, and what is to come."""
     step, total = timeline.start_step, timeline.total_steps
     line = f'resumed from step {step} of {workdir}, after {samples} samples ({timeline.epoch(step):.4g} epochs); '
@@ -167,7 +152,7 @@ def _course(config, workdir, timeline, changes, samples, learning_rates) -> str:
     left = '1 step' if total - step == 1 else f'{total - step} steps'
     line += (
         f'left to do: {left} of {timeline.batch_size} images, to epoch {timeline.epoch(total):.4g}, from a learning '
-        f'rate of {float(learning_rates["rest"](step)):.3g} on'
+        f'rate of {recipe.learning_rates["rest"](step):.3g} on'
     )
     if any(change.startswith(('config.train.batch_size ', 'config.train.accumulation ')) for change in changes):
         line += f'; batch normalisation sees {timeline.batch_size // config.train.accumulation} images at a time'
@@ -197,9 +182,10 @@ class _Run:
         self,
         state: TrainState,
         step_fn: Callable,
+        recipe: Recipe,
         evaluator: Evaluator,
         batches: Iterator[dict[str, jax.Array]],
-        explain: Callable[[TrainState, dict[str, jax.Array]], str] | None,
+        explain: Callable[[TrainState, dict[str, jax.Array], StepNumbers], str] | None,
     ) -> Scores:
         """Steps from `state.step` to the end of the timeline, evaluating and saving on the way.
 
@@ -217,13 +203,14 @@ class _Run:
         started, before_this = time.perf_counter(), dict(self._numbers)
         with self._recorder.progress() as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step):
-                before, (state, metrics) = state, step_fn(state, batch)
+                of_step = recipe.at(step - 1)
+                before, (state, metrics) = state, step_fn(state, batch, of_step)
                 pending.append((step, metrics))
                 stop = signals.received(step)
                 evaluates = step == total_steps or timeline.passes(step, train.eval_every_epochs)
                 saves = evaluates or step % train.checkpoint_every_steps == 0 or stop is not None
                 if saves or explain or step == first_step or step % train.log_every_steps == 0:
-                    self._check(pending, explain and (lambda: explain(before, batch)))
+                    self._check(pending, explain and (lambda: explain(before, batch, of_step)))
                     progress.look(pending)
                     pending = []
                 if saves:
@@ -331,8 +318,22 @@ def train_augmentation(config: ConfigDict) -> Augmentation:
     )
 
 
-def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, total_steps: int, offset: int = 0):
-    """Learning rate schedules by parameter group, and the optimiser that follows them. offset: as of `Timeline`."""
+def create_recipe(
+    config: ConfigDict,
+    num_images: int,
+    total_steps: int,
+    offset: int = 0,
+    class_weights: tuple[float, ...] | None = None,
+) -> Recipe:
+    """The numbers of the steps of a run.
+
+    Args:
+        config: of the run.
+        num_images: of an epoch.
+        total_steps: of the whole run.
+        offset: as of `Timeline`.
+        class_weights: one a class; None: all alike.
+    """
     batch_size = config.train.batch_size
     ahead = offset / batch_size
 
@@ -358,45 +359,37 @@ def _create_optimizer(config: ConfigDict, contract: Network, num_images: int, to
         for group, factor in factors.items()
     }
     decay_factors = factors if config.optimizer.backbone_factor_on == 'both' else dict.fromkeys(factors, 1.0)
-    optimizer = create_optimizer(
+    weight_decays = {group: factor * config.optimizer.weight_decay for group, factor in decay_factors.items()}
+    return Recipe(learning_rates, weight_decays, config.optimizer.ema_decay, config.seed, class_weights)
+
+
+def step_options(config: ConfigDict, objective: Objective) -> dict[str, Any]:
+    """Keyword arguments of `train_step` as a run of this config has them."""
+    optimizer = Optimizer(
         config.optimizer.name,
-        learning_rates,
-        contract,
+        objective.model,
         momentum=config.optimizer.momentum,
         second_beta=config.optimizer.second_beta,
         decayed=config.optimizer.decayed,
-        weight_decays={group: factor * config.optimizer.weight_decay for group, factor in decay_factors.items()},
-        frozen=config.optimizer.frozen,
+        frozen=tuple(config.optimizer.frozen),
     )
-    return learning_rates, optimizer
-
-
-def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
-    """What the config's section `loss` makes of the terms that the network declares; classes weigh alike yet.
-
-    Raises:
-        InputError: the settings do not fit the terms, or the terms not the network's outputs.
-    """
-    terms = configured_terms(network(model).terms, config.loss)
-    objective = Objective(model, terms, remat=config.train.remat)
-    images = jax.ShapeDtypeStruct((1, *(config.data.crop_size or _ANY_SIZE), 3), jnp.float32)
-    outputs, _ = jax.eval_shape(objective.outputs, abstract_variables(model), images, jax.random.key(0))
-    check_terms(outputs, terms)
-    return objective
-
-
-def step_arguments(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
-    """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced.
-
-    Class weights are given as numbers.
-    """
-    learning_rates, optimizer = _create_optimizer(config, network(model), num_images, total_steps)
     return {
-        'objective': _create_objective(config, model)._replace(class_weights=config.loss.class_weights or None),
+        'objective': objective,
         'optimizer': optimizer,
-        'learning_rates': learning_rates,
         'augmentation': train_augmentation(config),
-        'seed': config.seed,
-        'ema_decay': config.optimizer.ema_decay,
         'accumulation': config.train.accumulation,
     }
+
+
+def create_objective(config: ConfigDict, model: nn.Module) -> Objective:
+    """What the config's section `loss` makes of the terms that the network declares.
+
+    Raises:
+        InputError: the settings do not fit the terms, the terms not the network's outputs, or the network takes no
+            crops of that size.
+    """
+    terms = configured_terms(network(model).terms, config.loss)
+    check_terms(abstract_outputs(model), terms)
+    if config.data.crop_size:
+        check_size(model, config.data.crop_size)
+    return Objective(model, terms, remat=config.train.remat)

@@ -13,7 +13,7 @@ from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.training.step import compile_train_step, create_state
-from atonet_jax.training.train import step_arguments, train_augmentation
+from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
 from benchmarks import camvid, pack_camvid
 
 SIZE = (64, 96)
@@ -51,15 +51,16 @@ def test_steps_are_those_of_training(root, tmp_path):
     assert steps == 8 and evaluation.dataset == 'camvid val' and len(evaluation.per_image) == 3
 
     mesh = create_mesh()
-    arguments = step_arguments(config, model, num_images=5, total_steps=steps)
-    state = create_state(jax.jit(lambda: init_variables(model, 3))(), arguments['optimizer'], averaging=True, mesh=mesh)
-    step_fn = compile_train_step(mesh, **arguments)
+    options = step_options(config, create_objective(config, model))
+    recipe = create_recipe(config, 5, steps, class_weights=config.loss.class_weights)
+    state = create_state(init_variables(model, 3), options['optimizer'], averaging=True, mesh=mesh)
+    step_fn = compile_train_step(mesh, **options)
     batches = runs.examples(config, 'train').device_cache(mesh).train_batches(
         batch_size=4, augmentation=train_augmentation(config), seed=3, start_sample=0, num_steps=steps
     )
     losses = []
-    for batch in batches:
-        state, metrics = step_fn(state, batch)
+    for step, batch in enumerate(batches):
+        state, metrics = step_fn(state, batch, recipe.at(step))
         losses.append(float(metrics['loss']))
     np.testing.assert_allclose(figures['loss'], np.mean(losses), rtol=1e-4)
     assert_saved_and_joined(model, variables, tmp_path)

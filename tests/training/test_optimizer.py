@@ -3,7 +3,6 @@
 import math
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -12,10 +11,11 @@ from flax.traverse_util import flatten_dict
 from atonet_jax.config import default_config
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
-from atonet_jax.training.optimizer import GROUPS, create_optimizer, learning_rate_schedule, parameter_group
-from atonet_jax.training.train import step_arguments
+from atonet_jax.training.optimizer import GROUPS, Optimizer, learning_rate_schedule, parameter_group
+from atonet_jax.training.train import create_objective, create_recipe, step_options
 
-NETWORK = network('atonet')
+MODEL = create_model('atonet', 19)
+NETWORK = network(MODEL)
 
 STEPS_PER_EPOCH, EPOCHS = 4, 5
 FLOOR = 1e-6
@@ -25,7 +25,7 @@ def rates(peak, **options):
     """The learning rate of every step of a run."""
     total_steps = STEPS_PER_EPOCH * EPOCHS
     schedule = learning_rate_schedule(peak=peak, total_steps=total_steps, floor=FLOOR, **options)
-    return np.array([schedule(jnp.int32(step)) for step in range(total_steps)])
+    return np.array([schedule(step) for step in range(total_steps)])
 
 
 def two_parameters(seed):
@@ -56,15 +56,15 @@ def test_backbone_group_is_the_convolutions_of_the_four_stages():
 def test_sgd_is_torchs():
     """Decay joins the gradient, momentum keeps the sum, and the step's own rate comes last."""
     peaks, decays, momentum = {'backbone': 0.05, 'rest': 0.5}, {'backbone': 0.01, 'rest': 0.1}, 0.9
-    learning_rates = {group: lambda step, peak=peak: peak / (1 + step) for group, peak in peaks.items()}
-    optimizer = create_optimizer('sgd', learning_rates, NETWORK, momentum=momentum, weight_decays=decays)
+    optimizer = Optimizer('sgd', MODEL, momentum=momentum)
     params = two_parameters(seed=0)
     expected = {group: values.astype(np.float64) for group, values in by_group(params).items()}
     buffers = dict.fromkeys(GROUPS, 0.0)
     opt_state = optimizer.init(params)
     for step in range(3):
         gradients = two_parameters(seed=step + 1)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        rates = {group: peak / (1 + step) for group, peak in peaks.items()}
+        updates, opt_state = optimizer.update(gradients, opt_state, params, rates, decays)
         params = optax.apply_updates(params, updates)
         for group, gradient in by_group(gradients).items():
             decayed = gradient + decays[group] * expected[group]
@@ -76,10 +76,9 @@ def test_sgd_is_torchs():
 def test_adamw_decays_apart_from_the_gradient():
     """Its first step goes by the gradient's sign and by the decay, each times the rate."""
     peaks, decays = {'backbone': 0.01, 'rest': 0.1}, {'backbone': 0.05, 'rest': 0.5}
-    learning_rates = {group: optax.constant_schedule(peak) for group, peak in peaks.items()}
-    optimizer = create_optimizer('adamw', learning_rates, NETWORK, momentum=0.9, weight_decays=decays)
+    optimizer = Optimizer('adamw', MODEL, momentum=0.9)
     params, gradients = two_parameters(seed=0), two_parameters(seed=1)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params, peaks, decays)
     for group in GROUPS:
         step = np.sign(by_group(gradients)[group]) + decays[group] * by_group(params)[group]
         np.testing.assert_allclose(by_group(updates)[group], -peaks[group] * step, rtol=1e-4)
@@ -88,17 +87,14 @@ def test_adamw_decays_apart_from_the_gradient():
 def test_adam_is_torchs():
     """Decay joins the gradient before its mean and its square are averaged."""
     peaks, decays, betas = {'backbone': 0.01, 'rest': 0.1}, {'backbone': 0.05, 'rest': 0.5}, (0.9, 0.999)
-    learning_rates = {group: optax.constant_schedule(peak) for group, peak in peaks.items()}
-    optimizer = create_optimizer(
-        'adam', learning_rates, NETWORK, momentum=betas[0], second_beta=betas[1], weight_decays=decays
-    )
+    optimizer = Optimizer('adam', MODEL, momentum=betas[0], second_beta=betas[1])
     params = two_parameters(seed=0)
     expected = {group: values.astype(np.float64) for group, values in by_group(params).items()}
     means, squares = dict.fromkeys(GROUPS, 0.0), dict.fromkeys(GROUPS, 0.0)
     opt_state = optimizer.init(params)
     for step in range(1, 4):
         gradients = two_parameters(seed=step)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        updates, opt_state = optimizer.update(gradients, opt_state, params, peaks, decays)
         params = optax.apply_updates(params, updates)
         for group, gradient in by_group(gradients).items():
             decayed = gradient + decays[group] * expected[group]
@@ -112,10 +108,10 @@ def test_adam_is_torchs():
 @pytest.mark.parametrize('name', ['sgd', 'adamw'])
 def test_decay_of_kernels_alone_leaves_vectors_where_they_are(name):
     params = {'stem': {'conv': {'kernel': np.ones((3, 3), np.float32), 'bias': np.ones(3, np.float32)}}}
-    options = {'momentum': 0.9, 'weight_decays': dict.fromkeys(GROUPS, 0.5), 'decayed': 'kernels'}
-    optimizer = create_optimizer(name, dict.fromkeys(GROUPS, optax.constant_schedule(0.1)), NETWORK, **options)
+    optimizer = Optimizer(name, MODEL, momentum=0.9, decayed='kernels')
+    rates, decays = dict.fromkeys(GROUPS, 0.1), dict.fromkeys(GROUPS, 0.5)
     gradient = jax.tree.map(np.zeros_like, params)
-    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params, rates, decays)
     np.testing.assert_allclose(updates['stem']['conv']['kernel'], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates['stem']['conv']['bias'], 0)
 
@@ -124,10 +120,12 @@ def test_decay_of_kernels_alone_leaves_vectors_where_they_are(name):
 def test_the_backbones_factor_acts_on_what_the_config_says(acts_on, factor_of_decay):
     config = default_config()
     config.optimizer.update(learning_rate=0.5, weight_decay=0.2, backbone_factor_on=acts_on)
-    model = create_model('atonet', 19)
-    optimizer = step_arguments(config, model, num_images=8, total_steps=8)['optimizer']
-    params = two_parameters(seed=0)
-    updates, _ = optimizer.update(jax.tree.map(np.zeros_like, params), optimizer.init(params), params)
+    optimizer = step_options(config, create_objective(config, MODEL))['optimizer']
+    numbers, params = create_recipe(config, num_images=8, total_steps=8).at(0), two_parameters(seed=0)
+    gradient = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(
+        gradient, optimizer.init(params), params, numbers.learning_rates, numbers.weight_decays
+    )
     for group, factor in {'backbone': 0.1 * factor_of_decay, 'rest': 1.0}.items():
         np.testing.assert_allclose(by_group(updates)[group], -0.1 * factor * by_group(params)[group], rtol=1e-4)
 
@@ -180,14 +178,11 @@ def test_unknown_schedule_is_refused():
 
 
 def test_a_frozen_group_stays_as_it_is():
-    learning_rates = {group: optax.constant_schedule(0.1) for group in GROUPS}
-    decays = dict.fromkeys(GROUPS, 0.1)
-    optimizer = create_optimizer(
-        'sgd', learning_rates, NETWORK, momentum=0.9, weight_decays=decays, frozen=('backbone',)
-    )
+    tenths = dict.fromkeys(GROUPS, 0.1)
+    optimizer = Optimizer('sgd', MODEL, momentum=0.9, frozen=('backbone',))
     params = two_parameters(seed=0) | {'up1': {'conv': {'kernel': np.ones((1, 1, 2, 2), np.float32)}}}
     gradients = jax.tree.map(np.ones_like, params)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params, tenths, tenths)
     assert not np.any(updates['layer1']['block0']['conv1']['conv']['kernel'])
     assert not np.any(updates['stem']['conv']['kernel']), 'the stem is of the backbone, though at the full rate'
     assert np.all(updates['up1']['conv']['kernel'])

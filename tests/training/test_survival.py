@@ -236,9 +236,9 @@ def stepping(monkeypatch):
     confusion = np.eye(19, dtype=np.int64)
     evaluation = Evaluation(Scores.from_confusion(confusion), confusion, [], [], [], [], 'scenes', 0, 0.0)
 
-    def compile_step(mesh, *, learning_rates, **_):
-        def step(state, batch):
-            metrics = {'loss': 1.0, 'gradient_norm': 1.0, 'learning_rate_rest': learning_rates['rest'](state.step)}
+    def compile_step(mesh, **_):
+        def step(state, batch, numbers):
+            metrics = {'loss': 1.0, 'gradient_norm': 1.0, 'learning_rate_rest': numbers.learning_rates['rest']}
             return state.replace(step=state.step + 1), metrics
 
         return step

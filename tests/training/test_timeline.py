@@ -1,6 +1,5 @@
 """Steps, samples and epochs of a run, whatever batches and data its earlier steps had."""
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -59,6 +58,6 @@ def test_the_learning_rate_follows_the_epochs_whatever_the_batch(per):
             warmup_steps=6,
             ahead=ahead,
         )
-        return [float(schedule(jnp.int32(step))) for step in steps]
+        return [float(schedule(step)) for step in steps]
 
     np.testing.assert_allclose(rates(rest, range(12, 16)), rates(whole, range(4, 8)), rtol=1e-5)

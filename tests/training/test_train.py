@@ -91,10 +91,10 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     def compile_and_spoil(*args, **options):
         step_fn = compiled(*args, **options)
 
-        def step(state, batch):
+        def step(state, *arguments):
             if int(state.step) == 4:
                 state = state.replace(variables=jax.tree.map(lambda array: array * np.nan, state.variables))
-            return step_fn(state, batch)
+            return step_fn(state, *arguments)
 
         return step
 

@@ -8,29 +8,27 @@ The fast paths have reverse-mode gradients alone (`jax.custom_vjp`). Turn them o
 """
 
 import contextlib
-import contextvars
 import os
 from collections.abc import Iterator
 
+import jax
+
 VARIABLE = 'ATONET_JAX_CPU_FAST_PATHS'  # of the environment: 0 turns all fast paths off
-_choice = contextvars.ContextVar('fast_paths', default=None)
+_choice = jax.make_user_context(None)
 
 
 @contextlib.contextmanager
 def fast_paths(enabled: bool) -> Iterator[None]:
     """Turns all fast paths on or off within the context, whatever the environment says.
 
-    The switch acts when a program is traced. A function that `jax.jit` has traced keeps what it was traced with: wrap
-    it in `jax.jit` anew, or call `jax.clear_caches()`. Other threads keep their own choice.
+    The switch acts when a program is traced; `jax.jit` traces a function anew for each choice. Other threads keep
+    their own.
     """
-    token = _choice.set(enabled)
-    try:
+    with _choice(enabled):
         yield
-    finally:
-        _choice.reset(token)
 
 
 def has_fast_paths() -> bool:
     """Whether a program that is traced now may take them."""
-    choice = _choice.get()
+    choice = _choice.value
     return os.environ.get(VARIABLE, '1') != '0' if choice is None else choice
