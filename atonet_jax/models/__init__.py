@@ -1,12 +1,14 @@
 """Networks: images to logits at the network's own stride. Needs JAX, Flax and ops/ alone."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import unflatten_dict
+from jax.extend.core import Jaxpr, jaxpr_as_fun
 
 from atonet_jax.errors import InputError
 from atonet_jax.models import (
@@ -181,34 +183,32 @@ def prepare(model: nn.Module, variables: Mapping[str, Any], transform_kernels: b
     collections = ['prepared', 'transformed'] if transform_kernels else ['prepared']
     images = jnp.zeros(_blank_images(model).shape)
 
-    @jax.jit
     def run(variables):
-        return model.apply(variables, images, train=False, mutable=collections)[1]
+        return model.apply(variables, images, train=False, mutable=collections)
 
-    prepared = jax.tree.map(lambda array: array, dict(run(variables)))
-    return prepared | _read_by(model, dict(variables) | prepared, images)
+    # The network is traced once. Its outputs depend on what inference reads beside the prepared variables, because
+    # these are blank while they are made (`blocks`).
+    program, (outputs, shapes) = jax.make_jaxpr(run, return_shape=True)(variables)
+    count = len(jax.tree.leaves(outputs))
+    prepared = jax.jit(lambda leaves: jaxpr_as_fun(program)(*leaves)[count:])(jax.tree.leaves(variables))
+    prepared = jax.tree.unflatten(jax.tree.structure(shapes), prepared)
+    return prepared | _kept(variables, _inputs_of(program.jaxpr, program.jaxpr.outvars[:count]))
 
 
-def _read_by(model: nn.Module, variables: Mapping[str, Any], images: jax.Array) -> dict[str, Any]:
-    """Those of `variables`, but for prepared ones, that inference computes with."""
-    leaves, structure = jax.tree_util.tree_flatten_with_path(variables)
-    abstract = [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in leaves]
+def _inputs_of(jaxpr: Jaxpr, outputs: Iterable[Any]) -> list[bool]:
+    """Of each input of a traced program, whether these outputs depend on it."""
+    needed = {id(variable) for variable in outputs}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(variable) in needed for variable in equation.outvars):
+            needed |= {id(variable) for variable in equation.invars}
+    return [id(variable) in needed for variable in jaxpr.invars]
 
-    def run(*leaves):
-        return model.apply(jax.tree.unflatten(structure, leaves), images, train=False)
 
-    jaxpr = jax.make_jaxpr(run)(*abstract).jaxpr
-    read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
-    read |= {id(variable) for variable in jaxpr.outvars}
-    kept = {}
-    for (path, leaf), variable in zip(leaves, jaxpr.invars, strict=True):
-        keys = [key.key if hasattr(key, 'key') else key.idx for key in path]
-        if id(variable) in read and keys[0] not in ('prepared', 'transformed'):
-            section = kept
-            for key in keys[:-1]:
-                section = section.setdefault(key, {})
-            section[keys[-1]] = leaf
-    return kept
+def _kept(variables: Mapping[str, Any], kept: Sequence[bool]) -> dict[str, Any]:
+    """Those leaves of nested dictionaries that `kept` says, in the order of `jax.tree.leaves`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(variables))
+    found = {tuple(key.key for key in path): leaf for (path, leaf), is_kept in zip(leaves, kept, strict=True) if is_kept}
+    return unflatten_dict(found)
 
 
 def _blank_images(model: nn.Module) -> jax.Array:
