@@ -18,21 +18,16 @@ after a step that is saved.
 Several processes as one run: docs/scaling.md.
 """
 
+import gc
 import logging
 import os
 import sys
 
-import jax
 from absl import flags
 
-from atonet_jax.command_line import define_config_flag
-from atonet_jax.config import expand_home
 from atonet_jax.errors import ExportError, InputError, TrainingError
 from atonet_jax.extras import explain_missing_package
-from atonet_jax.process.devices import check_platforms, keep_freed_memory
-from atonet_jax.process.distributed import initialize, is_main_process
 from atonet_jax.process.files import FULL
-from atonet_jax.process.stopping import Stopped
 
 MODES = {  # and the extra of pyproject.toml that each needs beside the core
     'train': 'train',
@@ -64,6 +59,10 @@ def command() -> int:
     if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
         print(__doc__, flags.FLAGS, sep='\n')
         return 0
+    # Tracing a network makes 100,000 objects that live on. The default, 700, looks through them again and again.
+    gc.set_threshold(10_000)
+    from atonet_jax.process.stopping import Stopped  # imports JAX, for which help does not wait
+
     try:
         return main(sys.argv)
     except (InputError, ExportError, TrainingError) as failure:
@@ -95,6 +94,10 @@ def main(argv: list[str]) -> int:
         TrainingError: training cannot go on.
         Stopped: SIGINT or SIGTERM ended training after a step that is saved.
     """
+    import jax
+
+    from atonet_jax.command_line import define_config_flag
+
     logging.basicConfig(format='%(message)s')
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # it repeats each failed write of a checkpoint
@@ -127,6 +130,10 @@ def main(argv: list[str]) -> int:
 
 
 def _run_mode(runs: list[str]) -> int:
+    from atonet_jax.config import expand_home
+    from atonet_jax.process.devices import check_platforms, keep_freed_memory
+    from atonet_jax.process.distributed import initialize, is_main_process
+
     if flags.FLAGS.mode == 'compare':
         from atonet_jax.evaluation.report.compare import compare
 

@@ -1,13 +1,15 @@
 """Networks: images to logits at the network's own stride. Needs JAX, Flax and ops/ alone."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import unflatten_dict
+from jax.extend.core import Jaxpr
 
 from atonet_jax.errors import InputError
 from atonet_jax.models import (
@@ -213,34 +215,37 @@ def prepare(model: nn.Module, variables: Mapping[str, Any], transform_kernels: b
     """
     collections = ('prepared', 'transformed') if transform_kernels else ('prepared',)
     prepared = dict(_prepared(variables, model, collections))
-    return prepared | _read_by(model, dict(variables) | prepared)
+    # The outputs depend on what inference reads beside the prepared variables, which are blank while they are made
+    # (`blocks`).
+    traced = _apply.trace(variables, model, collections)
+    count = len(jax.tree.leaves(traced.out_info[0]))
+    return prepared | _kept(variables, _inputs_of(traced.jaxpr.jaxpr, traced.jaxpr.jaxpr.outvars[:count]))
 
 
 @partial(jax.jit, static_argnames=('model', 'collections'))
-def _prepared(variables: Mapping[str, Any], model: nn.Module, collections: tuple[str, ...]) -> Mapping[str, Any]:
-    return model.apply(variables, _blank_images(model), train=False, mutable=collections)[1]
+def _apply(variables, model, collections):
+    return model.apply(variables, _blank_images(model), train=False, mutable=collections)
 
 
-@partial(jax.jit, static_argnames='model')
-def _infer(variables: Mapping[str, Any], model: nn.Module) -> dict[str, jax.Array]:
-    return model.apply(variables, _blank_images(model), train=False)
+@partial(jax.jit, static_argnames=('model', 'collections'))
+def _prepared(variables, model, collections):
+    return _apply(variables, model, collections)[1]  # of which nothing but this is compiled
 
 
-def _read_by(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of `variables`, but for prepared ones, that inference computes with."""
-    jaxpr = _infer.trace(variables, model).jaxpr.jaxpr
-    read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
-    read |= {id(variable) for variable in jaxpr.outvars}
-    kept = {}
-    leaves = jax.tree_util.tree_leaves_with_path(variables)
-    for (path, leaf), variable in zip(leaves, jaxpr.invars, strict=True):
-        keys = [key.key if hasattr(key, 'key') else key.idx for key in path]
-        if id(variable) in read and keys[0] not in ('prepared', 'transformed'):
-            section = kept
-            for key in keys[:-1]:
-                section = section.setdefault(key, {})
-            section[keys[-1]] = leaf
-    return kept
+def _inputs_of(jaxpr: Jaxpr, outputs: Iterable[Any]) -> list[bool]:
+    """Of each input of a traced program, whether these outputs depend on it."""
+    needed = {id(variable) for variable in outputs}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(variable) in needed for variable in equation.outvars):
+            needed |= {id(variable) for variable in equation.invars}
+    return [id(variable) in needed for variable in jaxpr.invars]
+
+
+def _kept(variables: Mapping[str, Any], kept: Sequence[bool]) -> dict[str, Any]:
+    """Those leaves of nested dictionaries that `kept` says, in the order of `jax.tree.leaves`."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(dict(variables))
+    found = {tuple(key.key for key in path): leaf for (path, leaf), is_kept in zip(leaves, kept, strict=True) if is_kept}
+    return unflatten_dict(found)
 
 
 def _blank_images(model: nn.Module) -> jax.Array:

@@ -41,7 +41,9 @@ class _Preparing(nn.Module):
         return self.has_variable('prepared', 'bias') or self.is_mutable_collection('prepared')
 
     def _prepared(self, name: str, make: Callable[[], Any]) -> Any:
-        return self.variable('prepared', name, make).value
+        """A prepared variable. While it is made it is blank, because what follows shall not depend on parameters."""
+        value = self.variable('prepared', name, make).value
+        return jnp.zeros_like(value) if self.is_mutable_collection('prepared') else value
 
     def _convolve_prepared(self, x, make: Callable[[], tuple[jax.Array, jax.Array]], convolve, shape) -> jax.Array:
         """Convolution and bias with what `make` gives, (kernel, bias), computed once.
@@ -54,6 +56,7 @@ class _Preparing(nn.Module):
             transformed = ops.prepare_kernel(made[0].astype(self.dtype), **shape)
             if transformed is not None:
                 self.variable('transformed', 'kernel', lambda: transformed)
+                return convolve(x, jnp.zeros_like(made[0], self.dtype))
         if self.has_variable('transformed', 'kernel'):
             x = ops.conv_prepared(x, self.get_variable('transformed', 'kernel'))
         else:

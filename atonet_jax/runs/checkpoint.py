@@ -1,6 +1,7 @@
 """Orbax checkpoints of a run: the latest few, and the best one by mIoU."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import logging
@@ -205,15 +206,12 @@ class Checkpoints:
         Modules that only training has are left out if the checkpoint lacks them, as exported weights do.
         """
         item = 'averaged' if averaged else 'variables'
-        saved = self._manager.item_metadata(step)[item] or {}
-        absent = {
-            (collection, name)
-            for collection, modules in abstract_variables(model).items()
-            for name in modules
-            if name in network(model).training_only and name not in saved.get(collection, {})
-        }
+        saved = self._modules(step, item)
+        optional = network(model).training_only
         variables = {
-            collection: {name: tree for name, tree in modules.items() if (collection, name) not in absent}
+            collection: {
+                name: tree for name, tree in modules.items() if name not in optional or (collection, name) in saved
+            }
             for collection, modules in abstract_variables(model).items()
         }
         variables = jax.tree.map(
@@ -221,6 +219,17 @@ class Checkpoints:
         )
         args = {item: ocp.args.StandardRestore(variables)}
         return self._manager.restore(step, args=ocp.args.Composite(**args))[item]
+
+    def _modules(self, step: int, item: str) -> set[tuple[str, str]]:
+        """(collection, module at the top) of the variables in a checkpoint.
+
+        Read from Orbax's file, because Orbax itself opens every array of all items to tell.
+        """
+        with contextlib.suppress(FileNotFoundError):  # of which restoring tells
+            metadata = json.loads(pathlib.Path(self._folder, str(step), item, '_METADATA').read_text())
+            paths = [[key['key'] for key in entry['key_metadata']] for entry in metadata['tree_metadata'].values()]
+            return {tuple(path[:2]) for path in paths}
+        return set()
 
     def wait(self) -> None:
         """Waits until all checkpoints are saved.

@@ -6,7 +6,6 @@ data, stand matrix products over channels, 36 a tile. CPUs gain from it where th
 """
 
 import functools
-import operator
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
@@ -37,10 +36,10 @@ FROM_PIXELS, FROM_TAPS, TO_PIXELS = _matrices()
 
 def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
     """[3, 3, C, O] float32 -> six of [6, C, O], one a row of numbers: what `convolve` takes."""
-    rows = [_combine(of_row, kernel) for of_row in FROM_TAPS]
-    return [jnp.stack([_combine(of_column, row) for of_column in FROM_TAPS]) for row in rows]
+    return [jnp.stack([*_combine(FROM_TAPS, row)]) for row in _combine(FROM_TAPS, kernel)]
 
 
+@jax.jit
 def convolve(x: jax.Array, kernel: Sequence[jax.Array]) -> jax.Array:
     """3x3 convolution of stride 1, zero-padded: [B, H, W, C], a transformed kernel -> [B, H, W, O]."""
     return _multiply(x, kernel, 'ntc,nco->nto')
@@ -59,8 +58,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
         jnp.einsum('ntc,nto->nco', seen, outputs)
         for seen, outputs in zip(_transform_seen(x), _transform(cotangent, TO_PIXELS.T), strict=True)
     ]
-    rows = [_combine(of_row, products) for of_row in FROM_TAPS.T]
-    return jnp.stack([jnp.stack([_combine(of_column, row) for of_column in FROM_TAPS.T]) for row in rows])
+    return jnp.stack([jnp.stack([*_combine(FROM_TAPS.T, row)]) for row in _combine(FROM_TAPS.T, products)])
 
 
 def _multiply(x: jax.Array, kernel: Sequence[jax.Array], subscripts: str) -> jax.Array:
@@ -69,9 +67,9 @@ def _multiply(x: jax.Array, kernel: Sequence[jax.Array], subscripts: str) -> jax
     by_row = []
     for seen, weights in zip(_transform_seen(x), kernel, strict=True):
         products = jnp.einsum(subscripts, seen, weights).reshape(NUMBERS, batch, rows, columns, -1)
-        pixels = jnp.stack([_combine(to_column, products) for to_column in TO_PIXELS], 3)
+        pixels = jnp.stack([*_combine(TO_PIXELS, products)], 3)
         by_row.append(pixels.reshape(batch, rows, TILE * columns, -1))
-    pixels = jnp.stack([_combine(to_row, by_row) for to_row in TO_PIXELS], 2)
+    pixels = jnp.stack([*_combine(TO_PIXELS, by_row)], 2)
     return pixels.reshape(batch, TILE * rows, TILE * columns, -1)[:, :height, :width]
 
 
@@ -92,13 +90,21 @@ def _transform(x: jax.Array, matrix: np.ndarray) -> Iterator[jax.Array]:
         length = x.shape[axis] - size + 1
         return [jax.lax.slice_in_dim(x, first, first + length, TILE, axis) for first in range(size)]
 
-    rows = pixels_of_tiles(x, 1)
-    for of_row in matrix:
-        columns = pixels_of_tiles(_combine(of_row, rows), 2)
-        yield jnp.stack([_combine(of_column, columns).reshape(-1, x.shape[-1]) for of_column in matrix])
+    for row in _combine(matrix, pixels_of_tiles(x, 1)):
+        columns = _combine(matrix, pixels_of_tiles(row, 2))
+        yield jnp.stack([column.reshape(-1, x.shape[-1]) for column in columns])
 
 
-def _combine(factors: np.ndarray, parts: Iterable[jax.Array]) -> jax.Array:
-    """The sum of factor * part, term by term: many factors are 0."""
-    pairs = zip(factors.tolist(), parts, strict=True)
-    return functools.reduce(operator.add, [part if factor == 1 else factor * part for factor, part in pairs if factor])
+def _combine(matrix: np.ndarray, parts: Iterable[jax.Array]) -> Iterator[jax.Array]:
+    """For each row of the matrix the sum of factor * part, term by term: many factors are 0.
+
+    In operations of `jax.lax`, of which a convolution has hundreds: operators take three times as long to trace.
+    """
+    parts = list(parts)
+
+    def combined(row):
+        terms = zip(row.tolist(), parts, strict=True)
+        terms = [part if factor == 1 else jax.lax.mul(part, part.dtype.type(factor)) for factor, part in terms if factor]
+        return functools.reduce(jax.lax.add, terms)
+
+    return map(combined, matrix)
