@@ -4,7 +4,6 @@ import collections
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import onnx
@@ -104,6 +103,9 @@ def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.nd
     subtraction.input[1] = constant('mean_of_bytes', zero_point)
     product = onnx.helper.make_node('Mul', [name, constant('scale_of_bytes', _BYTE)], [scaled], name=scaled)
     graph.node.insert(list(graph.node).index(subtraction) + 1, product)
+    used = {name for node in graph.node for name in node.input}
+    for needless in [constant for constant in graph.initializer if constant.name not in used]:
+        graph.initializer.remove(needless)
     return {scaled: [{'scale': np.array(_BYTE, np.float32), 'zero_point': np.array(zero_point, np.uint8)}]}
 
 
