@@ -99,7 +99,7 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
     options.update(size=image.shape[1:3], batch_size=1)
     for path, options.winograd in ((ours, True), (plain, False)):
         onnx.save(build(network, options), path)
-    quantize(build(network, options), [image], int8)
+    quantize(build(network, options, for_int8=True), [image], int8)
 
     def in_torch(module):
         def run():

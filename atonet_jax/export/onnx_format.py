@@ -20,7 +20,7 @@ HAS_CAREFUL_INT8 = True
 _OTHER_SIZE = 13, 30  # pixels more: any size must be computed as well as that of the config
 
 
-def build(network: TrainedNetwork, options: ConfigDict) -> onnx.ModelProto:
+def build(network: TrainedNetwork, options: ConfigDict, for_int8: bool = False) -> onnx.ModelProto:
     """The graph of a network, from images to labels or logits as `config.export` says.
 
     Raises:
@@ -44,7 +44,8 @@ def build(network: TrainedNetwork, options: ConfigDict) -> onnx.ModelProto:
         size_axes=size_axes,
         size_multiple=multiple,
         output_name=options.outputs,
-        winograd=options.winograd,
+        winograd=options.winograd and not for_int8,  # int8 kernels do not know products of many matrices
+        packed_labels=for_int8,
     )
 
 
@@ -64,10 +65,9 @@ def write_int8(
         images: to calibrate with, each as the graph takes it, in a batch of one.
         careful: only convolutions are of int8.
     """
-    options = config.export.copy_and_resolve_references()
-    options.winograd = False  # of products of many matrices, which int8 kernels do not know
+    options = config.export
     batches = [np.repeat(image, options.batch_size or 1, axis=0) for image in images]
-    quantize(build(network, options), batches, path, convolutions_alone=careful)
+    quantize(build(network, options, for_int8=True), batches, path, careful)
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -4,15 +4,22 @@ import json
 import os
 import types
 
+import jax
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
+from jax import lax
 
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.export import export, int8, onnx_format, tflite_format
+from atonet_jax.export.onnx import to_onnx
+from atonet_jax.export.onnx.quantization import quantize
 from tests.conftest import EXPORT_SIZE
+
+RNG = np.random.default_rng(0)
 
 
 @pytest.fixture
@@ -45,7 +52,32 @@ def test_an_onnx_file_of_int8_is_calibrated_scored_and_gives_nearly_the_labels_o
     made_by = {name: node.op_type for node in graph.node for name in node.output}
     convolutions = [node for node in graph.node if node.op_type == 'Conv']
     in_float = [i for i, node in enumerate(convolutions) if made_by.get(node.input[1]) != 'DequantizeLinear']
-    assert len(convolutions) > 30 and in_float == [0, len(convolutions) - 1]
+    assert len(convolutions) > 30 and in_float == [len(convolutions) - 1]
+
+
+def test_the_first_convolution_takes_the_bytes_of_the_image_as_they_are(tmp_path):
+    kernel, mean = RNG.normal(size=(3, 3, 3, 4)).astype(np.float32), np.array([124, 116, 104], np.float32)
+
+    def network(images):
+        for weights in (kernel, kernel[:, :, :1] * np.ones((4, 1), np.float32), np.ones((1, 1, 4, 4), np.float32)):
+            x = images.astype(np.float32) - mean if images.dtype == np.uint8 else images
+            numbers = 'NHWC', 'HWIO', 'NHWC'
+            images = jax.nn.relu(lax.conv_general_dilated(x, weights, (1, 1), 'SAME', dimension_numbers=numbers))
+        return images
+
+    images = RNG.integers(0, 256, (1, 8, 12, 3), np.uint8)
+    path = str(tmp_path / 'int8.onnx')
+    quantize(to_onnx(network, images.shape, images.dtype), [images], path)
+    graph = onnx.load(path)
+    (given,) = [
+        node.output[0] for node in graph.graph.node if node.op_type == 'QuantizeLinear' and 'bytes' in node.input[0]
+    ]
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(given, onnx.TensorProto.UINT8, None))
+    logits, quantized = onnxruntime.InferenceSession(graph.SerializeToString()).run(None, {'images': images})
+    np.testing.assert_array_equal(quantized, images.transpose(0, 3, 1, 2))
+    wanted = np.asarray(network(images))
+    inner = np.s_[:, 2:-2, 2:-2]  # the padding is of another grey
+    assert np.abs(logits - wanted)[inner].max() < 0.03 * np.abs(wanted).max()
 
 
 def test_a_tflite_file_of_int8_is_scored_too(config, finished):

@@ -52,10 +52,15 @@ def rule(*ops: str):
 
 
 def lower(
-    program: Program, input_name: str, output_name: str, symbols: Mapping[int, str], winograd: bool
+    program: Program,
+    input_name: str,
+    output_name: str,
+    symbols: Mapping[int, str],
+    winograd: bool,
+    packed_labels: bool,
 ) -> onnx.ModelProto:
     """The graph of a program; `symbols` names the axes of the input that may have any length."""
-    lowering = Lowering(winograd)
+    lowering = Lowering(winograd, packed_labels)
     graph, given = lowering.graph, program.given
     axes = tuple(range(len(given.shape)))
     lowering.values[given] = lowering.new(input_name, given, axes)
@@ -98,13 +103,15 @@ class Lowering:
         graph: the nodes so far.
         values: of the program's `Ref`s.
         winograd: whether forms are taken that are faster in ONNX Runtime on CPUs.
+        packed_labels: whether the best class may come from rounded logits.
         resized: of the name of a resized map, what it was made of: (value, kind, sizes).
     """
 
-    def __init__(self, winograd: bool):
+    def __init__(self, winograd: bool, packed_labels: bool):
         self.graph = Graph()
         self.values: dict[Ref, Value] = {}
         self.winograd = winograd
+        self.packed_labels = packed_labels
         self.resized: dict[str, tuple] = {}
 
     def run(self, step: Step) -> None:

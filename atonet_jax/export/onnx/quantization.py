@@ -1,15 +1,18 @@
 """An int8 graph of a float32 one: `quantize`."""
 
+import collections
 import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
+from onnx import numpy_helper
 from onnxruntime import quantization
 
 # Operations whose maps are int8 from one to the next. All others compute in float32.
 _CONVOLUTIONS = ('Conv', 'ConvTranspose')
+_BYTE = 1 / 64  # any scale of the image but 1, with which OpenVINO would compute in float32
 _QUANTIZED = (*_CONVOLUTIONS, 'Add', 'Relu', 'MaxPool', 'Concat')
 
 
@@ -21,24 +24,26 @@ class _Images(quantization.CalibrationDataReader):
         return next(self._batches, None)
 
 
-def quantize(
-    graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, convolutions_alone: bool = False
-) -> None:
+def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, careful: bool = False) -> None:
     """Writes a static int8 form: weights by output channel, symmetric; maps uint8, from the least to the largest value.
 
-    The convolutions that see the image, and those that give the logits, stay in float32: they are few of the
-    multiplications and much of the error.
+    The convolutions that give the logits stay in float32: they are few of the multiplications and much of the error.
+    The first ones take the bytes of the image as they are, where only the mean is subtracted before them.
 
     Args:
-        graph: of float32. It is changed: its nodes get names.
+        graph: of float32. It is changed.
         batches: what the graph takes, to find the ranges of all maps.
         path: of the file.
-        convolutions_alone: sums and concatenations stay in float32: slower, and closer to float where the maps that are
-            joined have ranges that differ much.
+        careful: sums, concatenations and the first convolutions stay in float32: slower, and closer to float where the
+            maps that are joined have ranges that differ much.
     """
     nodes = graph.graph.node
     for i, node in enumerate(nodes):
         node.name = f'{node.op_type}_{i}'
+    kept = _to_first_convolutions(nodes, backwards=True)
+    if careful:
+        kept |= _to_first_convolutions(nodes)
+    options = {} if careful else {'TensorQuantOverrides': _bytes_as_they_are(graph.graph)}
     with _quiet():
         quantization.quantize_static(
             graph,
@@ -47,20 +52,71 @@ def quantize(
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            op_types_to_quantize=list(_CONVOLUTIONS if convolutions_alone else _QUANTIZED),
-            nodes_to_exclude=sorted(_first_convolutions(nodes) | _first_convolutions(nodes, backwards=True)),
+            op_types_to_quantize=list(_CONVOLUTIONS if careful else _QUANTIZED),
+            nodes_to_exclude=sorted(kept),
+            extra_options=options,
         )
 
 
-def _first_convolutions(nodes: Sequence[onnx.NodeProto], backwards: bool = False) -> set[str]:
-    """Names of the convolutions with none before them, or none after them."""
+def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.ndarray]]]:
+    """Makes one number of the means that are subtracted from the image; the biases of its convolutions take the rest.
+
+    So quantising the image rounds nothing, and costs little. Only its padding changes: from the mean of each channel to
+    that of all channels.
+
+    Returns:
+        {name: [quantisation]} of the value that the convolutions take; empty where the graph takes no bytes, or does
+        something else with them.
+    """
+    constants = {constant.name: constant for constant in graph.initializer}
+    users = collections.defaultdict(list)
+    for node in graph.node:
+        for name in node.input:
+            users[name].append(node)
+    name, chain = graph.input[0].name, []
+    while len(users[name]) == 1 and users[name][0].op_type in ('Transpose', 'Cast', 'Sub'):
+        chain += users[name]
+        name = chain[-1].output[0]
+    is_bytes = graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    if not is_bytes or [node.op_type for node in chain][-2:] != ['Cast', 'Sub'] or chain[-1].input[1] not in constants:
+        return {}
+    subtraction, convolutions = chain[-1], users[name]
+    means = numpy_helper.to_array(constants[subtraction.input[1]])
+    channels = means.size
+    if means.shape != (1, channels, 1, 1) or any(
+        node.op_type != 'Conv' or node.input[1] not in constants or constants[node.input[1]].dims[1] != channels
+        for node in convolutions
+    ):
+        return {}
+    scaled, zero_point = 'scaled_bytes', int(np.clip(means.mean().round(), 0, 255))
+
+    def constant(name: str, values) -> str:
+        graph.initializer.append(numpy_helper.from_array(np.array(values, np.float32), name))
+        return name
+
+    for i, node in enumerate(convolutions):
+        kernel = numpy_helper.to_array(constants[node.input[1]])
+        bias = np.einsum('ocij,c->o', kernel, zero_point - means.reshape(-1))
+        if len(node.input) > 2:
+            bias += numpy_helper.to_array(constants[node.input[2]])
+        node.input[:] = [scaled, constant(f'kernel_of_bytes_{i}', kernel / _BYTE), constant(f'bias_of_bytes_{i}', bias)]
+    subtraction.input[1] = constant('mean_of_bytes', zero_point)
+    product = onnx.helper.make_node('Mul', [name, constant('scale_of_bytes', _BYTE)], [scaled], name=scaled)
+    graph.node.insert(list(graph.node).index(subtraction) + 1, product)
+    used = {name for node in graph.node for name in node.input}
+    for needless in [constant for constant in graph.initializer if constant.name not in used]:
+        graph.initializer.remove(needless)
+    return {scaled: [{'scale': np.array(_BYTE, np.float32), 'zero_point': np.array(zero_point, np.uint8)}]}
+
+
+def _to_first_convolutions(nodes: Sequence[onnx.NodeProto], backwards: bool = False) -> set[str]:
+    """Names of the nodes with no convolution before them, or none after them."""
     reached, first = set(), set()  # values that a convolution led to
     for node in reversed(nodes) if backwards else nodes:
         given, made = (node.output, node.input) if backwards else (node.input, node.output)
-        is_conv = node.op_type in _CONVOLUTIONS
-        if is_conv and reached.isdisjoint(given):
+        if reached.isdisjoint(given):
             first.add(node.name)
-        if is_conv or not reached.isdisjoint(given):
+        if node.op_type in _CONVOLUTIONS or not reached.isdisjoint(given):
             reached.update(filter(None, made))
     return first
 
