@@ -175,7 +175,8 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
         miou, size = published_of(row['network']).get('miou', (None, None))
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')
         if seconds and size == tuple(row['size']) and row['dtype'] == 'float32':
-            points.setdefault((row['device'], contract.row), (1e3 * seconds, miou, f'{contract.title}, {size_text(size)}'))
+            point = 1e3 * seconds, miou, f'{contract.title}, {size_text(size)}'
+            points.setdefault((row['device'], contract.row), point)
     if not points:
         return False
     figure = Figure(figsize=(9, 5.5), dpi=120, layout='constrained')

@@ -244,8 +244,8 @@ def _inputs_of(jaxpr: Jaxpr, outputs: Iterable[Any]) -> list[bool]:
 def _kept(variables: Mapping[str, Any], kept: Sequence[bool]) -> dict[str, Any]:
     """Those leaves of nested dictionaries that `kept` says, in the order of `jax.tree.leaves`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(variables))
-    found = {tuple(key.key for key in path): leaf for (path, leaf), is_kept in zip(leaves, kept, strict=True) if is_kept}
-    return unflatten_dict(found)
+    found = [(tuple(key.key for key in path), leaf) for path, leaf in leaves]
+    return unflatten_dict({path: leaf for (path, leaf), is_kept in zip(found, kept, strict=True) if is_kept})
 
 
 def _blank_images(model: nn.Module) -> jax.Array:
