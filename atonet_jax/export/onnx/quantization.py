@@ -12,11 +12,12 @@ from onnx import numpy_helper
 from onnxruntime import quantization
 
 _PERCENTILE = 99.99  # of the values of a map; the few outside cost the others their resolution
-# Operations whose maps are int8 from one to the next. All others compute in float32.
+# Operations whose maps are int8 from one to the next. All others compute in float32; with `Concat`, OpenVINO 2026.4
+# crashes on several networks.
 _CONVOLUTIONS = ('Conv', 'ConvTranspose')
 _BYTE = 1 / 64  # any scale of the image but 1, with which OpenVINO would compute in float32
-_BETWEEN = ('PRelu', 'LeakyRelu')  # in float32: int8 sums around them gain nothing, and OpenVINO 2026.4 fails on them
-_QUANTIZED = (*_CONVOLUTIONS, 'Add', 'Relu', 'MaxPool', 'Concat')
+_BETWEEN = ('PRelu', 'LeakyRelu')  # float32, so that int8 sums beside them lose accuracy and gain nothing
+_QUANTIZED = (*_CONVOLUTIONS, 'Add', 'Relu', 'MaxPool')
 
 
 class _Images(quantization.CalibrationDataReader):
@@ -47,7 +48,7 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
         graph: of float32. It is changed.
         batches: what the graph takes, to find the ranges of all maps.
         path: of the file.
-        careful: only convolutions are int8: slower, and closer to float where maps that are joined have ranges that
+        careful: only convolutions are int8: slower, and closer to float where maps that are added have ranges that
             differ much.
     """
     nodes = graph.graph.node
