@@ -41,8 +41,8 @@ class _Images(quantization.CalibrationDataReader):
 def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, careful: bool = False) -> None:
     """Writes a static int8 form: weights by output channel, symmetric; maps uint8, of the range of 99.99 % of values.
 
-    The convolutions that give the logits stay in float32: they are few of the multiplications and much of the error.
-    The first ones take the bytes of the image as they are, where only the mean is subtracted before them.
+    Logits stay in float32: rounding them costs most. The first convolutions take the bytes of the image as they are,
+    where only the mean is subtracted before them.
 
     Args:
         graph: of float32. It is changed.
@@ -54,6 +54,7 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
     nodes = graph.graph.node
     for i, node in enumerate(nodes):
         node.name = f'{node.op_type}_{i}'
+    last, after = _last_convolutions(nodes)
     careful = careful or any(node.op_type in _BETWEEN for node in nodes)
     options = {
         'TensorQuantOverrides': _bytes_as_they_are(graph.graph),
@@ -69,10 +70,14 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=list(_CONVOLUTIONS if careful else _QUANTIZED),
-            nodes_to_exclude=sorted(_from_last_convolutions(nodes)),
+            nodes_to_exclude=after,
             calibrate_method=quantization.CalibrationMethod.Percentile,
             extra_options=options,
         )
+    written = onnx.load(path)
+    for name in last:
+        _leave_in_float(written.graph, name)
+    onnx.save(written, path)
 
 
 def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.ndarray]]]:
@@ -126,16 +131,27 @@ def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.nd
     return {scaled: [{'scale': np.array(_BYTE, np.float32), 'zero_point': np.array(zero_point, np.uint8)}]}
 
 
-def _from_last_convolutions(nodes: Sequence[onnx.NodeProto]) -> set[str]:
-    """Names of the nodes that no convolution follows."""
-    used, last = set(), set()  # used: values that lead to a convolution
+def _last_convolutions(nodes: Sequence[onnx.NodeProto]) -> tuple[list[str], list[str]]:
+    """What the convolutions give that none follows, and the names of the nodes after them."""
+    used, last, after = set(), [], []  # used: values that lead to a convolution
     for node in reversed(nodes):
-        leads = not used.isdisjoint(node.output)
-        if not leads:
-            last.add(node.name)
-        if leads or node.op_type in _CONVOLUTIONS:
+        is_conv, leads = node.op_type in _CONVOLUTIONS, not used.isdisjoint(node.output)
+        if leads or is_conv:
             used.update(filter(None, node.input))
-    return last
+        if not leads:
+            last += node.output if is_conv else []
+            after += [] if is_conv else [node.name]
+    return last, after
+
+
+def _leave_in_float(graph: onnx.GraphProto, name: str) -> None:
+    """Undoes the rounding of a value, where there is one."""
+    for quantized in [node for node in graph.node if node.op_type == 'QuantizeLinear' and node.input[0] == name]:
+        (back,) = [node for node in graph.node if quantized.output[0] in node.input]
+        for node in graph.node:
+            node.input[:] = [name if x == back.output[0] else x for x in node.input]
+        graph.node.remove(quantized)
+        graph.node.remove(back)
 
 
 @contextlib.contextmanager
