@@ -347,7 +347,9 @@ def test_a_constant_that_no_size_explains_is_refused():
         to_onnx(function, (1, None, None, 6))
 
 
-@pytest.mark.parametrize(('factor', 'classes', 'packed'), [(4, 19, True), (2, 3, True), (3, 19, False), (4, 33, False)])
+@pytest.mark.parametrize(
+    ('factor', 'classes', 'packed'), [(4, 19, True), (2, 3, True), (8, 19, True), (3, 19, False), (4, 33, False)]
+)
 def test_packed_labels_are_those_of_the_enlarged_logits_but_for_near_ties(factor, classes, packed):
     logits = RNG.normal(size=(2, 6, 7, classes)).astype(np.float32)
     logits[0, 0, 0] = logits[0, 0, 1] = 5  # of equal ones the first

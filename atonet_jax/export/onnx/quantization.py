@@ -77,6 +77,7 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
     written = onnx.load(path)
     for name in last:
         _leave_in_float(written.graph, name)
+    _drop_unused_constants(written.graph)
     onnx.save(written, path)
 
 
@@ -125,9 +126,7 @@ def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.nd
     subtraction.input[1] = constant('mean_of_bytes', zero_point)
     product = onnx.helper.make_node('Mul', [name, constant('scale_of_bytes', _BYTE)], [scaled], name=scaled)
     graph.node.insert(list(graph.node).index(subtraction) + 1, product)
-    used = {name for node in graph.node for name in node.input}
-    for needless in [constant for constant in graph.initializer if constant.name not in used]:
-        graph.initializer.remove(needless)
+    _drop_unused_constants(graph)
     return {scaled: [{'scale': np.array(_BYTE, np.float32), 'zero_point': np.array(zero_point, np.uint8)}]}
 
 
@@ -152,6 +151,12 @@ def _leave_in_float(graph: onnx.GraphProto, name: str) -> None:
             node.input[:] = [name if x == back.output[0] else x for x in node.input]
         graph.node.remove(quantized)
         graph.node.remove(back)
+
+
+def _drop_unused_constants(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    for needless in [constant for constant in graph.initializer if constant.name not in used]:
+        graph.initializer.remove(needless)
 
 
 @contextlib.contextmanager
