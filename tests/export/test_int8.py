@@ -51,8 +51,31 @@ def test_an_onnx_file_of_int8_is_calibrated_scored_and_gives_nearly_the_labels_o
     graph = onnx.load(path).graph
     made_by = {name: node.op_type for node in graph.node for name in node.output}
     convolutions = [node for node in graph.node if node.op_type == 'Conv']
-    in_float = [i for i, node in enumerate(convolutions) if made_by.get(node.input[1]) != 'DequantizeLinear']
-    assert len(convolutions) > 30 and in_float == [len(convolutions) - 1]
+    in_int8 = [node for node in convolutions if {made_by[name] for name in node.input[:2]} == {'DequantizeLinear'}]
+    assert len(in_int8) == len(convolutions) > 30
+    assert 'QuantizeLinear' not in {node.op_type for node in graph.node if convolutions[-1].output[0] in node.input}
+
+
+@pytest.mark.parametrize(('activation', 'user'), [(jax.nn.relu, 'QuantizeLinear'), (jax.nn.leaky_relu, 'LeakyRelu')])
+def test_sums_are_int8_except_beside_prelu(tmp_path, activation, user):
+    kernels = RNG.normal(size=(3, 3, 3, 4, 4)).astype(np.float32) / 6
+
+    def conv(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+    def network(images):
+        x = activation(conv(images, kernels[0]))
+        return conv(activation(conv(x, kernels[1]) + x), kernels[2])
+
+    images = RNG.normal(size=(1, 8, 12, 4)).astype(np.float32)
+    path = str(tmp_path / 'int8.onnx')
+    quantize(to_onnx(network, images.shape), [images], path)
+    graph = onnx.load(path).graph
+    (summed,) = [node.output[0] for node in graph.node if node.op_type == 'Add']
+    assert {node.op_type for node in graph.node if summed in node.input} == {user}
+    wanted = np.asarray(network(images))
+    result = onnxruntime.InferenceSession(path).run(None, {'images': images})[0]
+    assert np.abs(result - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
 def test_the_first_convolution_takes_the_bytes_of_the_image_as_they_are(tmp_path):

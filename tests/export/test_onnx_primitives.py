@@ -55,6 +55,10 @@ def prelu(x):
     return jnp.where(x > 0, x, slope * x)
 
 
+def prelu_of_one_slope(x):
+    return jnp.where(x > 0, x, jnp.full(6, 0.25, jnp.float32) * x)
+
+
 def prelu_by_parts(x):
     slope = np.linspace(-1, 1, 6, dtype=np.float32)
     return jnp.maximum(x, 0) + slope * jnp.minimum(x, 0)
@@ -164,6 +168,7 @@ FUNCTIONS = {
     'nearest by index': lambda x: jnp.take(x, np.arange(20) * 12 // 20, 2),
     'prelu': prelu,
     'prelu by parts': prelu_by_parts,
+    'prelu of one slope': prelu_of_one_slope,
     'elu': jax.nn.elu,
     'silu': jax.nn.silu,
     'gelu': jax.nn.gelu,
@@ -270,6 +275,7 @@ def test_sums_of_resized_convolutions_have_one_bias_on_the_smallest_map():
         ('transposed conv', 'ConvTranspose'),
         ('prelu', 'PRelu'),
         ('prelu by parts', 'PRelu'),
+        ('prelu of one slope', 'LeakyRelu'),
         ('elu', 'Elu'),
         ('average pool', 'AveragePool'),
         ('global mean', 'ReduceMean'),
@@ -341,7 +347,9 @@ def test_a_constant_that_no_size_explains_is_refused():
         to_onnx(function, (1, None, None, 6))
 
 
-@pytest.mark.parametrize(('factor', 'classes', 'packed'), [(4, 19, True), (2, 3, True), (3, 19, False), (4, 33, False)])
+@pytest.mark.parametrize(
+    ('factor', 'classes', 'packed'), [(4, 19, True), (2, 3, True), (8, 19, True), (3, 19, False), (4, 33, False)]
+)
 def test_packed_labels_are_those_of_the_enlarged_logits_but_for_near_ties(factor, classes, packed):
     logits = RNG.normal(size=(2, 6, 7, classes)).astype(np.float32)
     logits[0, 0, 0] = logits[0, 0, 1] = 5  # of equal ones the first

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import io
 import logging
 from collections.abc import Iterator, Sequence
 
@@ -10,40 +11,56 @@ import onnx
 from onnx import numpy_helper
 from onnxruntime import quantization
 
-# Operations whose maps are int8 from one to the next. All others compute in float32.
+_PERCENTILE = 99.99  # of the values of a map; the few outside cost the others their resolution
+# Operations whose maps are int8 from one to the next. All others compute in float32; with `Concat`, OpenVINO 2026.4
+# crashes on several networks.
 _CONVOLUTIONS = ('Conv', 'ConvTranspose')
 _BYTE = 1 / 64  # any scale of the image but 1, with which OpenVINO would compute in float32
-_QUANTIZED = (*_CONVOLUTIONS, 'Add', 'Relu', 'MaxPool', 'Concat')
+_BETWEEN = ('PRelu', 'LeakyRelu')  # float32, so that int8 sums beside them lose accuracy and gain nothing
+_QUANTIZED = (*_CONVOLUTIONS, 'Add', 'Relu', 'MaxPool')
 
 
 class _Images(quantization.CalibrationDataReader):
+    """One batch after the other; of each, all maps are in memory."""
+
     def __init__(self, name: str, batches: Sequence[np.ndarray]):
-        self._batches = iter([{name: batch} for batch in batches])
+        self._name, self._batches = name, batches
+        self.set_range(0, len(batches))
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def set_range(self, start_index: int, end_index: int) -> None:
+        self._left = iter(self._batches[start_index:end_index])
 
     def get_next(self) -> dict[str, np.ndarray] | None:
-        return next(self._batches, None)
+        batch = next(self._left, None)
+        return None if batch is None else {self._name: batch}
 
 
 def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, careful: bool = False) -> None:
-    """Writes a static int8 form: weights by output channel, symmetric; maps uint8, from the least to the largest value.
+    """Writes a static int8 form: weights by output channel, symmetric; maps uint8, of the range of 99.99 % of values.
 
-    The convolutions that give the logits stay in float32: they are few of the multiplications and much of the error.
-    The first ones take the bytes of the image as they are, where only the mean is subtracted before them.
+    Logits stay in float32: rounding them costs most. The first convolutions take the bytes of the image as they are,
+    where only the mean is subtracted before them.
 
     Args:
         graph: of float32. It is changed.
         batches: what the graph takes, to find the ranges of all maps.
         path: of the file.
-        careful: sums, concatenations and the first convolutions stay in float32: slower, and closer to float where the
-            maps that are joined have ranges that differ much.
+        careful: only convolutions are int8: slower, and closer to float where maps that are added have ranges that
+            differ much.
     """
     nodes = graph.graph.node
     for i, node in enumerate(nodes):
         node.name = f'{node.op_type}_{i}'
-    kept = _to_first_convolutions(nodes, backwards=True)
-    if careful:
-        kept |= _to_first_convolutions(nodes)
-    options = {} if careful else {'TensorQuantOverrides': _bytes_as_they_are(graph.graph)}
+    last, after = _last_convolutions(nodes)
+    careful = careful or any(node.op_type in _BETWEEN for node in nodes)
+    options = {
+        'TensorQuantOverrides': _bytes_as_they_are(graph.graph),
+        'CalibPercentile': _PERCENTILE,
+        'CalibStridedMinMax': 1,  # image by image, whatever the method
+    }
     with _quiet():
         quantization.quantize_static(
             graph,
@@ -53,9 +70,15 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=list(_CONVOLUTIONS if careful else _QUANTIZED),
-            nodes_to_exclude=sorted(kept),
+            nodes_to_exclude=after,
+            calibrate_method=quantization.CalibrationMethod.Percentile,
             extra_options=options,
         )
+    written = onnx.load(path)
+    for name in last:
+        _leave_in_float(written.graph, name)
+    _drop_unused_constants(written.graph)
+    onnx.save(written, path)
 
 
 def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.ndarray]]]:
@@ -103,31 +126,47 @@ def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.nd
     subtraction.input[1] = constant('mean_of_bytes', zero_point)
     product = onnx.helper.make_node('Mul', [name, constant('scale_of_bytes', _BYTE)], [scaled], name=scaled)
     graph.node.insert(list(graph.node).index(subtraction) + 1, product)
-    used = {name for node in graph.node for name in node.input}
-    for needless in [constant for constant in graph.initializer if constant.name not in used]:
-        graph.initializer.remove(needless)
+    _drop_unused_constants(graph)
     return {scaled: [{'scale': np.array(_BYTE, np.float32), 'zero_point': np.array(zero_point, np.uint8)}]}
 
 
-def _to_first_convolutions(nodes: Sequence[onnx.NodeProto], backwards: bool = False) -> set[str]:
-    """Names of the nodes with no convolution before them, or none after them."""
-    reached, first = set(), set()  # values that a convolution led to
-    for node in reversed(nodes) if backwards else nodes:
-        given, made = (node.output, node.input) if backwards else (node.input, node.output)
-        if reached.isdisjoint(given):
-            first.add(node.name)
-        if node.op_type in _CONVOLUTIONS or not reached.isdisjoint(given):
-            reached.update(filter(None, made))
-    return first
+def _last_convolutions(nodes: Sequence[onnx.NodeProto]) -> tuple[list[str], list[str]]:
+    """What the convolutions give that none follows, and the names of the nodes after them."""
+    used, last, after = set(), [], []  # used: values that lead to a convolution
+    for node in reversed(nodes):
+        is_conv, leads = node.op_type in _CONVOLUTIONS, not used.isdisjoint(node.output)
+        if leads or is_conv:
+            used.update(filter(None, node.input))
+        if not leads:
+            last += node.output if is_conv else []
+            after += [] if is_conv else [node.name]
+    return last, after
+
+
+def _leave_in_float(graph: onnx.GraphProto, name: str) -> None:
+    """Undoes the rounding of a value, where there is one."""
+    for quantized in [node for node in graph.node if node.op_type == 'QuantizeLinear' and node.input[0] == name]:
+        (back,) = [node for node in graph.node if quantized.output[0] in node.input]
+        for node in graph.node:
+            node.input[:] = [name if x == back.output[0] else x for x in node.input]
+        graph.node.remove(quantized)
+        graph.node.remove(back)
+
+
+def _drop_unused_constants(graph: onnx.GraphProto) -> None:
+    used = {name for node in graph.node for name in node.input}
+    for needless in [constant for constant in graph.initializer if constant.name not in used]:
+        graph.initializer.remove(needless)
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the advice that ONNX Runtime logs at each call."""
+    """Without the advice that ONNX Runtime logs at each call, and what it prints for each image."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        yield
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
     finally:
         root.setLevel(level)

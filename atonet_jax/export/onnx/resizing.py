@@ -102,27 +102,33 @@ def _resize_argmax(lowering, step, x):
 def _packed_labels(lowering, logits: Value, size: tuple[Size, Size]) -> str | None:
     """The best class of each pixel of the logits enlarged to `size`, [B, H, W] int32; None where it is not exact.
 
-    Logits become whole numbers with the class in their lowest bits, so one maximum over the classes finds both. The
-    enlargement by 2 or 4 has weights of `step` parts: multiples of `step * codes` keep the lowest bits free.
+    Logits become whole numbers with the class in their lowest bits, so one maximum over the classes finds both. An
+    enlargement by a power of two has weights in parts of 1 / step: multiples of step * codes keep the lowest bits free.
+    Where few levels would remain, rows are enlarged before.
     """
     graph = lowering.graph
     _, height, width, classes = logits.shape
     factors = {combine(lambda a, b: b / a, *pair) for pair in ((height, size[0]), (width, size[1]))}
     factor = factors.pop()
     codes = 1 << (classes - 1).bit_length()
-    if factors or factor not in (2, 4) or codes > _MOST_CODES:
+    if factors or factor not in (2, 4, 8, 16) or codes > _MOST_CODES:
         return None
-    step = 4 * int(factor) ** 2
-    levels = _PACKED // (step * codes)
     x = lowering.in_order(logits, (0, 1, 2, 3))
     largest = graph('ReduceMax', graph('Abs', x), graph.integers(1, 2, 3), keepdims=1)
     largest = graph('Max', largest, graph.constant(np.float32(1e-30)))
+
+    def enlarged(x: str, axes: list[int]) -> str:
+        scales = graph.constant(np.array([factor] * len(axes), np.float32))
+        return graph('Resize', x, '', scales, axes=axes, **_MODES['half_pixel'])
+
+    axes, step = [1, 2], 4 * int(factor) ** 2
+    if factor > 4:
+        x, axes, step = enlarged(x, [1]), [2], 2 * int(factor)
+    levels = _PACKED // (step * codes)
     x = graph('Mul', x, graph('Div', graph.constant(np.float32(levels - 1)), largest))
     x = graph('Mul', graph('Round', x), graph.constant(np.float32(step * codes)))
     x = graph('Add', x, graph.constant(np.arange(classes)[::-1], np.float32))  # of equal ones the first
-    scales = graph.constant(np.array([factor, factor], np.float32))
-    x = graph('Resize', x, '', scales, axes=[1, 2], **_MODES['half_pixel'])
-    x = graph('Round', graph('ReduceMax', x, graph.integers(3), keepdims=0))
+    x = graph('Round', graph('ReduceMax', enlarged(x, axes), graph.integers(3), keepdims=0))
     x = graph('BitwiseAnd', lowering.cast(x, np.int32), graph.constant(np.int32(codes - 1)))
     return graph('Sub', graph.constant(np.int32(classes - 1)), x)
 
