@@ -207,8 +207,8 @@ def _inputs_of(jaxpr: Jaxpr, outputs: Iterable[Any]) -> list[bool]:
 def _kept(variables: Mapping[str, Any], kept: Sequence[bool]) -> dict[str, Any]:
     """Those leaves of nested dictionaries that `kept` says, in the order of `jax.tree.leaves`."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(variables))
-    found = {tuple(key.key for key in path): leaf for (path, leaf), is_kept in zip(leaves, kept, strict=True) if is_kept}
-    return unflatten_dict(found)
+    pairs = zip(leaves, kept, strict=True)
+    return unflatten_dict({tuple(key.key for key in path): leaf for (path, leaf), is_kept in pairs if is_kept})
 
 
 def _blank_images(model: nn.Module) -> jax.Array:
