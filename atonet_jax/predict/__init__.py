@@ -1,7 +1,9 @@
 """`--mode=predict`: label maps and pictures of images, folders and videos; files for the Cityscapes test server."""
 
+import contextlib
 import errno
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import validate
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.data.pictures import read_picture
+from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
 from atonet_jax.inference.views import predict_labels
@@ -29,6 +31,11 @@ from atonet_jax.process.progress import Progress
 from atonet_jax.process.stopping import StopSignals
 from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import make_folder
+
+_log = logging.getLogger(__name__)
+
+_LOOKED_AT = 300  # pictures whose headers are read to see how many sizes there are
+_FEW_SIZES = 3
 
 
 def predict(config: ConfigDict, workdir: str) -> bool:
@@ -55,6 +62,8 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         submission.check_sources(sources, network.class_table)
     make_folder(folder, '--config.predict.output')
 
+    if not config.eval.window:
+        _tell_of_many_sizes(sources, options.max_pixels)
     images_at_once = 1 if config.eval.window else options.batch_size  # with windows, that many of one image
     label, sample_range = labeler(config, network), tuple(config.data.sample_range)
     job = Job(options, label, images_at_once, network.class_table, folder, sample_range)
@@ -65,6 +74,23 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     if is_submission:
         return _finish_submission(sources, folder, job.failures)
     return not job.failures
+
+
+def _tell_of_many_sizes(sources: list[Source], max_pixels: int) -> None:
+    """Logs how many sizes the pictures have, where they are many: compiling for each takes longer than the rest."""
+    files = [source.path for source in sources if not (source.is_video or source.is_address)]
+    sizes = set()
+    for path in files[:_LOOKED_AT]:
+        with contextlib.suppress(InputError):  # said where it is read
+            sizes.add(read_header(path, path, max_pixels, 'config.predict.max_pixels').size)
+    if len(sizes) > _FEW_SIZES:
+        _log.info(
+            '%s%d pictures have %d sizes: a program is compiled for each, once; --config.eval.window="(512,512)" takes '
+            'one for all, and looks at the pictures window by window',
+            'the first ' if len(files) > _LOOKED_AT else '',
+            min(len(files), _LOOKED_AT),
+            len(sizes),
+        )
 
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
