@@ -4,11 +4,11 @@
     python -m benchmarks.compare_inference --size 1024 2048 --dtype bfloat16        # where there is a CUDA GPU
 
 On CPU: our jitted Segmenter and our ONNX export, beside the PyTorch reference (tests/torch_reference.py) eager,
-compiled, and as its own ONNX export; exports in ONNX Runtime and in OpenVINO, ours of int8 too. Weights are random, so
-of int8 the speed counts here and the labels do not. All start from a NumPy image and end with NumPy labels. On CUDA:
-our Segmenter beside torch.compile (max-autotune, which takes CUDA graphs; channels_last), from an image on the device
-to labels on the device. A round calls each once, so that disturbances hit all alike: medians, and medians of the
-rounds' ratios. Needs requirements-benchmarks.txt.
+compiled, and as its own ONNX export; exports in ONNX Runtime and in OpenVINO, ours of int8 and bfloat16 too. Weights
+are random, so of these the speed counts and the labels do not. All start from a NumPy image and end with NumPy labels.
+On CUDA: our Segmenter beside torch.compile (max-autotune, which takes CUDA graphs; channels_last), from an image on the
+device to labels on the device. A round calls each once, so that disturbances hit all alike: medians, and medians of
+the rounds' ratios. Needs requirements-benchmarks.txt.
 """
 
 import argparse
@@ -114,8 +114,8 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
         session = onnxruntime.InferenceSession(path, options, providers=['CPUExecutionProvider'])
         return lambda: session.run(None, {'images': image})[0]
 
-    def in_openvino(path):
-        hints = {'INFERENCE_NUM_THREADS': CORES, 'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': 'f32'}
+    def in_openvino(path, precision='f32'):
+        hints = {'INFERENCE_NUM_THREADS': CORES, 'PERFORMANCE_HINT': 'LATENCY', 'INFERENCE_PRECISION_HINT': precision}
         network = openvino.compile_model(path, 'CPU', hints)
         request = network.create_infer_request()
         return lambda: request.infer([image])[0]
@@ -128,6 +128,7 @@ def cpu_systems(image: np.ndarray, folder: str) -> dict[str, Callable[[], np.nda
         'ONNX Runtime, our export': in_onnxruntime(ours),
         "OpenVINO, the reference's export": in_openvino(theirs),
         'OpenVINO, our export (winograd=False)': in_openvino(plain),
+        'OpenVINO, our export (winograd=False), bfloat16': in_openvino(plain, 'bf16'),
         'ONNX Runtime, our int8 export': in_onnxruntime(int8),
         'OpenVINO, our int8 export': in_openvino(int8),
     }

@@ -49,7 +49,9 @@ def run_command(*arguments, cwd) -> Finished:
     ):
         patch.chdir(cwd)
         patch.setattr(sys, 'argv', ['main.py', *map(str, arguments)])
-        patch.setattr('atonet_jax.process.devices.keep_freed_memory', lambda: None)  # would change this process for good
+        # What would change this process for good.
+        patch.setattr('atonet_jax.process.devices.keep_freed_memory', lambda: None)
+        patch.setattr('gc.set_threshold', lambda *_: None)
         for name in ('TF_CPP_MIN_LOG_LEVEL', 'TF_ENABLE_ONEDNN_OPTS'):
             patch.setenv(name, os.environ.get(name, '2'))
         code = main.command()

@@ -277,3 +277,14 @@ def test_the_second_start_of_a_command_takes_its_compiled_programs_from_the_cach
     first = start()
     assert first
     assert start() == first
+
+
+def test_help_does_not_wait_for_jax(repository):
+    """Importing it takes most of a second."""
+    script = (
+        'import sys; sys.argv = ["main.py", "--help"]; import main; code = main.command(); '
+        'assert not {"jax", "numpy", "flax"} & set(sys.modules); sys.exit(code)'
+    )
+    process = subprocess.run([sys.executable, '-c', script], cwd=repository, capture_output=True, text=True)
+    assert (process.returncode, process.stderr) == (0, '')
+    assert '--workdir' in process.stdout and '--mode=evaluate' in process.stdout

@@ -1,5 +1,6 @@
 """Pictures of label maps."""
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -10,9 +11,9 @@ import PIL.ImageFont
 
 from atonet_jax.data.labels import IGNORE_LABEL, ClassTable
 
-_OPACITY = 0.55
+_IMAGE, _COLOR = 9, 11  # their shares in an overlay: parts of 20
 _GAP = 4
-_ROWS = 256  # that are blended at a time
+_STRIP = 100_000  # pixels that are blended at a time: what a cache holds
 _WIDTH = 1100  # pixels up to which pictures with a legend are enlarged
 _WHITE = (255, 255, 255)
 
@@ -26,11 +27,16 @@ def overlay(image: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.nd
         palette: [256, 3] uint8.
     """
     result = np.empty_like(image)
-    for top in range(0, len(image), _ROWS):  # float64 takes eight times the memory of the picture
-        rows = slice(top, top + _ROWS)
-        blended = (1 - _OPACITY) * image[rows] + _OPACITY * palette[labels[rows]]
-        ignored = (labels[rows] == IGNORE_LABEL)[..., None]
-        result[rows] = np.where(ignored, image[rows], blended.round().astype(np.uint8))
+    parts = _COLOR * palette.astype(np.uint16) + (_IMAGE + _COLOR) // 2  # the half rounds
+    height = max(1, _STRIP // image.shape[1])
+    for top in range(0, len(image), height):
+        rows = slice(top, top + height)
+        blended = parts.take(labels[rows], axis=0)
+        blended += np.multiply(image[rows], _IMAGE, dtype=np.uint16)
+        blended //= _IMAGE + _COLOR
+        result[rows] = blended
+    ignored = labels == IGNORE_LABEL
+    result[ignored] = image[ignored]
     return result
 
 
@@ -57,7 +63,7 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
     """Pictures of one size, [H, W, 3] uint8, in rows of `columns` with a gap between; white after the last one."""
     height, width = pictures[0].shape[:2]
     rows = -(-len(pictures) // columns)
-    canvas = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), _WHITE, np.uint8)
+    canvas = np.full((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), 255, np.uint8)
     for i, picture in enumerate(pictures):
         top, left = i // columns * (height + _GAP), i % columns * (width + _GAP)
         canvas[top : top + height, left : left + width] = picture
@@ -72,19 +78,24 @@ def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> 
     factor = max(1, _WIDTH // picture.shape[1])
     if factor > 1:
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
+    classes = [(table.class_names[c], table.class_colors[c]) for c in present if c < table.num_classes]
+    return PIL.Image.fromarray(np.concatenate([picture, _legend(tuple(classes), picture.shape[1])]))
+
+
+@functools.lru_cache(maxsize=4)  # the frames of a video have one
+def _legend(classes: tuple[tuple[str, tuple[int, int, int]], ...], width: int) -> np.ndarray:
+    """Names and colours of classes on white, [H, width, 3] uint8."""
     font_size, padding = 14, 8
-    classes = [c for c in present if c < table.num_classes]
     font = PIL.ImageFont.load_default(font_size)
-    names = max((font.getlength(table.class_names[c]) for c in classes), default=0)
+    names = max((font.getlength(name) for name, _ in classes), default=0)
     entry_width = max(150, math.ceil(names) + font_size + 3 * padding)
-    columns = max(1, picture.shape[1] // entry_width)
+    columns = max(1, width // entry_width)
     rows = -(-len(classes) // columns)
     line = font_size + padding
-    canvas = PIL.Image.new('RGB', (picture.shape[1], picture.shape[0] + rows * line + padding), _WHITE)
-    canvas.paste(PIL.Image.fromarray(picture))
+    canvas = PIL.Image.new('RGB', (width, rows * line + padding), _WHITE)
     draw = PIL.ImageDraw.Draw(canvas)
-    for i, c in enumerate(classes):
-        x, y = (i % columns) * entry_width + padding, picture.shape[0] + padding + (i // columns) * line
-        draw.rectangle((x, y, x + font_size, y + font_size), fill=table.class_colors[c])
-        draw.text((x + font_size + padding, y), table.class_names[c], fill=(0, 0, 0), font=font)
-    return canvas
+    for i, (name, color) in enumerate(classes):
+        x, y = (i % columns) * entry_width + padding, padding + (i // columns) * line
+        draw.rectangle((x, y, x + font_size, y + font_size), fill=color)
+        draw.text((x + font_size + padding, y), name, fill=(0, 0, 0), font=font)
+    return np.asarray(canvas)

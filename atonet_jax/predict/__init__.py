@@ -1,7 +1,9 @@
 """`--mode=predict`: label maps and pictures of images, folders and videos; files for the Cityscapes test server."""
 
+import contextlib
 import errno
 import itertools
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +17,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import validate
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.data.pictures import read_picture
+from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
 from atonet_jax.inference.views import predict_labels
@@ -23,12 +25,17 @@ from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
 from atonet_jax.predict.inputs import Source, fetched, find_sources
-from atonet_jax.predict.outputs import draw, write_label_png, write_png
+from atonet_jax.predict.outputs import Drawing, write_label_png, write_png
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.progress import Progress
 from atonet_jax.process.stopping import StopSignals
 from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import make_folder
+
+_log = logging.getLogger(__name__)
+
+_LOOKED_AT = 300  # pictures whose headers are read to see how many sizes there are
+_FEW_SIZES = 3
 
 
 def predict(config: ConfigDict, workdir: str) -> bool:
@@ -55,9 +62,11 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         submission.check_sources(sources, network.class_table)
     make_folder(folder, '--config.predict.output')
 
+    if not config.eval.window:
+        _tell_of_many_sizes(sources, options.max_pixels)
     images_at_once = 1 if config.eval.window else options.batch_size  # with windows, that many of one image
     label, sample_range = labeler(config, network), tuple(config.data.sample_range)
-    job = _Job(options, label, images_at_once, network.class_table, folder, sample_range)
+    job = Job(options, label, images_at_once, network.class_table, folder, sample_range)
     try:
         job.run(sources)
     finally:
@@ -65,6 +74,23 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     if is_submission:
         return _finish_submission(sources, folder, job.failures)
     return not job.failures
+
+
+def _tell_of_many_sizes(sources: list[Source], max_pixels: int) -> None:
+    """Logs how many sizes the pictures have, where they are many: compiling for each takes longer than the rest."""
+    files = [source.path for source in sources if not (source.is_video or source.is_address)]
+    sizes = set()
+    for path in files[:_LOOKED_AT]:
+        with contextlib.suppress(InputError):  # said where it is read
+            sizes.add(read_header(path, path, max_pixels, 'config.predict.max_pixels').size)
+    if len(sizes) > _FEW_SIZES:
+        _log.info(
+            '%s%d pictures have %d sizes: a program is compiled for each, once; --config.eval.window="(512,512)" takes '
+            'one for all, and looks at the pictures window by window',
+            'the first ' if len(files) > _LOOKED_AT else '',
+            min(len(files), _LOOKED_AT),
+            len(sizes),
+        )
 
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
@@ -80,8 +106,12 @@ def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray
     return partial(label, prepared_variables(network.model, network.variables, mesh))
 
 
-class _Job:
-    """One call: its settings and its results."""
+class Job:
+    """One call: its settings and its results.
+
+    Attributes:
+        failures: what is left undone, a line each.
+    """
 
     def __init__(
         self,
@@ -180,11 +210,12 @@ class _Job:
         if self._options.format == 'cityscapes_submission':
             write_label_png(labels, self._paths(source)['labels'], self._table, 'raw')
             return
+        drawing = Drawing(image, labels, self._table, np.flatnonzero(np.bincount(labels.ravel())))
         for kind, path in self._paths(source).items():
             if kind == 'labels':
                 write_label_png(labels, path, self._table, self._options.ids)
             else:
-                write_png(draw(kind, image, labels, self._table, np.unique(labels)), path)
+                write_png(drawing.picture(kind), path)
 
     def _video(self, source: Source, signals: StopSignals) -> None:
         from atonet_jax.predict.video import Video, VideoFile  # takes a moment to import
@@ -208,18 +239,24 @@ class _Job:
                 for kind, path in paths.items()
                 if kind != 'labels'
             }
-            writer = stack.enter_context(Background(1))  # frames stay in order
+            # A thread for each kind of output, in which frames stay in order.
+            writers = {kind: stack.enter_context(Background(1)) for kind in paths}
 
-            def write(number, frame, labels):
-                if 'labels' in paths:
-                    path = os.path.join(os.path.dirname(paths['labels']), f'{number:06d}_labels.png')
-                    write_label_png(labels, path, self._table, self._options.ids)
-                for kind, file in files.items():
-                    file.write(draw(kind, frame, labels, self._table, everything))
+            def write_labels(number, labels):
+                path = os.path.join(os.path.dirname(paths['labels']), f'{number:06d}_labels.png')
+                write_label_png(labels, path, self._table, self._options.ids)
+
+            def write_picture(kind, drawing):
+                files[kind].write(drawing.picture(kind))
 
             frames = enumerate(_until_stopped(video, signals, most))
             for number, frame, labels in predicted(frames, self._label, self._images_at_once):
-                writer.submit(write, number, frame, labels)
+                drawing = Drawing(frame, labels, self._table, everything)
+                for kind, writer in writers.items():
+                    if kind == 'labels':
+                        writer.submit(write_labels, number, labels)
+                    else:
+                        writer.submit(write_picture, kind, drawing)
                 count += 1
                 self._images += 1
                 progress.update()

@@ -1,5 +1,6 @@
 """The files that `--mode=predict` writes for a label map."""
 
+import functools
 import os
 import threading
 import zlib
@@ -13,22 +14,32 @@ from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 
 
-def draw(kind: str, image: np.ndarray, labels: np.ndarray, table: ClassTable, legend: Sequence[int]) -> np.ndarray:
-    """A picture of a prediction to look at, [H', W', 3] uint8.
+class Drawing:
+    """The pictures of a prediction to look at. What several of them share is computed once."""
 
-    Args:
-        kind: 'color', the class colours; 'overlay', over the image, with a legend; 'side_by_side', image and overlay.
-        image: [H, W, 3] uint8.
-        labels: [H, W] uint8 train ids.
-        table: the classes.
-        legend: train ids in the legend.
-    """
-    if kind == 'color':
-        return table.palette[labels]
-    overlay = visualize.overlay(image, labels, table.palette)
-    if kind == 'side_by_side':
-        overlay = visualize.grid([image, overlay], columns=2)
-    return np.asarray(visualize.with_legend(overlay, table, legend))
+    def __init__(self, image: np.ndarray, labels: np.ndarray, table: ClassTable, legend: Sequence[int]):
+        """
+        Args:
+            image: [H, W, 3] uint8.
+            labels: [H, W] uint8 train ids.
+            table: the classes.
+            legend: train ids in the legend.
+        """
+        self._image, self._labels, self._table, self._legend = image, labels, table, legend
+
+    def picture(self, kind: str) -> np.ndarray:
+        """[H', W', 3] uint8. `kind` is 'color', the class colours; 'overlay', over the image, with a legend; or
+        'side_by_side', image and overlay."""
+        if kind == 'color':
+            return self._table.palette.take(self._labels, axis=0)
+        overlay = self._overlay
+        if kind == 'side_by_side':
+            overlay = visualize.grid([self._image, overlay], columns=2)
+        return np.asarray(visualize.with_legend(overlay, self._table, self._legend))
+
+    @functools.cached_property
+    def _overlay(self) -> np.ndarray:
+        return visualize.overlay(self._image, self._labels, self._table.palette)
 
 
 def write_label_png(labels: np.ndarray, path: str, table: ClassTable, ids: str) -> None:

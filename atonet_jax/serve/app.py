@@ -239,7 +239,7 @@ class _Pictures:
         elif output == 'color':
             content = _png(self._table.palette[labels])
         elif output == 'overlay':
-            content = _png(_overlay(picture, labels, self._table.palette))
+            content = _png(overlay(picture, labels, self._table.palette))
         else:
             values = {
                 'width': width,
@@ -406,13 +406,6 @@ def _shares(labels: np.ndarray, table: ClassTable) -> list[dict[str, Any]]:
         for i, description in enumerate(_classes(table))
         if pixels[i]
     ]
-
-
-def _overlay(picture: np.ndarray, labels: np.ndarray, palette: np.ndarray) -> np.ndarray:
-    """`visualize.overlay` in strips, because its intermediate results are many times as large as the picture."""
-    rows = max(1, 1_000_000 // picture.shape[1])
-    strips = [slice(top, top + rows) for top in range(0, len(picture), rows)]
-    return np.concatenate([overlay(picture[strip], labels[strip], palette) for strip in strips])
 
 
 def _png(values: np.ndarray) -> bytes:

@@ -88,6 +88,33 @@ def test_a_folder_with_a_bad_file_gives_all_the_others(config, finished, segment
     assert f'not done: {tmp_path}/photos/bad.png: no image that can be read' in output
 
 
+def test_pictures_of_many_sizes_are_told_of_before_a_program_is_compiled_for_each(
+    config, finished, tmp_path, monkeypatch, caplog
+):
+    """With windows, which take one program for all, nothing is said."""
+
+    def label(images):
+        return np.zeros(images.shape[:3], np.uint8)
+
+    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: label)
+    config.predict.pictures = ('labels',)
+    told = []
+    for i in range(4):
+        save(tmp_path / 'photos' / f'{i}.png', picture(i, (64, 64 + 16 * i)))
+        save(tmp_path / 'photos' / f'{i}_again.png', picture(i, (64, 64 + 16 * i)))
+        caplog.clear()
+        with caplog.at_level('INFO', 'atonet_jax.predict'):
+            assert predict(config, finished) is True
+        told.append([record.getMessage() for record in caplog.records])
+    assert told[:3] == [[]] * 3
+    assert len(told[3]) == 1 and told[3][0].startswith('8 pictures have 4 sizes: a program is compiled for each')
+    config.eval.window = (64, 64)
+    caplog.clear()
+    with caplog.at_level('INFO', 'atonet_jax.predict'):
+        assert predict(config, finished) is True
+    assert not caplog.records
+
+
 def test_a_name_that_is_too_long_stops_nothing_else(config, finished, tmp_path, capsys):
     """The longest names that fit are written; of what does not fit nothing is."""
     config.predict.pictures = ('labels', 'side_by_side')

@@ -103,8 +103,8 @@ def _combine(matrix: np.ndarray, parts: Iterable[jax.Array]) -> Iterator[jax.Arr
     parts = list(parts)
 
     def combined(row):
-        terms = zip(row.tolist(), parts, strict=True)
-        terms = [part if factor == 1 else jax.lax.mul(part, part.dtype.type(factor)) for factor, part in terms if factor]
+        pairs = [(factor, part) for factor, part in zip(row.tolist(), parts, strict=True) if factor]
+        terms = [part if factor == 1 else jax.lax.mul(part, part.dtype.type(factor)) for factor, part in pairs]
         return functools.reduce(jax.lax.add, terms)
 
     return map(combined, matrix)

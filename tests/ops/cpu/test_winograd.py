@@ -30,3 +30,12 @@ def test_winograd_is_the_direct_convolution(size):
 
     for actual, expected in zip(by_winograd(x, kernel, cotangent), direct(x, kernel, cotangent), strict=True):
         np.testing.assert_allclose(actual, expected, atol=3e-6 * np.abs(expected).max())
+
+
+def test_convolutions_of_one_shape_are_traced_once():
+    """Tracing one takes longer than computing it."""
+    x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32), jax.ShapeDtypeStruct((3, 3, 3, 3), np.float32)
+    transformed = jax.eval_shape(transform_kernel, kernel)
+    program = jax.make_jaxpr(lambda x, kernel: convolve(convolve(x, kernel), kernel))(x, transformed)
+    first, second = (equation.params['jaxpr'] for equation in program.eqns)
+    assert first is second

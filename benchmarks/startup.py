@@ -1,0 +1,101 @@
+"""How long a command takes until the first thing that its user waits for, each in a fresh process.
+
+    python -m benchmarks.startup --workdir runs/demo
+
+- `--help`: until the process ends.
+- The first label map: until a process ends that predicts one picture of a size, with the weights of a run.
+- The first training step: until configs/synthetic.py has printed the loss of its first step, on scenes that are there
+  already. Then it is stopped.
+
+Cold means an empty compilation cache, warm one that the same command has filled. CPU seconds count all cores of the
+process; they tell how long it would take on an idle machine, where another program disturbs. Medians of the rounds.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+import PIL.Image
+
+from atonet_jax.data.synthetic.scene import render_scene
+from atonet_jax.runs.environment import cpu_name
+
+STEP = r'step 1 of'
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--workdir', required=True, help='of a run')
+    parser.add_argument('--size', type=int, nargs=2, default=(360, 480), help='height and width of the picture')
+    parser.add_argument('--rounds', type=int, default=5, help='with a warm cache; two with a cold one')
+    arguments = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        picture = os.path.join(folder, 'scene.png')
+        PIL.Image.fromarray(render_scene(0, 0, *arguments.size)[0]).save(picture)
+        predict = [
+            f'--workdir={arguments.workdir}', '--mode=predict', f'--config.predict.input={picture}',
+            f'--config.predict.output={folder}/labels',
+        ]  # fmt: skip
+        train = [
+            '--config=configs/synthetic.py', f'--config.data.root={folder}/scenes', '--config.train.log_every_steps=1',
+            '--config.data.synthetic.train_scenes=40', '--config.data.synthetic.val_scenes=10',
+        ]  # fmt: skip
+        commands = {
+            '--help': (['--help'], None),
+            'first label map': (predict, None),
+            'first training step': (train, STEP),
+        }
+        measure(train, STEP, folder)  # renders the scenes
+        print(f'{cpu_name()}, {os.cpu_count()} cores; label map of {arguments.size[0]}x{arguments.size[1]}')
+        print('| | cold: s | CPU s | warm: s | CPU s |\n|---|---|---|---|---|')
+        for name, (command, awaited) in commands.items():
+            cold = [measure(command, awaited, tempfile.mkdtemp(dir=folder)) for _ in range(2)]
+            cache = tempfile.mkdtemp(dir=folder)
+            warm = [measure(command, awaited, cache) for _ in range(1 + arguments.rounds)][1:]
+            figures = np.concatenate([np.median(cold, axis=0), np.median(warm, axis=0)])
+            print(f'| {name} | {" | ".join(f"{value:.2f}" for value in figures)} |')
+
+
+def measure(command: list[str], awaited: str | None, cache: str) -> tuple[float, float]:
+    """Seconds and CPU seconds of `main.py` until it ends, or until it prints what is awaited; then it is killed.
+
+    Args:
+        command: its arguments. A run gets a new workdir.
+        awaited: a regular expression for a line of the output.
+        cache: the folder of compiled programs.
+
+    Raises:
+        SystemExit: the command failed, or ended before.
+    """
+    with tempfile.TemporaryDirectory() as workdir:
+        new = [f'--workdir={workdir}/run'] if awaited else []
+        environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
+        start = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, 'main.py', *command, *new],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        text = ''
+        for line in process.stdout:
+            text += line
+            if awaited and re.search(awaited, line):
+                break
+        seconds = time.perf_counter() - start
+        if awaited:
+            process.send_signal(signal.SIGKILL)
+        process.stdout.close()
+        _, status, usage = os.wait4(process.pid, 0)
+        if awaited and not re.search(awaited, text) or not awaited and status:
+            raise SystemExit(f'{" ".join(command)} failed:\n{text}')
+        return seconds, usage.ru_utime + usage.ru_stime
+
+
+if __name__ == '__main__':
+    main()

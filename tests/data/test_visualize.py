@@ -1,0 +1,35 @@
+"""Pictures of label maps."""
+
+import numpy as np
+
+from atonet_jax.data import visualize
+from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL
+
+
+def test_an_overlay_is_nine_parts_of_the_image_and_eleven_of_the_colour(monkeypatch):
+    """In strips, of which the last is not whole. Ignored pixels are the image's own."""
+    monkeypatch.setattr(visualize, '_STRIP', 100)
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (11, 40, 3), np.uint8)
+    labels = generator.integers(0, 19, (11, 40), np.uint8)
+    labels[3:5] = IGNORE_LABEL
+    blended = visualize.overlay(image, labels, CITYSCAPES.palette)
+    exact = (9 * image.astype(float) + 11.0 * CITYSCAPES.palette[labels]) / 20
+    ignored = labels == IGNORE_LABEL
+    np.testing.assert_array_equal(blended[ignored], image[ignored])
+    assert np.abs(blended - exact)[~ignored].max() <= 0.5
+    assert blended.dtype == np.uint8
+
+
+def test_a_legend_names_the_classes_that_it_is_asked_for():
+    """It is drawn once for the frames of a video, and anew for other classes or another width."""
+    picture = np.full((30, 1200, 3), 7, np.uint8)
+    few, many, few_again = (
+        np.asarray(visualize.with_legend(picture, CITYSCAPES, present)) for present in ([0, 1], range(19), [0, 1, 250])
+    )
+    np.testing.assert_array_equal(few[:30], picture)
+    np.testing.assert_array_equal(few, few_again)
+    assert len(many) > len(few)
+    for name, color in zip(CITYSCAPES.class_names, CITYSCAPES.class_colors, strict=True):
+        assert (many[30:] == color).all(-1).any(), name
+    assert not (few[30:] == CITYSCAPES.class_colors[5]).all(-1).any()
