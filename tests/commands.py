@@ -14,11 +14,11 @@ import main
 
 
 def main_command(config, workdir, *arguments):
-    """Trains configs/tiny.py on the scenes of `config`, in a process of its own."""
+    """Trains configs/tiny.py with the network and the scenes of `config`, in a process of its own."""
     return [
         sys.executable,
         'main.py',
-        '--config=configs/tiny.py',
+        f'--config=configs/tiny.py:{config.model.name}',
         f'--workdir={workdir}',
         f'--config.data.root={config.data.root}',
         *arguments,

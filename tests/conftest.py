@@ -141,6 +141,16 @@ def finished(tiny_config, tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope='session')
+def finished_basic(basic_config, tmp_path_factory):
+    """As `finished`, of `basic_config`."""
+    from atonet_jax.training.train import train
+
+    workdir = str(tmp_path_factory.mktemp('finished_basic'))
+    train(basic_config, workdir)
+    return workdir
+
+
 EXPORT_SIZE = (64, 128)
 
 

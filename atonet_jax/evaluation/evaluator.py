@@ -1,5 +1,6 @@
 """Scores a network on a split, by a jitted forward pass and confusion matrix. Memory does not grow with the split."""
 
+import functools
 import heapq
 import time
 from collections.abc import Callable, Iterator
@@ -206,22 +207,29 @@ def _compile_eval_step(model: nn.Module, shape: tuple[int, int], options: Config
     The batch is split over the devices, and so are the predictions. Every process gets all other results.
     """
     whole, split = replicated(mesh), split_by_batch(mesh)
-
-    def scored(labels, index, predictions):
-        return confusion_matrices(labels, predictions, *shape), index, predictions
-
     if options.window:
         windows = SlidingWindows.of_options(model, mesh, options, options.batch_size)
-        score = jax.jit(scored, in_shardings=(split, split, split), out_shardings=(whole, whole, split))
+        score = jax.jit(
+            functools.partial(_scored, shape), in_shardings=(split, split, split), out_shardings=(whole, whole, split)
+        )
         return lambda variables, images, labels, index: score(labels, index, windows(variables, images))
+    return _compile_whole_images(
+        model, shape, mesh, height=options.height, scales=tuple(options.scales), flip=options.flip
+    )
+
+
+@functools.cache  # evaluations of one process share the program
+def _compile_whole_images(model: nn.Module, shape: tuple[int, int], mesh: Mesh, **views) -> Callable:
+    whole, split = replicated(mesh), split_by_batch(mesh)
 
     def eval_step(variables, images, labels, index):
-        predictions = predict_labels(
-            model, variables, images, height=options.height, scales=options.scales, flip=options.flip
-        )
-        return scored(labels, index, predictions)
+        return _scored(shape, labels, index, predict_labels(model, variables, images, **views))
 
     return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
+
+
+def _scored(shape, labels, index, predictions):
+    return confusion_matrices(labels, predictions, *shape), index, predictions
 
 
 def _center_crop(batch: dict, size: tuple[int, int]) -> dict:

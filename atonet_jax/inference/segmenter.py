@@ -1,14 +1,15 @@
 """`Segmenter`: from images to label maps, for programs."""
 
+import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
@@ -113,14 +114,15 @@ class Segmenter:
     def _compile(self, function, shape):
         whole = replicated(self._mesh)
         split = split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else whole
-        jitted = jax.jit(
-            lambda variables, images: function(self.model, variables, images),
-            in_shardings=(whole, split),
-            out_shardings=split,
-        )
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-        self._programs[function, shape] = program = jitted.lower(self._variables, images).compile()
+        lowered = _jitted(function, self.model, whole, split).lower(self._variables, images)
+        self._programs[function, shape] = program = lowered.compile()
         return program
+
+
+@functools.cache  # traced once for all segmenters of a network
+def _jitted(function: Callable, model: nn.Module, whole: NamedSharding, split: NamedSharding) -> Callable:
+    return jax.jit(functools.partial(function, model), in_shardings=(whole, split), out_shardings=split)
 
 
 def prepared_variables(model: nn.Module, variables: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class SlidingWindows:
         self._views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
         self._batch_size = batch_size
         self._normalization = network(model).normalization
-        self._probabilities = jax.jit(functools.partial(_probabilities, model))
+        self._probabilities = functools.partial(_probabilities, model)
 
     @classmethod
     def of_options(cls, model: nn.Module, mesh: Mesh, options: ConfigDict, batch_size: int) -> 'SlidingWindows':
@@ -185,6 +185,7 @@ def _starts(length: int, part: int, step: int) -> np.ndarray:
     return np.unique(np.minimum(np.arange(0, length - part + step, step), length - part))
 
 
+@functools.partial(jax.jit, static_argnames='model')
 def _probabilities(model: nn.Module, variables: dict, windows: jax.Array) -> jax.Array:
     """[N, h, w, 3] normalised -> [N, h, w, C] float32."""
     logits = apply(model, variables, windows)['logits']

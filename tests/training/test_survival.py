@@ -58,6 +58,7 @@ def assert_ends_as_undisturbed(config, workdir, finished):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_the_run_after_a_step_that_is_saved(finished, tiny_config, tmp_path, monkeypatch, number):
+    """Of ATONet, which draws its dropout; what other tests here disturb is a run of SegNet-Basic."""
     config = tiny_config.copy_and_resolve_references()
     config.train.checkpoint_every_steps = 100
     handler = signal.getsignal(number)
@@ -79,7 +80,7 @@ def test_a_signal_ends_the_run_after_a_step_that_is_saved(finished, tiny_config,
     assert_ends_as_undisturbed(tiny_config, str(tmp_path), finished)
 
 
-def test_a_signal_that_comes_while_it_evaluates_is_obeyed_afterwards(tiny_config, tmp_path, monkeypatch):
+def test_a_signal_that_comes_while_it_evaluates_is_obeyed_afterwards(basic_config, tmp_path, monkeypatch):
     write = MetricsLog.write
 
     def write_and_signal(self, step, values):
@@ -89,7 +90,7 @@ def test_a_signal_that_comes_while_it_evaluates_is_obeyed_afterwards(tiny_config
 
     monkeypatch.setattr(MetricsLog, 'write', write_and_signal)
     with pytest.raises(Stopped, match='by SIGTERM after step 3'):
-        train(tiny_config, str(tmp_path))
+        train(basic_config, str(tmp_path))
 
 
 def wait_for_step(process, workdir, step):
@@ -98,13 +99,13 @@ def wait_for_step(process, workdir, step):
         time.sleep(0.02)
 
 
-def test_two_processes_go_on_from_one_and_stop_together(finished, tiny_config, repository, tmp_path):
+def test_two_processes_go_on_from_one_and_stop_together(finished_basic, basic_config, repository, tmp_path):
     """A run of one device goes on with two processes. One is told to stop; both end after the same step.
 
     The first process alone writes, and the run then goes on with one device again.
     """
     workdir = str(tmp_path / 'run')
-    shutil.copytree(finished, workdir)
+    shutil.copytree(finished_basic, workdir)
     shutil.rmtree(os.path.join(workdir, 'checkpoints', '6'))
     with socket.socket() as free:
         free.bind(('localhost', 0))
@@ -113,7 +114,7 @@ def test_two_processes_go_on_from_one_and_stop_together(finished, tiny_config, r
     settings += ['--config.train.eval_every_epochs=50.0']
     processes = [
         subprocess.Popen(
-            main_command(tiny_config, workdir, *settings, *address, f'--process_id={i}'),
+            main_command(basic_config, workdir, *settings, *address, f'--process_id={i}'),
             cwd=repository,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -132,26 +133,26 @@ def test_two_processes_go_on_from_one_and_stop_together(finished, tiny_config, r
         assert last == f'stopped by SIGTERM after step {step}, which is saved; the same command goes on from there'
     assert 'resumed from step 4' in outputs[0][1] and 'on 2 cpu device(s)' in outputs[0][1]
     assert 'mIoU' not in outputs[1][0]
-    losses = [next(line for line in read_metrics(folder) if line['step'] == 5) for folder in (workdir, finished)]
+    losses = [next(line for line in read_metrics(folder) if line['step'] == 5) for folder in (workdir, finished_basic)]
     np.testing.assert_allclose(losses[0]['train/loss'], losses[1]['train/loss'], rtol=1e-4)
 
-    config = tiny_config.copy_and_resolve_references()
+    config = basic_config.copy_and_resolve_references()
     config.train.epochs = (step + 1) / 3
     train(config, workdir)
     steps = [line['step'] for line in read_metrics(workdir) if 'train/loss' in line]
     assert steps == list(range(1, step + 2)), 'each step is logged once'
 
 
-def test_a_second_run_in_a_workdir_is_refused(finished, tiny_config, tmp_path):
+def test_a_second_run_in_a_workdir_is_refused(finished_basic, basic_config, tmp_path):
     workdir = str(tmp_path / 'run')
-    shutil.copytree(finished, workdir)
+    shutil.copytree(finished_basic, workdir)
     before = sorted(os.listdir(workdir))
     with lock(workdir), pytest.raises(InputError, match=f'process {os.getpid()} on .* trains there; wait for it'):
-        train(tiny_config, workdir)
+        train(basic_config, workdir)
     assert sorted(os.listdir(workdir)) == before
-    train(tiny_config, workdir)  # the lock went with its holder
+    train(basic_config, workdir)  # the lock went with its holder
     jax.tree.map(  # a finished run is evaluated and not trained further
-        np.testing.assert_array_equal, variables_of(tiny_config, workdir), variables_of(tiny_config, finished)
+        np.testing.assert_array_equal, variables_of(basic_config, workdir), variables_of(basic_config, finished_basic)
     )
 
 
@@ -164,36 +165,38 @@ def damage(folder):
 
 
 def test_half_written_and_damaged_checkpoints_are_passed_over_and_the_one_before_taken(
-    finished, tiny_config, tmp_path, caplog, monkeypatch
+    finished_basic, basic_config, tmp_path, caplog, monkeypatch
 ):
     monkeypatch.setattr(checkpoint, '_PAUSES', (0.0,))
     workdir = str(tmp_path / 'run')
-    shutil.copytree(finished, workdir)
+    shutil.copytree(finished_basic, workdir)
     folder = os.path.join(workdir, 'checkpoints')
     os.rename(os.path.join(folder, '6'), os.path.join(folder, '6.orbax-checkpoint-tmp'))
     damage(os.path.join(folder, '4'))
     with caplog.at_level(logging.WARNING):
-        train(tiny_config, workdir)
+        train(basic_config, workdir)
     assert '6.orbax-checkpoint-tmp: a half-written checkpoint, skipped' in caplog.text
     assert 'checkpoint 4 cannot be read' in caplog.text and 'the run continues from step 3' in caplog.text
     assert os.listdir(os.path.join(workdir, 'unusable')) == ['4']
-    assert_ends_as_undisturbed(tiny_config, workdir, finished)
+    assert_ends_as_undisturbed(basic_config, workdir, finished_basic)
     assert not any('tmp' in name for name in os.listdir(folder))
 
 
-def test_a_run_none_of_whose_checkpoints_can_be_read_is_not_begun_anew(finished, tiny_config, tmp_path, monkeypatch):
+def test_a_run_none_of_whose_checkpoints_can_be_read_is_not_begun_anew(
+    finished_basic, basic_config, tmp_path, monkeypatch
+):
     monkeypatch.setattr(checkpoint, '_PAUSES', (0.0,))
     workdir = str(tmp_path / 'run')
-    shutil.copytree(finished, workdir)
+    shutil.copytree(finished_basic, workdir)
     damage(os.path.join(workdir, 'checkpoints'))
     with pytest.raises(InputError, match='no checkpoint can be read.*restore the folder') as failure:
-        train(tiny_config, workdir)
+        train(basic_config, workdir)
     assert '\n' not in str(failure.value)
     assert not os.path.exists(os.path.join(workdir, 'unusable'))
 
 
 def test_a_disk_without_room_ends_the_run_and_the_last_checkpoint_is_whole(
-    finished, tiny_config, tmp_path, monkeypatch
+    finished_basic, basic_config, tmp_path, monkeypatch
 ):
     """No file may grow beyond a size that the metrics need and checkpoints exceed, once the first one is saved."""
     workdir = str(tmp_path)
@@ -207,16 +210,18 @@ def test_a_disk_without_room_ends_the_run_and_the_last_checkpoint_is_whole(
 
     with monkeypatch.context() as patched, pytest.raises(TrainingError) as failure:
         patched.setattr(Checkpoints, 'save', save_in_a_full_disk)
-        train(tiny_config, workdir)
+        train(basic_config, workdir)
     assert 'a checkpoint could not be saved (' in str(failure.value)
     assert 'that of step 2 is complete; free space or repair the disk' in str(failure.value)
     assert '\n' not in str(failure.value)
-    train(tiny_config, workdir)
-    assert_ends_as_undisturbed(tiny_config, workdir, finished)
+    train(basic_config, workdir)
+    assert_ends_as_undisturbed(basic_config, workdir, finished_basic)
 
 
-def test_what_fails_at_the_end_does_not_mask_what_ended_the_run(finished, tiny_config, tmp_path, monkeypatch, caplog):
-    workdir = str(shutil.copytree(finished, tmp_path / 'run'))
+def test_what_fails_at_the_end_does_not_mask_what_ended_the_run(
+    finished_basic, basic_config, tmp_path, monkeypatch, caplog
+):
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
 
     def fail(*_):
         raise TrainingError('a later failure')
@@ -224,7 +229,7 @@ def test_what_fails_at_the_end_does_not_mask_what_ended_the_run(finished, tiny_c
     monkeypatch.setattr(train_module, '_list_skipped', fail)
     monkeypatch.setattr(train_module.Evaluator, 'run', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        train(tiny_config, workdir)
+        train(basic_config, workdir)
     assert caplog.messages.count('a later failure') == 2
 
 
@@ -256,11 +261,11 @@ def stepping(monkeypatch):
 
 
 def test_a_run_goes_on_with_another_batch_size_from_the_samples_that_it_has_seen(
-    finished, tiny_config, tmp_path, stepping, caplog
+    finished_basic, basic_config, tmp_path, stepping, caplog
 ):
     """6 steps of 4 of 12 images are 2 epochs; 4 epochs in steps of 6 are 4 steps more, not none."""
-    workdir = str(shutil.copytree(finished, tmp_path / 'run'))
-    config = tiny_config.copy_and_resolve_references()
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
+    config = basic_config.copy_and_resolve_references()
     config.train.update(batch_size=6, epochs=4.0)
     with caplog.at_level(logging.INFO):
         train(config, workdir)
@@ -285,11 +290,11 @@ def test_a_run_goes_on_with_another_batch_size_from_the_samples_that_it_has_seen
 
 
 def test_a_run_goes_on_with_more_data_from_the_epochs_that_it_has_done(
-    finished, tiny_config, tmp_path, stepping, caplog
+    finished_basic, basic_config, tmp_path, stepping, caplog
 ):
     """Two epochs of 12 images are done. Of the next two, with 17 images, each has 17 samples."""
-    workdir = str(shutil.copytree(finished, tmp_path / 'run'))
-    config = tiny_config.copy_and_resolve_references()
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
+    config = basic_config.copy_and_resolve_references()
     config.data.train_split = 'train+val'
     config.train.epochs = 4.0
     with caplog.at_level(logging.INFO):
@@ -303,10 +308,10 @@ def test_a_run_goes_on_with_more_data_from_the_epochs_that_it_has_done(
     assert numbers['samples'] == 24 + 36 and numbers['images'] == 17 and numbers['epochs'] == 70 / 17
 
 
-def test_a_workdir_that_cannot_be_written_is_refused(tiny_config, tmp_path):
+def test_a_workdir_that_cannot_be_written_is_refused(basic_config, tmp_path):
     (tmp_path / 'file').touch()
     with pytest.raises(InputError, match=r'file/run: cannot be written \(Not a directory\); choose another --workdir'):
-        train(tiny_config, str(tmp_path / 'file' / 'run'))
+        train(basic_config, str(tmp_path / 'file' / 'run'))
 
 
 @pytest.mark.parametrize('cause', ['a parameter', 'a step too large'])
