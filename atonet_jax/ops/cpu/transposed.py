@@ -82,7 +82,7 @@ convolve.defvjp(_forward, _backward)
 
 
 def _gains_by_phases(kernel, window) -> bool:
-    """Whether no tap is padded with zeros, or so few channels result that XLA's own program leaves vectors half empty."""
+    """Whether taps fill whole strides, or so few channels result that XLA's own program leaves vectors half empty."""
     has_whole_steps = all(taps % step == 0 for taps, step in zip(kernel.shape[:2], window.stride, strict=True))
     return has_whole_steps or kernel.shape[3] < _FEW_FEATURES
 
