@@ -32,8 +32,7 @@ def forward_function(
             images = jnp.moveaxis(images, 1, -1)
         size = images.shape[1:3]
         images = contract.normalization(images) if options.inputs == 'uint8' else images
-        with ops.cpu.fast_paths(False):  # converters know the plain programs
-            logits = apply(network.model, variables, images)['logits']
+        logits = apply(network.model, variables, images)['logits']
         if options.outputs == 'labels' and not enlarge_logits:
             return label_map(logits, size, contract.upsampling)
         logits = enlarge(logits, size, contract.upsampling)
@@ -41,7 +40,11 @@ def forward_function(
             return argmax(logits)
         return jnp.moveaxis(logits, -1, 1) if options.layout == 'NCHW' else logits
 
-    return forward
+    def plain_forward(images):
+        with ops.cpu.fast_paths(False):  # converters know the plain programs
+            return forward(images)
+
+    return plain_forward
 
 
 def images_shape(options: ConfigDict, any_batch) -> tuple:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from atonet_jax import ops
 
 _MOST_PHASES = 16  # more, and the unrolled program grows too large
+_MOST_CLASSES = 64  # likewise
 
 
 def enlarge(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel') -> jax.Array:
@@ -18,8 +19,9 @@ def enlarge(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pi
 def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel') -> jax.Array:
     """The most likely class of each pixel: [B, h, w, C] logits enlarged bilinearly to `size` -> [B, *size] uint8.
 
-    Full-resolution logits are never written: on CPU one class after the other is enlarged and compared with the best so
-    far, elsewhere one phase after the other is reduced to labels, where the enlargement goes by phases.
+    Full-resolution logits are never written. CPUs widen the logits, and then find the labels of each row from the two
+    rows that it lies between. Elsewhere one phase after the other is reduced to labels, where the enlargement goes by
+    phases, else one class after the other is enlarged and compared with the best so far.
     """
 
     if tuple(logits.shape[1:3]) == tuple(size):
@@ -28,9 +30,19 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
     def by_class(logits):
         return _best_class(logits, size, upsampling)[0]
 
+    def by_rows(logits):
+        wide = enlarge(logits, (logits.shape[1], size[1]), upsampling)
+        matrix = ops.align_corners_matrix if upsampling == 'align_corners' else ops.half_pixel_matrix
+        rows = matrix(logits.shape[1], size[0])
+        best, labels = -jnp.inf, jnp.uint8(0)
+        for index, class_logits in enumerate(jnp.moveaxis(wide, -1, 0)):  # XLA makes one loop of it all
+            enlarged = ops.map_axis(class_logits[..., None], rows, 1)[..., 0]
+            labels = jnp.where(enlarged > best, jnp.uint8(index), labels)
+            best = jnp.maximum(enlarged, best)
+        return labels
+
+    on_cpu = by_rows if ops.cpu.has_fast_paths() and logits.shape[3] <= _MOST_CLASSES else by_class
     factors = ops.phase_factors(logits.shape[1:3], size, most=_MOST_PHASES)
-    if factors is None or upsampling != 'half_pixel':
-        return by_class(logits)
 
     def by_phases(logits):
         labels = [
@@ -39,7 +51,8 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
         ]
         return jnp.stack(labels, axis=2).reshape(-1, *size)
 
-    return jax.lax.platform_dependent(logits, cpu=by_class, default=by_phases)
+    default = by_class if factors is None or upsampling != 'half_pixel' else by_phases
+    return on_cpu(logits) if on_cpu is default else jax.lax.platform_dependent(logits, cpu=on_cpu, default=default)
 
 
 def label_map_with_confidence(

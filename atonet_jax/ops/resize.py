@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atonet_jax.ops.cpu import has_fast_paths, resizing
+
 
 @functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -29,8 +31,10 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
-    rows, columns = (align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
-    return map_axis(map_axis(x, rows, 1), columns, 2)
+    for axis in (1, 2):
+        old, new = x.shape[axis], size[axis - 1]
+        x = x if new == old else map_axis(x, align_corners_matrix(old, new), axis)
+    return x
 
 
 @functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
@@ -97,8 +101,12 @@ def _slice(x: jax.Array, start: int, stop: int, axis: int) -> jax.Array:
 
 
 def map_axis(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
-    """Applies `matrix` [new, old] along axis 1 or 2 of [B, H, W, C]."""
-    return jnp.einsum(('oh,bhwc->bowc', 'ow,bhwc->bhoc')[axis - 1], matrix.astype(x.dtype), x)
+    """Applies `matrix` [new, old] along axis 1 or 2 of [B, H, W, C].
+
+    On CPUs a matrix of few taps a row is no product of matrices (`ops.cpu.resizing`).
+    """
+    faster = has_fast_paths() and resizing.is_faster(matrix)
+    return (resizing.map_axis if faster else resizing.plain)(x, matrix, axis)
 
 
 def half_pixel_matrix(old: int, new: int) -> np.ndarray:

@@ -12,7 +12,7 @@ from atonet_jax.inference.label_map import label_map
 from atonet_jax.inference.views import predict_labels
 from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.models.contract import IMAGENET
-from atonet_jax.ops import resize_bilinear
+from atonet_jax.ops import cpu, resize_align_corners, resize_bilinear
 
 NUM_CLASSES = 5
 
@@ -48,6 +48,16 @@ def test_label_map_is_the_argmax_of_the_enlarged_logits(size):
     labels = jax.jit(label_map, static_argnums=1)(logits, size)
     assert labels.dtype == np.uint8
     np.testing.assert_array_equal(labels, jnp.argmax(resize_bilinear(logits, size), axis=-1))
+
+
+@pytest.mark.parametrize('fast', [True, False])
+@pytest.mark.parametrize('upsampling', ['half_pixel', 'align_corners'])
+def test_label_map_is_the_argmax_with_and_without_fast_paths(fast, upsampling):
+    resize = {'half_pixel': resize_bilinear, 'align_corners': resize_align_corners}[upsampling]
+    logits = np.random.default_rng(0).normal(size=(2, 6, 8, NUM_CLASSES)).astype(np.float32)
+    with cpu.fast_paths(fast):
+        labels = jax.jit(lambda logits: label_map(logits, (24, 32), upsampling))(logits)
+    np.testing.assert_array_equal(labels, jnp.argmax(resize(logits, (24, 32)), axis=-1))
 
 
 @pytest.mark.parametrize('size', [(48, 64), (37, 50)])

@@ -1,10 +1,12 @@
 """Resizing equals plain NumPy forms, pixel by pixel."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from atonet_jax.ops import (
+    cpu,
     enlarged_phases,
     phase_factors,
     resize_align_corners,
@@ -108,3 +110,20 @@ def test_resizing_stays_in_bfloat16():
     x = jax.numpy.asarray(feature_map(4, 6), 'bfloat16')
     for resize in (resize_bilinear, resize_align_corners, resize_bicubic, resize_nearest):
         assert jax.eval_shape(lambda x, resize=resize: resize(x, (7, 12)), x).dtype == 'bfloat16'
+
+
+@pytest.mark.parametrize('size', [(40, 50), (5, 4)])
+@pytest.mark.parametrize('resize', [resize_align_corners, resize_bicubic])
+def test_cpus_resize_without_products_and_with_the_same_gradients(resize, size):
+    x = feature_map(12, 16)
+
+    def value_and_gradient(fast):
+        with cpu.fast_paths(fast):
+            lowered = jax.jit(jax.value_and_grad(lambda x: jnp.square(resize(x, size)).sum())).lower(x)
+        return lowered.as_text().count('dot_general'), *lowered.compile()(x)
+
+    products, *actual = value_and_gradient(True)
+    plain_products, *expected = value_and_gradient(False)
+    assert products == 0 < plain_products
+    for of_fast, of_plain in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(of_fast, of_plain, atol=1e-5 * np.abs(of_plain).max())

@@ -1,4 +1,4 @@
-"""Transposed convolution: its kernel gradient by strips, and depthwise ones phase by phase.
+"""Transposed convolution: phase by phase, and its kernel gradient by strips.
 
 Many times faster on CPUs than XLA's own programs (`benchmarks/cpu_operations.py`).
 """
@@ -11,6 +11,8 @@ import numpy as np
 
 from atonet_jax.ops.cpu import strips
 from atonet_jax.ops.window import DIMENSIONS, Pair, TransposedWindow
+
+_FEW_FEATURES = 32
 
 
 def plain(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> jax.Array:
@@ -48,9 +50,9 @@ def _is_depthwise(kernel, window):
 def convolve(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> jax.Array:
     """`plain` for which CPUs run the programs of this module; `is_faster` must hold."""
     by_default = functools.partial(plain, window=window)
-    if window.groups == 1:
+    if window.groups == 1 and not _gains_by_phases(kernel, window):
         return by_default(x, kernel)
-    by_phases = functools.partial(_depthwise, window=window)
+    by_phases = functools.partial(_dense if window.groups == 1 else _depthwise, window=window)
     return jax.lax.platform_dependent(x, kernel, cpu=by_phases, default=by_default)
 
 
@@ -79,17 +81,50 @@ def _backward(window, saved, cotangent):
 convolve.defvjp(_forward, _backward)
 
 
-def _depthwise(x, kernel, window):
-    """[B, H, W, C], [kh, kw, C, 1]: the pixels that one step of the stride covers are computed side by side.
+def _gains_by_phases(kernel, window) -> bool:
+    """Whether taps fill whole strides, or so few channels result that XLA's own program leaves vectors half empty."""
+    has_whole_steps = all(taps % step == 0 for taps, step in zip(kernel.shape[:2], window.stride, strict=True))
+    return has_whole_steps or kernel.shape[3] < _FEW_FEATURES
+
+
+def _dense(x, kernel, window):
+    """[B, H, W, C], [kh, kw, C, O]: one convolution whose channels are the pixels that one step of the stride covers.
+
+    XLA's own program convolves a map with zeros between the pixels, and multiplies by them.
+    """
+    size, features = window.output_size(x.shape[1:3], kernel.shape[:2]), kernel.shape[3]
+    kernel = _by_steps(kernel, window.stride)
+    down, rows, across, columns = kernel.shape[:4]
+    kernel = kernel[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5).reshape(down, across, x.shape[3], -1)
+    phases = jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=((down - 1, down - 1), (across - 1, across - 1)),
+        dimension_numbers=DIMENSIONS,
+    )
+    batch, height, width, _ = phases.shape
+    whole = phases.reshape(batch, height, width, rows, columns, features).transpose(0, 1, 3, 2, 4, 5)
+    return _cut(whole.reshape(batch, height * rows, width * columns, features), window.padding, size)
+
+
+def _by_steps(kernel: jax.Array, stride: Pair) -> jax.Array:
+    """[kh, kw, ...] -> [down, rows, across, columns, ...], where rows and columns are the stride; zeros at the end.
 
     Output pixel q * stride + r takes tap j * stride + r of input pixel q - j.
     """
+    down, across = (-(-taps // step) for taps, step in zip(kernel.shape[:2], stride, strict=True))
+    missing = down * stride[0] - kernel.shape[0], across * stride[1] - kernel.shape[1]
+    kernel = jnp.pad(kernel, ((0, missing[0]), (0, missing[1]), *((0, 0),) * (kernel.ndim - 2)))
+    return kernel.reshape(down, stride[0], across, stride[1], *kernel.shape[2:])
+
+
+def _depthwise(x, kernel, window):
+    """[B, H, W, C], [kh, kw, C, 1]: the pixels that one step of the stride covers are computed side by side."""
     batch, height, width, channels = x.shape
-    (rows, columns), size = window.stride, window.output_size(x.shape[1:3], kernel.shape[:2])
-    down, across = (-(-taps // stride) for taps, stride in zip(kernel.shape[:2], window.stride, strict=True))
-    missing = down * rows - kernel.shape[0], across * columns - kernel.shape[1]
-    kernel = jnp.pad(kernel[:, :, :, 0].astype(jnp.float32), ((0, missing[0]), (0, missing[1]), (0, 0)))
-    kernel = kernel.reshape(down, rows, across, columns, channels)
+    size = window.output_size(x.shape[1:3], kernel.shape[:2])
+    kernel = _by_steps(kernel[:, :, :, 0].astype(jnp.float32), window.stride)
+    down, rows, across, columns = kernel.shape[:4]
     x_padded = jnp.pad(x, ((0, 0), (down - 1, down - 1), (across - 1, across - 1), (0, 0)))
 
     whole = 0
