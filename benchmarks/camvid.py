@@ -41,8 +41,9 @@ from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated, split_by_batch
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs.environment import device_names, git_revision, now, versions
+from atonet_jax.runs.network import load_backbone
 from atonet_jax.torch_files import read_state_dict, write_state_dict
-from atonet_jax.torch_weights import load_backbone, to_torch
+from atonet_jax.torch_weights import to_torch
 from atonet_jax.training.step import create_state, train_step
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.training.train import step_arguments, train_augmentation
@@ -107,7 +108,7 @@ _NUMBERS = (
 )  # fmt: skip
 # Settings that change no program; the scales change the windows' size alone, by which the jitted step goes itself.
 _OUTSIDE = (
-    'seed', 'init_', 'model.pretrained_backbone', 'data.name', 'data.root', 'data.cache', 'data.scale_range',
+    'seed', 'init_', 'model.pretrained_', 'data.name', 'data.root', 'data.cache', 'data.scale_range',
     'data.flip', 'data.train_split', 'data.eval_split', 'eval.', 'predict.', 'benchmark.', 'export.', 'serve.',
 )  # fmt: skip
 _LOOK = 50  # steps between two looks at the loss
@@ -169,12 +170,13 @@ class Runs:
         train_set, eval_set = (self.examples(config, split) for split in (data.train_split, data.eval_split))
         cache = train_set.device_cache(self._mesh)
         total_steps = Timeline(config.train.batch_size, len(train_set), config.train.epochs).total_steps
-        step_fn, key = self._compiled_step(config, model)
+        variables, fresh = self._start(config, model)
+        step_fn, key = self._compiled_step(config, model, fresh)
         self._check_time(total_steps * self._step_seconds.get(key, 0.0))
 
-        options = step_arguments(config, model, len(train_set), total_steps)
+        options = step_arguments(config, model, len(train_set), total_steps, fresh)
         averaging = config.optimizer.ema_decay > 0
-        state = create_state(self._start(config, model), options['optimizer'], averaging=averaging, mesh=self._mesh)
+        state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
         settings = flat_settings(config)
         numbers = {name: jnp.array(settings[name], jnp.float32) for name in _NUMBERS}
         arguments = jnp.uint32(config.seed), jnp.float32(len(train_set)), jnp.float32(total_steps), numbers
@@ -245,16 +247,16 @@ class Runs:
                 self._examples[split] = load_examples(config.data, split, folder)
         return self._examples[split]
 
-    def _start(self, config: ConfigDict, model) -> dict[str, Any]:
+    def _start(self, config: ConfigDict, model) -> tuple[dict[str, Any], tuple[str, ...]]:
         """As `runs.network.starting_variables`, whose program is compiled once for all seeds here."""
         if model not in self._draws:
             self._draws[model] = jax.jit(lambda seed: init_variables(model, seed))
         variables = self._draws[model](jnp.uint32(config.seed))
         if config.model.pretrained_backbone:
-            return load_backbone(config.model.pretrained_backbone, model, variables)
-        return variables
+            return load_backbone(config, model, variables)
+        return variables, ()
 
-    def _compiled_step(self, config: ConfigDict, model):
+    def _compiled_step(self, config: ConfigDict, model, fresh: tuple[str, ...]):
         """The jitted step, and what it is known by.
 
         (state, batch, seed, images of an epoch, total steps, numbers by name) -> (state, metrics)
@@ -264,12 +266,12 @@ class Runs:
             for name, value in flat_settings(config).items()
             if name not in _NUMBERS and not name.startswith(_OUTSIDE)
         }
-        key = json.dumps(settings, sort_keys=True)
+        key = json.dumps(settings | {'fresh': fresh}, sort_keys=True)
 
         def step(state, batch, seed, num_images, total_steps, numbers):
             numbers = {name: tuple(value) if value.ndim else value for name, value in numbers.items()}
             traced = _as_namespace(flat_settings(config) | numbers | {'seed': seed})
-            return train_step(state, batch, **step_arguments(traced, model, num_images, total_steps))
+            return train_step(state, batch, **step_arguments(traced, model, num_images, total_steps, fresh))
 
         if key not in self._steps:
             whole, split = replicated(self._mesh), split_by_batch(self._mesh)

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 
@@ -31,7 +31,7 @@ from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
-from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json, writing
+from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, read_fresh, record_fresh, write_json, writing
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
@@ -66,13 +66,16 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     model = create_network(config, table.num_classes)
     objective = _create_objective(config, model)
     resumes = decided_by_main_process(lambda: has_checkpoint(workdir))
-    variables = blank_variables(model) if resumes else starting_variables(config, model, table, mesh)
+    if resumes:
+        variables, fresh = blank_variables(model), read_fresh(workdir)
+    else:
+        variables, fresh = starting_variables(config, model, table, mesh)
     with ExitStack() as held:
         decided_by_main_process(lambda: held.enter_context(lock(workdir)))
-        return _train(config, workdir, mesh, table, objective, variables, resumes)
+        return _train(config, workdir, mesh, table, objective, variables, fresh, resumes)
 
 
-def _train(config, workdir, mesh, table, objective, variables, resumes) -> Scores:
+def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -> Scores:
     """`train` in a workdir that is ours."""
     with main_process_first('data'):
         train_set, eval_set = (
@@ -81,6 +84,8 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
     changes = decided_by_main_process(lambda: claim(workdir, config, table))
+    if not resumes:
+        decided_by_main_process(lambda: record_fresh(workdir, fresh))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
     objective = objective._replace(class_weights=weights)
     padding, is_much = padding_text(sizes, train_augmentation(config))
@@ -89,7 +94,7 @@ def _train(config, workdir, mesh, table, objective, variables, resumes) -> Score
     timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
 
     def create_optimizer_of(timeline):
-        contract = network(objective.model)
+        contract = network(objective.model).with_fresh(fresh)
         return _create_optimizer(config, contract, timeline.num_images, timeline.total_steps, timeline.offset)
 
     _, optimizer = create_optimizer_of(timeline)
@@ -385,12 +390,15 @@ def _create_objective(config: ConfigDict, model: nn.Module) -> Objective:
     return objective
 
 
-def step_arguments(config: ConfigDict, model: nn.Module, num_images: int, total_steps: int) -> dict:
+def step_arguments(
+    config: ConfigDict, model: nn.Module, num_images: int, total_steps: int, fresh: Sequence[str] = ()
+) -> dict:
     """Keyword arguments of `train_step` as a run of this config has them. Numbers of the recipe may be traced.
 
-    Class weights are given as numbers.
+    Class weights are given as numbers. fresh: modules that the backbone's file lacks.
     """
-    learning_rates, optimizer = _create_optimizer(config, network(model), num_images, total_steps)
+    contract = network(model).with_fresh(fresh)
+    learning_rates, optimizer = _create_optimizer(config, contract, num_images, total_steps)
     return {
         'objective': _create_objective(config, model)._replace(class_weights=config.loss.class_weights or None),
         'optimizer': optimizer,
