@@ -25,7 +25,7 @@ from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.models.contract import Network
-from atonet_jax.process.devices import create_mesh, split_by_batch
+from atonet_jax.process.devices import create_mesh, give_back_freed_memory, split_by_batch
 from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
@@ -42,6 +42,7 @@ from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
 
+_GIVE_BACK_SECONDS = 60.0
 _ANY_SIZE = 256, 256  # to see which outputs a network has
 
 
@@ -218,7 +219,7 @@ class _Run:
         train, timeline, scores = self._config.train, self._recorder.timeline, None
         total_steps, first_step = timeline.total_steps, timeline.start_step + 1
         self._last_good_step = timeline.start_step
-        pending = []
+        pending, given_back = [], -math.inf  # at first what compiling took
         started, before_this = time.perf_counter(), dict(self._numbers)
         with self._recorder.progress() as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step):
@@ -231,6 +232,9 @@ class _Run:
                     self._check(pending, explain and (lambda: explain(before, batch)))
                     progress.look(pending)
                     pending = []
+                    if evaluates or time.perf_counter() > given_back + _GIVE_BACK_SECONDS:
+                        give_back_freed_memory()
+                        given_back = time.perf_counter()
                 if saves:
                     self._numbers |= {
                         'seconds': before_this['seconds'] + time.perf_counter() - started,
