@@ -11,8 +11,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from atonet_jax.errors import InputError
 
-_HEAP_BYTES, _SMALL_BLOCKS_BYTES, _BORDER_BYTES = 4 << 30, 512 << 20, 1 << 20
+_HEAP_BYTES, _SMALL_BLOCKS_BYTES, _BORDER_BYTES = 4 << 30, 1 << 30, 1 << 20
 _keeping = None  # the C library, if freed memory is kept
+_has_place = False  # for small blocks
 
 
 def check_platforms() -> None:
@@ -64,8 +65,7 @@ def keep_freed_memory() -> None:
         return
     try:
         libc = ctypes.CDLL('libc.so.6')
-        mallopt = libc.mallopt
-        libc.madvise, libc.malloc_trim  # noqa: B018
+        mallopt, _, _ = libc.mallopt, libc.madvise, libc.malloc_trim
     except (OSError, AttributeError):  # another C library
         return
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
@@ -88,18 +88,22 @@ def _extend_heap() -> None:
     _keeping.madvise(ctypes.c_void_p(start), ctypes.c_size_t(_HEAP_BYTES - mmap.PAGESIZE), hugepage)
     _keeping.free(ctypes.c_void_p(block))
 
-    # A place for small blocks. They are put into the smallest place that takes them, so they leave that of a program's
-    # temporaries whole, which would otherwise need a new place every few calls.
-    place = _keeping.malloc(ctypes.c_size_t(_SMALL_BLOCKS_BYTES))
-    _keeping.malloc(ctypes.c_size_t(_BORDER_BYTES))  # never freed, so that the two places stay apart
-    _keeping.free(ctypes.c_void_p(place))
-
 
 def give_back_freed_memory() -> None:
     """Gives the system what `keep_freed_memory` has kept: what compiling took, and places that a program outgrew.
 
-    The next call of a program maps its memory again, which takes a tenth of a training step. Call this now and then.
+    The next call of a program maps its memory again, which takes a tenth of a training step. Call this first when the
+    largest program is compiled, and then now and then.
     """
-    if _keeping is not None:
-        _keeping.malloc_trim(ctypes.c_size_t(0))
-        _extend_heap()
+    global _has_place
+    if _keeping is None:
+        return
+    _keeping.malloc_trim(ctypes.c_size_t(0))
+    _extend_heap()
+    if not _has_place:
+        # A place for small blocks: malloc takes the smallest place that does, so they leave that of a program's
+        # temporaries whole. Else these would need another one every few calls.
+        place = _keeping.malloc(ctypes.c_size_t(_SMALL_BLOCKS_BYTES))
+        _keeping.malloc(ctypes.c_size_t(_BORDER_BYTES))  # is never freed, so that the two places stay apart
+        _keeping.free(ctypes.c_void_p(place))
+        _has_place = True

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network, validate, validate_batches, validate_classes
 from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
+from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_examples
@@ -82,6 +83,8 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
         train_set, eval_set = (
             load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
         )
+    if shared := shared_images_text(train_set.dataset, eval_set.dataset):
+        _log.warning('%s', shared)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
     changes = decided_by_main_process(lambda: claim(workdir, config, table))
@@ -330,6 +333,17 @@ def with_crop_size(config: ConfigDict, sizes: Mapping[tuple[int, int], int]) -> 
     config = config.copy_and_resolve_references()
     config.data.crop_size = size
     return config
+
+
+def shared_images_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:
+    """One line if images of the evaluation are trained on; '' if not."""
+    shared = sorted(set(train.image_paths) & set(evaluated.image_paths))
+    if not shared:
+        return ''
+    return (
+        f'config.data.eval_split={evaluated.split}: {len(shared)} of its {len(evaluated)} images are in '
+        f'config.data.train_split={train.split} too, such as {shared[0]}; the scores say nothing of other images'
+    )
 
 
 def train_augmentation(config: ConfigDict) -> Augmentation:
