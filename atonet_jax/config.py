@@ -34,6 +34,7 @@ _LISTS_OF_WORDS = {  # tuples; others hold numbers, but for loss.class_weights
     'predict.pictures': 'labels,overlay',
     'benchmark.dtypes': 'float32,bfloat16',
 }
+_NO_OPTIONS = ('name', 'pretrained_backbone', 'pretrained_strict')  # of config.model; the network takes the others
 EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 INT8_FORMATS = ('onnx', 'tflite')
 
@@ -56,6 +57,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
             'model': {
                 'name': network,
                 'pretrained_backbone': '',  # file of the backbone alone, such as torchvision's ResNet-18
+                'pretrained_strict': True,  # False: parts that this file lacks start fresh, at the full learning rate
                 'dtype': 'float32',  # compute type: float32 or bfloat16
                 **options,
             },
@@ -414,7 +416,7 @@ def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
     Raises:
         InputError: no such network, or an option that cannot work.
     """
-    options = {key: value for key, value in config.model.items() if key not in ('name', 'pretrained_backbone')}
+    options = {key: value for key, value in config.model.items() if key not in _NO_OPTIONS}
     if options['dtype'] not in DTYPES:
         raise InputError(f'config.model.dtype={options["dtype"]!r}: must be one of {", ".join(DTYPES)}')
     try:

@@ -7,7 +7,7 @@ import collections
 import functools
 import logging
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -68,26 +68,58 @@ def from_torch(
     names = _vocabulary(state_dict, model, expected)
     state_dict = names.adapt(state_dict)
     free = set() if strict else class_layers(model)
-    loaded = _convert(state_dict, expected, names, free, _flatten(fresh or {}))
-    return unflatten_dict(loaded, sep='/')
+    loaded = _convert(state_dict, expected, names, free)
+    left = {_module(path) for path in free - loaded.keys()}
+    if left:
+        _log.info('left fresh: %s', ', '.join(sorted(left)))
+    kept = {path: array for path, array in _flatten(fresh or {}).items() if path in expected}
+    return unflatten_dict(kept | loaded, sep='/')
 
 
 def backbone_from_torch(
-    state_dict: Mapping[str, np.ndarray], model: nn.Module, variables: Mapping[str, Any]
+    state_dict: Mapping[str, np.ndarray], model: nn.Module, variables: Mapping[str, Any], strict: bool = True
 ) -> dict[str, Any]:
     """`variables` of `model` with the backbone from a file of it alone, such as torchvision's ResNet-18.
+
+    Args:
+        state_dict: {name: array}.
+        model: a network of this package.
+        variables: of `model`.
+        strict: False: `missing_modules` stay as in `variables`.
 
     Raises:
         MismatchError: as `from_torch`.
         InputError: the network has no backbone that is published alone.
     """
+    names, backbone = _backbone(model, variables)
+    missing = {path for path in backbone if _file_name(path, names) not in state_dict}
+    # A file that holds no part at all is none of a backbone.
+    free = set() if strict or missing == backbone.keys() else missing
+    return unflatten_dict(_flatten(variables) | _convert(state_dict, backbone, names, free), sep='/')
+
+
+def missing_modules(
+    state_dict: Mapping[str, np.ndarray], model: nn.Module, variables: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """Modules of the backbone of which a file lacks an array, by the shortest paths that name them all and no other."""
+    names, backbone = _backbone(model, variables)
+    modules = {_module(path) for path in backbone}
+    missing = {_module(path) for path in backbone if _file_name(path, names) not in state_dict}
+    roots = set()
+    for module in missing:
+        parts = module.split('/')
+        prefixes = ('/'.join(parts[:depth]) for depth in range(1, len(parts) + 1))
+        roots.add(next(p for p in prefixes if all(m in missing for m in modules if f'{m}/'.startswith(f'{p}/'))))
+    return tuple(sorted(roots))
+
+
+def _backbone(model: nn.Module, variables: Mapping[str, Any]) -> tuple[WeightNames, dict[str, Any]]:
+    """The names of a file of the backbone alone, and the variables that it holds, by path."""
     names = network(model).backbone
     if names is None:
         name = type(model).__name__
         raise InputError(f'config.model.pretrained_backbone: {name} has no backbone that is published alone')
-    flat = _flatten(variables)
-    backbone = {path: array for path, array in flat.items() if names.name_of(_module(path)) is not None}
-    return unflatten_dict(flat | _convert(state_dict, backbone, names, set(), {}), sep='/')
+    return names, {path: a for path, a in _flatten(variables).items() if names.name_of(_module(path)) is not None}
 
 
 def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
@@ -136,27 +168,34 @@ def load_network(
         known = identify(state_dict)
         if known is not None and _suits_better(state_dict, create_model(known, 19), model):
             raise InputError(f'{path}: holds another network, {known}; give --config.model.name={known}') from error
-        of_classes = not error.unexpected and error.paths <= class_layers(model)
+        of_classes = not error.unexpected and error.missing | error.misshapen <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes else ''
         raise InputError(f'{path}: does not fit the network: {error}{hint}') from error
     _log.info('network from %s', path)
     return variables
 
 
-def load_backbone(path: str, model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
-    """`variables` of `model` with the backbone of a file.
+def load_backbone(
+    path: str, model: nn.Module, variables: Mapping[str, Any], strict: bool = True
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """`variables` of `model` with the backbone of a file, and `missing_modules`, none if `strict`.
 
     Raises:
         InputError: names the file, and what is wrong with it or does not fit.
     """
     state_dict = read_state_dict(path)
     try:
-        loaded = backbone_from_torch(state_dict, model, variables)
+        loaded = backbone_from_torch(state_dict, model, variables, strict)
     except MismatchError as error:
-        raise InputError(f'{path}: does not fit the backbone of {type(model).__name__}: {error}') from error
+        lacks = strict and not (error.unexpected or error.misshapen)
+        hint = '; --config.model.pretrained_strict=false starts such parts fresh' if lacks else ''
+        raise InputError(f'{path}: does not fit the backbone of {type(model).__name__}: {error}{hint}') from error
+    fresh = () if strict else missing_modules(state_dict, model, variables)
     ignored = [name for name in state_dict if re.fullmatch(network(model).backbone.ignored, name)]
-    _log.info('backbone from %s%s', path, f'; ignored: {", ".join(ignored)}' if ignored else '')
-    return loaded
+    said = f'; ignored: {", ".join(ignored)}' if ignored else ''
+    said += f'; fresh, at the full learning rate: {", ".join(fresh)}' if fresh else ''
+    _log.info('backbone from %s%s', path, said)
+    return loaded, fresh
 
 
 def identify(state_dict: Mapping[str, np.ndarray]) -> str | None:
@@ -278,13 +317,14 @@ class MismatchError(InputError):
     """Names or shapes that are not the network's.
 
     Attributes:
-        paths: of our variables that are missing or misshapen.
+        missing: paths of our variables that the file lacks.
+        misshapen: paths of those that have other shapes there.
         unexpected: names of the file that are not the network's.
     """
 
     def __init__(self, missing: Mapping[str, str], unexpected: Sequence[str], misshapen: Mapping[str, str]):
         """missing: {path: name}. misshapen: {path: name, and what is wrong with it}."""
-        self.paths, self.unexpected = missing.keys() | misshapen.keys(), unexpected
+        self.missing, self.misshapen, self.unexpected = missing.keys(), misshapen.keys(), unexpected
         kinds = {'missing': [*missing.values()], 'unexpected': unexpected, 'misshapen': [*misshapen.values()]}
         super().__init__('; '.join(f'{len(names)} {kind}: {_first(names)}' for kind, names in kinds.items() if names))
 
@@ -305,10 +345,9 @@ def _convert(
     state_dict: Mapping[str, np.ndarray],
     expected: Mapping[str, Any],
     names: WeightNames,
-    free: set[str],
-    fresh: Mapping[str, Any],
+    free: Set[str],
 ) -> dict[str, Any]:
-    """{path: array} for each path of `expected`, which must fit; those of `free` may stay as in `fresh`."""
+    """{path: array} for each path of `expected`, which must fit; modules of `free` that do not are left out whole."""
     by_path = {path: _file_name(path, names) for path in expected}
     missing = {path: name for path, name in by_path.items() if name not in state_dict}
     known = set(by_path.values())
@@ -324,17 +363,15 @@ def _convert(
     modules = {_module(path) for path in left}
     left = {path for path in by_path if _module(path) in modules}
     skipped = left | {path for path in missing if names.is_optional(_module(path))}
-    missing, misshapen = ({path: d[path] for path in d if path not in skipped} for d in (missing, misshapen))
+    missing = {path: name for path, name in missing.items() if path not in skipped}
+    misshapen = {path: text for path, text in misshapen.items() if path not in free}
     if missing or unexpected or misshapen:
         raise MismatchError(missing, unexpected, misshapen)
-    if left:
-        _log.info('left fresh: %s', ', '.join(sorted(modules)))
-    converted = {
+    return {
         path: _from_torch_layout(path, np.array(state_dict[name], np.float32), expected[path].shape)
         for path, name in by_path.items()
         if path not in skipped
     }
-    return converted | {path: fresh[path] for path in skipped if path in fresh}
 
 
 def _file_name(path: str, names: WeightNames) -> str:

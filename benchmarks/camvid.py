@@ -2,18 +2,24 @@
 
     python -m benchmarks.camvid --data data/camvid --protocol val --recipes scratch pretrained --minutes 3
     python -m benchmarks.camvid --data data/camvid --protocol test --recipes best:scratch best:pretrained --seeds 0 1 2
+    python -m benchmarks.camvid --data data/camvid --protocol val --recipes scratch+table4     # the paper's Table 4
+    python -m benchmarks.camvid --protocol test --networks --chart runs/camvid.png    # of the results that are there
 
 val: trains on train (367 images) and scores on val (101), to choose recipes. test: trains on train+val (468) and scores
 the last state once on test (233). `best:START` is the recipe with the best mean mIoU on val among those of a start.
-Each finished run is a line of the results file, and a run that is there is not repeated: give the same command again
-after an interruption. Every split is decoded into the devices' memory once (data.cache=device). Runs share a compiled
-step unless they differ in more than numbers, such as rates, decays, lengths and seeds. Step, augmentation, loss,
-optimiser and evaluation are those of main.py; no checkpoint or report is written.
+`RECIPE+VARIANT@EPOCHS` is a recipe with other bins or auxiliary levels and another length; +table4 stands for all rows.
+Each finished run is a line of the results file, and a run that is there is not repeated. Every few minutes, at Ctrl-C
+and when the time is up, the state of the run is kept beside that file: the same command goes on from there. Every split
+is decoded into the devices' memory once (data.cache=device). Runs share a compiled step unless they differ in more than
+numbers, such as rates, decays, lengths and seeds. Step, augmentation, loss, optimiser and evaluation are those of
+main.py; no report is written. CPUs compute in float32, accelerators in bfloat16.
 """
 
 import argparse
 import contextlib
+import csv
 import dataclasses
+import hashlib
 import json
 import logging
 import math
@@ -27,6 +33,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
@@ -36,9 +43,12 @@ from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluation, Evaluator
-from atonet_jax.models import create_model, network
-from atonet_jax.process.devices import create_mesh, keep_freed_memory
+from atonet_jax.inference import Segmenter
+from atonet_jax.models import create_model, init_variables, network
+from atonet_jax.process.devices import create_mesh, give_back_freed_memory, keep_freed_memory, replicated
+from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import Progress, say
+from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.environment import device_names, git_revision, now, versions
 from atonet_jax.runs.network import starting_variables
 from atonet_jax.torch_files import read_state_dict, write_state_dict
@@ -52,14 +62,19 @@ _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 EVEN = (1.0,) * CAMVID.num_classes
 
-# What every recipe begins with, over configs/camvid.py.
-BASE = {
-    'model.dtype': 'bfloat16',
-    'data.cache': 'device',
-    'data.crop_size': (360, 480),
-    'eval.batch_size': 16,
-    'eval.pictures': 0,
-}
+
+def base_settings() -> dict[str, Any]:
+    """What every recipe begins with, over configs/camvid.py, on the devices at hand."""
+    on_cpu = jax.default_backend() == 'cpu'
+    return {
+        'model.dtype': 'float32' if on_cpu else 'bfloat16',
+        'data.cache': 'device',
+        'data.crop_size': (360, 480),
+        'eval.batch_size': 4 if on_cpu else 16,
+        'eval.pictures': 0,
+    }
+
+
 _PRETRAINED = {'optimizer.backbone_factor': 0.5}
 
 
@@ -69,7 +84,7 @@ class Recipe:
 
     Attributes:
         start: 'scratch', or 'pretrained' from the backbone of --backbone.
-        settings: over `BASE`, by the config's keys.
+        settings: over `base_settings`, by the config's keys.
     """
 
     start: str
@@ -100,13 +115,33 @@ RECIPES = {
     ),
 }  # fmt: skip
 
+
+def _table4() -> dict[str, dict[str, Any]]:
+    """The rows of the paper's Table 4 that are trained alike: three sets of bins, nine of auxiliary levels, and the
+    dagger, where auxiliary features are enlarged instead of labels reduced."""
+
+    def name(kind, numbers):
+        return '_'.join([kind, *map(str, numbers)])
+
+    rows = {name('bins', bins): {'model.spp_bins': bins, 'model.aux_levels': ()}
+            for bins in ((6, 3, 2, 1), (8, 4, 2, 1), (8, 4, 2))}  # fmt: skip
+    sets = [tuple(range(1, last + 1)) for last in range(1, 6)] + [tuple(range(first, 6)) for first in range(2, 6)]
+    rows |= {name('aux', levels): {'model.spp_bins': (8, 4, 2), 'model.aux_levels': levels} for levels in sets}
+    dagger = rows[name('aux', (3, 4, 5))] | {'loss.aux_target': 'upsampled_features'}
+    return rows | {name('dagger', (3, 4, 5)): dagger}
+
+
+VARIANTS = _table4()
+
 _LOOK = 50  # steps between two looks at the loss
+_KEEP_SECONDS = 300  # between two states that are kept of a run
+_TIMED_CALLS = 20  # of the label map, for the chart
 _BARE_STEPS = 100
 _ENTRY_BYTES = 500  # that an archive takes beside an array
 
 
 class OutOfTimeError(Exception):
-    """A run that would end after the time that was given."""
+    """The time that was given is up."""
 
 
 class Runs:
@@ -126,7 +161,6 @@ class Runs:
         self._deadline = deadline
         self._mesh = create_mesh()
         self._examples, self._evaluators = {}, {}
-        self._step_seconds = {}  # by program
 
     def config(self, network: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
         """The config of a run; `settings` go over those of the recipe.
@@ -137,7 +171,7 @@ class Runs:
         config = runpy.run_path(str(_ROOT / 'configs' / 'camvid.py'))['get_config'](network)
         train_split, eval_split = SPLITS[protocol]
         where = {'seed': seed, 'data.root': self._root, 'data.train_split': train_split, 'data.eval_split': eval_split}
-        config.update_from_flattened_dict(BASE | recipe.settings | settings | where)
+        config.update_from_flattened_dict(base_settings() | recipe.settings | settings | where)
         if recipe.start == 'pretrained':
             if not self._backbone:
                 raise InputError('recipes with a pretrained backbone need --backbone=FILE')
@@ -147,65 +181,81 @@ class Runs:
         validate_classes(config, CAMVID.num_classes)
         return config
 
-    def run(self, config: ConfigDict) -> tuple[dict[str, Any], Evaluation, Any, Any]:
-        """Trains once; returns figures, the evaluation of the last state, the model and its variables.
+    def run(self, config: ConfigDict, kept: 'KeptState') -> tuple[dict[str, Any], Evaluation, Any, Any]:
+        """Trains once, or goes on; returns figures, the evaluation of the last state, the model and its variables.
 
         Raises:
-            OutOfTimeError: it would end too late.
+            OutOfTimeError: the time is up; the state is kept.
+            Stopped: Ctrl-C or SIGTERM; the state is kept.
         """
         start = time.monotonic()
+        self._check_time()
         model = create_network(config, CAMVID.num_classes)
         data = config.data
         train_set, eval_set = (self.examples(config, split) for split in (data.train_split, data.eval_split))
         cache = train_set.device_cache(self._mesh)
         total_steps = Timeline(config.train.batch_size, len(train_set), config.train.epochs).total_steps
-        options = step_options(config, create_objective(config, model))
+        variables, fresh = starting_variables(config, model, CAMVID, self._mesh)
+        options = step_options(config, create_objective(config, model), fresh)
         step_fn = compile_train_step(self._mesh, **options)
-        self._check_time(total_steps * self._step_seconds.get(step_fn, 0.0))
-
-        averaging = config.optimizer.ema_decay > 0
-        variables = starting_variables(config, model, CAMVID, self._mesh)
-        state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
         weights = config.loss.class_weights or None
         recipe = create_recipe(config, len(train_set), total_steps, class_weights=weights)
+        averaging = config.optimizer.ema_decay > 0
+        state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
+        state, seconds_before = kept.restore(state)
+        state = jax.device_put(state, replicated(self._mesh))
+        first_step = int(state.step)
         batches = cache.train_batches(
             batch_size=config.train.batch_size,
             augmentation=train_augmentation(config),
             seed=config.seed,
-            start_sample=0,
-            num_steps=total_steps,
+            start_sample=first_step * config.train.batch_size,
+            num_steps=total_steps - first_step,
         )
-        first, shown, losses, pending = None, 0, [], []
-        with Progress('training', total_steps, 'step') as progress:
-            for step, batch in enumerate(batches, 1):
+        first, shown, losses, pending, kept_at = start, first_step, [], [], start
+        on_cpu = jax.default_backend() == 'cpu'
+        ahead, look = (1, 5) if on_cpu else (_LOOK, _LOOK)  # steps are long there, and nothing is gained by haste
+        with Progress('training', total_steps - first_step, 'step') as progress, StopSignals() as signals:
+            for step, batch in enumerate(batches, first_step + 1):
                 state, metrics = step_fn(state, batch, recipe.at(step - 1))
                 pending.append(metrics['loss'])
-                if first is None:
+                if step == first_step + 1:
                     jax.block_until_ready(state.step)
                     first = time.monotonic()
-                if step % _LOOK == 0 or step == total_steps:
+                    give_back_freed_memory()
+                if step % look == 0 or step == total_steps:
                     # The steps of one look are still under way while the losses of the look before are read.
-                    losses += self._read(pending[:-_LOOK])
-                    pending = pending[-_LOOK:]
+                    losses += self._read(pending[:-ahead])
+                    pending = pending[-ahead:]
                     progress.update(step - shown, f'loss {losses[-1]:.3f}' if losses else '')
                     shown = step
-                    self._check_time(0)
+                now_, stop = time.monotonic(), signals.received(step)
+                is_late = now_ > self._deadline and step % look == 0
+                if step < total_steps and (stop or is_late or now_ - kept_at > _KEEP_SECONDS):
+                    losses, pending = losses + self._read(pending), []  # a state of such a loss is not kept
+                    kept.keep(state, seconds_before + now_ - start)
+                    give_back_freed_memory()
+                    kept_at = now_
+                    if stop:
+                        raise Stopped(stop, step)
+                    if is_late:
+                        raise OutOfTimeError
         losses += self._read(pending)  # where the last steps end
         jax.block_until_ready(state)
-        trained = time.monotonic()
-        self._step_seconds[step_fn] = (trained - first) / max(1, total_steps - 1)
+        seconds_a_step = (time.monotonic() - first) / max(1, total_steps - first_step - 1)
         variables = state.averaged or state.variables
         evaluation = self._evaluator(config, model, eval_set).run(variables)
         bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, recipe)
         figures = bare | {
             'steps': total_steps,
             'images': len(train_set),
-            'seconds': round(time.monotonic() - start, 2),
+            'seconds': round(seconds_before + time.monotonic() - start, 2),
             'seconds_to_first_step': round(first - start, 2),
-            'ms_per_step': round(1e3 * self._step_seconds[step_fn], 3),
+            'ms_per_step': round(1e3 * seconds_a_step, 3),
             'seconds_of_evaluation': round(evaluation.seconds, 2),
-            'loss': float(np.mean(losses[-_LOOK:])),
+            'loss': float(np.mean(losses[-_LOOK:])) if losses else math.nan,
         }
+        kept.remove()
         return figures, evaluation, model, variables
 
     def _bare_milliseconds(self, step_fn, state, batch, recipe) -> dict[str, float]:
@@ -225,9 +275,33 @@ class Runs:
             raise FloatingPointError('the loss is no finite number')
         return values
 
-    def _check_time(self, seconds: float) -> None:
-        if time.monotonic() + seconds > self._deadline:
+    def _check_time(self) -> None:
+        if time.monotonic() > self._deadline:
             raise OutOfTimeError
+
+    def time_label_maps(self, results: 'Results', protocol: str, settings: dict[str, Any]) -> None:
+        """Adds the time of each network that was trained on these devices, where it is not there yet."""
+        device = device_names()
+        trained = {row['network'] for row in results.rows if (row['protocol'], row.get('device')) == (protocol, device)}
+        for name in sorted(trained):
+            row = {'protocol': 'latency', 'network': name, 'device': device}
+            if not results.has(row):
+                results.add(row | {'ms': self._milliseconds_of_label_map(name, settings), 'time': now()})
+
+    def _milliseconds_of_label_map(self, name: str, settings: dict[str, Any]) -> float:
+        """The median time from one frame to its labels. Random weights take as long as trained ones."""
+        of_model = {key: value for key, value in settings.items() if key.startswith(('model.', 'data.crop_size'))}
+        config = self.config(name, Recipe('scratch', {}), 0, 'test', of_model)
+        model = create_network(config, CAMVID.num_classes)
+        size = tuple(config.data.crop_size)
+        segment = Segmenter(model, init_variables(model, 0), shapes=[(1, *size)])
+        frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
+        times = []
+        for _ in range(2 + _TIMED_CALLS):
+            start = time.perf_counter()
+            jax.block_until_ready(segment(frame))
+            times.append(time.perf_counter() - start)
+        return 1e3 * float(np.median(times[2:]))
 
     def examples(self, config: ConfigDict, split: str) -> Examples:
         if split not in self._examples:
@@ -242,8 +316,43 @@ class Runs:
         return self._evaluators[key]
 
 
+class KeptState:
+    """The state of a run that has not ended, in a file beside the results."""
+
+    def __init__(self, results: str, row: dict[str, Any]):
+        """row: what identifies the run."""
+        digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
+        self._path = f'{results}.{digest}.state'
+
+    def restore(self, state) -> tuple[Any, float]:
+        """The state that is kept, and the seconds that the run has taken; `state`, which is fresh, where none is.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        try:
+            content = pathlib.Path(self._path).read_bytes()
+        except FileNotFoundError:
+            return state, 0.0
+        try:
+            restored = serialization.from_bytes({'state': state, 'seconds': 0.0}, content)
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f'{self._path}: damaged; remove it, and the run begins anew') from error
+        say(f'goes on after step {int(restored["state"].step)}')
+        return restored['state'], restored['seconds']
+
+    def keep(self, state, seconds: float) -> None:
+        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
+        with replacing(self._path) as temporary:
+            content = serialization.to_bytes({'state': jax.device_get(state), 'seconds': seconds})
+            pathlib.Path(temporary).write_bytes(content)
+
+    def remove(self) -> None:
+        pathlib.Path(self._path).unlink(missing_ok=True)
+
+
 class Results:
-    """The lines of a results file."""
+    """The lines of a results file: of runs, and of the time of label maps ('protocol' is 'latency')."""
 
     def __init__(self, path: str):
         self._path = path
@@ -268,6 +377,46 @@ class Results:
         self._ends_within_a_line = False
         self.rows.append(row)
 
+    def _runs(self) -> list[dict[str, Any]]:
+        return [row for row in self.rows if 'miou' in row]
+
+    def draw(self, path: str, protocol: str) -> None:
+        """Draws mean mIoU against the time of a label map, and published figures as hollow marks."""
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        times = {(row['network'], row['device']): row['ms'] for row in self.rows if row['protocol'] == 'latency'}
+        groups = {}
+        for row in self._runs():
+            key = row['network'], row['device']
+            if row['protocol'] == protocol and key in times:
+                groups.setdefault((*key, row['recipe']), []).append(100 * row['miou'])
+        best = {}
+        for (*key, recipe), scores in groups.items():
+            best[tuple(key)] = max(best.get(tuple(key), (0.0, '')), (float(np.mean(scores)), recipe))
+        figure = Figure(figsize=(8, 5), dpi=120, layout='constrained')
+        FigureCanvasAgg(figure)
+        axes = figure.subplots()
+        sets = {}
+        for (name, device), (miou, recipe) in best.items():
+            sets.setdefault(f'here: {device}', []).append((times[name, device], miou, f'{name} ({recipe})'))
+        for label, points in sets.items():
+            axes.scatter(*zip(*[point[:2] for point in points]), label=label)
+        published = [(1e3 / float(row['fps']), float(row['miou']), row['method'])
+                     for row in _published() if row['fps']]  # fmt: skip
+        axes.scatter(*zip(*[point[:2] for point in published]), facecolors='none', edgecolors='gray',
+                     label='published, 720x960, on other machines')  # fmt: skip
+        for x, y, title in [*published, *(point for points in sets.values() for point in points)]:
+            axes.annotate(title, (x, y), xytext=(5, 3), textcoords='offset points', fontsize=7)
+        axes.set_xscale('log')
+        axes.margins(x=0.25)
+        axes.set_xlabel('ms from one frame to its labels')
+        axes.set_ylabel(f'mIoU on {protocol}, %')
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc='lower right')
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        figure.savefig(path)
+
     def best(self, network: str, start: str) -> str:
         """The recipe of a start with the best mean mIoU on val.
 
@@ -275,7 +424,7 @@ class Results:
             InputError: there is no such result.
         """
         scores = {}
-        for row in self.rows:
+        for row in self._runs():
             if row['protocol'] == 'val' and row['network'] == network and row['start'] == start:
                 scores.setdefault(row['recipe'], []).append(row['miou'])
         if not scores:
@@ -285,7 +434,7 @@ class Results:
     def table(self) -> str:
         """Markdown: a row a network, recipe and length, over its seeds; then the IoU of each class."""
         groups = {}
-        for row in self.rows:
+        for row in self._runs():
             groups.setdefault((row['protocol'], row['network'], row['recipe'], row['epochs']), []).append(row)
         order = sorted(groups, key=lambda key: (key[0], -np.mean([row['miou'] for row in groups[key]])))
         lines = ['| scored on | network | recipe | epochs | seeds | mIoU % mean | each | pixel accuracy % | ms/step '
@@ -305,6 +454,36 @@ class Results:
             ious = np.mean(ious, axis=0)
             lines.append(f'| {key[0]} {key[1]} {key[2]} | ' + ' | '.join(f'{100 * iou:.1f}' for iou in ious) + ' |')
         return '\n'.join(lines)
+
+
+def _published() -> list[dict[str, str]]:
+    """Rows of the paper's Table 2."""
+    with open(_ROOT / 'atonet_jax/benchmark/published/table2_camvid_test.csv', encoding='utf-8') as file:
+        return list(csv.DictReader(file))
+
+
+def chosen(text: str, results: Results, network_name: str) -> list[tuple[str, Recipe, dict[str, Any]]]:
+    """Names, recipes and settings over them that RECIPE+VARIANT@EPOCHS, or a part of it, stands for.
+
+    Raises:
+        InputError: there is no such recipe or variant, or no result that tells the best.
+    """
+    name, _, epochs = text.partition('@')
+    name, plus, variant = name.partition('+')
+    name = results.best(network_name, name.removeprefix('best:')) if name.startswith('best:') else name
+    try:
+        over = {'train.epochs': float(epochs)} if epochs else {}
+    except ValueError as error:
+        raise InputError(f'{text!r}: what follows @ is a number of epochs') from error
+    base, _, own = name.partition('+')  # the best may be a variant itself
+    if base not in RECIPES:
+        raise InputError(f'{name!r} is no recipe here; known: {", ".join(RECIPES)}')
+    if plus and variant != 'table4' and variant not in VARIANTS:
+        raise InputError(f'{variant!r} is no variant here; known: table4, {", ".join(VARIANTS)}')
+    variants = list(VARIANTS) if variant == 'table4' else [variant or own]
+    return [
+        (f'{base}+{one}' if one else base, RECIPES[base], (VARIANTS[one] if one else {}) | over) for one in variants
+    ]
 
 
 def save(prefix: str, model, variables, megabytes: float) -> list[str]:
@@ -336,8 +515,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--data', default='data/camvid', help='folder of the 360x480 repack')
     parser.add_argument('--backbone', default='', help="file of an ImageNet ResNet-18 in torchvision's names")
     parser.add_argument('--protocol', choices=SPLITS, default='val')
-    parser.add_argument('--networks', nargs='+', default=['atonet'])
-    names = f'best:START, or of {", ".join(RECIPES)}; with @N behind it for N epochs'
+    parser.add_argument('--networks', nargs='*', default=['atonet'], help='none: nothing is trained')
+    names = f'best:START, or of {", ".join(RECIPES)}; with +VARIANT and @EPOCHS behind it'
     parser.add_argument('--recipes', nargs='+', default=['scratch'], help=names)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--epochs', type=float, help='instead of those of the recipes')
@@ -346,6 +525,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--minutes', type=float, default=math.inf, help='after which no run goes on')
     parser.add_argument('--bare', action='store_true', help='also times steps whose batch is there already')
     parser.add_argument('--save', default='', help='folder for the weights of runs with the first seed')
+    parser.add_argument('--chart', default='', help='PNG file: mIoU against the time of a label map, measured here')
     joining = 'instead: writes OUT.safetensors from the files of --save of one run, which follow'
     parser.add_argument('--join', nargs='+', metavar='FILE', help=joining)
     return parser.parse_args(argv)
@@ -369,13 +549,9 @@ def main(argv: list[str] | None = None) -> None:
     left = []
     for seed in arguments.seeds:
         for network_name in arguments.networks:
-            for name in arguments.recipes:
-                name, _, epochs = name.partition('@')
-                name = results.best(network_name, name.removeprefix('best:')) if name.startswith('best:') else name
-                if name not in RECIPES:
-                    raise InputError(f'{name!r} is no recipe here; known: {", ".join(RECIPES)}')
-                recipe = RECIPES[name]
-                over = settings | ({'train.epochs': float(epochs)} if epochs else {})
+            chosen_of_all = [one for text in arguments.recipes for one in chosen(text, results, network_name)]
+            for name, recipe, over in chosen_of_all:
+                over = settings | over
                 config = runs.config(network_name, recipe, seed, arguments.protocol, over)
                 row = {
                     'protocol': arguments.protocol,
@@ -384,20 +560,22 @@ def main(argv: list[str] | None = None) -> None:
                     'start': recipe.start,
                     'seed': seed,
                     'epochs': config.train.epochs,
-                    'settings': BASE | recipe.settings | over,
+                    'settings': base_settings() | recipe.settings | over,
                 }
                 title = f'{arguments.protocol} {network_name} {name}, seed {seed}, {config.train.epochs:g} epochs'
                 if results.has(row):
                     say(f'{title}: done before')
                     continue
                 try:
-                    figures, evaluation, model, variables = runs.run(config)
+                    kept = KeptState(arguments.results, row)
+                    figures, evaluation, model, variables = runs.run(config, kept)
                 except OutOfTimeError:
                     left.append(title)
                     say(f'{title}: left, the time is up')
                     continue
                 except FloatingPointError as error:
                     say(f'{title}: given up, {error}')
+                    kept.remove()
                     continue
                 scores = evaluation.scores
                 row |= figures | {'time': now(), 'device': device_names(), 'versions': versions('jax', 'flax', 'optax')}
@@ -412,6 +590,9 @@ def main(argv: list[str] | None = None) -> None:
                     os.makedirs(arguments.save, exist_ok=True)
                     save(os.path.join(arguments.save, f'{network_name}_{name}_{seed}'), model, variables, megabytes=15)
     print(results.table())
+    if arguments.chart:
+        runs.time_label_maps(results, arguments.protocol, settings)
+        results.draw(arguments.chart, arguments.protocol)
     if left:
         print(f'left: {"; ".join(left)}; the same command goes on with them')
 
@@ -430,3 +611,6 @@ if __name__ == '__main__':
         main()
     except InputError as failure:
         raise SystemExit(f'error: {failure}') from failure
+    except Stopped as stopped:
+        print(f'{stopped}; the same command goes on from there')
+        raise SystemExit(128 + stopped.signal) from stopped

@@ -20,8 +20,9 @@ from jax.sharding import AxisType, Mesh
 from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.cityscapes import load_cityscapes
+from atonet_jax.data.device_cache import DeviceCache
 from atonet_jax.data.examples import Examples
-from atonet_jax.data.pipeline import prefetch_to_device, train_batches
+from atonet_jax.data.pipeline import eval_batches, prefetch_to_device, train_batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.inference.segmenter import Segmenter
@@ -125,6 +126,25 @@ def decide(locked):
     return {'codes': multihost_utils.process_allgather(np.array([zlib.crc32(t.encode()) for t in texts], np.uint32))}
 
 
+def cached(scenes):
+    """{'equal': [processes]}: whether a process's part of the device cache's batches is that of the host pipeline."""
+    mesh, shard = create_mesh(), {'shard_index': jax.process_index(), 'num_shards': jax.process_count()}
+    examples = Examples(load_cityscapes(scenes, 'val'))
+    cache = DeviceCache(examples, mesh)
+    options = dict(batch_size=BATCH_SIZE, augmentation=AUGMENTATION, seed=0, start_sample=3, num_steps=3)
+    ours = [*cache.train_batches(**options), *cache.eval_batches(BATCH_SIZE)]
+    host = [*train_batches(examples, **options, **shard), *eval_batches(examples, batch_size=BATCH_SIZE, **shard)]
+
+    def part(array):
+        shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    equal = len(ours) == len(host) and all(
+        np.array_equal(part(batch[name]), other[name]) for batch, other in zip(ours, host) for name in other
+    )
+    return {'equal': multihost_utils.process_allgather(np.array(equal))}
+
+
 def settled(scenes, path):
     """The variables that all begin with, from `path` or into it."""
     model = tiny_network()
@@ -150,6 +170,8 @@ def main():
             made = segment(images)
         elif name == 'decide':
             made = decide(**options)
+        elif name == 'cached':
+            made = cached(scenes)
         else:
             made = run(scenes, variables, **options)
         found |= {f'{name}/{key}': array for key, array in made.items()}

@@ -177,6 +177,20 @@ class Network:
     weights: Mapping[str, WeightNames] = dataclasses.field(default_factory=dict)
     backbone: WeightNames | None = None
 
+    def with_fresh(self, modules: Sequence[str]) -> 'Network':
+        """The same, but parameters of `modules` (paths such as 'layer4/block0') are none of the backbone's."""
+
+        def is_fresh(path):
+            return '/'.join(path).startswith(tuple(f'{module}/' for module in modules))
+
+        def group(path):
+            return 'head' if is_fresh(path) else self.group(path)
+
+        def reduced(path):
+            return not is_fresh(path) and self.reduced(path)
+
+        return dataclasses.replace(self, group=group, reduced=self.reduced and reduced)
+
 
 @dataclasses.dataclass(frozen=True)
 class Family:

@@ -47,20 +47,34 @@ class TrainedNetwork(NamedTuple):
         return self._replace(model=self.model.clone(dtype=jnp.float32))
 
 
-def starting_variables(config: ConfigDict, model: nn.Module, table: ClassTable, mesh: Mesh) -> dict[str, Any]:
+def starting_variables(
+    config: ConfigDict, model: nn.Module, table: ClassTable, mesh: Mesh
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Freshly drawn variables. Those of `init_from` or `model.pretrained_backbone` replace them, if given.
+
+    Returns:
+        The variables, and the modules of the backbone that its file lacks.
 
     Raises:
         InputError: the file or run cannot be read or does not fit.
     """
     variables = init_variables(model, config.seed)
     if config.init_from and holds_run(config.init_from):
-        return _from_run(config, model, table, variables, mesh)
+        return _from_run(config, model, table, variables, mesh), ()
     if config.init_from:
-        return torch_weights.load_network(config.init_from, model, variables, strict=config.init_strict)
+        return torch_weights.load_network(config.init_from, model, variables, strict=config.init_strict), ()
     if config.model.pretrained_backbone:
-        return torch_weights.load_backbone(config.model.pretrained_backbone, model, variables)
-    return variables
+        return load_backbone(config, model, variables)
+    return variables, ()
+
+
+def load_backbone(
+    config: ConfigDict, model: nn.Module, variables: Mapping[str, Any]
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """`torch_weights.load_backbone` as the config's section `model` says."""
+    return torch_weights.load_backbone(
+        config.model.pretrained_backbone, model, variables, config.model.pretrained_strict
+    )
 
 
 def _from_run(

@@ -2,6 +2,7 @@
 
     config.json         every setting of the run
     class_table.json    the classes that it predicts
+    fresh_modules.json  parts of the backbone that its file lacked (config.model.pretrained_strict=false), if any
     class_pixels.json   training pixels of each class, where config.loss.class_weights needs them
     environment.json    time, devices and versions of each start of training
     metrics.jsonl       a line of figures every few steps, and one for each evaluation
@@ -22,7 +23,7 @@ import os
 import pathlib
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from ml_collections import ConfigDict
@@ -36,12 +37,13 @@ _log = logging.getLogger(__name__)
 
 CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
+_FRESH_FILE = 'fresh_modules.json'
 ENVIRONMENT_FILE = 'environment.json'
 METRICS_FILE = 'metrics.jsonl'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
 # Settings that change no shape of a parameter.
-_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ')
+_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ', 'config.model.pretrained_strict ')
 _STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # a training state depends on these
 
 
@@ -157,6 +159,28 @@ def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str
         write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
         write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
     return changes
+
+
+def record_fresh(workdir: str, modules: Sequence[str]) -> None:
+    """Keeps the modules that a new run's backbone file lacked; in going on, they keep their learning rate."""
+    path = os.path.join(workdir, _FRESH_FILE)
+    with writing(workdir):
+        if modules:
+            write_json(path, {'modules': list(modules)})
+        else:
+            pathlib.Path(path).unlink(missing_ok=True)  # of an earlier start that reached no checkpoint
+
+
+def read_fresh(workdir: str) -> tuple[str, ...]:
+    """What `record_fresh` kept.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    if not os.path.exists(os.path.join(workdir, _FRESH_FILE)):
+        return ()
+    with _run_file(workdir, _FRESH_FILE) as stored:
+        return tuple(stored['modules'])
 
 
 def holds_run(workdir: str) -> bool:

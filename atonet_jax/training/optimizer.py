@@ -97,6 +97,7 @@ class Optimizer(NamedTuple):
         second_beta: of Adam.
         decayed: 'all' parameters, or 'kernels' alone: no biases, scales of batch normalisation and slopes.
         frozen: groups of the contract that stay as they are.
+        fresh: modules of the backbone that are trained as the rest, because its file lacks them.
     """
 
     name: str
@@ -105,6 +106,7 @@ class Optimizer(NamedTuple):
     second_beta: float = 0.99
     decayed: str = 'all'
     frozen: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
 
     def init(self, params: Any) -> optax.OptState:
         """The state before the first update."""
@@ -123,7 +125,7 @@ class Optimizer(NamedTuple):
         return self._transformation(learning_rates, weight_decays).update(gradient, opt_state, params)
 
     def _transformation(self, learning_rates, weight_decays) -> optax.GradientTransformation:
-        contract = network(self.model)
+        contract = network(self.model).with_fresh(self.fresh)
 
         def groups(params):
             def group_of(path, _):

@@ -5,7 +5,7 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network, validate, validate_batches, validate_classes
 from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
+from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_examples
@@ -24,13 +25,13 @@ from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_outputs, check_size, network
-from atonet_jax.process.devices import create_mesh, split_by_batch
+from atonet_jax.process.devices import create_mesh, give_back_freed_memory, split_by_batch
 from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
-from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, write_json, writing
+from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, read_fresh, record_fresh, write_json, writing
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
@@ -40,6 +41,8 @@ from atonet_jax.training.step import Objective, Recipe, StepNumbers, compile_tra
 from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
+
+_GIVE_BACK_SECONDS = 60.0
 
 
 def train(config: ConfigDict, workdir: str) -> Scores:
@@ -63,28 +66,35 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     model = create_network(config, table.num_classes)
     objective = create_objective(config, model)
     resumes = decided_by_main_process(lambda: has_checkpoint(workdir))
-    variables = blank_variables(model) if resumes else starting_variables(config, model, table, mesh)
+    if resumes:
+        variables, fresh = blank_variables(model), read_fresh(workdir)
+    else:
+        variables, fresh = starting_variables(config, model, table, mesh)
     with ExitStack() as held:
         decided_by_main_process(lambda: held.enter_context(lock(workdir)))
-        return _train(config, workdir, mesh, table, objective, variables, resumes)
+        return _train(config, workdir, mesh, table, objective, variables, fresh, resumes)
 
 
-def _train(config, workdir, mesh, table, objective, variables, resumes) -> Scores:
+def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -> Scores:
     """`train` in a workdir that is ours."""
     with main_process_first('data'):
         train_set, eval_set = (
             load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
         )
+    if shared := shared_images_text(train_set.dataset, eval_set.dataset):
+        _log.warning('%s', shared)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
     changes = decided_by_main_process(lambda: claim(workdir, config, table))
+    if not resumes:
+        decided_by_main_process(lambda: record_fresh(workdir, fresh))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
     padding, is_much = padding_text(sizes, train_augmentation(config))
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
     timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
 
-    options = step_options(config, objective)
+    options = step_options(config, objective, fresh)
     state = create_state(variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
     _log.info(
         '%s: %d parameters; %d training and %d evaluation images; on %d %s device(s)',
@@ -199,7 +209,7 @@ class _Run:
         train, timeline, scores = self._config.train, self._recorder.timeline, None
         total_steps, first_step = timeline.total_steps, timeline.start_step + 1
         self._last_good_step = timeline.start_step
-        pending = []
+        pending, given_back = [], -math.inf  # at first what compiling took
         started, before_this = time.perf_counter(), dict(self._numbers)
         with self._recorder.progress() as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step):
@@ -213,6 +223,9 @@ class _Run:
                     self._check(pending, explain and (lambda: explain(before, batch, of_step)))
                     progress.look(pending)
                     pending = []
+                    if evaluates or time.perf_counter() > given_back + _GIVE_BACK_SECONDS:
+                        give_back_freed_memory()
+                        given_back = time.perf_counter()
                 if saves:
                     self._numbers |= {
                         'seconds': before_this['seconds'] + time.perf_counter() - started,
@@ -310,6 +323,17 @@ def with_crop_size(config: ConfigDict, sizes: Mapping[tuple[int, int], int]) -> 
     return config
 
 
+def shared_images_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:
+    """One line if images of the evaluation are trained on; '' if not."""
+    shared = sorted(set(train.image_paths) & set(evaluated.image_paths))
+    if not shared:
+        return ''
+    return (
+        f'config.data.eval_split={evaluated.split}: {len(shared)} of its {len(evaluated)} images are in '
+        f'config.data.train_split={train.split} too, such as {shared[0]}; the scores say nothing of other images'
+    )
+
+
 def train_augmentation(config: ConfigDict) -> Augmentation:
     """What the config's section `data` makes of a training image."""
     data = config.data
@@ -363,8 +387,11 @@ def create_recipe(
     return Recipe(learning_rates, weight_decays, config.optimizer.ema_decay, config.seed, class_weights)
 
 
-def step_options(config: ConfigDict, objective: Objective) -> dict[str, Any]:
-    """Keyword arguments of `train_step` as a run of this config has them."""
+def step_options(config: ConfigDict, objective: Objective, fresh: Sequence[str] = ()) -> dict[str, Any]:
+    """Keyword arguments of `train_step` as a run of this config has them.
+
+    fresh: modules that the backbone's file lacks.
+    """
     optimizer = Optimizer(
         config.optimizer.name,
         objective.model,
@@ -372,6 +399,7 @@ def step_options(config: ConfigDict, objective: Objective) -> dict[str, Any]:
         second_beta=config.optimizer.second_beta,
         decayed=config.optimizer.decayed,
         frozen=tuple(config.optimizer.frozen),
+        fresh=tuple(fresh),
     )
     return {
         'objective': objective,

@@ -318,7 +318,7 @@ class Life(NamedTuple):
 def life(request, scenes, tmp_path_factory):
     config, workdir = config_of(request.param, scenes), str(tmp_path_factory.mktemp(request.param) / 'run')
     with pytest.MonkeyPatch.context() as patched:  # drawing them by JAX takes seconds to compile
-        patched.setattr(train_module, 'starting_variables', lambda config, model, table, mesh: drawn_variables(model))
+        patched.setattr(train_module, 'starting_variables', lambda config, model, *_: (drawn_variables(model), ()))
         return Life(config, workdir, train(config, workdir))
 
 

@@ -89,12 +89,13 @@ def test_eight_devices_of_a_process_train_and_evaluate_as_one_does(eight_devices
 
 def test_devices_of_two_processes_train_and_evaluate_as_one_does(repository, folder, scenes, eight_devices):
     workdir = str(folder / 'locked')
-    jobs = {'all': {'num_steps': STEPS}, 'decide': {'locked': workdir}}
+    jobs = {'all': {'num_steps': STEPS}, 'decide': {'locked': workdir}, 'cached': {}}
     with lock(workdir):
         found = run_workers(repository, folder, scenes, jobs, num_devices=2, num_processes=2)
         with pytest.raises(InputError) as refusal, lock(workdir):
             pass
     assert found['all']['devices'] == 4
+    assert found['cached']['equal'].tolist() == [True, True], 'batches from the memory of the devices'
     assert_trains_and_evaluates_alike(found['all'], eight_devices['on 1'])
     expected = [zlib.crc32(text.encode()) for text in ('ö 0', str(refusal.value))]
     assert found['decide']['codes'].tolist() == [expected, expected], 'the first process decides, and all end alike'

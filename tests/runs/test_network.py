@@ -18,7 +18,7 @@ def started_from(workdir, config, table):
     config = config.copy_and_resolve_references()
     config.init_from = workdir
     model = create_network(config, table.num_classes)
-    return flatten_dict(starting_variables(config, model, table, create_mesh()), sep='/')
+    return flatten_dict(starting_variables(config, model, table, create_mesh())[0], sep='/')
 
 
 def learned(workdir):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 
 import jax
 import numpy as np
@@ -9,8 +10,11 @@ import PIL.Image
 import pytest
 from flax.traverse_util import flatten_dict
 
+from atonet_jax.config import create_network
+from atonet_jax.errors import InputError
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.stopping import Stopped
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
@@ -42,11 +46,18 @@ def assert_saved_and_joined(model, variables, folder):
         np.testing.assert_allclose(array, expected[name], rtol=1e-3, atol=1e-6)
 
 
-def test_steps_are_those_of_training(root, tmp_path):
+def test_steps_are_those_of_training_also_after_an_interruption(root, tmp_path, monkeypatch):
     runs = camvid.Runs(root, '', deadline=float('inf'))
     settings = {'model.width': 4, 'train.epochs': 6.0, 'train.batch_size': 4, 'schedule.warmup_epochs': 1.0}
     config = runs.config('segnet_basic', camvid.RECIPES['tiny'], 3, 'val', settings)
-    figures, evaluation, model, variables = runs.run(config)
+    kept = camvid.KeptState(str(tmp_path / 'results.jsonl'), {'network': 'segnet_basic'})
+    with monkeypatch.context() as patched:
+        patched.setattr(camvid.StopSignals, 'received', lambda self, step: signal.SIGINT if step == 3 else None)
+        with pytest.raises(Stopped, match='after step 3, which is saved'):
+            runs.run(config, kept)
+    assert list(tmp_path.glob('*.state'))
+    figures, evaluation, model, variables = runs.run(config, kept)
+    assert not list(tmp_path.iterdir())
     steps = figures['steps']
     assert steps == 8 and evaluation.dataset == 'camvid val' and len(evaluation.per_image) == 3
 
@@ -62,7 +73,7 @@ def test_steps_are_those_of_training(root, tmp_path):
     for step, batch in enumerate(batches):
         state, metrics = step_fn(state, batch, recipe.at(step))
         losses.append(float(metrics['loss']))
-    np.testing.assert_allclose(figures['loss'], np.mean(losses), rtol=1e-4)
+    np.testing.assert_allclose(figures['loss'], np.mean(losses[3:]), rtol=1e-4)
     assert_saved_and_joined(model, variables, tmp_path)
     for ours, theirs in zip(jax.tree.leaves(variables), jax.tree.leaves(state.averaged), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
@@ -82,11 +93,48 @@ def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
     assert [row['seed'] for row in rows] == [0, 1]
     assert all(0 <= row['miou'] <= 1 and np.shape(row['confusion']) == (11, 11) for row in rows)
 
+    chart = tmp_path / 'chart.png'
+    small = ['data.crop_size=[64,96]', '--chart', str(chart), '--networks']
+    for _ in range(2):  # the time is measured once
+        camvid.main([*command, *small])
+    with PIL.Image.open(chart) as picture:
+        assert picture.size[0] > 500
+    assert [row['protocol'] for row in camvid.Results(str(path)).rows] == ['val', 'val', 'latency']
+
     command[3] = 'best:scratch'
     camvid.main([*command, '--protocol', 'test', '--minutes', '0'])
     out = capsys.readouterr().out
     assert 'left: test segnet_basic tiny, seed 0, 1 epochs; the same command goes on' in out
-    assert len(camvid.Results(str(path)).rows) == 2
+    assert len(camvid.Results(str(path)).rows) == 3
+
+
+def test_a_damaged_state_is_one_line(tmp_path):
+    kept = camvid.KeptState(str(tmp_path / 'results.jsonl'), {})
+    kept.keep({'a': np.zeros(3)}, 1.0)
+    [path] = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:20])
+    with pytest.raises(InputError, match='damaged; remove it, and the run begins anew'):
+        kept.restore({'a': np.zeros(3)})
+
+
+def test_every_row_of_table_4_is_a_variant_that_works(root):
+    """Settings and terms of the loss fit the network; none is trained here."""
+    results = camvid.Results('')
+    runs, given = camvid.Runs(root, '', deadline=float('inf')), set()
+    rows = camvid.chosen('tiny+table4@3', results, 'atonet')
+    assert [sum(kind in name for name, *_ in rows) for kind in ('+bins', '+aux', '+dagger')] == [3, 9, 1]
+    for name, recipe, over in rows:
+        config = runs.config('atonet', recipe, 0, 'val', over | {'model.width': 8, 'model.backbone_width': 8})
+        assert config.train.epochs == 3
+        model = create_network(config, 11)
+        given.add((model.spp_bins, model.aux_levels, config.loss.aux_target))
+        if name.endswith(('dagger_3_4_5', 'aux_1')):
+            terms = create_objective(config, model).terms
+            assert {term.at for term in terms[1:]} == {'labels' if 'dagger' in name else 'output'}
+    assert len(given) == 13
+    for wrong in ('tiny+bins_9', 'small', 'tiny@many', 'best:pretrained'):
+        with pytest.raises(InputError):
+            camvid.chosen(wrong, results, 'atonet')
 
 
 def test_parts_hold_the_same_pixels(root, tmp_path):

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.process.devices import create_mesh
@@ -16,7 +17,7 @@ from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.network import create_network
 from atonet_jax.runs.workdir import load_config, read_metrics
 from atonet_jax.training import train as train_module
-from atonet_jax.training.train import train, with_crop_size
+from atonet_jax.training.train import shared_images_text, train, with_crop_size
 
 TOTAL_STEPS = 6
 
@@ -73,6 +74,14 @@ def test_crops_take_the_size_of_most_images_where_none_is_given(basic_config):
     assert tuple(with_crop_size(config, sizes).data.crop_size) == (128, 64)
     with pytest.raises(InputError, match=r'most training images have 20x96 pixels; give a crop size of at least 33'):
         with_crop_size(config, {(20, 96): 5})
+
+
+def test_images_that_are_trained_on_and_evaluated_are_said(tiny_config):
+    train, val, both = (load_dataset(tiny_config.data, split) for split in ('train', 'val', 'train+val'))
+    assert shared_images_text(train, val) == ''
+    line = shared_images_text(both, val)
+    assert line.startswith(f'config.data.eval_split=val: {len(val)} of its {len(val)} images are in ')
+    assert 'config.data.train_split=train+val too, such as ' in line and '\n' not in line
 
 
 def test_another_network_in_the_workdir_is_refused_and_nothing_is_harmed(finished, tiny_config):

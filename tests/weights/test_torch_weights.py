@@ -11,8 +11,10 @@ from atonet_jax.errors import InputError
 from atonet_jax.models import create_model
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import starting_variables
-from atonet_jax.torch_files import write_state_dict
+from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, load_backbone, load_network, to_torch
+from atonet_jax.training import train
+from atonet_jax.training.optimizer import parameter_group
 from tests import golden_files
 from tests.drawn_weights import drawn_state, drawn_variables
 from tests.parity_cases import TINY
@@ -156,13 +158,86 @@ def test_a_backbone_of_another_width_is_no_head_to_be_left_fresh(tiny_model, tin
         load_network(path, tiny_model, fresh=tiny_variables, strict=False)
 
 
+@pytest.fixture
+def partial_backbone(published, tmp_path):
+    """A file without the last stage's second block and one batch normalisation's mean."""
+    state = torchvision_backbone(published)
+    state = {name: array for name, array in state.items() if not name.startswith('layer4.1')}
+    del state['layer2.0.bn1.running_mean']
+    path = str(tmp_path / 'partial.pth')
+    write_state_dict(path, state)
+    return path
+
+
+def test_parts_that_a_backbone_lacks_start_fresh_if_asked(
+    partial_backbone, published, tiny_model, tiny_variables, caplog
+):
+    with pytest.raises(InputError, match=r'missing: layer2.*pretrained_strict=false starts such parts fresh$'):
+        load_backbone(partial_backbone, tiny_model, tiny_variables)
+    with caplog.at_level('INFO', 'atonet_jax'):
+        loaded, fresh = load_backbone(partial_backbone, tiny_model, tiny_variables, strict=False)
+    assert fresh == ('layer2/block0/conv1/bn', 'layer4/block1')
+    [line] = caplog.messages
+    assert line.endswith('fresh, at the full learning rate: layer2/block0/conv1/bn, layer4/block1')
+    drawn = flatten_dict(tiny_variables, sep='/')
+    for path, array in flatten_dict(loaded, sep='/').items():
+        if any(f'/{module}/' in path for module in fresh):
+            np.testing.assert_array_equal(array, drawn[path])
+    kernel = loaded['params']['layer4']['block0']['conv2']['conv']['kernel']
+    np.testing.assert_array_equal(kernel, published['layer4.0.conv2.weight'].transpose(2, 3, 1, 0))
+
+
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'conv1.weight': np.zeros((9, 3, 7, 7))}, '1 misshapen: conv1.weight is 9x3x7x7, not 8x3x7x7'),
+        ({'layer2.0.bn1.weight': np.zeros(9)}, '1 misshapen: layer2.0.bn1.weight is 9, not 16'),  # beside a missing one
+        ({'layer5.0.conv1.weight': np.zeros(9)}, '1 unexpected: layer5.0.conv1.weight'),
+    ],
+)
+def test_a_backbone_that_lacks_parts_is_refused_for_what_else_does_not_fit(
+    change, message, partial_backbone, tiny_model, tiny_variables
+):
+    write_state_dict(partial_backbone, read_state_dict(partial_backbone) | change)
+    with pytest.raises(InputError) as error:
+        load_backbone(partial_backbone, tiny_model, tiny_variables, strict=False)
+    assert str(error.value) == f'{partial_backbone}: does not fit the backbone of ATONet: {message}'
+
+
+def test_a_file_without_any_part_is_no_backbone(tiny_model, tiny_variables, tmp_path):
+    path = str(tmp_path / 'classifier.pth')
+    write_state_dict(path, {'fc.weight': np.zeros((10, 64))})
+    with pytest.raises(InputError, match='does not fit the backbone of ATONet: .* missing: '):
+        load_backbone(path, tiny_model, tiny_variables, strict=False)
+
+
+def test_fresh_parts_keep_the_full_rate_when_a_run_goes_on(partial_backbone, tiny_config, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def note(config, contract, *arguments):
+        paths = [('layer4', block, 'conv1', 'conv', 'kernel') for block in ('block0', 'block1')]
+        seen.append([parameter_group(path, contract, frozen) for path in paths for frozen in ((), ('backbone',))])
+        raise Seen
+
+    seen = []
+    monkeypatch.setattr(train, '_create_optimizer', note)
+    config = tiny_config.copy_and_resolve_references()
+    config.model.update(pretrained_backbone=partial_backbone, pretrained_strict=False)
+    for resumes in (False, True):
+        monkeypatch.setattr(train, 'has_checkpoint', lambda workdir: resumes)
+        with pytest.raises(Seen):
+            train.train(config, str(tmp_path / 'run'))
+    assert seen == [['backbone', 'frozen', 'rest', 'rest']] * 2
+
+
 def test_a_run_starts_from_the_file_that_its_config_names(published, tiny_config, tmp_path):
     path = tmp_path / 'resnet18.pth'
     state = torchvision_backbone(published)
     write_state_dict(str(path), {f'module.{name}': array.astype(np.float16) for name, array in state.items()})
     config = tiny_config.copy_and_resolve_references()
     config.model.pretrained_backbone = str(path)
-    variables = starting_variables(config, create_network(config, 19), CITYSCAPES, create_mesh())
+    variables, _ = starting_variables(config, create_network(config, 19), CITYSCAPES, create_mesh())
     kernel = variables['params']['layer4']['block1']['conv2']['conv']['kernel']
     expected = published['layer4.1.conv2.weight'].astype(np.float16).astype(np.float32).transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(kernel, expected)
