@@ -347,21 +347,22 @@ def test_a_constant_that_no_size_explains_is_refused():
         to_onnx(function, (1, None, None, 6))
 
 
-@pytest.mark.parametrize(
-    ('factor', 'classes', 'packed'), [(4, 19, True), (2, 3, True), (8, 19, True), (3, 19, False), (4, 33, False)]
-)
-def test_packed_labels_are_those_of_the_enlarged_logits_but_for_near_ties(factor, classes, packed):
+@pytest.mark.parametrize(('factor', 'classes'), [(1, 11), (4, 19), (3, 2), (8, 33)])
+def test_packed_labels_are_those_of_the_enlarged_logits_but_for_near_ties(factor, classes):
     logits = RNG.normal(size=(2, 6, 7, classes)).astype(np.float32)
     logits[0, 0, 0] = logits[0, 0, 1] = 5  # of equal ones the first
-    enlarged = resize_bilinear(logits, (6 * factor, 7 * factor))
+    enlarged = np.asarray(resize_bilinear(logits, (6 * factor, 7 * factor)))
 
     def labels(x):
         return jnp.argmax(resize_bilinear(x, (6 * factor, 7 * factor)), -1).astype(jnp.uint8)
 
     model = to_onnx(labels, logits.shape, packed_labels=True)
-    assert any(node.op_type == 'ArgMax' for node in model.graph.node) != packed
+    assert 'ArgMax' not in {node.op_type for node in model.graph.node}
+    enlargements = {node.output[0] for node in model.graph.node if node.op_type == 'Resize'}
+    users = {node.op_type for node in model.graph.node if enlargements & set(node.input)}
+    assert users <= {'Round'}  # what is before may be computed in bfloat16, which would lose the class
     (result,) = onnxruntime.InferenceSession(model.SerializeToString()).run(None, {'images': logits})
-    chosen = np.take_along_axis(np.asarray(enlarged), result[..., None].astype(int), -1)[..., 0]
+    chosen = np.take_along_axis(enlarged, result[..., None].astype(int), -1)[..., 0]
     assert result.dtype == np.uint8 and result[0, 0, 0] == 0
-    assert np.all(np.max(enlarged, -1) - chosen <= np.abs(logits).max() / 1023)
-    assert np.mean(result == np.argmax(enlarged, -1)) > 0.99
+    assert np.all(enlarged.max(-1) - chosen <= 2 * np.abs(logits).max() / 2**16)
+    assert np.mean(result == enlarged.argmax(-1)) > 0.99

@@ -72,8 +72,8 @@ def to_onnx(
         output_name: of the graph.
         winograd: large 3x3 convolutions as matrix products, and labels by strips: faster in ONNX Runtime on CPUs,
             slower in OpenVINO. Only where height and width are fixed.
-        packed_labels: the best class of enlarged logits by a maximum of numbers that hold the class: several times as
-            fast as `ArgMax`. Logits are rounded to 2048 levels or more, so near ties may go the other way.
+        packed_labels: the best class of logits by a maximum of numbers that hold the class: in OpenVINO several times
+            as fast as `ArgMax`. Logits are rounded to 16384 levels or more, so near ties may go the other way.
 
     Returns:
         A checked model.

@@ -5,11 +5,10 @@ import numpy as np
 from atonet_jax.export.onnx import winograd
 from atonet_jax.export.onnx.lowering import Value, rule
 from atonet_jax.export.onnx.program import Constant, Size, Varied, combine
+from atonet_jax.export.onnx.reductions import best_class, scaled_logits
 from atonet_jax.ops import adaptive_pool_matrix, align_corners_matrix
 
 _LONGEST_PRODUCT = 64  # pixels along an axis; longer ones, `Resize` computes faster than a product with a matrix
-_PACKED = 2**21  # float32 holds such numbers to an eighth, so rounding does not reach the class in them
-_MOST_CODES = 32  # classes, so that 1024 levels of logits or more remain on each side of 0
 _MODES = {
     'half_pixel': {'mode': 'linear', 'coordinate_transformation_mode': 'half_pixel'},
     'align_corners': {'mode': 'linear', 'coordinate_transformation_mode': 'align_corners'},
@@ -91,46 +90,10 @@ def _resize_argmax(lowering, step, x):
     x, output, (height, width) = lowering.whole(x), step.outputs[0], step.params['size']
     if lowering.winograd and winograd.labels_suit(x, (height, width)):
         return lowering.new(winograd.labels_by_strips(lowering, x, (height, width), output.dtype), output, (0, 1, 2))
-    packed = _packed_labels(lowering, x, (height, width)) if lowering.packed_labels else None
-    if packed is not None:
-        return lowering.new(lowering.cast(packed, output.dtype), output, (0, 1, 2))
-    name = resized(lowering, x, 'half_pixel', {1: height, 2: width})
-    name = lowering.graph('ArgMax', name, axis=x.order.index(3), keepdims=0)
+    scaled = scaled_logits(lowering, x)
+    name = resized(lowering, scaled or x, 'half_pixel', {1: height, 2: width})
+    name = best_class(lowering, name, x, 3, scaled is not None)
     return lowering.new(lowering.cast(name, output.dtype), output, [axis for axis in x.order if axis != 3])
-
-
-def _packed_labels(lowering, logits: Value, size: tuple[Size, Size]) -> str | None:
-    """The best class of each pixel of the logits enlarged to `size`, [B, H, W] int32; None where it is not exact.
-
-    Logits become whole numbers with the class in their lowest bits, so one maximum over the classes finds both. An
-    enlargement by a power of two has weights in parts of 1 / step: multiples of step * codes keep the lowest bits free.
-    Where few levels would remain, rows are enlarged before.
-    """
-    graph = lowering.graph
-    _, height, width, classes = logits.shape
-    factors = {combine(lambda a, b: b / a, *pair) for pair in ((height, size[0]), (width, size[1]))}
-    factor = factors.pop()
-    codes = 1 << (classes - 1).bit_length()
-    if factors or factor not in (2, 4, 8, 16) or codes > _MOST_CODES:
-        return None
-    x = lowering.in_order(logits, (0, 1, 2, 3))
-    largest = graph('ReduceMax', graph('Abs', x), graph.integers(1, 2, 3), keepdims=1)
-    largest = graph('Max', largest, graph.constant(np.float32(1e-30)))
-
-    def enlarged(x: str, axes: list[int]) -> str:
-        scales = graph.constant(np.array([factor] * len(axes), np.float32))
-        return graph('Resize', x, '', scales, axes=axes, **_MODES['half_pixel'])
-
-    axes, step = [1, 2], 4 * int(factor) ** 2
-    if factor > 4:
-        x, axes, step = enlarged(x, [1]), [2], 2 * int(factor)
-    levels = _PACKED // (step * codes)
-    x = graph('Mul', x, graph('Div', graph.constant(np.float32(levels - 1)), largest))
-    x = graph('Mul', graph('Round', x), graph.constant(np.float32(step * codes)))
-    x = graph('Add', x, graph.constant(np.arange(classes)[::-1], np.float32))  # of equal ones the first
-    x = graph('Round', graph('ReduceMax', enlarged(x, axes), graph.integers(3), keepdims=0))
-    x = graph('BitwiseAnd', lowering.cast(x, np.int32), graph.constant(np.int32(codes - 1)))
-    return graph('Sub', graph.constant(np.int32(classes - 1)), x)
 
 
 def lower_resizing_matrix(lowering, x: Value, axis: int, matrix: Constant) -> str | None:
