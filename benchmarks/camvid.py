@@ -110,7 +110,7 @@ class OutOfTimeError(Exception):
 
 
 class Runs:
-    """Trains and scores; keeps what runs share: data on the devices, compiled programs."""
+    """Trains and scores; keeps the data on the devices, which runs share."""
 
     def __init__(self, root: str, backbone: str, deadline: float, measure_bare_steps: bool = False):
         """
@@ -125,7 +125,7 @@ class Runs:
         self._backbone = backbone
         self._deadline = deadline
         self._mesh = create_mesh()
-        self._examples, self._evaluators = {}, {}
+        self._examples = {}
         self._step_seconds = {}  # by program
 
     def config(self, network: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
@@ -195,7 +195,7 @@ class Runs:
         trained = time.monotonic()
         self._step_seconds[step_fn] = (trained - first) / max(1, total_steps - 1)
         variables = state.averaged or state.variables
-        evaluation = self._evaluator(config, model, eval_set).run(variables)
+        evaluation = Evaluator(model, eval_set, config.eval, self._mesh).run(variables)
         bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, recipe)
         figures = bare | {
             'steps': total_steps,
@@ -234,12 +234,6 @@ class Runs:
             with tempfile.TemporaryDirectory() as folder:  # for what it remembers of the files
                 self._examples[split] = load_examples(config.data, split, folder)
         return self._examples[split]
-
-    def _evaluator(self, config: ConfigDict, model, examples) -> Evaluator:
-        key = model, examples
-        if key not in self._evaluators:
-            self._evaluators[key] = Evaluator(model, examples, config.eval, self._mesh)
-        return self._evaluators[key]
 
 
 class Results:

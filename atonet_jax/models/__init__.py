@@ -228,7 +228,8 @@ def _infer(variables: Mapping[str, Any], model: nn.Module) -> dict[str, jax.Arra
 
 def _read_by(model: nn.Module, variables: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `variables`, but for prepared ones, that inference computes with."""
-    jaxpr = _infer.trace(variables, model).jaxpr.jaxpr
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), variables)
+    jaxpr = _infer.trace(abstract, model).jaxpr.jaxpr
     read = {id(variable) for equation in jaxpr.eqns for variable in equation.invars}
     read |= {id(variable) for variable in jaxpr.outvars}
     kept = {}
