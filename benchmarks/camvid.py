@@ -145,7 +145,7 @@ class OutOfTimeError(Exception):
 
 
 class Runs:
-    """Trains and scores; keeps what runs share: data on the devices, compiled programs."""
+    """Trains and scores; keeps the data on the devices, which runs share."""
 
     def __init__(self, root: str, backbone: str, deadline: float, measure_bare_steps: bool = False):
         """
@@ -160,7 +160,7 @@ class Runs:
         self._backbone = backbone
         self._deadline = deadline
         self._mesh = create_mesh()
-        self._examples, self._evaluators = {}, {}
+        self._examples = {}
 
     def config(self, network: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
         """The config of a run; `settings` go over those of the recipe.
@@ -244,7 +244,7 @@ class Runs:
         jax.block_until_ready(state)
         seconds_a_step = (time.monotonic() - first) / max(1, total_steps - first_step - 1)
         variables = state.averaged or state.variables
-        evaluation = self._evaluator(config, model, eval_set).run(variables)
+        evaluation = Evaluator(model, eval_set, config.eval, self._mesh).run(variables)
         bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, recipe)
         figures = bare | {
             'steps': total_steps,
@@ -308,12 +308,6 @@ class Runs:
             with tempfile.TemporaryDirectory() as folder:  # for what it remembers of the files
                 self._examples[split] = load_examples(config.data, split, folder)
         return self._examples[split]
-
-    def _evaluator(self, config: ConfigDict, model, examples) -> Evaluator:
-        key = model, examples
-        if key not in self._evaluators:
-            self._evaluators[key] = Evaluator(model, examples, config.eval, self._mesh)
-        return self._evaluators[key]
 
 
 class KeptState:

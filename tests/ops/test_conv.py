@@ -249,6 +249,14 @@ def test_one_switch_turns_the_fast_paths_off(monkeypatch):
         assert has_loop_over_strips()
 
 
+def test_a_jitted_function_is_traced_anew_when_the_switch_is_turned():
+    traced = jax.jit(lambda x: x + cpu.has_fast_paths())
+    assert traced(0) == 1
+    with cpu.fast_paths(False):
+        assert traced(0) == 0
+    assert traced(0) == 1
+
+
 def test_without_fast_paths_there_is_a_forward_mode_gradient():
     x, kernel = jnp.ones((1, 4, 4, 3)), jnp.ones((3, 3, 3, 4))
     with cpu.fast_paths(False):

@@ -182,7 +182,7 @@ def test_positive_rotation_is_counterclockwise_and_flips_come_after_it():
     geometry = Geometry(12, 12, 12, 12, crop_top=2, crop_left=3, window_top=0, window_left=0, flip=0)
     turns = [geometry._replace(rotation=90_000), geometry._replace(rotation=-90_000)]
     turns.append(turns[0]._replace(flip=1))
-    crops, labels = augment(batch | {'geometry': np.array(turns, np.int32)}, Augmentation((8, 8), rotation=90.0))
+    crops, labels = AUGMENT(batch | {'geometry': np.array(turns, np.int32)}, Augmentation((8, 8), rotation=90.0))
     for whole, crop in ((IMAGENET(batch['image']), crops), (batch['label'], labels)):
         upright = np.asarray(whole)[:, 2:10, 3:11]
         np.testing.assert_allclose(crop[0], np.rot90(upright[0]), rtol=0, atol=1e-4)
@@ -197,7 +197,7 @@ def test_padding_is_exactly_zero_and_ignored():
         'label': np.zeros((1, 12, 12), np.uint8),
         'geometry': np.array([geometry], np.int32),
     }
-    crops, labels = augment(batch, Augmentation((10, 10)))
+    crops, labels = AUGMENT(batch, Augmentation((10, 10)))
     inside = np.zeros((10, 10), bool)
     inside[2:6, 3:7] = True
     np.testing.assert_array_equal(labels[0] == 0, inside)
@@ -219,7 +219,7 @@ def test_largest_images_do_not_overflow(rotation):
         'label': np.broadcast_to(window[None, :, None], (1, 8, 8)),
         'geometry': np.array([geometry], np.int32),
     }
-    _, labels = augment(batch, Augmentation((8, 8), rotation=rotation))
+    _, labels = AUGMENT(batch, Augmentation((8, 8), rotation=rotation))
     np.testing.assert_array_equal(labels[0, :, 0], [1, 1, 2, 2, 3, 3, 4, 4])
 
 
@@ -365,7 +365,7 @@ def test_blur_mixes_the_mean_colour_in_from_outside():
         'label': np.zeros((1, 12, 12), np.uint8),
         'geometry': np.array([geometry], np.int32),
     }
-    crops, _ = augment(batch, Augmentation((8, 8), blur=1.0, blur_sigma=(1.0, 1.0)), jax.random.key(0))
+    crops, _ = AUGMENT(batch, Augmentation((8, 8), blur=1.0, blur_sigma=(1.0, 1.0)), jax.random.key(0))
     kernel = np.exp(-0.5 * np.arange(-3, 4) ** 2.0)
     column = np.convolve(np.pad([0, 0, 1, 1, 1, 1, 1, 1], 3, mode='edge'), kernel / kernel.sum(), mode='valid')
     column[:2] = 0

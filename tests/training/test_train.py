@@ -130,3 +130,27 @@ def test_a_run_from_device_memory_needs_no_tensorflow_and_ends_the_same(finished
     assert 'atonet_jax.data.pipeline' not in sys.modules
     ours, theirs = restored_variables(config, str(tmp_path)), restored_variables(config, finished)
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_runs_that_differ_in_numbers_alone_share_the_compiled_step(basic_config, tmp_path, monkeypatch):
+    """Rates, decays, the schedule, the length and the seed are arguments of the program."""
+    made = []
+    compiled = train_module.compile_train_step
+    monkeypatch.setattr(
+        train_module, 'compile_train_step', lambda *args, **options: made.append(compiled(*args, **options)) or made[-1]
+    )
+    losses = []
+    for name, seed, settings in (
+        ('first', 0, {}),
+        ('second', 5, {'learning_rate': 0.01, 'weight_decay': 0.0, 'backbone_factor': 0.5}),
+    ):
+        config = basic_config.copy_and_resolve_references()
+        config.seed = seed
+        config.optimizer.update(settings)
+        config.schedule.update(name='poly' if seed else 'cosine', warmup_epochs=float(seed))
+        config.train.epochs = 0.7 if seed else 1.0
+        train(config, str(tmp_path / name))
+        losses.append([line['train/loss'] for line in read_metrics(str(tmp_path / name)) if 'train/loss' in line])
+    assert made[0] is made[1] and made[0]._cache_size() == 1
+    assert len(losses[0]) == 3 and len(losses[1]) == 2
+    assert losses[0][:2] != losses[1]
