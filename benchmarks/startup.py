@@ -4,8 +4,8 @@
 
 - `--help`: until the process ends.
 - The first label map: until a process ends that predicts one picture of a size, with the weights of a run.
-- The first training step: until configs/synthetic.py has printed the loss of its first step, on scenes that are there
-  already. Then it is stopped.
+- The first training step: until a run of configs/synthetic.py has written the loss of its first step, on scenes that
+  are there already. Then it is killed.
 
 Cold means an empty compilation cache, warm one that the same command has filled. CPU seconds count all cores of the
 process; they tell how long it would take on an idle machine, where another program disturbs. Medians of the rounds.
@@ -13,7 +13,6 @@ process; they tell how long it would take on an idle machine, where another prog
 
 import argparse
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -26,7 +25,7 @@ import PIL.Image
 from atonet_jax.data.synthetic.scene import render_scene
 from atonet_jax.runs.environment import cpu_name
 
-STEP = r'step 1 of'
+STEPS = '{new}/run/metrics.jsonl'
 
 
 def main() -> None:
@@ -45,14 +44,14 @@ def main() -> None:
         ]  # fmt: skip
         train = [
             '--config=configs/synthetic.py', f'--config.data.root={folder}/scenes', '--config.train.log_every_steps=1',
-            '--config.data.synthetic.train_scenes=40', '--config.data.synthetic.val_scenes=10',
+            '--config.data.synthetic.train_scenes=40', '--config.data.synthetic.val_scenes=10', '--workdir={new}/run',
         ]  # fmt: skip
         commands = {
-            '--help': (['--help'], None),
-            'first label map': (predict, None),
-            'first training step': (train, STEP),
+            '--help': (['--help'], ''),
+            'first label map': (predict, ''),
+            'first training step': (train, STEPS),
         }
-        measure(train, STEP, folder)  # renders the scenes
+        measure(train, STEPS, folder)  # renders the scenes
         print(f'{cpu_name()}, {os.cpu_count()} cores; label map of {arguments.size[0]}x{arguments.size[1]}')
         print('| | cold: s | CPU s | warm: s | CPU s |\n|---|---|---|---|---|')
         for name, (command, awaited) in commands.items():
@@ -63,37 +62,36 @@ def main() -> None:
             print(f'| {name} | {" | ".join(f"{value:.2f}" for value in figures)} |')
 
 
-def measure(command: list[str], awaited: str | None, cache: str) -> tuple[float, float]:
-    """Seconds and CPU seconds of `main.py` until it ends, or until it prints what is awaited; then it is killed.
+def measure(command: list[str], awaited: str, cache: str) -> tuple[float, float]:
+    """Seconds and CPU seconds of `main.py` until it ends, or until a file has content; then it is killed.
 
     Args:
-        command: its arguments. A run gets a new workdir.
-        awaited: a regular expression for a line of the output.
+        command: its arguments. '{new}' stands for a folder that is new.
+        awaited: the file, or ''.
         cache: the folder of compiled programs.
 
     Raises:
-        SystemExit: the command failed, or ended before.
+        SystemExit: the command failed, or ended without the file.
     """
-    with tempfile.TemporaryDirectory() as workdir:
-        new = [f'--workdir={workdir}/run'] if awaited else []
+    with tempfile.TemporaryDirectory() as new, open(os.path.join(new, 'printed'), 'w+') as printed:
+        command, awaited = [argument.format(new=new) for argument in command], awaited.format(new=new)
         environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, 'main.py', *command, *new],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
-        text = ''
-        for line in process.stdout:
-            text += line
-            if awaited and re.search(awaited, line):
-                break
+            [sys.executable, 'main.py', *command], env=environment, stdout=printed, stderr=subprocess.STDOUT
+        )
+        ended, is_there = 0, False
+        while not (ended or is_there):
+            time.sleep(0.01)
+            ended, process.returncode, usage = os.wait4(process.pid, os.WNOHANG)
+            is_there = bool(awaited) and os.path.exists(awaited) and os.path.getsize(awaited) > 0
         seconds = time.perf_counter() - start
-        if awaited:
-            process.send_signal(signal.SIGKILL)
-        process.stdout.close()
-        _, status, usage = os.wait4(process.pid, 0)
-        if awaited and not re.search(awaited, text) or not awaited and status:
-            raise SystemExit(f'{" ".join(command)} failed:\n{text}')
+        if not ended:
+            os.kill(process.pid, signal.SIGKILL)
+            _, process.returncode, usage = os.wait4(process.pid, 0)
+        if not is_there if awaited else process.returncode:
+            printed.seek(0)
+            raise SystemExit(f'{" ".join(command)} failed:\n{printed.read()}')
         return seconds, usage.ru_utime + usage.ru_stime
 
 
