@@ -25,6 +25,10 @@ def conv_transpose(size, kernel, **options):
     return what, (size, kernel), lambda x, kernel: ops.conv_transpose(x, kernel, **options)
 
 
+def resize_align_corners(size, new):
+    return f'resize_align_corners to {new}', (size,), lambda x: ops.resize_align_corners(x, new)
+
+
 def max_pool(size, window, **options):
     return f'max_pool {window}, {options}', (size,), lambda x: ops.max_pool(x, window, **options)
 
@@ -37,8 +41,11 @@ CASES = [
     conv((4, 64, 128, 64), (3, 3, 1, 64), groups=64),
     conv((4, 64, 128, 64), (3, 3, 1, 64), stride=2, groups=64),
     conv((4, 32, 64, 96), (3, 3, 24, 96), groups=4),
+    conv((1, 64, 128, 25), (3, 3, 25, 25), dilation=4),  # of ESPNet
+    conv_transpose((1, 128, 256, 16), (2, 2, 16, 19), stride=2, padding=0),  # of ERFNet
     conv_transpose((4, 32, 64, 128), (3, 3, 128, 64), stride=2, padding=1, output_padding=1),
     conv_transpose((1, 32, 64, 19), (4, 4, 19, 1), stride=2, padding=1, groups=19),
+    resize_align_corners((1, 32, 64, 128), (128, 256)),  # of DFANet
     max_pool((4, 128, 256, 64), 3, stride=2, padding=1),
     max_pool((4, 128, 256, 64), 2, stride=2, padding=0),
 ]

@@ -8,6 +8,7 @@ from atonet_jax.models import distinct_networks, network
 
 COMMON_SIZE = 512, 1024
 SYSTEMS = {'segmenter': 'Segmenter', 'plain': 'plain XLA', 'onnx': 'ONNX Runtime'}
+TRAINING = {'train': 'training step', 'plain_train': 'training step, plain XLA'}
 _SLOWER = 1.03  # times that count as slower
 _ALIKE = 0.99  # share of equal labels below which they are said to differ
 
@@ -25,12 +26,16 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
     for (device, dtype), members in sorted(groups.items()):
         versions = ', '.join(sorted({row['versions'] for row in members}))
         text += [f'## {device}, {dtype}', '', f'Batch 1, 19 classes, random weights; {versions}.', '']
-        common = [row for row in members if tuple(row['size']) == COMMON_SIZE]
-        others = [row for row in members if tuple(row['size']) != COMMON_SIZE]
+        measured = [row for row in members if SYSTEMS.keys() & row['systems'].keys()]
+        common = [row for row in measured if tuple(row['size']) == COMMON_SIZE]
+        others = [row for row in measured if tuple(row['size']) != COMMON_SIZE]
         if common:
             text += [f'### {size_text(COMMON_SIZE)}', '', *_measured_table(common), '']
         if others:
             text += ['### Other sizes', '', *_measured_table(others, with_size=True), '']
+        trained = [row for row in members if TRAINING.keys() & row['systems'].keys()]
+        if trained:
+            text += ['### A training step', '', *_training_table(trained), '']
         text += [*_remarks(members), '', '### Beside published figures', '', *_published_table(members), '']
     return '\n'.join(text)
 
@@ -55,6 +60,23 @@ def _measured_table(rows: Sequence[dict[str, Any]], with_size: bool = False) -> 
             _number(plain.get('times_of_segmenter'), 1, 2),
             _number(onnx.get('median_seconds'), 1e-3),
             *(_number(memory_of(figures, row['backend']), 1e6, 0) for figures in (ours, plain, onnx)),
+        ]
+        lines.append(_line(cells))
+    return lines
+
+
+def _training_table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of Markdown: a step on two crops."""
+    headings = ['network', 'two crops of', 'step ms', 'plain XLA ms', 'times ours']
+    lines = [_line(headings), '|---' * len(headings) + '|']
+    for row in rows:
+        ours, plain = (row['systems'].get(name, {}) for name in TRAINING)
+        cells = [
+            row['network'],
+            size_text([length // 2 for length in row['size']]),
+            _number(ours.get('median_seconds'), 1e-3),
+            _number(plain.get('median_seconds'), 1e-3),
+            _number(plain.get('times_of_train'), 1, 2),
         ]
         lines.append(_line(cells))
     return lines
@@ -90,7 +112,8 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
         lines.append(f'- Most time for each GMAC: {named}.')
     for row in rows:
         for name, why in failures_of(row).items():
-            lines.append(f'- Not measured: {row["network"]} at {size_text(row["size"])}, {SYSTEMS[name]}: {why}')
+            what = f'{row["network"]} at {size_text(row["size"])}, {(SYSTEMS | TRAINING)[name]}'
+            lines.append(f'- Not measured: {what}: {why}')
         for name, figures in row['systems'].items():
             share = figures.get('labels_equal', 1)
             if share < _ALIKE:

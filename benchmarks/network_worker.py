@@ -44,7 +44,8 @@ def work(task: dict[str, Any]) -> None:
     if task['system'] == 'export':
         answer(_export(task))
         return
-    prepare = {'segmenter': _segmenter, 'plain': _plain, 'onnx': _onnxruntime}[task['system']]
+    prepare = {'segmenter': _segmenter, 'plain': _plain, 'onnx': _onnxruntime, 'train': _train,
+               'plain_train': _train}[task['system']]  # fmt: skip
     start = time.perf_counter()
     call, memory, figures = prepare(task)
     np.save(os.path.join(task['folder'], f'{task["system"]}.npy'), np.asarray(call()))
@@ -160,6 +161,40 @@ def _plain(task):
         return partial(program, variables), program.memory_analysis
 
     return _jax_call(start, task)
+
+
+def _train(task):
+    """A training step of the network's default recipe on two crops of half the image's height and width."""
+    import jax
+
+    from atonet_jax.config import create_network, default_config
+    from atonet_jax.models import init_variables
+    from atonet_jax.ops import cpu
+    from atonet_jax.process.devices import create_mesh
+    from atonet_jax.training.step import compile_train_step, create_state
+    from atonet_jax.training.train import step_arguments, train_augmentation
+    from benchmarks.noise import noise_batch
+
+    before = _memory('VmRSS')
+    config = default_config(task['network'])
+    config.model.update(task['options'])
+    config.model.dtype = task['dtype']
+    config.data.crop_size = tuple(length // 2 for length in task['size'])
+    config.train.batch_size = 2
+    mesh, model = create_mesh(), create_network(config, NUM_CLASSES)
+    arguments = step_arguments(config, model, num_images=2975, total_steps=100_000)
+    variables = jax.jit(lambda: init_variables(model, 0))()
+    state = create_state(variables, arguments['optimizer'], averaging=False, mesh=mesh)
+    batch = jax.device_put(noise_batch(train_augmentation(config), config.train.batch_size, NUM_CLASSES))
+    with cpu.fast_paths(task['system'] == 'train'):
+        step = compile_train_step(mesh, **arguments).lower(state, batch).compile()
+
+    def call():
+        nonlocal state
+        state, metrics = step(state, batch)
+        return np.asarray(jax.device_get(metrics['loss']))
+
+    return call, _peak_since(before), {}
 
 
 def _export(task) -> dict[str, Any]:

@@ -8,6 +8,8 @@ with ATONET_JAX_CPU_FAST_PATHS=0, resizing and argmax; and, on CPUs, the ONNX ex
 labels are NumPy arrays, on accelerators they lie on the device. Weights are random; times do not depend on them.
 Each way has a process of its own, so that its memory is its own. A round calls each once, so that disturbances hit all
 alike. Sizes: 512x1024 and the one that the network's figures are published for; float32, on accelerators also bfloat16.
+`--systems train plain_train`, with results in a file of their own, times a training step on two crops of half the
+image's height and width instead, with the package's fast paths for CPUs and without.
 Each network is a line of the results file. A second start measures what is missing or failed. --report writes
 PATH.md and PATH.png. Needs requirements-benchmarks.txt.
 """
@@ -30,7 +32,7 @@ import numpy as np
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES, distinct_networks, network
 from atonet_jax.process.progress import Progress, say
-from benchmarks.network_report import SYSTEMS, draw_chart, failures_of, published_of, report, size_text
+from benchmarks.network_report import SYSTEMS, TRAINING, draw_chart, failures_of, published_of, report, size_text
 from benchmarks.network_worker import Worker, WorkerError
 
 PAUSE = 0.1  # seconds: lets the threads of another process, which spin while they wait for work, fall asleep
@@ -105,7 +107,9 @@ def measure(job: Job, systems: Sequence[str], options: argparse.Namespace, deadl
     for name in workers:
         low, median, high = np.percentile(seconds[name], (5, 50, 95)).tolist()
         figures[name] |= {'median_seconds': median, 'p5_seconds': low, 'p95_seconds': high, 'seconds': seconds[name]}
-        if name != 'segmenter' and 'segmenter' in workers:
+        if name == 'plain_train' and 'train' in workers:
+            figures[name]['times_of_train'] = float(np.median(np.divide(seconds[name], seconds['train'])))
+        if name in ('plain', 'onnx') and 'segmenter' in workers:
             ratios = np.divide(seconds[name], seconds['segmenter'])
             figures[name]['times_of_segmenter'] = float(np.median(ratios))
             figures[name]['labels_equal'] = float(np.mean(labels[name] == labels['segmenter']))
@@ -213,7 +217,7 @@ def summary(row: dict[str, Any]) -> str:
     parts = []
     for name, figures in row['systems'].items():
         time_or_error = figures.get('error') or f'{1e3 * figures["median_seconds"]:.1f} ms'
-        parts.append(f'{SYSTEMS[name]} {time_or_error}')
+        parts.append(f'{(SYSTEMS | TRAINING)[name]} {time_or_error}')
     return ', '.join(parts)
 
 
@@ -232,7 +236,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--networks', nargs='+', default=[], help='by default all')
     parser.add_argument('--sizes', nargs='+', default=['512x1024', 'paper'], help='HxW, or paper')
     parser.add_argument('--dtypes', nargs='+', default=[], choices=('float32', 'bfloat16'))
-    parser.add_argument('--systems', nargs='+', default=list(SYSTEMS), choices=SYSTEMS)
+    parser.add_argument('--systems', nargs='+', default=list(SYSTEMS), choices=[*SYSTEMS, *TRAINING])
     parser.add_argument('--minutes', type=float, default=math.inf, help='after which nothing is begun or goes on')
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--seconds', type=float, default=20.0, help='after which, and three rounds, none begins')

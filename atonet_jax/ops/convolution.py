@@ -20,8 +20,8 @@ def conv(
 ) -> jax.Array:
     """Convolution (cross-correlation, as every framework calls it) with zero padding.
 
-    On CPUs its gradients, and the values of convolutions with groups, go by faster programs where these are tested and
-    pay (`ops.cpu.convolution`).
+    On CPUs its gradients, and the values where there are groups or an uneven number of channels, go by faster programs
+    where these are tested and pay (`ops.cpu.convolution`).
 
     Args:
         x: [B, H, W, C] float32 or bfloat16.
@@ -67,7 +67,8 @@ def conv_transpose(
 ) -> jax.Array:
     """Transposed convolution, as torch's ConvTranspose2d computes it.
 
-    On CPUs the kernel's gradient, and depthwise ones, go by faster programs (`ops.cpu.transposed`).
+    On CPUs the kernel's gradient, and the values where few channels result, go by faster programs
+    (`ops.cpu.transposed`).
 
     Args:
         x: [B, H, W, C] float32 or bfloat16.

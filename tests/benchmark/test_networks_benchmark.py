@@ -150,6 +150,13 @@ def test_the_report_shows_what_was_measured_and_what_is_published():
     assert '| 41.7 | 69.7 | 27.7 GFLOPs of tables are multiply-accumulates' in erfnet
 
 
+def test_the_report_has_a_table_of_training_steps():
+    systems = {'train': {'median_seconds': 0.5}, 'plain_train': {'median_seconds': 0.6, 'times_of_train': 1.25}}
+    lines = report([row_of('erfnet', (512, 1024), 0.2), row_of('enet_paper', (512, 1024), 0.1, systems=systems)])
+    assert '| enet_paper | 256x512 | 500.0 | 600.0 | 1.25 |' in lines.splitlines()
+    assert '| enet_paper | 364,647 |' not in lines, 'nothing else of it was measured'
+
+
 def test_a_report_of_nothing_says_so(tmp_path):
     assert 'Nothing is measured' in report([])
     assert not draw_chart(str(tmp_path / 'chart.png'), [])

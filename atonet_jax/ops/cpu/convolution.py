@@ -1,7 +1,7 @@
 """Which program CPUs run for a convolution and for its gradients.
 
-Winograd's for many channels; kernel gradients by strips of rows for the rest; taps for depthwise convolutions; for
-other groups one convolution a group, because XLA's own grouped convolutions are slow
+Winograd's for many channels; whole vectors of output channels; kernel gradients by strips of rows for the rest; taps
+for depthwise convolutions; for other groups one convolution a group, because XLA's own grouped convolutions are slow
 (`benchmarks/cpu_operations.py`). What is left goes by XLA's own program. Values and gradients are those of the plain
 program but for rounding.
 """
@@ -15,6 +15,7 @@ from atonet_jax.ops.cpu import depthwise, strips, winograd
 from atonet_jax.ops.window import DIMENSIONS, ConvWindow
 
 _MOST_GROUPS = 32  # programs grow with them
+_VECTOR = 16  # float32 numbers
 
 
 def plain(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> jax.Array:
@@ -35,19 +36,22 @@ def is_faster(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> bool:
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         return False
     if window.groups == 1:
-        return strips.suits(x.shape[3], kernel.shape[:2], window) or _trains_by_winograd(x, kernel, window)
+        suits_strips = strips.suits(x.shape[3], kernel.shape[:2], window)
+        return suits_strips or _gains_by_padding(kernel) or _trains_by_winograd(x, kernel, window)
     return depthwise.suits(kernel) or window.groups <= _MOST_GROUPS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> jax.Array:
     """`plain` for which CPUs run the programs of this module; `is_faster` must hold."""
-    return _on_cpus(_convolve_on_cpu if window.groups > 1 else None, plain, window)(x, kernel)
+    on_cpu = _convolve_on_cpu if window.groups > 1 else _convolve_padded if _gains_by_padding(kernel) else None
+    return _on_cpus(on_cpu, plain, window)(x, kernel)
 
 
 def _forward(x, kernel, window):
-    trains_otherwise = window.groups > 1 or _trains_by_winograd(x, kernel, window)
-    return _on_cpus(_convolve_on_cpu if trains_otherwise else None, plain, window)(x, kernel), (x, kernel)
+    if not _trains_by_winograd(x, kernel, window):
+        return convolve(x, kernel, window), (x, kernel)
+    return _on_cpus(_convolve_by_winograd, plain, window)(x, kernel), (x, kernel)
 
 
 def _backward(window, saved, cotangent):
@@ -65,11 +69,24 @@ def _on_cpus(on_cpu, default, window):
     return functools.partial(jax.lax.platform_dependent, cpu=functools.partial(on_cpu, window=window), default=default)
 
 
+def _convolve_by_winograd(x, kernel, window):
+    return winograd.convolve(x, winograd.transform_kernel(kernel))
+
+
+def _gains_by_padding(kernel) -> bool:
+    """Whether whole vectors of output channels take less time: XLA's own program is slow where some are left over."""
+    features = kernel.shape[3]
+    return features > _VECTOR and features % _VECTOR > 0
+
+
+def _convolve_padded(x, kernel, window):
+    features = kernel.shape[3]
+    kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -features % _VECTOR)))
+    return plain(x, kernel, window)[..., :features]
+
+
 def _convolve_on_cpu(x, kernel, window):
-    if window.groups == 1:
-        if _trains_by_winograd(x, kernel, window):
-            return winograd.convolve(x, winograd.transform_kernel(kernel))
-        return plain(x, kernel, window)
+    """With groups."""
     if depthwise.suits(kernel):
         return depthwise.convolve(x, kernel, window)
     parts = zip(*_split(window.groups, x, kernel), strict=True)

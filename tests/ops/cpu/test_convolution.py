@@ -40,6 +40,18 @@ def test_convolutions_of_many_channels_go_by_winograd():
     assert convolutions(x[:, :1, :1], kernel) > 0  # the kernel's transformation would be most of the work
 
 
+def test_output_channels_that_leave_vectors_half_empty_are_padded():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 6, 5, 3)).astype(np.float32), rng.normal(size=(3, 3, 3, 19)).astype(np.float32)
+    fast = value_and_gradients(conv, x, kernel)
+    with cpu.fast_paths(False):
+        plain = value_and_gradients(conv, x, kernel)
+    for actual, expected in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(actual, expected, atol=2e-6 * np.abs(expected).max())
+    assert 'x32xf32' in jax.jit(lambda *arguments: conv(*arguments)).lower(x, kernel).as_text()
+    assert 'x32xf32' not in jax.jit(lambda *arguments: conv(*arguments)).lower(x, kernel[..., :16]).as_text()
+
+
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
 @pytest.mark.parametrize(('features', 'on_cpu'), [(4, 'stablehlo.while'), (128, 'stablehlo.dot_general')])
 def test_accelerators_get_the_plain_program(platform, features, on_cpu):
