@@ -43,7 +43,6 @@ from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
 
-_GIVE_BACK_SECONDS = 60.0
 _ANY_SIZE = 256, 256  # to see which outputs a network has
 
 
@@ -222,7 +221,7 @@ class _Run:
         train, timeline, scores = self._config.train, self._recorder.timeline, None
         total_steps, first_step = timeline.total_steps, timeline.start_step + 1
         self._last_good_step = timeline.start_step
-        pending, given_back = [], -math.inf  # at first what compiling took
+        pending = []
         started, before_this = time.perf_counter(), dict(self._numbers)
         with self._recorder.progress() as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step):
@@ -235,9 +234,8 @@ class _Run:
                     self._check(pending, explain and (lambda: explain(before, batch)))
                     progress.look(pending)
                     pending = []
-                    if evaluates or time.perf_counter() > given_back + _GIVE_BACK_SECONDS:
+                    if evaluates or step == first_step:  # what compiling took, and another program's memory
                         give_back_freed_memory()
-                        given_back = time.perf_counter()
                 if saves:
                     self._numbers |= {
                         'seconds': before_this['seconds'] + time.perf_counter() - started,
