@@ -55,8 +55,8 @@ def keep_freed_memory() -> None:
 
     XLA allocates the temporaries of a program at each call. If freed memory goes back to the system, its pages must be
     mapped and zeroed again, which takes a tenth of a training step; small pages cost as much again. The process then
-    grows by several times the memory of its largest program, because small blocks come to lie in the place of a large
-    one; `give_back_freed_memory` ends that. Call this before the first use of JAX, which starts threads.
+    grows by two to four times the memory of its largest program (docs/performance.md). Call this before the first use
+    of JAX, which starts threads.
     """
     global _libc
     has_accelerator = any(map(importlib.util.find_spec, ('jax_plugins', 'libtpu')))
@@ -67,12 +67,10 @@ def keep_freed_memory() -> None:
         mallopt, _, _ = libc.mallopt, libc.madvise, libc.malloc_trim
     except (OSError, AttributeError):  # another C library
         return
-    arena_max, mmap_max, trim_threshold, fastbin_max = -8, -4, -1, 1  # malloc.h
+    arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
     mallopt(arena_max, 1)  # other arenas give large blocks back in any case
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
-
-    mallopt(fastbin_max, 0)
 
     libc.malloc.restype = ctypes.c_void_p
     _libc = libc

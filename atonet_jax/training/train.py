@@ -234,8 +234,8 @@ class _Run:
                     self._check(pending, explain and (lambda: explain(before, batch)))
                     progress.look(pending)
                     pending = []
-                    if evaluates or step == first_step:  # what compiling took, and another program's memory
-                        give_back_freed_memory()
+                    if step == first_step:
+                        give_back_freed_memory()  # what compiling took
                 if saves:
                     self._numbers |= {
                         'seconds': before_this['seconds'] + time.perf_counter() - started,
@@ -243,6 +243,8 @@ class _Run:
                         'epochs': timeline.epoch(step),
                     }
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
+                    if evaluates:
+                        give_back_freed_memory()  # what the evaluation took
                     self._recorder.sync(step)
                     self._checkpoints.save(state, dict(self._numbers), scores and scores.miou)
                     self._last_good_step = step
