@@ -20,6 +20,7 @@ camvid: $(VENV)/ready
 	@echo 'Trains $(CAMVID_EPOCHS) epochs (CAMVID_EPOCHS=): minutes on a GPU, hours on two cores; the bar says how long. Ctrl-C ends it; make camvid goes on.'
 	$(BIN)/python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS)
 	$(BIN)/python main.py --workdir=runs/camvid --mode=evaluate
+	$(BIN)/python main.py --workdir=runs/camvid --mode=export --force
 
 test: $(VENV)/ready-test
 	$(BIN)/ruff check .

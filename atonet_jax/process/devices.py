@@ -11,9 +11,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from atonet_jax.errors import InputError
 
-_HEAP_BYTES, _SMALL_BLOCKS_BYTES, _BORDER_BYTES = 4 << 30, 1 << 30, 1 << 20
-_keeping = None  # the C library, if freed memory is kept
-_has_place = False  # for small blocks
+_HEAP_BYTES = 4 << 30
+_libc = None  # the C library, if freed memory is kept
 
 
 def check_platforms() -> None:
@@ -56,10 +55,10 @@ def keep_freed_memory() -> None:
 
     XLA allocates the temporaries of a program at each call. If freed memory goes back to the system, its pages must be
     mapped and zeroed again, which takes a tenth of a training step; small pages cost as much again. The process then
-    grows by several times the memory of its largest program, because small blocks come to lie in the place of a large
-    one; `give_back_freed_memory` ends that. Call this before the first use of JAX, which starts threads.
+    grows by two to four times the memory of its largest program (docs/performance.md). Call this before the first use
+    of JAX, which starts threads.
     """
-    global _keeping
+    global _libc
     has_accelerator = any(map(importlib.util.find_spec, ('jax_plugins', 'libtpu')))
     if has_accelerator and os.environ.get('JAX_PLATFORMS') != 'cpu':
         return
@@ -74,36 +73,26 @@ def keep_freed_memory() -> None:
     mallopt(trim_threshold, -1)
 
     libc.malloc.restype = ctypes.c_void_p
-    _keeping = libc
+    _libc = libc
     _extend_heap()
 
 
 def _extend_heap() -> None:
     """Extends the heap, without touching it, so that one call asks for large pages in all of it."""
-    block = _keeping.malloc(ctypes.c_size_t(_HEAP_BYTES))
+    block = _libc.malloc(ctypes.c_size_t(_HEAP_BYTES))
     if block is None:
         return
     hugepage = 14  # sys/mman.h
     start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
-    _keeping.madvise(ctypes.c_void_p(start), ctypes.c_size_t(_HEAP_BYTES - mmap.PAGESIZE), hugepage)
-    _keeping.free(ctypes.c_void_p(block))
+    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(_HEAP_BYTES - mmap.PAGESIZE), hugepage)
+    _libc.free(ctypes.c_void_p(block))
 
 
 def give_back_freed_memory() -> None:
-    """Gives the system what `keep_freed_memory` has kept: what compiling took, and places that a program outgrew.
+    """Gives the system what `keep_freed_memory` has kept, such as what compiling took.
 
-    The next call of a program maps its memory again, which takes a tenth of a training step. Call this first when the
-    largest program is compiled, and then now and then.
+    The next call of a program maps its memory again, which takes a tenth of a training step.
     """
-    global _has_place
-    if _keeping is None:
-        return
-    _keeping.malloc_trim(ctypes.c_size_t(0))
-    _extend_heap()
-    if not _has_place:
-        # A place for small blocks: malloc takes the smallest place that does, so they leave that of a program's
-        # temporaries whole. Else these would need another one every few calls.
-        place = _keeping.malloc(ctypes.c_size_t(_SMALL_BLOCKS_BYTES))
-        _keeping.malloc(ctypes.c_size_t(_BORDER_BYTES))  # is never freed, so that the two places stay apart
-        _keeping.free(ctypes.c_void_p(place))
-        _has_place = True
+    if _libc is not None:
+        _libc.malloc_trim(ctypes.c_size_t(0))
+        _extend_heap()

@@ -42,8 +42,6 @@ from atonet_jax.training.timeline import Timeline
 
 _log = logging.getLogger(__name__)
 
-_GIVE_BACK_SECONDS = 60.0
-
 
 def train(config: ConfigDict, workdir: str) -> Scores:
     """Trains from scratch, or on from the latest checkpoint in `workdir`; returns the scores of the final state.
@@ -209,7 +207,7 @@ class _Run:
         train, timeline, scores = self._config.train, self._recorder.timeline, None
         total_steps, first_step = timeline.total_steps, timeline.start_step + 1
         self._last_good_step = timeline.start_step
-        pending, given_back = [], -math.inf  # at first what compiling took
+        pending = []
         started, before_this = time.perf_counter(), dict(self._numbers)
         with self._recorder.progress() as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step):
@@ -223,9 +221,8 @@ class _Run:
                     self._check(pending, explain and (lambda: explain(before, batch, of_step)))
                     progress.look(pending)
                     pending = []
-                    if evaluates or time.perf_counter() > given_back + _GIVE_BACK_SECONDS:
-                        give_back_freed_memory()
-                        given_back = time.perf_counter()
+                    if step == first_step:
+                        give_back_freed_memory()  # what compiling took
                 if saves:
                     self._numbers |= {
                         'seconds': before_this['seconds'] + time.perf_counter() - started,
@@ -233,6 +230,8 @@ class _Run:
                         'epochs': timeline.epoch(step),
                     }
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
+                    if evaluates:
+                        give_back_freed_memory()  # what the evaluation took
                     self._recorder.sync(step)
                     self._checkpoints.save(state, dict(self._numbers), scores and scores.miou)
                     self._last_good_step = step
