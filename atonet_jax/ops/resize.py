@@ -31,10 +31,8 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
-    for axis in (1, 2):
-        old, new = x.shape[axis], size[axis - 1]
-        x = x if new == old else map_axis(x, align_corners_matrix(old, new), axis)
-    return x
+    rows, columns = (align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
+    return map_axis(map_axis(x, rows, 1), columns, 2)
 
 
 @functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
