@@ -45,7 +45,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluation, Evaluator
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import create_model, init_variables, network
-from atonet_jax.process.devices import create_mesh, give_back_freed_memory, keep_freed_memory, replicated
+from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated
 from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.process.stopping import Stopped, StopSignals
@@ -222,7 +222,6 @@ class Runs:
                 if step == first_step + 1:
                     jax.block_until_ready(state.step)
                     first = time.monotonic()
-                    give_back_freed_memory()
                 if step % look == 0 or step == total_steps:
                     # The steps of one look are still under way while the losses of the look before are read.
                     losses += self._read(pending[:-ahead])
@@ -234,7 +233,6 @@ class Runs:
                 if step < total_steps and (stop or is_late or now_ - kept_at > _KEEP_SECONDS):
                     losses, pending = losses + self._read(pending), []  # a state of such a loss is not kept
                     kept.keep(state, seconds_before + now_ - start)
-                    give_back_freed_memory()
                     kept_at = now_
                     if stop:
                         raise Stopped(stop, step)

@@ -12,7 +12,6 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from atonet_jax.errors import InputError
 
 _HEAP_BYTES = 4 << 30
-_libc = None  # the C library, if freed memory is kept
 
 
 def check_platforms() -> None:
@@ -55,16 +54,15 @@ def keep_freed_memory() -> None:
 
     XLA allocates the temporaries of a program at each call. If freed memory goes back to the system, its pages must be
     mapped and zeroed again, which takes a tenth of a training step; small pages cost as much again. The process then
-    grows by two to four times the memory of its largest program (docs/performance.md). Call this before the first use
-    of JAX, which starts threads.
+    grows by several times the memory of its largest program (docs/performance.md). Call this before the first use of
+    JAX, which starts threads.
     """
-    global _libc
     has_accelerator = any(map(importlib.util.find_spec, ('jax_plugins', 'libtpu')))
     if has_accelerator and os.environ.get('JAX_PLATFORMS') != 'cpu':
         return
     try:
         libc = ctypes.CDLL('libc.so.6')
-        mallopt, _, _ = libc.mallopt, libc.madvise, libc.malloc_trim
+        mallopt, madvise = libc.mallopt, libc.madvise
     except (OSError, AttributeError):  # another C library
         return
     arena_max, mmap_max, trim_threshold = -8, -4, -1  # malloc.h
@@ -72,27 +70,12 @@ def keep_freed_memory() -> None:
     mallopt(mmap_max, 0)
     mallopt(trim_threshold, -1)
 
+    # The heap is extended once, without touching it, so that one call asks for large pages in all of it.
     libc.malloc.restype = ctypes.c_void_p
-    _libc = libc
-    _extend_heap()
-
-
-def _extend_heap() -> None:
-    """Extends the heap, without touching it, so that one call asks for large pages in all of it."""
-    block = _libc.malloc(ctypes.c_size_t(_HEAP_BYTES))
+    block = libc.malloc(ctypes.c_size_t(_HEAP_BYTES))
     if block is None:
         return
     hugepage = 14  # sys/mman.h
     start = -(-block // mmap.PAGESIZE) * mmap.PAGESIZE
-    _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(_HEAP_BYTES - mmap.PAGESIZE), hugepage)
-    _libc.free(ctypes.c_void_p(block))
-
-
-def give_back_freed_memory() -> None:
-    """Gives the system what `keep_freed_memory` has kept, such as what compiling took.
-
-    The next call of a program maps its memory again, which takes a tenth of a training step.
-    """
-    if _libc is not None:
-        _libc.malloc_trim(ctypes.c_size_t(0))
-        _extend_heap()
+    madvise(ctypes.c_void_p(start), ctypes.c_size_t(_HEAP_BYTES - mmap.PAGESIZE), hugepage)
+    libc.free(ctypes.c_void_p(block))

@@ -25,7 +25,7 @@ from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_outputs, check_size, network
-from atonet_jax.process.devices import create_mesh, give_back_freed_memory, split_by_batch
+from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
@@ -221,8 +221,6 @@ class _Run:
                     self._check(pending, explain and (lambda: explain(before, batch, of_step)))
                     progress.look(pending)
                     pending = []
-                    if step == first_step:
-                        give_back_freed_memory()  # what compiling took
                 if saves:
                     self._numbers |= {
                         'seconds': before_this['seconds'] + time.perf_counter() - started,
@@ -230,8 +228,6 @@ class _Run:
                         'epochs': timeline.epoch(step),
                     }
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
-                    if evaluates:
-                        give_back_freed_memory()  # what the evaluation took
                     self._recorder.sync(step)
                     self._checkpoints.save(state, dict(self._numbers), scores and scores.miou)
                     self._last_good_step = step
