@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 from atonet_jax.config import create_network
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
-from atonet_jax.models import create_model
+from atonet_jax.models import create_model, network
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import starting_variables
 from atonet_jax.torch_files import read_state_dict, write_state_dict
@@ -215,13 +215,16 @@ def test_fresh_parts_keep_the_full_rate_when_a_run_goes_on(partial_backbone, tin
     class Seen(Exception):
         pass
 
-    def note(config, contract, *arguments):
+    def note(*arguments):
+        optimizer = step_options(*arguments)['optimizer']
+        contract = network(optimizer.model).with_fresh(optimizer.fresh)
         paths = [('layer4', block, 'conv1', 'conv', 'kernel') for block in ('block0', 'block1')]
         seen.append([parameter_group(path, contract, frozen) for path in paths for frozen in ((), ('backbone',))])
         raise Seen
 
     seen = []
-    monkeypatch.setattr(train, '_create_optimizer', note)
+    step_options = train.step_options
+    monkeypatch.setattr(train, 'step_options', note)
     config = tiny_config.copy_and_resolve_references()
     config.model.update(pretrained_backbone=partial_backbone, pretrained_strict=False)
     for resumes in (False, True):
