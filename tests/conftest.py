@@ -73,6 +73,12 @@ def _sharing(item):
     return f'{file}:{network}' if file.endswith('test_contract.py') and network else file
 
 
+def pytest_runtest_teardown(item, nextitem):
+    """Forgets programs that the next tests do not share: a process may hold no more than some ten thousand."""
+    if nextitem is not None and _sharing(nextitem) != _sharing(item):
+        jax.clear_caches()
+
+
 def pytest_sessionstart(session):
     session.config.stash[_STARTED] = time.monotonic()
 
