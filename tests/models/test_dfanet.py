@@ -16,10 +16,11 @@ from tests.models import golden as goldens
 pytestmark = pytest.mark.networks
 
 # The attention normalises two values a channel, which magnifies rounding; each backbone adds to what the last one did.
+# In backbone3 equal programs that round otherwise (resizing by products, or by sums of two pixels) differ by up to 0.12.
 MAGNIFIED = {
     'decoder.high1': 1e-3,
     'decoder.high3': 0.5,
-    'backbone3': 0.1,
+    'backbone3': 0.3,
     'backbone2': 5e-3,
     'decoder.low2': 5e-3,
     'decoder.low3': 5e-3,
