@@ -16,7 +16,7 @@ from tests.models import golden as goldens
 pytestmark = pytest.mark.networks
 
 # The attention normalises two values a channel, which magnifies rounding; each backbone adds to what the last one did.
-# In backbone3 equal programs that round otherwise (resizing by products, or by sums of two pixels) differ by up to 0.12.
+# In backbone3 programs that differ in rounding alone (resizing by products, or by sums of two pixels) are 0.12 apart.
 MAGNIFIED = {
     'decoder.high1': 1e-3,
     'decoder.high3': 0.5,
