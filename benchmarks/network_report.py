@@ -10,6 +10,13 @@ COMMON_SIZE = 512, 1024
 SYSTEMS = {'segmenter': 'Segmenter', 'plain': 'plain XLA', 'onnx': 'ONNX Runtime'}
 TRAINING = {'train': 'training step', 'plain_train': 'training step, plain XLA'}
 _SLOWER = 1.03  # times that count as slower
+# Where the name of a point may stand.
+_PLACES = (
+    {'xytext': (6, -2), 'ha': 'left'},
+    {'xytext': (-6, -2), 'ha': 'right'},
+    {'xytext': (0, 7), 'ha': 'center'},
+    {'xytext': (0, -12), 'ha': 'center'},
+)
 _ALIKE = 0.99  # share of equal labels below which they are said to differ
 
 
@@ -191,6 +198,7 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.transforms import Bbox
 
     points = {}
     for row in rows:
@@ -198,20 +206,14 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
         miou, size = published_of(row['network']).get('miou', (None, None))
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')
         if seconds and size == tuple(row['size']) and row['dtype'] == 'float32':
-            point = 1e3 * seconds, miou, f'{contract.title}, {size_text(size)}'
+            title = contract.title.removesuffix(' on a ResNet-18')
+            point = 1e3 * seconds, miou, f'{title}, {size_text(size)}'
             points.setdefault((row['device'], contract.row), point)
     if not points:
         return False
     figure = Figure(figsize=(9, 5.5), dpi=120, layout='constrained')
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for device in dict.fromkeys(device for device, _ in points):
-        own = sorted((point for (of, _), point in points.items() if of == device), key=lambda point: point[1])
-        axes.scatter(*zip(*[point[:2] for point in own]), label=device)
-        for i, (x, y, title) in enumerate(own):
-            side, shift = ('left', 6) if i % 2 else ('right', -6)  # neighbours in accuracy do not cover each other
-            axes.annotate(title, (x, y), xytext=(shift, -3), textcoords='offset points', fontsize=8, ha=side)
-    axes.margins(x=0.25)
     axes.set_xscale('log')
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter('{x:g}'))
@@ -219,7 +221,22 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
     axes.set_xlabel('ms from image to labels, measured here, at the size of the published figure')
     axes.set_ylabel('published mIoU, %')
     axes.grid(alpha=0.3)
+    for device in dict.fromkeys(device for device, _ in points):
+        axes.scatter(*zip(*[point[:2] for (of, _), point in points.items() if of == device]), label=device)
+    axes.margins(x=0.25)
     axes.legend(fontsize=8, loc='lower right')
+    figure.draw_without_rendering()  # so that places are known
+    taken = [Bbox.from_bounds(x - 5, y - 5, 10, 10) for x, y in
+             (axes.transData.transform(point[:2]) for point in points.values())]  # fmt: skip
+    for x, y, title in points.values():
+        for where in _PLACES:  # the last one, where all are taken
+            label = axes.annotate(title, (x, y), textcoords='offset points', fontsize=7, **where)
+            box = label.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            if where is not _PLACES[-1]:
+                label.remove()
+        taken.append(box)
     figure.savefig(path)
     return True
 
