@@ -25,7 +25,7 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
             phases = jnp.stack(enlarged_phases(x, new // old, axis), axis + 1)
             x = phases.reshape(*x.shape[:axis], new, *x.shape[axis + 1 :])
         else:
-            x = resizing.plain(x, half_pixel_matrix(old, new), axis)  # jit's cache does not know the fast paths' switch
+            x = resizing.plain(x, half_pixel_matrix(old, new), axis)  # on CPUs too
     return x
 
 

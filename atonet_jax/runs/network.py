@@ -64,17 +64,10 @@ def starting_variables(
     if config.init_from:
         return torch_weights.load_network(config.init_from, model, variables, strict=config.init_strict), ()
     if config.model.pretrained_backbone:
-        return load_backbone(config, model, variables)
+        return torch_weights.load_backbone(
+            config.model.pretrained_backbone, model, variables, strict=config.model.pretrained_strict
+        )
     return variables, ()
-
-
-def load_backbone(
-    config: ConfigDict, model: nn.Module, variables: Mapping[str, Any]
-) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`torch_weights.load_backbone` as the config's section `model` says."""
-    return torch_weights.load_backbone(
-        config.model.pretrained_backbone, model, variables, config.model.pretrained_strict
-    )
 
 
 def _from_run(
