@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax, enlarge, label_map
+from atonet_jax.inference.views import resize_to_height
 from atonet_jax.models import apply, prepare
 from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
@@ -32,7 +33,7 @@ def forward_function(
             images = jnp.moveaxis(images, 1, -1)
         size = images.shape[1:3]
         images = contract.normalization(images) if options.inputs == 'uint8' else images
-        logits = apply(network.model, variables, images)['logits']
+        logits = apply(network.model, variables, resize_to_height(images, network.height))['logits']
         if options.outputs == 'labels' and not enlarge_logits:
             return label_map(logits, size, contract.upsampling)
         logits = enlarge(logits, size, contract.upsampling)

@@ -53,6 +53,7 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
             'of': 'pixel values 0..255: (value - mean) / stddev',
             'within_the_program': is_program and options.inputs == 'uint8',
         },
+        'resized_to_height': network.height or None,  # within the program, where there is one
         'license': 'Apache-2.0: of the code, not of these weights',
         'scores': _scores(network.step, workdir),
         'versions': {

@@ -31,6 +31,11 @@ def build(network: TrainedNetwork, options: ConfigDict, for_int8: bool = False) 
     size_axes = (2, 3) if options.layout == 'NCHW' else (1, 2)
     multiple = contract_of(network.model).multiple_of
     if options.dynamic_size:
+        if network.height:
+            raise InputError(
+                f'config.eval.height={network.height}: a graph of any size resizes no images; give '
+                '--config.eval.height=0, or leave out config.export.dynamic_size'
+            )
         if any(length % multiple for length in options.size):
             raise InputError(
                 f'config.export.size={tuple(options.size)}: a graph of any size of this network takes multiples of '

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.inference.label_map import enlarge, label_map, label_map_with_confidence
+from atonet_jax.inference.views import resize_to_height
 from atonet_jax.models import apply, network, prepare
 from atonet_jax.process.devices import create_mesh, replicated, split_by_batch
 
@@ -35,6 +36,7 @@ class Segmenter:
         variables: Mapping[str, Any],
         class_table: ClassTable | None = None,
         shapes: Sequence[tuple[int, int, int]] = (),
+        height: int = 0,
     ):
         """
         Args:
@@ -42,9 +44,11 @@ class Segmenter:
             variables: of the network; what training alone reads is passed over.
             class_table: kept as the attribute.
             shapes: (batch, height, width) of images to compile `__call__` for at once; others at their first call.
+            height: to which images are resized for the network (`resize_to_height`). Labels have the images' own size.
         """
         self.model = model
         self.class_table = class_table
+        self._height = height
         self._mesh = create_mesh()
         self._variables = prepared_variables(model, variables, self._mesh)
         self._programs = {}
@@ -71,7 +75,7 @@ class Segmenter:
         if dtype is not None:
             config.model.dtype = dtype
         network = trained_network(config, workdir, create_mesh())
-        return cls(network.model, network.variables, network.class_table, **options)
+        return cls(network.model, network.variables, network.class_table, height=network.height, **options)
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, on the devices.
@@ -90,7 +94,7 @@ class Segmenter:
         return self._run(_full_logits, images)
 
     def coarse_logits(self, images: jax.Array | np.ndarray) -> jax.Array:
-        """[B, H, W, 3] uint8 RGB -> [B, h, w, num_classes] float32: the network's own stride."""
+        """[B, H, W, 3] uint8 RGB -> [B, h, w, num_classes] float32, as the network gives them."""
         return self._run(_coarse_logits, images)
 
     def compile(self, method: str, shape: tuple[int, int, int]) -> jax.stages.Compiled:
@@ -115,14 +119,16 @@ class Segmenter:
         whole = replicated(self._mesh)
         split = split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else whole
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-        lowered = _jitted(function, self.model, whole, split).lower(self._variables, images)
+        lowered = _jitted(function, self.model, self._height, whole, split).lower(self._variables, images)
         self._programs[function, shape] = program = lowered.compile()
         return program
 
 
 @functools.cache  # traced once for all segmenters of a network
-def _jitted(function: Callable, model: nn.Module, whole: NamedSharding, split: NamedSharding) -> Callable:
-    return jax.jit(functools.partial(function, model), in_shardings=(whole, split), out_shardings=split)
+def _jitted(
+    function: Callable, model: nn.Module, height: int, whole: NamedSharding, split: NamedSharding
+) -> Callable:
+    return jax.jit(functools.partial(function, model, height), in_shardings=(whole, split), out_shardings=split)
 
 
 def prepared_variables(model: nn.Module, variables: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
@@ -131,20 +137,21 @@ def prepared_variables(model: nn.Module, variables: Mapping[str, Any], mesh: Mes
     return jax.device_put(prepare(model, variables, transform_kernels=on_cpu), replicated(mesh))
 
 
-def _coarse_logits(model, variables, images):
-    return apply(model, variables, network(model).normalization(images))['logits']
+def _coarse_logits(model, height, variables, images):
+    images = resize_to_height(network(model).normalization(images), height)
+    return apply(model, variables, images)['logits']
 
 
-def _full_logits(model, variables, images):
-    return enlarge(_coarse_logits(model, variables, images), images.shape[1:3], network(model).upsampling)
+def _full_logits(model, height, variables, images):
+    return enlarge(_coarse_logits(model, height, variables, images), images.shape[1:3], network(model).upsampling)
 
 
-def _labels(model, variables, images):
-    return label_map(_coarse_logits(model, variables, images), images.shape[1:3], network(model).upsampling)
+def _labels(model, height, variables, images):
+    return label_map(_coarse_logits(model, height, variables, images), images.shape[1:3], network(model).upsampling)
 
 
-def _labels_with_confidence(model, variables, images):
-    logits = _coarse_logits(model, variables, images)
+def _labels_with_confidence(model, height, variables, images):
+    logits = _coarse_logits(model, height, variables, images)
     return label_map_with_confidence(logits, images.shape[1:3], network(model).upsampling)
 
 

@@ -11,6 +11,13 @@ from atonet_jax.inference.label_map import argmax, enlarge, label_map
 from atonet_jax.models import apply, network
 
 
+def resize_to_height(images: jax.Array, height: int) -> jax.Array:
+    """[B, H, W, 3] -> [B, height, w, 3], bilinearly, the width in proportion; with height 0 as they are."""
+    if not height or height == images.shape[1]:
+        return images
+    return ops.resize_bilinear(images, (height, max(1, round(images.shape[2] * height / images.shape[1]))))
+
+
 def predict_labels(
     model: nn.Module,
     variables: dict,
@@ -28,15 +35,13 @@ def predict_labels(
         model: the network.
         variables: of the network, prepared or of training.
         images: at their own size. `SlidingWindows` takes those that are too large to look at whole.
-        height: to which the images are resized first, bilinearly, with their width in proportion; 0: as they are.
+        height: to which the images are resized first (`resize_to_height`).
         scales: factors by which they are resized then.
         flip: also looks at the mirrored images.
     """
     size = images.shape[1:3]
     contract = network(model)
-    images = contract.normalization(images)
-    if height and height != size[0]:
-        images = ops.resize_bilinear(images, (height, max(1, round(size[1] * height / size[0]))))
+    images = resize_to_height(contract.normalization(images), height)
     resized = images.shape[1:3]
 
     def logits(images):

@@ -96,8 +96,8 @@ def _tell_of_many_sizes(sources: list[Source], max_pixels: int) -> None:
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
     """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with height, scales, flip and window of `config.eval`."""
     options, mesh = config.eval, create_mesh()
-    if tuple(options.scales) == (1.0,) and not (options.height or options.flip or options.window):
-        return Segmenter(network.model, network.variables, network.class_table)
+    if tuple(options.scales) == (1.0,) and not (options.flip or options.window):
+        return Segmenter(network.model, network.variables, network.class_table, height=network.height)
     if options.window:
         label = SlidingWindows.of_options(network.model, mesh, options, config.predict.batch_size)
     else:

@@ -35,12 +35,14 @@ class TrainedNetwork(NamedTuple):
         variables: as in training, on every device.
         class_table: the classes that it predicts. With `has_void_output`, the label after the last class is void.
         step: of the checkpoint; None if the variables are from a file.
+        height: `config.eval.height`, to which images are resized for it; 0: not at all.
     """
 
     model: nn.Module
     variables: dict[str, Any]
     class_table: ClassTable
     step: int | None
+    height: int = 0
 
     def in_float32(self) -> 'TrainedNetwork':
         """The same, computing in float32."""
@@ -159,7 +161,7 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
         if outputs == with_void.num_classes and torch_weights.has_void_output(with_void):
             table, model = dataclasses.replace(table, has_void_output=True), with_void
         variables = jax.device_put(torch_weights.load_network(config.init_from, model), replicated(mesh))
-        return TrainedNetwork(model, variables, table, step=None)
+        return TrainedNetwork(model, variables, table, None, config.eval.height)
     changes_since(workdir, config, table)
     checkpoints = Checkpoints(workdir)
     step = checkpoints.step(config.eval.checkpoint)
@@ -171,4 +173,4 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
         )
     variables = checkpoints.restore_variables(step, model, mesh, averaged)
     checkpoints.close()
-    return TrainedNetwork(model, variables, table, step)
+    return TrainedNetwork(model, variables, table, step, config.eval.height)

@@ -36,7 +36,7 @@ def serve(config: ConfigDict, workdir: str) -> None:
     listener = listen(config.serve.host, config.serve.port)  # first, because loading and compiling take a while
     with listener:
         network = trained_network(config, workdir, mesh)
-        segment = Segmenter(network.model, network.variables, network.class_table)
+        segment = Segmenter(network.model, network.variables, network.class_table, height=network.height)
         app = create_app(segment, config.serve, config.model.name, tuple(config.data.sample_range))
         origin = config.init_from if network.step is None else workdir
         server = _Server(

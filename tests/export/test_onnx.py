@@ -9,6 +9,7 @@ import pytest
 
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CITYSCAPES
+from atonet_jax.errors import InputError
 from atonet_jax.export import onnx_format
 from atonet_jax.export.onnx import winograd as winograd_form
 from atonet_jax.inference.segmenter import Segmenter
@@ -42,12 +43,12 @@ def network(tiny_model, tiny_variables):
 
 @pytest.fixture(scope='module')
 def build(network):
-    """(size, **options of config.export) -> the network's graph."""
+    """(size, **options of config.export) -> the network's graph, with `height` of config.eval."""
 
-    def of(size, **options):
+    def of(size, height=0, **options):
         config = default_config().export
         config.update(format='onnx', size=size, **options)
-        return onnx_format.build(network, config)
+        return onnx_format.build(network._replace(height=height), config)
 
     return of
 
@@ -124,6 +125,19 @@ def test_one_graph_takes_images_of_any_size(build, images_and_logits, outputs, l
             assert_close(result, logits)
         else:
             assert np.mean(result == logits.argmax(-1)) >= 0.999
+
+
+@pytest.mark.parametrize('inputs', ['uint8', 'normalized'])
+def test_images_are_resized_to_the_height_that_they_are_evaluated_at(network, build, images_and_logits, inputs):
+    images, _ = images_and_logits(SIZES[0])
+    expected = Segmenter(network.model, network.variables, height=96).logits(images)
+    images = np.asarray(IMAGENET(images)) if inputs == 'normalized' else images
+    assert_close(run(build(SIZES[0], height=96, inputs=inputs, outputs='logits'), images), expected)
+
+
+def test_a_graph_of_any_size_is_refused_where_images_are_resized(build):
+    with pytest.raises(InputError, match=r'config\.eval\.height=96: .* give --config\.eval\.height=0'):
+        build(SIZES[0], height=96, dynamic_size=True)
 
 
 def test_axes_that_may_have_any_length_are_named(build):

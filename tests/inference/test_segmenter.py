@@ -43,6 +43,14 @@ def test_labels_are_the_plain_paths(network, segment, shape):
     assert len(np.unique(labels)) == NUM_CLASSES
 
 
+def test_images_are_resized_to_a_height_and_labels_have_their_own_size(network):
+    images = random_images(2, 64, 96)
+    labels = Segmenter(*network, height=96)(images)
+    assert labels.shape == (2, 64, 96)
+    plain = jax.jit(partial(predict_labels, *network, height=96))(images)
+    assert np.mean(np.asarray(labels) == np.asarray(plain)) >= 0.9999
+
+
 def test_labels_of_the_full_size_network_whose_deep_stages_go_by_winograd():
     model = create_model('atonet', 19)
     variables = drawn_variables(model, seed=2)
