@@ -1,6 +1,5 @@
 """Networks: images to logits at the network's own stride. Needs JAX, Flax and ops/ alone."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -95,16 +94,14 @@ def create_model(name: str, num_classes: int, **options) -> nn.Module:
         raise ValueError(f'model {name!r} has no option {", ".join(unknown)}; known: {", ".join(sorted(known))}')
     members = family(name)
     model = members.module(num_classes=num_classes, **dict(members.variants[name]) | options)
-    members.check(model)
+    members.check_options(model)
     return model
 
 
 def default_options(name: str) -> dict[str, Any]:
     """The options of the network `name` beside `num_classes` and `dtype`, with their defaults."""
     members = family(name)
-    fields = {field.name: field.default for field in dataclasses.fields(members.module)}
-    defaults = {key: fields[key] for key in fields if key not in ('parent', 'name', 'num_classes', 'dtype')}
-    return defaults | dict(members.variants[name])
+    return members.options() | dict(members.variants[name])
 
 
 def network(model: str | nn.Module) -> Network:

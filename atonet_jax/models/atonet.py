@@ -138,13 +138,6 @@ def check(model: ATONet) -> None:
         raise ValueError(f'spp_bins={model.spp_bins!r}: must be whole numbers greater than 0')
     if not set(model.aux_levels) <= set(LEVELS) or len(set(model.aux_levels)) < len(model.aux_levels):
         raise ValueError(f'aux_levels={model.aux_levels!r}: must be levels of 1 .. 5')
-    if model.up_kernel_size < 1 or model.up_kernel_size % 2 == 0:
-        raise ValueError(f'up_kernel_size={model.up_kernel_size!r}: must be odd and greater than 0')
-    for option in ('width', 'backbone_width'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-    if not 0 <= model.dropout_rate < 1:
-        raise ValueError(f'dropout_rate={model.dropout_rate!r}: must be from 0 to below 1')
 
 
 def describe(model: ATONet) -> Network:
@@ -185,4 +178,4 @@ _PUBLISHED_NAMES = WeightNames(
     whole=lambda model: model.clone(aux_levels=LEVELS),  # all five heads are in every published file
 )
 
-FAMILY = Family(ATONet, describe, {'atonet': {}}, check)
+FAMILY = Family(ATONet, describe, {'atonet': {}}, check=check)

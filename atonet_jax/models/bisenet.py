@@ -168,13 +168,8 @@ class Head(nn.Module):
 
 def check(model: BiSeNet) -> None:
     """Raises ValueError where an option cannot work."""
-    for option, choices in (('backbone', BACKBONES), ('form', FORMS)):
-        if getattr(model, option) not in choices:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be one of {", ".join(choices)}')
     if model.form == 'coincheung' and model.backbone != 'resnet18':
         raise ValueError(f"form='coincheung': goes with backbone='resnet18', not {model.backbone!r}")
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
     if model.backbone == 'xception39' and model.width % 8:
         raise ValueError(f"width={model.width!r}: must be a multiple of 8 with backbone='xception39'")
 
@@ -288,5 +283,6 @@ FAMILY = Family(
         'bisenet_x39': {'backbone': 'xception39'},
         'bisenet_coincheung': {'form': 'coincheung'},
     },
-    check,
+    choices={'backbone': BACKBONES, 'form': FORMS},
+    check=check,
 )

@@ -201,13 +201,48 @@ class Family:
             __call__(images, train) -> {'logits': ..., and with `train` other outputs by name}.
         describe: the contract of a module with its options.
         variants: {registered name: options that make it}.
-        check: raises ValueError, naming the option, where options of a module cannot work.
+        choices: {option: the words that it may be}.
+        least: {option of a whole number: its least value, where that is not 1}.
+        multiples: {option of a whole number: what it must be a multiple of}.
+        check: raises ValueError, naming the option, where a module's options cannot work for other reasons.
     """
 
     module: type[nn.Module]
     describe: Callable[[Any], Network]
     variants: Mapping[str, Mapping[str, Any]]
+    choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+    least: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    multiples: Mapping[str, int] = dataclasses.field(default_factory=dict)
     check: Callable[[Any], None] = lambda module: None
+
+    def options(self) -> dict[str, Any]:
+        """The options of the module, with their defaults."""
+        of_every_module = 'parent', 'name', 'num_classes', 'dtype'
+        fields = dataclasses.fields(self.module)
+        return {field.name: field.default for field in fields if field.name not in of_every_module}
+
+    def check_options(self, module: nn.Module) -> None:
+        """Raises ValueError, naming the option, where the options of a module cannot work.
+
+        Beside what the attributes say: kernel sizes are odd, and dropout rates from 0 to below 1.
+        """
+        for option, default in self.options().items():
+            value = getattr(module, option)
+            least, choices = self.least.get(option, 1), self.choices.get(option)
+            if choices and value not in choices:
+                wanted = f'must be one of {", ".join(choices)}'
+            elif option.endswith('kernel_size') and (value < 1 or value % 2 == 0):
+                wanted = 'must be odd and greater than 0'
+            elif type(default) is int and value < least:
+                wanted = 'must be greater than 0' if least == 1 else f'must be {least} or more'
+            elif type(default) is int and value % self.multiples.get(option, 1):
+                wanted = f'must be a multiple of {self.multiples[option]}'
+            elif option == 'dropout_rate' and not 0 <= value < 1:
+                wanted = 'must be from 0 to below 1'
+            else:
+                continue
+            raise ValueError(f'{option}={value!r}: {wanted}')
+        self.check(module)
 
 
 def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:

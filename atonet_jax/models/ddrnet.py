@@ -105,12 +105,6 @@ class PoolingPyramid(nn.Module):
         return pyramid + norm_conv(1, name='shortcut')(x, train)
 
 
-def check(model: DDRNet) -> None:
-    """Raises ValueError where an option cannot work."""
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-
-
 def describe(model: DDRNet) -> Network:
     return Network(
         terms=(
@@ -165,4 +159,4 @@ _IMAGENET_NAMES = WeightNames(
 # Files of a training in HRNet's code hold the network as 'model', beside the buffers of its loss.
 _NAMES_BESIDE_LOSSES = WeightNames(prefixed(_PUBLISHED_NAMES.rules, 'model.'), ignored=r'(\w+_)?loss\..*')
 
-FAMILY = Family(DDRNet, describe, {'ddrnet_23_slim': {}, 'ddrnet': {}}, check)
+FAMILY = Family(DDRNet, describe, {'ddrnet_23_slim': {}, 'ddrnet': {}})

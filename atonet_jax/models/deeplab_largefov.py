@@ -69,15 +69,6 @@ class DeepLabLargeFOV(nn.Module):
         return {'logits': fc8(x)}
 
 
-def check(model: DeepLabLargeFOV) -> None:
-    """Raises ValueError where an option cannot work."""
-    for option in ('width', 'fc_features'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-    if not 0 <= model.dropout_rate < 1:
-        raise ValueError(f'dropout_rate={model.dropout_rate!r}: must be from 0 to below 1')
-
-
 def describe(model: DeepLabLargeFOV) -> Network:
     return Network(
         terms=(Term('logits', at='output', downsampling='align_corners'),),
@@ -104,4 +95,4 @@ _NAMES = WeightNames(
     (*TORCHVISION_RULES, Rule('fc6', 'features.32'), Rule('fc7', 'features.35'), Rule('fc8', 'features.38'))
 )
 
-FAMILY = Family(DeepLabLargeFOV, describe, {'deeplab_largefov': {}, 'deeplab': {}}, check)
+FAMILY = Family(DeepLabLargeFOV, describe, {'deeplab_largefov': {}, 'deeplab': {}})

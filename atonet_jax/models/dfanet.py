@@ -203,19 +203,6 @@ class Decoder(nn.Module):
         return classifier(x)
 
 
-def check(model: DFANet) -> None:
-    """Raises ValueError where an option cannot work."""
-    for option in ('width', 'decoder_width'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-    if model.width % 4:
-        raise ValueError(f'width={model.width!r}: must be a multiple of 4')
-    if model.classifier_kernel_size < 1 or model.classifier_kernel_size % 2 == 0:
-        raise ValueError(f'classifier_kernel_size={model.classifier_kernel_size!r}: must be odd and greater than 0')
-    if model.attention not in ATTENTIONS:
-        raise ValueError(f'attention={model.attention!r}: must be one of {", ".join(ATTENTIONS)}')
-
-
 def describe(model: DFANet) -> Network:
     has_published_decoder = model.has_fusion and (model.decoder_width, model.classifier_kernel_size) == (32, 1)
     title, parameters, macs = _PUBLISHED.get(model.width, ('DFANet', None, None))
@@ -266,5 +253,6 @@ FAMILY = Family(
     DFANet,
     describe,
     {'dfanet_a': {}, 'dfanet': {}, 'dfanet_a_prime': {}, 'dfanet_b': {'width': 32}},
-    check,
+    choices={'attention': ATTENTIONS},
+    multiples={'width': 4},
 )

@@ -296,17 +296,6 @@ def _doubling(kernel_size: int) -> tuple[int, int, int, int]:
     return kernel_size, 2, (kernel_size - 1) // 2, (kernel_size - 1) // 2
 
 
-def check(model: ENet) -> None:
-    """Raises ValueError where an option cannot work."""
-    for option, choices in (('form', FORMS), ('decoder_act', ('prelu', 'relu'))):
-        if getattr(model, option) not in choices:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be one of {", ".join(choices)}')
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-    if model.width % 16:
-        raise ValueError(f'width={model.width!r}: must be a multiple of 16')
-
-
 def describe(model: ENet) -> Network:
     is_paper = model.form == 'paper'
     parameters, macs = _COUNTS.get((model.form, model.decoder_act), (None, None))
@@ -441,5 +430,6 @@ FAMILY = Family(
         'enet_davidtvs_2018_03': {'form': 'davidtvs_2018_03'},
         'enet_davidtvs_head': {'form': 'davidtvs_head', 'decoder_act': 'relu'},
     },
-    check,
+    choices={'form': FORMS, 'decoder_act': ('prelu', 'relu')},
+    multiples={'width': 16},
 )

@@ -131,12 +131,6 @@ class Up(ConvTransposeNorm):
 
 def check(model: ERFNet) -> None:
     """Raises ValueError where an option cannot work."""
-    if model.head not in HEADS:
-        raise ValueError(f'head={model.head!r}: must be one of {", ".join(HEADS)}')
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-    if model.width < 4:
-        raise ValueError(f'width={model.width!r}: must be 4 or more, as three are of the image')
     if len(model.dropout_rates) != 2 or not all(0 <= rate < 1 for rate in model.dropout_rates):
         raise ValueError(f'dropout_rates={model.dropout_rates!r}: must be two numbers from 0 to below 1')
 
@@ -204,4 +198,11 @@ _NAMES_WITH_HEAD = WeightNames((*_encoder_rules(), *_decoder_rules(), Rule('enco
 _ENCODER_NAMES = WeightNames((*_encoder_rules(), Rule('encoder_head', _HEAD_NAME)), ignored=_DECODER_ENTRIES)
 _BACKBONE_NAMES = WeightNames(_encoder_rules(), ignored=f'{_HEAD_ENTRIES}|{_DECODER_ENTRIES}')
 
-FAMILY = Family(ERFNet, describe, {'erfnet': {}, 'erfnet_encoder': {'head': 'encoder'}}, check)
+FAMILY = Family(
+    ERFNet,
+    describe,
+    {'erfnet': {}, 'erfnet_encoder': {'head': 'encoder'}},
+    choices={'head': HEADS},
+    least={'width': 4},  # three channels are of the image
+    check=check,
+)

@@ -164,14 +164,8 @@ class Down(nn.Module):
 
 def check(model: ESPNet) -> None:
     """Raises ValueError where an option cannot work."""
-    if model.form not in FORMS:
-        raise ValueError(f'form={model.form!r}: must be one of {", ".join(FORMS)}')
     if model.form != 'encoder' and model.num_classes < len(DILATIONS):
         raise ValueError(f"num_classes={model.num_classes!r}: must be 5 or more; form='encoder' takes fewer")
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-    if model.width < 2:
-        raise ValueError(f'width={model.width!r}: must be 2 or more, which gives each dilation a channel')
     if len(model.blocks) != 2 or min(model.blocks) < 0:
         raise ValueError(f'blocks={model.blocks!r}: must be two numbers, 0 or more')
 
@@ -272,5 +266,7 @@ FAMILY = Family(
     ESPNet,
     describe,
     {'espnet': {}, 'espnet_camvid': {'form': 'camvid'}, 'espnet_c': {'form': 'encoder'}},
-    check,
+    choices={'form': FORMS},
+    least={'width': 2},  # a channel for each dilation
+    check=check,
 )

@@ -100,17 +100,8 @@ def crop(x: jax.Array, size: tuple[int, int], offset: int) -> jax.Array:
 
 def check(model: FCN8s) -> None:
     """Raises ValueError where an option cannot work."""
-    if model.form not in FORMS:
-        raise ValueError(f'form={model.form!r}: must be one of {", ".join(FORMS)}')
-    for option in ('width', 'fc_features'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-    if model.fc_kernel_size < 1 or model.fc_kernel_size % 2 == 0:
-        raise ValueError(f'fc_kernel_size={model.fc_kernel_size!r}: must be odd and greater than 0')
     if model.form == 'original' and (not model.has_fc or model.fc_kernel_size != 7):
         raise ValueError("form='original': its crops are those of has_fc=True and fc_kernel_size=7")
-    if not 0 <= model.dropout_rate < 1:
-        raise ValueError(f'dropout_rate={model.dropout_rate!r}: must be from 0 to below 1')
 
 
 def describe(model: FCN8s) -> Network:
@@ -161,5 +152,6 @@ FAMILY = Family(
         'fcn8s_fc1024': {'fc_features': 1024, 'fc_kernel_size': 3},
         'fcn8s_original': {'form': 'original'},
     },
-    check,
+    choices={'form': FORMS},
+    check=check,
 )

@@ -138,16 +138,6 @@ def enlarge_as_original(x: jax.Array) -> jax.Array:
     return x
 
 
-def check(model: FRRN) -> None:
-    """Raises ValueError where an option cannot work."""
-    for option, choices in (('form', tuple(ENCODERS)), ('upsampling', UPSAMPLINGS)):
-        if getattr(model, option) not in choices:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be one of {", ".join(choices)}')
-    for option in ('width', 'lanes'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-
-
 def describe(model: FRRN) -> Network:
     parameters, macs = _COUNTS[model.form]
     return Network(
@@ -193,4 +183,9 @@ _NAMES = WeightNames(
     )
 )
 
-FAMILY = Family(FRRN, describe, {'frrn_a': {'form': 'a'}, 'frrn_b': {}, 'frrn': {}}, check)
+FAMILY = Family(
+    FRRN,
+    describe,
+    {'frrn_a': {'form': 'a'}, 'frrn_b': {}, 'frrn': {}},
+    choices={'form': tuple(ENCODERS), 'upsampling': UPSAMPLINGS},
+)

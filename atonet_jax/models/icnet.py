@@ -149,13 +149,6 @@ def _halved(x: jax.Array) -> jax.Array:
     return ops.resize_align_corners(x, (x.shape[1] // 2, x.shape[2] // 2))
 
 
-def check(model: ICNet) -> None:
-    """Raises ValueError where an option cannot work."""
-    for option in ('width', 'head_width'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-
-
 def describe(model: ICNet) -> Network:
     term = partial(Term, at='output', downsampling='corners')
     parameters, macs = _COUNTS.get((model.width, model.head_width), (None, None))
@@ -209,4 +202,4 @@ _NAMES = WeightNames(
     )
 )
 
-FAMILY = Family(ICNet, describe, {'icnet': {}}, check)
+FAMILY = Family(ICNet, describe, {'icnet': {}})

@@ -185,14 +185,6 @@ class Head(nn.Module):
         return Conv(self.features, 1, use_bias=True, kernel_init=kaiming_fan_out_init, name='conv2')(x)
 
 
-def check(model: PIDNet) -> None:
-    """Raises ValueError where an option cannot work."""
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-    if model.edge_border < 0:
-        raise ValueError(f'edge_border={model.edge_border!r}: must not be below 0')
-
-
 def describe(model: PIDNet) -> Network:
     term = partial(Term, upsampling='align_corners')
     return Network(
@@ -255,4 +247,4 @@ _PUBLISHED_NAMES = WeightNames(
 # Checkpoints of the authors' training hold the network as 'model', beside the buffers of its losses.
 _NAMES_BESIDE_LOSSES = WeightNames(prefixed(_PUBLISHED_NAMES.rules, 'model.'), ignored=r'(sem|bd)_loss\..*')
 
-FAMILY = Family(PIDNet, describe, {'pidnet_s': {}, 'pidnet': {}}, check)
+FAMILY = Family(PIDNet, describe, {'pidnet_s': {}, 'pidnet': {}}, least={'edge_border': 0})

@@ -108,12 +108,6 @@ def normalize_locally(images: jax.Array) -> jax.Array:
     return images / (1 + 1e-4 / 5 * squares) ** 0.75
 
 
-def check(model: SegNet | SegNetBasic) -> None:
-    """Raises ValueError where an option cannot work."""
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-
-
 def describe(model: SegNet) -> Network:
     return Network(
         terms=(Term('logits'),),
@@ -175,5 +169,5 @@ _TORCHVISION_NAMES = WeightNames(
     tuple(Rule(f'{rule.path}/conv', rule.name) for rule in TORCHVISION_RULES), ignored=r'classifier\..*'
 )
 
-FAMILY = Family(SegNet, describe, {'segnet': {}}, check)
-BASIC_FAMILY = Family(SegNetBasic, describe_basic, {'segnet_basic': {}}, check)
+FAMILY = Family(SegNet, describe, {'segnet': {}})
+BASIC_FAMILY = Family(SegNetBasic, describe_basic, {'segnet_basic': {}})

@@ -106,16 +106,6 @@ def _cut(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x[:, : size[0], : size[1]]
 
 
-def check(model: SQNet) -> None:
-    """Raises ValueError where an option cannot work."""
-    if model.form not in FORMS:
-        raise ValueError(f'form={model.form!r}: must be one of {", ".join(FORMS)}')
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
-    if model.width % 4:
-        raise ValueError(f'width={model.width!r}: must be a multiple of 4')
-
-
 def describe(model: SQNet) -> Network:
     title, source, parameters, macs = _PUBLISHED[model.form]
     criterion = HardExampleShare() if model.form == 'zh320' else CrossEntropy()
@@ -193,4 +183,10 @@ _TORCHVISION = WeightNames(
     ignored=r'classifier\..*',
 )
 
-FAMILY = Family(SQNet, describe, {'sqnet': {}, 'sqnet_zh320': {'form': 'zh320'}}, check)
+FAMILY = Family(
+    SQNet,
+    describe,
+    {'sqnet': {}, 'sqnet_zh320': {'form': 'zh320'}},
+    choices={'form': FORMS},
+    multiples={'width': 4},
+)

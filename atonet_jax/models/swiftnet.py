@@ -113,17 +113,6 @@ class Up(nn.Module):
         return norm_conv(kernel_size=3, name='blend')(ops.resize_bilinear(x, skip.shape[1:3]) + lateral, train)
 
 
-def check(model: SwiftNet) -> None:
-    """Raises ValueError where an option cannot work."""
-    if model.form not in FORMS:
-        raise ValueError(f'form={model.form!r}: must be one of {", ".join(FORMS)}')
-    for option in ('width', 'backbone_width'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-    if model.width < len(_GRIDS):
-        raise ValueError(f'width={model.width!r}: must be {len(_GRIDS)} or more')
-
-
 def describe(model: SwiftNet) -> Network:
     is_first = model.form == '2019'
     return Network(
@@ -169,5 +158,6 @@ FAMILY = Family(
     SwiftNet,
     describe,
     {'swiftnet_ss_2019': {}, 'swiftnet_ss': {}, 'swiftnet': {}, 'swiftnet_ss_2020': {'form': '2020'}},
-    check,
+    choices={'form': FORMS},
+    least={'width': len(_GRIDS)},
 )

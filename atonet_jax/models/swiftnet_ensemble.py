@@ -84,11 +84,8 @@ class SwiftNetEnsemble(nn.Module):
 
 def check(model: SwiftNetEnsemble) -> None:
     """Raises ValueError where an option cannot work."""
-    for option in ('single_form', 'pyramid_form'):
-        if getattr(model, option) not in swiftnet.FORMS:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be one of {", ".join(swiftnet.FORMS)}')
     for name, part in model.parts().items():
-        PARTS[name].check(part)
+        PARTS[name].check_options(part)
 
 
 def describe(model: SwiftNetEnsemble) -> Network:
@@ -125,4 +122,10 @@ def _both(single: WeightNames, pyramid: WeightNames, prefix: str) -> WeightNames
     return WeightNames(rules, ignored=rf'(?:\w+\.)?(?:{single.ignored}|{pyramid.ignored})')
 
 
-FAMILY = Family(SwiftNetEnsemble, describe, {'swiftnet_ens': {}}, check)
+FAMILY = Family(
+    SwiftNetEnsemble,
+    describe,
+    {'swiftnet_ens': {}},
+    choices=dict.fromkeys(('single_form', 'pyramid_form'), swiftnet.FORMS),
+    check=check,
+)

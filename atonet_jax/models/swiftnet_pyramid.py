@@ -177,15 +177,6 @@ class LevelStage(nn.Module):
         return x
 
 
-def check(model: SwiftNetPyramid) -> None:
-    """Raises ValueError where an option cannot work."""
-    if model.form not in FORMS:
-        raise ValueError(f'form={model.form!r}: must be one of {", ".join(FORMS)}')
-    for option in ('levels', 'width', 'backbone_width'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-
-
 def describe(model: SwiftNetPyramid) -> Network:
     is_first = model.form == '2019'
     parameters, macs = _COUNTS.get((model.form, model.levels), (None, None))
@@ -253,5 +244,5 @@ FAMILY = Family(
     SwiftNetPyramid,
     describe,
     {'swiftnet_pyr_2019': {}, 'swiftnet_pyr': {}, 'swiftnet_pyr_2020': {'form': '2020', 'levels': 3}},
-    check,
+    choices={'form': FORMS},
 )

@@ -138,19 +138,6 @@ class Head(nn.Module):
         return Classifier(self.num_classes, name='classifier')(x)
 
 
-def check(model: Table3) -> None:
-    """Raises ValueError where an option cannot work."""
-    if model.design not in DESIGNS:
-        raise ValueError(f'design={model.design!r}: must be one of {", ".join(DESIGNS)}')
-    if model.final_kernel_size < 1 or model.final_kernel_size % 2 == 0:
-        raise ValueError(f'final_kernel_size={model.final_kernel_size!r}: must be odd and greater than 0')
-    for option in ('width', 'backbone_width'):
-        if getattr(model, option) < 1:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be greater than 0')
-    if not 0 <= model.dropout_rate < 1:
-        raise ValueError(f'dropout_rate={model.dropout_rate!r}: must be from 0 to below 1')
-
-
 def describe(model: Table3) -> Network:
     is_aggregation = model.design == 'aggregation'
     form = model.design, model.final_kernel_size if model.design in ('aggregation', 'multi_pathway_c') else 3
@@ -203,5 +190,5 @@ FAMILY = Family(
         'table3_aggregation_final1x1': {'final_kernel_size': 1},
         **{f'table3_{design}': {'design': design} for design in DESIGNS if design != 'aggregation'},
     },
-    check,
+    choices={'design': DESIGNS},
 )

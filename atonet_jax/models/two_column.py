@@ -176,11 +176,6 @@ def _flat(x: jax.Array) -> jax.Array:
 
 def check(model: SparseTwoColumn) -> None:
     """Raises ValueError where an option cannot work."""
-    for option in ('form', 'train_form'):
-        if getattr(model, option) not in FORMS:
-            raise ValueError(f'{option}={getattr(model, option)!r}: must be one of {", ".join(FORMS)}')
-    if model.width < 1:
-        raise ValueError(f'width={model.width!r}: must be greater than 0')
     if not 0 < model.share <= 1:
         raise ValueError(f'share={model.share!r}: must be greater than 0 and at most 1')
     if model.margin not in (8, 16, 32, 64, 128):
@@ -234,4 +229,10 @@ _NAMES = WeightNames(
 )
 _TORCHVISION = _names(ignored=r'(fc|layer4)\..*')  # one file starts both columns
 
-FAMILY = Family(SparseTwoColumn, describe, {'sparse_two_column': {}}, check)
+FAMILY = Family(
+    SparseTwoColumn,
+    describe,
+    {'sparse_two_column': {}},
+    choices={'form': FORMS, 'train_form': FORMS},
+    check=check,
+)

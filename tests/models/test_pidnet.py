@@ -105,7 +105,7 @@ def test_the_loss_is_the_authors(model):
     assert contract.upsampling == 'align_corners'
     on_camvid = network(create_model('pidnet_s', 11, edge_border=0))
     assert on_camvid.terms[2].target == Edges(border=0, width=4)
-    with pytest.raises(ValueError, match='edge_border=-1: must not be below 0'):
+    with pytest.raises(ValueError, match='edge_border=-1: must be 0 or more'):
         create_model('pidnet_s', 11, edge_border=-1)
 
 
