@@ -172,7 +172,7 @@ def _train(task):
     from atonet_jax.ops import cpu
     from atonet_jax.process.devices import create_mesh
     from atonet_jax.training.step import compile_train_step, create_state
-    from atonet_jax.training.train import step_arguments, train_augmentation
+    from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
     from benchmarks.noise import noise_batch
 
     before = _memory('VmRSS')
@@ -182,16 +182,17 @@ def _train(task):
     config.data.crop_size = tuple(length // 2 for length in task['size'])
     config.train.batch_size = 2
     mesh, model = create_mesh(), create_network(config, NUM_CLASSES)
-    arguments = step_arguments(config, model, num_images=2975, total_steps=100_000)
+    options = step_options(config, create_objective(config, model))
+    numbers = create_recipe(config, num_images=2975, total_steps=100_000).at(0)
     variables = jax.jit(lambda: init_variables(model, 0))()
-    state = create_state(variables, arguments['optimizer'], averaging=False, mesh=mesh)
+    state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
     batch = jax.device_put(noise_batch(train_augmentation(config), config.train.batch_size, NUM_CLASSES))
     with cpu.fast_paths(task['system'] == 'train'):
-        step = compile_train_step(mesh, **arguments).lower(state, batch).compile()
+        step = compile_train_step(mesh, **options).lower(state, batch, numbers).compile()
 
     def call():
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, numbers)
         return np.asarray(jax.device_get(metrics['loss']))
 
     return call, _peak_since(before), {}

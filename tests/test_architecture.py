@@ -34,3 +34,30 @@ def test_networks_need_ops_alone(repository):
     rooms = imported_rooms(repository)
     assert rooms['ops'] <= {'errors'}
     assert rooms['models'] <= {'ops', 'errors'}
+
+
+def names_of(path) -> set[str]:
+    """All that a module may define or import, at whichever depth."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names.update(alias.asname or alias.name for alias in node.names)
+    return names
+
+
+def test_scripts_import_what_is_there(repository):
+    """Within functions too, which no other test may call."""
+    missing = []
+    for script in (repository / 'benchmarks').glob('*.py'):
+        for node in ast.walk(ast.parse(script.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module.split('.')[0] in ('atonet_jax', 'benchmarks', 'tests'):
+                module = repository.joinpath(*node.module.split('.'))
+                path = module / '__init__.py' if module.is_dir() else module.with_suffix('.py')
+                known = names_of(path) if path.exists() else set()
+                known |= {child.stem for child in module.glob('*')}
+                missing += [f'{script.name}: {node.module}.{a.name}' for a in node.names if a.name not in known]
+    assert not missing
