@@ -85,7 +85,7 @@ class SwiftNetEnsemble(nn.Module):
 def check(model: SwiftNetEnsemble) -> None:
     """Raises ValueError where an option cannot work."""
     for name, part in model.parts().items():
-        PARTS[name].check_options(part)
+        PARTS[name].FAMILY.check_options(part)
 
 
 def describe(model: SwiftNetEnsemble) -> Network:
