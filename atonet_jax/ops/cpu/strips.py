@@ -5,14 +5,16 @@ import jax.numpy as jnp
 
 from atonet_jax.ops.window import ConvWindow
 
-LEAST_CHANNELS = 64  # with fewer, XLA's own program is as fast where the stride is 1
+# With fewer, XLA's own program is as fast where the stride is 1; twice as many for kernels along one axis.
+LEAST_CHANNELS = 16
 _PIXELS = 2048  # of a strip
 
 
 def suits(channels: int, kernel_size: tuple[int, int], window: ConvWindow) -> bool:
     """Whether `kernel_gradient` takes a convolution without groups, and is faster than XLA's own program."""
     is_pointwise = kernel_size == (1, 1) and window.padding == ((0, 0), (0, 0))
-    is_faster = channels >= LEAST_CHANNELS or window.stride != (1, 1) or is_pointwise
+    least = LEAST_CHANNELS if min(kernel_size) > 1 else 2 * LEAST_CHANNELS
+    is_faster = channels >= least or window.stride != (1, 1) or is_pointwise
     return is_faster and 1 in (window.stride[1], window.dilation[1])
 
 
