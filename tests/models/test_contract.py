@@ -57,8 +57,9 @@ class Row(NamedTuple):
         whole: its gradients are compared with those of the plain programs. Between them such networks have every part
             that any network has.
         files_of: the network whose files have the same names, where that is another one.
-        learning_rate: of its training; larger where float32 would round a step away.
+        learning_rate: of its training; larger where float32 would round a step away, smaller where it would explode.
         size: of the scenes that it is trained and used on.
+        cancelled: end of the paths of biases that a batch normalisation cancels: they learn rounding alone.
     """
 
     options: dict
@@ -66,6 +67,7 @@ class Row(NamedTuple):
     files_of: str = ''
     learning_rate: float = 1e-3
     size: tuple[int, int] = SIZE
+    cancelled: str | None = None
 
 
 ROWS = {
@@ -108,9 +110,14 @@ ROWS = {
     'sqnet': Row({'width': 4}),
     'sqnet_zh320': Row({'width': 8}),  # with fewer, one layer has a single channel, which may learn nothing
     'icnet': Row({'width': 4, 'head_width': 4}),
-    # The attention of relu multiplies drawn numbers beyond what float32 holds.
-    'dfanet_a': Row({'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'}),
-    'dfanet_b': Row({'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'}, files_of='dfanet_a'),
+    # The attention of relu multiplies drawn numbers beyond what float32 holds, and so do longer steps.
+    'dfanet_a': Row(
+        {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'}, learning_rate=5e-5, cancelled='attention/fc/bias'
+    ),
+    'dfanet_b': Row(
+        {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'}, learning_rate=5e-5, cancelled='attention/fc/bias',
+        files_of='dfanet_a',
+    ),
     'sparse_two_column': Row({'width': 4}),
 }
 # Other names of networks that have a row.
@@ -366,9 +373,15 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(life, tmp_path):
     after = variables_after(life, 2, workdir)
 
     updates, wanted = (jax.tree.map(np.subtract, variables, before) for variables in (after, expected))
-    whole = np.sqrt(sum(np.sum(np.square(update)) for update in jax.tree.leaves(wanted)))
-    for (path, update), want in zip(jax.tree.leaves_with_path(updates), jax.tree.leaves(wanted), strict=True):
-        assert np.linalg.norm(want) > 0, f'{path} learned nothing'
+    updates, wanted = (flatten_dict(update, sep='/') for update in (updates, wanted))
+    whole = np.sqrt(sum(np.sum(np.square(update)) for update in wanted.values()))
+    cancelled = ROWS[life.config.model.name].cancelled
+    for path, update in updates.items():
+        want = wanted[path]
+        if cancelled and path.endswith(cancelled):
+            assert np.linalg.norm(want) <= 1e-6 * whole, f'{path} learned something'
+        else:
+            assert np.linalg.norm(want) > 0, f'{path} learned nothing'
         assert np.linalg.norm(update - want) <= 2e-3 * np.linalg.norm(want) + 1e-6 * whole, path
 
 
