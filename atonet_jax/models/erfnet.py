@@ -131,6 +131,8 @@ class Up(ConvTransposeNorm):
 
 def check(model: ERFNet) -> None:
     """Raises ValueError where an option cannot work."""
+    if model.width < 4:
+        raise ValueError(f'width={model.width!r}: must be 4 or more, as three are of the image')
     if len(model.dropout_rates) != 2 or not all(0 <= rate < 1 for rate in model.dropout_rates):
         raise ValueError(f'dropout_rates={model.dropout_rates!r}: must be two numbers from 0 to below 1')
 
@@ -203,6 +205,5 @@ FAMILY = Family(
     describe,
     {'erfnet': {}, 'erfnet_encoder': {'head': 'encoder'}},
     choices={'head': HEADS},
-    least={'width': 4},  # three channels are of the image
     check=check,
 )

@@ -166,6 +166,8 @@ def check(model: ESPNet) -> None:
     """Raises ValueError where an option cannot work."""
     if model.form != 'encoder' and model.num_classes < len(DILATIONS):
         raise ValueError(f"num_classes={model.num_classes!r}: must be 5 or more; form='encoder' takes fewer")
+    if model.width < 2:
+        raise ValueError(f'width={model.width!r}: must be 2 or more, which gives each dilation a channel')
     if len(model.blocks) != 2 or min(model.blocks) < 0:
         raise ValueError(f'blocks={model.blocks!r}: must be two numbers, 0 or more')
 
@@ -267,6 +269,5 @@ FAMILY = Family(
     describe,
     {'espnet': {}, 'espnet_camvid': {'form': 'camvid'}, 'espnet_c': {'form': 'encoder'}},
     choices={'form': FORMS},
-    least={'width': 2},  # a channel for each dilation
     check=check,
 )

@@ -128,7 +128,7 @@ def test_dropout_zeroes_whole_maps_of_the_branch_and_training_alone_has_it():
     ('options', 'message'),
     [
         ({'head': 'auxiliary'}, "head='auxiliary': must be one of decoder, encoder, both"),
-        ({'width': 3}, 'width=3: must be 4 or more'),
+        ({'width': 3}, 'width=3: must be 4 or more, as three are of the image'),
         ({'dropout_rates': (0.1, 1.0)}, r'dropout_rates=\(0.1, 1.0\): must be two numbers from 0 to below 1'),
     ],
 )
