@@ -30,14 +30,17 @@ def define_config_flag(argv: list[str]) -> list[str]:
         argv without `--config`.
 
     Raises:
-        InputError: no such file, a file without `get_config()`, no run in `--workdir`, or an unknown key.
+        InputError: no such file, a file without `get_config()`, no run in `--workdir`, an unknown key, or no value.
     """
-    argv = _with_flag_files(argv)
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    argv = _joined(_with_flag_files(argv))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument('--config')
     parser.add_argument('--workdir')
     parser.add_argument('--mode')
-    known, rest = parser.parse_known_args(argv)
+    try:
+        known, rest = parser.parse_known_args(argv)
+    except argparse.ArgumentError as error:
+        raise InputError(f'{error.argument_name}: has no value; give {error.argument_name}=VALUE') from error
     if known.workdir is not None:
         known.workdir = os.path.expanduser(known.workdir)
     if known.mode == 'compare':
@@ -63,9 +66,9 @@ def _takes_weights(mode: str, workdir: str, arguments: list[str]) -> bool:
 
 
 def _value_of(key: str, arguments: list[str]) -> str:
-    """What `--config.KEY=VALUE` says; nothing where it is not given."""
+    """What the last `--config.KEY=VALUE` says; nothing where there is none."""
     prefix = f'--config.{key}='
-    return next((text.removeprefix(prefix) for text in arguments if text.startswith(prefix)), '')
+    return next((text.removeprefix(prefix) for text in reversed(arguments) if text.startswith(prefix)), '')
 
 
 def _run_config_file(argument: str, chosen: str) -> ConfigDict:
@@ -106,28 +109,37 @@ def _with_flag_files(argv: list[str]) -> list[str]:
         raise InputError(f'--flagfile: {reason}; give --flagfile=FILE, a text file with a flag a line') from error
 
 
+def _joined(argv: list[str]) -> list[str]:
+    """Makes `--config.key=value` of `--config.key value`."""
+    joined = []
+    for argument in argv:
+        if joined and joined[-1].startswith('--config.') and '=' not in joined[-1] and not argument.startswith('--'):
+            joined[-1] += f'={argument}'
+        else:
+            joined.append(argument)
+    return joined
+
+
 def _with_values(config: ConfigDict, arguments: list[str]) -> list[str]:
-    """Checks the keys of `--config.key value` and `--config.key=value`, and joins each with its value.
+    """Checks keys and values of the settings among `arguments`. The last of a key counts.
 
     Raises:
-        InputError: no such key, or no value.
+        InputError: no such key, no value, or a value of another type.
     """
-    joined, rest = [], iter(arguments)
-    for argument in rest:
-        if argument.startswith('--config.'):
-            key, equals, value = argument.removeprefix('--config.').partition('=')
-            _check_key(config, key)
-            default = flat_settings(config)[key]
-            if not equals and not isinstance(default, bool):
-                value = next(rest, '--')
-                if value.startswith('--'):
-                    raise InputError(f'--config.{key}: has no value; give --config.{key}=VALUE')
-            if not equals and isinstance(default, bool):
-                value = 'true'
-            _check_type(key, value, default)
-            argument = f'--config.{key}={_tuple_text(value) if isinstance(default, tuple) else value}'
-        joined.append(argument)
-    return joined
+    rest, settings = [], {}
+    for argument in arguments:
+        if not argument.startswith('--config.'):
+            rest.append(argument)
+            continue
+        key, equals, value = argument.removeprefix('--config.').partition('=')
+        _check_key(config, key)
+        default = flat_settings(config)[key]
+        if not equals and not isinstance(default, bool):
+            raise InputError(f'--config.{key}: has no value; give --config.{key}=VALUE')
+        value = value if equals else 'true'
+        _check_type(key, value, default)
+        settings[key] = _tuple_text(value) if isinstance(default, tuple) else value
+    return [*rest, *(f'--config.{key}={value}' for key, value in settings.items())]
 
 
 def _check_type(key: str, value: str, default: Any) -> None:

@@ -1,12 +1,10 @@
-"""Every setting there is, with its default, and the checks on their values.
+"""Every setting there is, with its default. validation.py checks their values.
 
 A file of configs/ starts from `default_config(network)` and changes what its run needs; the command line changes it
 further (`--config.train.batch_size=8`). A key that is not here is refused. The section `model` holds the options of the
 chosen network alone.
 """
 
-import functools
-import math
 import os
 from typing import Any
 
@@ -15,28 +13,12 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.data.augmentation import SMALLEST_CROP
-from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
 from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, default_options
-from atonet_jax.models.contract import GROUPS
 
-_LARGEST_SEED = 2**63 - 1  # that JAX takes
 DTYPES = ('float32', 'bfloat16')
-CLASS_WEIGHTS = ('balanced', 'enet', 'equal')
-CACHES = ('auto', 'none', 'memory', 'disk', 'device')
-ON_CORRUPT = ('error', 'skip')
-LABEL_ORIENTATIONS = ('upright', 'stored')
-PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
-_LISTS_OF_WORDS = {  # tuples; others hold numbers, but for loss.class_weights
-    'optimizer.frozen': 'backbone',
-    'predict.pictures': 'labels,overlay',
-    'benchmark.dtypes': 'float32,bfloat16',
-}
 _NO_OPTIONS = ('name', 'pretrained_backbone', 'pretrained_strict')  # of config.model; the network takes the others
-EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
-INT8_FORMATS = ('onnx', 'tflite')
 
 
 def default_config(network: str = 'atonet') -> ConfigDict:
@@ -213,16 +195,6 @@ def flat_settings(config: ConfigDict) -> dict[str, Any]:
     return flatten_dict(config.to_dict(), sep='.')
 
 
-def _holds_numbers(values: Any, nested: bool) -> bool:
-    """Whether all of `values` are numbers, or tuples of numbers where these may be."""
-    return all(
-        _holds_numbers(value, nested=False)
-        if nested and isinstance(value, (tuple, list))
-        else isinstance(value, (int, float)) and not isinstance(value, bool)
-        for value in values
-    )
-
-
 def benchmark_sizes(config: ConfigDict) -> tuple[tuple[int, int], ...]:
     """(height, width) of each of `config.benchmark.sizes`, which may be one pair or several."""
     sizes = config.benchmark.sizes
@@ -234,180 +206,6 @@ def expand_home(config: ConfigDict) -> None:
     for key, value in flat_settings(config).items():
         if isinstance(value, str) and value.startswith('~') and not key.endswith('_suffix'):
             config.update_from_flattened_dict({key: os.path.expanduser(value)})
-
-
-def validate(config: ConfigDict) -> None:
-    """Checks values that no type can: before any data is read, in every mode.
-
-    Raises:
-        InputError: names the first key whose value cannot work, and what would.
-    """
-
-    def value_of(key):
-        return functools.reduce(lambda section, name: section[name], key.split('.'), config)
-
-    def check(holds, key, wanted):
-        if not holds:
-            raise InputError(f'config.{key}={value_of(key)!r}: must be {wanted}')
-
-    def one_of(key, values):
-        check(value_of(key) in values, key, f'one of {", ".join(values)}')
-
-    def positive(*keys):
-        for key in keys:
-            check(math.isfinite(value_of(key)) and value_of(key) > 0, key, 'greater than 0')
-
-    def between(low, high, *keys):
-        for key in keys:
-            check(low <= value_of(key) <= high, key, f'from {low} to {high}')
-
-    def low_and_high(key, lowest, highest, what):
-        value = value_of(key)
-        check(len(value) == 2 and numbers(value) and lowest < value[0] <= value[1] <= highest, key, what)
-
-    def numbers(values):
-        return all(isinstance(value, (int, float)) and math.isfinite(value) for value in values)
-
-    def whole_numbers(values):
-        return all(isinstance(value, int) and value > 0 for value in values)
-
-    def size(key, optional):
-        value = value_of(key)
-        valid = len(value) == 2 and whole_numbers(value)
-        wanted = 'two whole numbers greater than 0, height and width' + (', or ()' if optional else '')
-        check(valid or (optional and not value), key, wanted)
-
-    defaults = flat_settings(default_config(config.model.name))
-    for key, value in flat_settings(config).items():
-        if key in _LISTS_OF_WORDS:
-            check(all(isinstance(word, str) for word in value), key, f'words, such as {_LISTS_OF_WORDS[key]}')
-        elif key.startswith('model.') and defaults.get(key) == ():
-            pass  # the network itself checks a list whose default is empty
-        elif isinstance(value, (tuple, list)) and key != 'loss.class_weights':
-            check(_holds_numbers(value, nested=key == 'benchmark.sizes'), key, 'numbers alone, such as (1,) or (2,3)')
-    create_network(config, num_classes=19)
-    check(not (config.init_from and config.model.pretrained_backbone), 'model.pretrained_backbone',
-          'empty where config.init_from is given, which holds a backbone')
-    one_of('data.name', DATA_NAMES)
-    one_of('data.on_corrupt', ON_CORRUPT)
-    one_of('data.cache', CACHES)
-    one_of('data.label_values', LABEL_VALUES)
-    between(0, 1, 'data.unknown_as_void')
-    one_of('data.label_orientation', LABEL_ORIENTATIONS)
-    one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
-    one_of('optimizer.name', ('sgd', 'adam', 'adamw'))
-    one_of('optimizer.decayed', ('all', 'kernels'))
-    one_of('optimizer.backbone_factor_on', ('both', 'rate'))
-    one_of('schedule.name', ('cosine', 'poly', 'steps', 'constant'))
-    one_of('schedule.per', ('epoch', 'step'))
-    one_of('eval.checkpoint', ('best', 'latest'))
-    one_of('predict.format', ('pictures', 'cityscapes_submission'))
-    one_of('predict.ids', ('train', 'raw'))
-    kinds = config.predict.pictures
-    check(kinds and set(kinds) <= set(PREDICTION_PICTURES), 'predict.pictures', f'of {", ".join(PREDICTION_PICTURES)}')
-    one_of('export.format', EXPORT_FORMATS)
-    one_of('export.inputs', ('uint8', 'normalized'))
-    one_of('export.outputs', ('labels', 'logits'))
-    one_of('export.layout', ('NHWC', 'NCHW'))
-
-    positive('optimizer.learning_rate', 'optimizer.backbone_factor')
-    positive('train.batch_size', 'train.epochs', 'train.log_every_steps', 'train.checkpoint_every_steps')
-    check(isinstance(config.train.accumulation, int) and config.train.accumulation > 0, 'train.accumulation',
-          'a whole number greater than 0')
-    positive('train.eval_every_epochs', 'train.keep_checkpoints', 'eval.batch_size', 'predict.batch_size')
-    positive('data.max_pixels', 'predict.max_pixels')
-    if config.data.sample_range:
-        low_and_high('data.sample_range', -math.inf, math.inf, 'two numbers, black and white, or ()')
-    check(config.predict.max_frames >= 0, 'predict.max_frames', 'not below 0')
-
-    weights = config.loss.aux_weights
-    check(numbers(weights) and min(weights, default=0) >= 0, 'loss.aux_weights', 'numbers not below 0, or ()')
-    check(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
-    check(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
-    weights = config.loss.class_weights
-    check(
-        not weights
-        or (len(weights) == 1 and weights[0] in CLASS_WEIGHTS)
-        or (numbers(weights) and min(weights) >= 0 and max(weights) > 0),
-        'loss.class_weights',
-        f'numbers not below 0, one a class and not all 0; or one of {", ".join(CLASS_WEIGHTS)}; or ()',
-    )
-    size('data.crop_size', optional=True)
-    check(min(config.data.crop_size, default=SMALLEST_CROP) >= SMALLEST_CROP, 'data.crop_size',
-          f'at least {SMALLEST_CROP} both ways')
-    low_and_high('data.scale_range', 0, math.inf, 'lowest and highest scale')
-    between(0, 1, *(f'data.augmentation.{name}' for name in ('class_aware_crops', 'brightness', 'contrast')))
-    between(0, 1, *(f'data.augmentation.{name}' for name in ('saturation', 'blur', 'erasing')))
-    between(0, 0.5, 'data.augmentation.hue')
-    between(0, 180, 'data.augmentation.rotation')
-    low_and_high('data.augmentation.blur_sigma', 0, 10, 'lowest and highest, above 0 and at most 10 pixels')
-    low_and_high('data.augmentation.erasing_area', 0, 1, 'lowest and highest share, above 0 and at most 1')
-    between(0, _LARGEST_SEED, 'seed', 'data.synthetic.seed')
-    check(0 <= config.optimizer.momentum < 1, 'optimizer.momentum', 'from 0 to below 1')
-    check(0 <= config.optimizer.second_beta < 1, 'optimizer.second_beta', 'from 0 to below 1')
-    check(0 <= config.optimizer.weight_decay < math.inf, 'optimizer.weight_decay', 'not below 0')
-    check(0 <= config.optimizer.ema_decay < 1, 'optimizer.ema_decay', 'from 0 to below 1')
-    check(0 <= config.schedule.floor < config.optimizer.learning_rate, 'schedule.floor', 'from 0 to the learning rate')
-    check(0 < config.schedule.power < math.inf, 'schedule.power', 'greater than 0')
-    positive('schedule.step_epochs')
-    check(0 < config.schedule.step_factor <= 1, 'schedule.step_factor', 'greater than 0 and at most 1')
-    check(0 <= config.schedule.warmup_epochs < config.train.epochs, 'schedule.warmup_epochs', 'from 0 to train.epochs')
-    size('export.size', optional=False)
-    check(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
-    check(not config.export.dynamic_size or config.export.format == 'onnx', 'export.dynamic_size',
-          "False, except where config.export.format='onnx'")
-    one_of('export.precision', ('float32', 'int8'))
-    check(config.export.precision == 'float32' or config.export.format in INT8_FORMATS, 'export.precision',
-          f"float32, except where config.export.format is {' or '.join(INT8_FORMATS)}")
-    positive('export.calibration_images')
-    check(0 <= config.export.int8_tolerance <= 100, 'export.int8_tolerance', 'from 0 to 100 points of mIoU')
-    check(config.export.batch_size >= 0, 'export.batch_size', 'not below 0')
-    size('eval.center_crop', optional=True)
-    size('eval.window', optional=True)
-    size('eval.window_stride', optional=True)
-    window, stride = config.eval.window, config.eval.window_stride
-    check(
-        not stride or (len(window) == 2 and stride[0] <= window[0] and stride[1] <= window[1]),
-        'eval.window_stride',
-        'no larger than config.eval.window, so that windows leave no gaps',
-    )
-    check(config.eval.pictures >= 0, 'eval.pictures', 'not below 0')
-    check(isinstance(config.eval.height, int) and config.eval.height >= 0, 'eval.height', 'a whole number, or 0')
-    sizes, batch_sizes, dtypes = benchmark_sizes(config), config.benchmark.batch_sizes, config.benchmark.dtypes
-    check(
-        sizes and all(len(size) == 2 and whole_numbers(size) for size in sizes),
-        'benchmark.sizes',
-        'whole numbers greater than 0: (height, width), or several such as ((1024, 2048), (720, 960))',
-    )
-    check(batch_sizes and whole_numbers(batch_sizes), 'benchmark.batch_sizes', 'whole numbers greater than 0')
-    check(dtypes and set(dtypes) <= set(DTYPES), 'benchmark.dtypes', f'of {", ".join(DTYPES)}')
-    positive('benchmark.rounds', 'benchmark.seconds')
-    check(config.benchmark.warmup >= 0, 'benchmark.warmup', 'not below 0')
-    check(config.serve.host, 'serve.host', 'an address or a name of this machine, such as 127.0.0.1')
-    between(0, 65535, 'serve.port')
-    positive('serve.max_megabytes')
-    positive('serve.max_pixels')
-    check(config.serve.long_side > 0 and config.serve.long_side % 64 == 0, 'serve.long_side', 'a multiple of 64')
-    check(config.serve.waiting >= 0, 'serve.waiting', 'not below 0')
-    scales = config.eval.scales
-    check(len(scales) > 0 and numbers(scales) and min(scales) > 0, 'eval.scales', 'numbers greater than 0')
-    frozen = config.optimizer.frozen
-    check(set(frozen) < set(GROUPS), 'optimizer.frozen', f'of {", ".join(GROUPS)}, and not all of them')
-
-
-def validate_batches(config: ConfigDict, num_devices: int) -> None:
-    """Checks that a training batch can be split over the devices and into the parts of `train.accumulation`.
-
-    Raises:
-        InputError: names the nearest batch sizes that can.
-    """
-    batch, unit = config.train.batch_size, num_devices * config.train.accumulation
-    if batch % unit:
-        nearest = sorted({max(batch // unit, 1) * unit, (batch // unit + 1) * unit})
-        raise InputError(
-            f'config.train.batch_size={batch}: cannot be split over {num_devices} device(s) and '
-            f'config.train.accumulation={config.train.accumulation} parts; give {" or ".join(map(str, nearest))}'
-        )
 
 
 def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
@@ -423,17 +221,3 @@ def create_network(config: ConfigDict, num_classes: int) -> nn.Module:
         return create_model(config.model.name, num_classes, **options | {'dtype': jnp.dtype(options['dtype'])})
     except ValueError as error:
         raise InputError(f'config.model.{error}') from error
-
-
-def validate_classes(config: ConfigDict, num_classes: int) -> None:
-    """Checks the values that depend on how many classes the data has.
-
-    Raises:
-        InputError: as `validate`.
-    """
-    weights = config.loss.class_weights
-    if len(weights) not in (0, num_classes) and weights[0] not in CLASS_WEIGHTS:
-        raise InputError(
-            f'config.loss.class_weights={weights!r}: must be {num_classes} numbers, one a class; or one of '
-            f'{", ".join(CLASS_WEIGHTS)}; or ()'
-        )

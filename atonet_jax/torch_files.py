@@ -6,11 +6,9 @@
                     lie in a zip archive, or one after the other in the legacy format (PyTorch before 1.6)
 """
 
-import contextlib
 import functools
 import io
 import math
-import os
 import pathlib
 import pickle
 import pickletools
@@ -24,6 +22,7 @@ import numpy as np
 import safetensors.numpy
 
 from atonet_jax.errors import InputError
+from atonet_jax.process.files import replacing
 
 _SUFFIXES = ('.pth', '.pt', '.safetensors')
 _READ_SUFFIXES = (*_SUFFIXES, '.npz')
@@ -96,13 +95,10 @@ def write_state_dict(path: str, arrays: dict[str, np.ndarray]) -> None:
         data = safetensors.numpy.save({name: np.asarray(array, order='C') for name, array in arrays.items()})
     else:
         data = _zipped(arrays)
-    temporary = pathlib.Path(f'{path}.{os.getpid()}')
     try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            pathlib.Path(temporary).write_bytes(data)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise InputError(f'{path}: cannot be written ({error.strerror}); name a file in another folder') from error
 
 

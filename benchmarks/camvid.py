@@ -37,7 +37,7 @@ from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.config import create_network, validate, validate_batches, validate_classes
+from atonet_jax.config import create_network
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
@@ -56,6 +56,7 @@ from atonet_jax.torch_weights import to_torch
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
+from atonet_jax.validation import validate, validate_batches, validate_classes
 
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent

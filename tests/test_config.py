@@ -8,10 +8,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.config import create_network, default_config, expand_home, validate, validate_batches, validate_classes
+from atonet_jax.config import create_network, default_config, expand_home
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
+from atonet_jax.validation import validate, validate_batches, validate_classes
 from tests.commands import fresh_flags
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
@@ -96,6 +97,9 @@ BAD_VALUES = [
     ('export.dynamic_size', True),  # of the format weights
     ('schedule.floor', -1.0),
     ('schedule.floor', 0.5),
+    ('schedule.floor', 0.005),  # between the rates of the backbone and of the head
+    ('data.sample_range', (7, 7)),
+    ('model.aux_levels', (3.0,)),
     ('schedule.power', 0.0),
     ('optimizer.weight_decay', float('inf')),
     ('data.name', 'kitti'),
@@ -203,7 +207,11 @@ def test_a_batch_of_another_mode_is_no_matter():
 
 @pytest.mark.parametrize(
     'arguments',
-    [['--config=configs/camvid.py:pidnet_s'], ['--config=configs/camvid.py', '--config.model.name=pidnet_s']],
+    [
+        ['--config=configs/camvid.py:pidnet_s'],
+        ['--config=configs/camvid.py', '--config.model.name=pidnet_s'],
+        ['--config=configs/camvid.py', '--config.model.name', 'pidnet_s'],
+    ],
 )
 def test_a_network_is_chosen_beside_the_file(arguments, monkeypatch):
     monkeypatch.chdir(CONFIG_FILES[0].parents[1])
@@ -267,6 +275,20 @@ def test_a_config_file_that_takes_no_network_is_named(tmp_path):
     path.write_text('def get_config():\n    pass\n')
     with pytest.raises(InputError, match=r'get_config\(\) takes no network; leave out :enet'):
         define_config_flag(['main.py', f'--config={path}:enet'])
+
+
+def test_the_last_value_of_a_setting_counts(repository, monkeypatch):
+    monkeypatch.chdir(repository)
+    size = '--config.export.size'
+    with fresh_flags():
+        flags.FLAGS(define_config_flag(['main.py', '--config=configs/tiny.py', f'{size}=(64,64)', size, '(32,48)']))
+        assert flags.FLAGS.config.export.size == (32, 48)
+
+
+@pytest.mark.parametrize('flag', ['--config', '--workdir', '--mode'])
+def test_a_flag_without_its_value_is_named(flag):
+    with pytest.raises(InputError, match=f'^{flag}: has no value; give {flag}=VALUE$'):
+        define_config_flag(['main.py', flag])
 
 
 def test_flags_may_lie_in_a_file(tmp_path, repository, monkeypatch):

@@ -95,8 +95,6 @@ def run_main(arguments, tiny_config):
         arguments.append(f'--config.data.root={tiny_config.data.root}')
         scenes = tiny_config.data.synthetic
         arguments += [f'--config.data.synthetic.{key}={scenes[key]}' for key in scenes]
-    # Of a tuple that is given twice the second one is added to the first.
-    arguments = [a for a in arguments if not a.startswith(('--config.benchmark.sizes', '--config.export.size'))]
     if '--mode=benchmark' in arguments:
         arguments += ['--config.benchmark.rounds=1', '--config.benchmark.warmup=0', f'--config.benchmark.sizes={_SIZE}']
     if '--mode=export' in arguments:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax import __version__
 from atonet_jax.benchmark.macs import count_conv_macs
-from atonet_jax.config import benchmark_sizes, create_network, validate
+from atonet_jax.config import benchmark_sizes, create_network
 from atonet_jax.data.sources import class_table
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import abstract_variables, apply, init_variables, network
@@ -29,6 +29,7 @@ from atonet_jax.process.progress import watched
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import holds_run, make_folder, write_json
+from atonet_jax.validation import validate
 
 PUBLISHED_BOUNDARY = 'full-resolution logits'
 FROM_HOST = 'host image to host label map'

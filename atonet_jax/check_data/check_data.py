@@ -8,7 +8,6 @@ import PIL.Image
 from ml_collections import ConfigDict
 
 from atonet_jax.check_data.inspection import SplitReport, inspect_split
-from atonet_jax.config import validate
 from atonet_jax.data import visualize
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.dataset import DataError
@@ -21,6 +20,7 @@ from atonet_jax.process.files import replacing
 from atonet_jax.runs.workdir import make_folder, write_json, writing
 from atonet_jax.training.augment import augment
 from atonet_jax.training.train import train_augmentation, with_crop_size
+from atonet_jax.validation import validate
 
 _SHOWN = 5  # problems of one kind on the screen; the report lists all
 _PICTURES = 12

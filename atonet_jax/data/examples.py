@@ -14,6 +14,7 @@ import psutil
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.errors import InputError
+from atonet_jax.process.files import replacing
 
 if TYPE_CHECKING:
     import jax
@@ -179,20 +180,17 @@ class _DiskCache:
         height, width = self._dataset.sizes[i]
         try:
             pixels = np.memmap(self._paths[i], np.uint8, 'r', shape=(4, height, width))
-        except (FileNotFoundError, ValueError):  # ValueError: of another length
+        except (OSError, ValueError):  # not there, not readable, or of another length: decoded again
             return None
         return pixels.reshape(-1)[: 3 * height * width].reshape(height, width, 3), pixels[3]
 
     def write(self, i: int, example: Decoded) -> None:
         if self._full:
             return
-        path = self._paths[i]
-        temporary = f'{path}.{os.getpid()}.{threading.get_ident()}'
         try:
-            with open(temporary, 'wb') as file:
+            with replacing(self._paths[i], durable=False) as temporary, open(temporary, 'wb') as file:
                 for array in example:
                     file.write(np.ascontiguousarray(array))
-            os.replace(temporary, path)
         except OSError as error:
             with self._lock:
                 first, self._full = not self._full, True
@@ -200,8 +198,6 @@ class _DiskCache:
                 _log.warning(
                     '%s: the cache cannot grow (%s); training continues without it', self._folder, error.strerror
                 )
-            if os.path.exists(temporary):
-                os.remove(temporary)
 
 
 def _announce(dataset: SegmentationDataset, place: str, needed: int, state: str) -> None:

@@ -7,7 +7,6 @@ import os
 import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.config import validate
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import load_examples
@@ -20,6 +19,7 @@ from atonet_jax.process.files import replacing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import class_difference, make_folder, write_json, write_text, writing
+from atonet_jax.validation import validate
 
 
 def evaluate(config: ConfigDict, workdir: str) -> Scores:

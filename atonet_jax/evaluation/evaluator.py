@@ -63,9 +63,9 @@ class Evaluation(NamedTuple):
             for pixels of no class adds a last column.
         per_image: scores of every image, in the order of the split, without skipped ones.
         examples: the first `eval.pictures` of this process's part of the split.
-        best: the images of this process's part with the highest mIoU, best first. At most 4, and together with `worst`
-            at most `eval.pictures`.
-        worst: the images with the lowest mIoU, worst first; none of `best`.
+        best: the images of this process's part with the highest mIoU, best first. At most 4, and at most half of
+            `eval.pictures`, rounded up.
+        worst: as many with the lowest mIoU, worst first; none of `best`.
         dataset: name and split, such as 'cityscapes val'.
         skipped: how many images could not be read.
         seconds: duration, with any compilation.

@@ -8,7 +8,6 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from atonet_jax.config import validate
 from atonet_jax.errors import InputError
 from atonet_jax.export import int8
 from atonet_jax.export.model_card import model_card
@@ -16,6 +15,7 @@ from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import write_json
+from atonet_jax.validation import validate
 
 
 def export(config: ConfigDict, workdir: str, force: bool) -> str:

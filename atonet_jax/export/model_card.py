@@ -1,6 +1,5 @@
 """What a program that uses an exported network has to know."""
 
-import json
 import os
 from typing import Any
 
@@ -13,7 +12,7 @@ from atonet_jax import __version__
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.runs.workdir import read_metrics, reading_scores
 
 
 def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -76,10 +75,9 @@ def _scores(step: int | None, workdir: str) -> dict[str, Any] | None:
     if step is None:
         return None
     try:
-        with open(os.path.join(workdir, 'evaluation', 'scores.json')) as file:
-            scores = json.load(file)
-        if scores['step'] == step:
-            return {key: scores[key] for key in ('split', 'images', 'options', 'miou', 'pixel_accuracy', 'classes')}
+        with reading_scores(workdir) as scores:
+            if scores['step'] == step:
+                return {key: scores[key] for key in ('split', 'images', 'options', 'miou', 'pixel_accuracy', 'classes')}
     except FileNotFoundError:
         pass
     for line in read_metrics(workdir):

@@ -25,7 +25,7 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
         collection: {name: tree for name, tree in modules.items() if name not in training_only}
         for collection, modules in network.variables.items()
     }
-    checkpoints = Checkpoints(path)
+    checkpoints = Checkpoints(path, keep=1)
     checkpoints.save_variables(network.step or 0, variables)
     checkpoints.close()
 

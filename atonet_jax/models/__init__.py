@@ -91,7 +91,7 @@ def create_model(name: str, num_classes: int, **options) -> nn.Module:
     known = default_options(name)
     unknown = sorted(set(options) - set(known) - {'dtype'})
     if unknown:
-        raise ValueError(f'model {name!r} has no option {", ".join(unknown)}; known: {", ".join(sorted(known))}')
+        raise ValueError(f'{unknown[0]}: {name} has no such option; it has {", ".join(sorted(known))}')
     members = family(name)
     model = members.module(num_classes=num_classes, **dict(members.variants[name]) | options)
     members.check_options(model)

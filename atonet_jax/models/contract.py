@@ -224,7 +224,8 @@ class Family:
     def check_options(self, module: nn.Module) -> None:
         """Raises ValueError, naming the option, where the options of a module cannot work.
 
-        Beside what the attributes say: kernel sizes are odd, and dropout rates from 0 to below 1.
+        Beside what the attributes say: kernel sizes are odd, dropout rates from 0 to below 1, and a tuple whose
+        default holds whole numbers holds whole numbers.
         """
         for option, default in self.options().items():
             value = getattr(module, option)
@@ -237,6 +238,8 @@ class Family:
                 wanted = 'must be greater than 0' if least == 1 else f'must be {least} or more'
             elif type(default) is int and value % self.multiples.get(option, 1):
                 wanted = f'must be a multiple of {self.multiples[option]}'
+            elif type(default) is tuple and type(default[0]) is int and any(type(each) is not int for each in value):
+                wanted = 'must be whole numbers'
             elif option == 'dropout_rate' and not 0 <= value < 1:
                 wanted = 'must be from 0 to below 1'
             else:

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.config import validate
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
@@ -31,6 +30,7 @@ from atonet_jax.process.progress import Progress
 from atonet_jax.process.stopping import StopSignals
 from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import make_folder
+from atonet_jax.validation import validate
 
 _log = logging.getLogger(__name__)
 

@@ -2,8 +2,6 @@
 
 import functools
 import os
-import threading
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,6 +10,7 @@ import PIL.Image
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
+from atonet_jax.process.files import replacing
 
 
 class Drawing:
@@ -55,17 +54,10 @@ def write_png(pixels: np.ndarray, path: str) -> None:
     """
     try:
         os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-        temporary = temporary_path(path)
-        PIL.Image.fromarray(pixels).save(temporary, 'PNG', compress_level=4)
-        os.replace(temporary, path)
+        with replacing(path, durable=False) as temporary:
+            PIL.Image.fromarray(pixels).save(temporary, 'PNG', compress_level=4)
     except OSError as error:
         raise cannot_write(path, error) from error
-
-
-def temporary_path(path: str) -> str:
-    """A file beside `path` that no other process or thread uses. Its name is short, however long that of `path` is."""
-    stem = f'.{os.getpid()}-{threading.get_ident()}-{zlib.crc32(os.fsencode(path)):08x}'
-    return os.path.join(os.path.dirname(path), stem + os.path.splitext(path)[1])
 
 
 def cannot_write(path: str, error: OSError) -> InputError:

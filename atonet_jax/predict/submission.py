@@ -11,6 +11,7 @@ import PIL.Image
 from atonet_jax.data.labels import CITYSCAPES, ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.predict.inputs import Source
+from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import watched
 
 # spec of the data set, section "Cityscapes"
@@ -65,12 +66,10 @@ def write_zip(paths: list[str], path: str) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    temporary = f'{path}.{os.getpid()}'
     try:
-        with zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as file:  # PNG is compressed
-            for label_file in paths:
+        with replacing(path) as temporary, zipfile.ZipFile(temporary, 'w', zipfile.ZIP_STORED) as file:
+            for label_file in paths:  # PNG is compressed
                 file.write(label_file, os.path.basename(label_file))
-        os.replace(temporary, path)
     except OSError as error:
         raise InputError(
             f'{path}: cannot be written ({error.strerror}); free space and give the command again'

@@ -16,7 +16,8 @@ import cv2  # noqa: E402
 from atonet_jax.errors import InputError  # noqa: E402
 from atonet_jax.predict.containers import change_speed, is_cut_off, seconds_shown  # noqa: E402
 from atonet_jax.predict.inputs import Source  # noqa: E402
-from atonet_jax.predict.outputs import cannot_write, temporary_path  # noqa: E402
+from atonet_jax.predict.outputs import cannot_write  # noqa: E402
+from atonet_jax.process.files import temporary_path  # noqa: E402
 
 _USUAL_RATE = 25.0  # frames a second, if a camera or file does not say
 _RATES = (0.01, 1000.0)  # frames a second that are taken for true
@@ -113,7 +114,7 @@ class Video:
             return ''
         if is_cut_off(self._source.path):
             return f'the file is cut off; the {count} frames that it still holds are done'
-        if not self._times or count >= len(self._times) or self._last_time is None:
+        if len(self._times) < 2 or count >= len(self._times) or self._last_time is None:
             return ''
         mean = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
         longest = max(np.diff(self._times), default=0)
@@ -143,7 +144,7 @@ def _packet_times(path: str, most: int) -> list[float]:
 
 def _mean_rate(times: list[float]) -> float:
     """Frames a second; 0 if nothing is known."""
-    return 1000 * (len(times) - 1) / (times[-1] - times[0]) if times else 0.0
+    return 1000 * (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
 
 class VideoFile:
@@ -159,7 +160,7 @@ class VideoFile:
         # MPEG-4 counts time in at most 65535 parts of a second, and OpenCV takes as many as the rate has digits.
         self._coded_rate = round(rate, 3 if rate < 65 else 2 if rate < 655 else 1)
         self.rate = rate
-        self._path, self._writer, self._frames = path, None, 0
+        self._path, self._writer, self._frames, self._size = path, None, 0, ()
         self._temporary = temporary_path(path)
 
     def __enter__(self) -> 'VideoFile':
@@ -189,7 +190,7 @@ class VideoFile:
         """Writes a frame, [H, W, 3] uint8 RGB. All have one size; an odd side loses a row or column of pixels.
 
         Raises:
-            InputError: it cannot be written.
+            InputError: it cannot be written, or the frame has another size.
         """
         frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
         if self._writer is None:
@@ -198,8 +199,12 @@ class VideoFile:
             except OSError as error:
                 raise cannot_write(self._path, error) from error
             codec = cv2.VideoWriter_fourcc(*'mp4v')
-            self._writer = cv2.VideoWriter(self._temporary, codec, self._coded_rate, frame.shape[1::-1])
+            self._size = frame.shape[1::-1]
+            self._writer = cv2.VideoWriter(self._temporary, codec, self._coded_rate, self._size)
             if not self._writer.isOpened():
                 raise InputError(f'{self._path}: cannot be written; choose another --config.predict.output')
+        if frame.shape[1::-1] != self._size:
+            before, now = ('x'.join(map(str, size)) for size in (self._size, frame.shape[1::-1]))
+            raise InputError(f'{self._path}: frames change from {before} to {now}; cut the video there')
         self._writer.write(cv2.cvtColor(frame, cv2.COLOR_RGB2BGR))
         self._frames += 1

@@ -2,32 +2,74 @@
 
 import contextlib
 import errno
+import json
 import os
+import threading
+import zlib
 from collections.abc import Iterator
+from typing import Any
+
+from atonet_jax.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of OSError: disk, quota and largest file
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)  # by file systems that cannot sync a file or a folder
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[str]:
-    """Yields the path of a temporary file beside `path`, of the same ending. What the body writes there then replaces
-    `path`.
+def replacing(path: str, *, durable: bool = True) -> Iterator[str]:
+    """Yields `temporary_path(path)`. What the body writes there then replaces `path`.
+
+    Args:
+        path: of the file.
+        durable: it survives a power failure. Files that can be made again need not wait for the disk.
 
     Raises:
         OSError: the disk does not take it. `path` is as before, and nothing half-written is left.
     """
-    folder, name = os.path.split(os.path.abspath(path))
-    temporary = os.path.join(folder, f'.{os.getpid()}.{name}')
+    temporary = temporary_path(path)
     try:
         yield temporary
-        sync(temporary)
+        if durable:
+            sync(temporary)
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):  # not there, or the disk is at fault already
             os.remove(temporary)
         raise
-    sync(folder)
+    if durable:
+        sync(os.path.dirname(path) or '.')
+
+
+def temporary_path(path: str) -> str:
+    """A file beside `path`, of the same ending, that no other process or thread uses.
+
+    Its name is short, however long that of `path` is.
+    """
+    stem = f'.{os.getpid()}-{threading.get_ident()}-{zlib.crc32(os.fsencode(path)):08x}'
+    return os.path.join(os.path.dirname(path), stem + os.path.splitext(path)[1])
+
+
+@contextlib.contextmanager
+def reading_json(path: str, remedy: str) -> Iterator[Any]:
+    """Yields the content of a JSON file. An error in the body means that the content is not what it should be.
+
+    Args:
+        path: of the file.
+        remedy: what to do where the file is damaged.
+
+    Raises:
+        FileNotFoundError: the file is not there.
+        InputError: it cannot be read or is damaged.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            yield json.load(file)
+    except (FileNotFoundError, NotADirectoryError, InputError):
+        raise
+    except OSError as error:
+        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f'{path}: damaged ({error!r}); {remedy}') from error
 
 
 def sync(path: str) -> None:

@@ -68,6 +68,7 @@ class Checkpoints:
             | {'numbers': ocp.JsonCheckpointHandler()},
             options=ocp.CheckpointManagerOptions(
                 best_fn=lambda metrics: metrics[MIOU],
+                create=keep is not None,
                 cleanup_tmp_directories=keep is not None,
                 temporary_path_class=_DurablePath,
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(

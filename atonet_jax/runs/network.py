@@ -1,5 +1,6 @@
 """The network of a config, and its variables: freshly drawn, from a PyTorch file, or from a run's checkpoint."""
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterable, Mapping
@@ -163,14 +164,13 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
         variables = jax.device_put(torch_weights.load_network(config.init_from, model), replicated(mesh))
         return TrainedNetwork(model, variables, table, None, config.eval.height)
     changes_since(workdir, config, table)
-    checkpoints = Checkpoints(workdir)
-    step = checkpoints.step(config.eval.checkpoint)
-    averaged = config.optimizer.ema_decay > 0
-    if averaged and not checkpoints.holds_averages(step):
-        raise InputError(
-            f'config.optimizer.ema_decay={config.optimizer.ema_decay}: {workdir} was trained without averaged '
-            'parameters; leave the setting out'
-        )
-    variables = checkpoints.restore_variables(step, model, mesh, averaged)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir)) as checkpoints:
+        step = checkpoints.step(config.eval.checkpoint)
+        averaged = config.optimizer.ema_decay > 0
+        if averaged and not checkpoints.holds_averages(step):
+            raise InputError(
+                f'config.optimizer.ema_decay={config.optimizer.ema_decay}: {workdir} was trained without averaged '
+                'parameters; leave the setting out'
+            )
+        variables = checkpoints.restore_variables(step, model, mesh, averaged)
     return TrainedNetwork(model, variables, table, step, config.eval.height)

@@ -16,6 +16,7 @@
     export/             files of `--mode=export`
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -26,12 +27,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from atonet_jax.config import default_config
+from atonet_jax.config import default_config, flat_settings
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
-from atonet_jax.process.files import FULL, replacing, sync
+from atonet_jax.process.files import FULL, reading_json, replacing, sync
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +42,7 @@ CLASS_TABLE_FILE = 'class_table.json'
 _FRESH_FILE = 'fresh_modules.json'
 ENVIRONMENT_FILE = 'environment.json'
 METRICS_FILE = 'metrics.jsonl'
+SCORES_FILE = 'evaluation/scores.json'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
 # Settings that change no shape of a parameter.
@@ -57,6 +60,12 @@ def load_config(workdir: str) -> ConfigDict:
         if 'model' not in stored:  # otherwise it would count as a run with all defaults
             raise KeyError('model')
         config = default_config(stored['model']['name'])  # for settings that are newer than the run
+        unknown = sorted(set(flatten_dict(stored, sep='.')) - set(flat_settings(config)))
+        if unknown:
+            raise InputError(
+                f'{os.path.join(workdir, CONFIG_FILE)}: this version has no setting {unknown[0]}; another version '
+                'wrote the run: use that one, or begin a new run'
+            )
         config.update(_lists_to_tuples(stored))
         return config
 
@@ -76,14 +85,10 @@ def _run_file(workdir: str, name: str) -> Iterator[dict]:
     """The content of a JSON file that every run has. Any error in the body means that the file is damaged."""
     path = os.path.join(workdir, name)
     try:
-        with open(path, encoding='utf-8') as file:
-            yield json.load(file)
+        with reading_json(path, 'copy it from a run with the same settings') as stored:
+            yield stored
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
-    except OSError as error:
-        raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f'{path}: damaged ({error!r}); copy it from a run with the same settings') from error
 
 
 def make_folder(path: str, setting: str = '--workdir') -> None:
@@ -103,7 +108,7 @@ def lock(workdir: str) -> Iterator[None]:
     """Locks `workdir` against other runs, and makes it if missing. The lock ends with the process in any case.
 
     Raises:
-        InputError: another process trains there, or nothing can be written there.
+        InputError: another process trains there, nothing can be written there, or its file system has no locks.
     """
     path = os.path.join(workdir, LOCK_FILE)
     with writing(workdir):
@@ -113,6 +118,10 @@ def lock(workdir: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise InputError(
+                    f'{workdir}: the file system cannot lock files ({error.strerror}); give a --workdir on another'
+                ) from error
             file.seek(0)
             raise InputError(
                 f'{workdir}: {file.read().decode().strip() or "another process"} trains there; wait for it, end it, or '
@@ -240,11 +249,28 @@ def record_start(workdir: str, step: int, environment: dict) -> None:
 
 
 def read_starts(workdir: str) -> list[dict]:
-    """What `record_start` recorded, in order of time; empty if there is no file."""
+    """What `record_start` recorded, in order of time; empty if there is no file.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     try:
-        return json.loads(pathlib.Path(workdir, ENVIRONMENT_FILE).read_text())['starts']
+        with reading_json(os.path.join(workdir, ENVIRONMENT_FILE), 'delete it') as stored:
+            return stored['starts']
     except FileNotFoundError:
         return []
+
+
+@contextmanager
+def reading_scores(workdir: str) -> Iterator[dict]:
+    """Yields what `--mode=evaluate` wrote. An error in the body means that the file is damaged.
+
+    Raises:
+        FileNotFoundError: nobody evaluated.
+        InputError: the file is damaged.
+    """
+    with reading_json(os.path.join(workdir, SCORES_FILE), 'give --mode=evaluate again, or delete it') as scores:
+        yield scores
 
 
 class MetricsLog:

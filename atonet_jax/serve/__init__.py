@@ -11,12 +11,12 @@ import types
 import uvicorn
 from ml_collections import ConfigDict
 
-from atonet_jax.config import validate
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
 from atonet_jax.serve.app import create_app
+from atonet_jax.validation import validate
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from atonet_jax.config import create_network, validate, validate_batches, validate_classes
+from atonet_jax.config import create_network
 from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.examples import Examples
@@ -39,6 +39,7 @@ from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
 from atonet_jax.training.recorder import Recorder
 from atonet_jax.training.step import Objective, Recipe, StepNumbers, compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
+from atonet_jax.validation import validate, validate_batches, validate_classes
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
-from atonet_jax.config import EXPORT_FORMATS
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.validation import EXPORT_FORMATS
 from tests.conftest import EXPORT_SIZE as SIZE
 
 LOADERS = ('Segmenter', 'onnx', 'saved_model', 'tflite', 'jax_export', 'weights', 'torch')  # in the document's order

@@ -14,7 +14,6 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
-from atonet_jax.config import EXPORT_FORMATS
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
@@ -26,6 +25,7 @@ from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
+from atonet_jax.validation import EXPORT_FORMATS
 from tests.conftest import EXPORT_SIZE as SIZE
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()

@@ -190,5 +190,5 @@ def test_unknown_network_is_refused():
 
 
 def test_unknown_option_is_refused():
-    with pytest.raises(ValueError, match="'atonet' has no option widht; known: .*width"):
+    with pytest.raises(ValueError, match='^widht: atonet has no such option; it has .*width'):
         create_model('atonet', 19, widht=64)

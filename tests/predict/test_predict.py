@@ -200,10 +200,11 @@ def test_a_video_becomes_videos_and_a_label_file_a_frame(config, finished, segme
     assert len(frames_of(tmp_path / 'out' / 'film_overlay.mp4')) == 5
 
 
-def test_a_video_is_followed_up_to_a_number_of_frames(config, finished, film, tmp_path):
-    config.predict.update(max_frames=2, pictures=('color',))
+@pytest.mark.parametrize('count', [1, 2])
+def test_a_video_is_followed_up_to_a_number_of_frames(config, finished, film, tmp_path, count):
+    config.predict.update(max_frames=count, pictures=('color',))
     assert predict(config, finished) is True
-    assert len(frames_of(tmp_path / 'out' / 'film_color.mp4')) == 2
+    assert len(frames_of(tmp_path / 'out' / 'film_color.mp4')) == count
 
 
 def test_a_video_that_ends_early_gives_what_it_has_and_says_so(config, finished, film, tmp_path, monkeypatch, capsys):

@@ -129,6 +129,14 @@ def test_what_is_written_plays_at_the_rate(tmp_path, rate):
     assert cv2.VideoCapture(path).get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3)
 
 
+def test_frames_of_two_sizes_are_no_film(tmp_path):
+    path = tmp_path / 'film.mp4'
+    two_sizes = pytest.raises(InputError, match='film.mp4: frames change from 64x48 to 32x48; cut the video there')
+    with two_sizes, VideoFile(str(path), 10) as file:
+        file.write(np.zeros((48, 64, 3), np.uint8))
+        file.write(np.zeros((48, 32, 3), np.uint8))
+
+
 def test_the_rate_may_be_found_out_at_the_end(tmp_path):
     path = str(tmp_path / 'film.mp4')
     for rate in (0.3, 4.7, 61.0):

@@ -5,7 +5,8 @@ import pathlib
 
 import pytest
 
-from atonet_jax.process.files import replacing, sync_tree
+from atonet_jax.errors import InputError
+from atonet_jax.process.files import reading_json, replacing, sync_tree
 from tests.disks import full_disk
 
 
@@ -43,3 +44,20 @@ def test_content_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     synced.clear()
     sync_tree(str(tmp_path))
     assert [name for name, _ in synced] == ['b', 'folder', 'a', tmp_path.name]
+
+
+def test_a_file_that_can_be_made_again_does_not_wait_for_the_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, 'fsync', None)
+    with replacing(str(tmp_path / 'a'), durable=False) as temporary:
+        pathlib.Path(temporary).write_text('made')
+    assert (tmp_path / 'a').read_text() == 'made' and os.listdir(tmp_path) == ['a']
+
+
+@pytest.mark.parametrize('content', ['{"step": 1', '[]', '{"other": 1}'])
+def test_damaged_json_is_one_line(tmp_path, content):
+    path = tmp_path / 'figures.json'
+    path.write_text(content)
+    damaged = pytest.raises(InputError, match=r'figures\.json: damaged \(.*\); delete it$')
+    with damaged as raised, reading_json(str(path), 'delete it') as stored:
+        assert stored['step']
+    assert '\n' not in str(raised.value)

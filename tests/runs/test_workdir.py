@@ -1,6 +1,8 @@
 """A workdir keeps one run's settings, classes and figures, and is never given to another run."""
 
 import dataclasses
+import errno
+import json
 import pathlib
 
 import pytest
@@ -99,6 +101,31 @@ def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
 def test_folder_without_a_run_is_named(load, tmp_path):
     with pytest.raises(InputError, match=f'{tmp_path}/.*: no such file; name the --workdir of a run'):
         load(str(tmp_path))
+
+
+def test_a_run_of_another_version_is_not_called_damaged(tmp_path):
+    workdir = str(tmp_path)
+    claim(workdir, default_config(), CITYSCAPES)
+    path = tmp_path / 'config.json'
+    stored = json.loads(path.read_text())
+    stored['train']['old_setting'] = 1
+    path.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match='no setting train.old_setting; another version wrote the run'):
+        load_config(workdir)
+    stored['model']['name'] = 'unet'
+    path.write_text(json.dumps(stored))
+    with pytest.raises(InputError, match="^config.model.name='unet': must be one of atonet"):
+        load_config(workdir)
+
+
+def test_a_file_system_without_locks_is_not_another_process(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.EOPNOTSUPP, 'Operation not supported')
+
+    monkeypatch.setattr('fcntl.flock', flock)
+    cannot_lock = r'the file system cannot lock files \(Operation not supported\); give a --workdir on another'
+    with pytest.raises(InputError, match=cannot_lock), lock(str(tmp_path)):
+        pass
 
 
 def test_a_full_disk_is_a_line_at_the_claim_and_harms_nothing(tmp_path):

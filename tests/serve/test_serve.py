@@ -26,7 +26,7 @@ import PIL.Image
 import pytest
 import uvicorn
 
-from atonet_jax.config import default_config, validate
+from atonet_jax.config import default_config
 from atonet_jax.data.labels import IGNORE_LABEL, ClassTable, RawLabel
 from atonet_jax.data.pictures import MAX_PIXELS, read_picture
 from atonet_jax.data.visualize import overlay
@@ -35,6 +35,7 @@ from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, network
 from atonet_jax.serve import listen
 from atonet_jax.serve.app import OUTPUTS, SCHEMA, create_app, network_size
+from atonet_jax.validation import validate
 
 COLORS = ((128, 64, 128), (0, 200, 0), (250, 170, 30), (0, 0, 142), (220, 20, 60))
 NAMES = ('road', 'tree', 'lamp', 'car', '<b>person</b>')  # the last as no name should be, on a page

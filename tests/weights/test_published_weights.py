@@ -8,7 +8,6 @@ import pytest
 from flax import linen as nn
 
 from atonet_jax.command_line import define_config_flag
-from atonet_jax.config import validate
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
@@ -22,6 +21,7 @@ from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
 from atonet_jax.torch_weights import from_torch, identify, load_network, to_torch
+from atonet_jax.validation import validate
 from tests.commands import fresh_flags
 
 

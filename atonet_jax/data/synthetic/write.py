@@ -1,7 +1,7 @@
 """A data set of scenes on disk, in the layout of Cityscapes."""
 
 import concurrent.futures
-import io
+import contextlib
 import json
 import multiprocessing
 import os
@@ -12,6 +12,7 @@ from PIL import Image
 
 from atonet_jax.data.synthetic.scene import check_scene, render_scene
 from atonet_jax.errors import InputError
+from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import watched
 
 PARAMETERS_FILE = 'synthetic.json'
@@ -50,7 +51,8 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
         if root.exists() and any(root.iterdir()):
             raise InputError(f'{root}: holds files that are no synthetic data set; choose an empty or new folder')
         root.mkdir(parents=True, exist_ok=True)
-        _write_atomically(started, parameters.encode())
+        with replacing(str(started)) as temporary:
+            pathlib.Path(temporary).write_text(parameters)
     jobs, first = [], 0
     for number, (split, count) in enumerate(splits.items()):
         for frame in range(count):
@@ -66,18 +68,12 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
         written = pool.map(_write_scene, jobs, chunksize=8)
         for _ in watched(written, f'scenes to {root}', len(jobs), 'scene'):
             pass
-    os.replace(started, complete)
+    with contextlib.suppress(FileNotFoundError):  # another process wrote the same, and ended first
+        os.replace(started, complete)
 
 
 def _write_scene(job):
     seed, index, height, width, image_path, labels_path = job
     for path, array in zip((image_path, labels_path), render_scene(seed, index, height, width), strict=True):
-        buffer = io.BytesIO()
-        Image.fromarray(array).save(buffer, 'png')
-        _write_atomically(path, buffer.getvalue())
-
-
-def _write_atomically(path: pathlib.Path, content: bytes):
-    part = path.with_name(f'{path.name}.tmp')
-    part.write_bytes(content)
-    os.replace(part, path)
+        with replacing(str(path), durable=False) as temporary:
+            Image.fromarray(array).save(temporary, 'png')

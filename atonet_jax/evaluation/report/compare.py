@@ -1,8 +1,6 @@
 """`--mode=compare`: several runs side by side in one HTML file."""
 
-import json
 import os
-import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -14,7 +12,15 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.report.charts import chart, color_of, curve
 from atonet_jax.evaluation.report.page import NONE, percent, rate, write_page
 from atonet_jax.runs.network import create_network
-from atonet_jax.runs.workdir import METRICS_FILE, load_class_table, load_config, read_metrics, read_starts
+from atonet_jax.runs.workdir import (
+    METRICS_FILE,
+    SCORES_FILE,
+    load_class_table,
+    load_config,
+    read_metrics,
+    read_starts,
+    reading_scores,
+)
 
 REPORT_FILE = 'compare.html'
 _SCORES = {
@@ -107,16 +113,12 @@ def _read_run(name: str, workdir: str) -> Run:
     config, table, metrics = load_config(workdir), load_class_table(workdir), read_metrics(workdir)
     scores, ious, options, source = dict.fromkeys((*_SCORES, 'step', 'split')), {}, config.eval, None
     evaluated = [line for line in metrics if 'eval/miou' in line]
-    file = pathlib.Path(workdir, 'evaluation', 'scores.json')
-    if file.exists():
-        try:
-            written = json.loads(file.read_text())
+    if os.path.exists(os.path.join(workdir, SCORES_FILE)):
+        with reading_scores(workdir) as written:
             scores = {key: written[key] for key in scores}
             ious = {name: values['iou'] for name, values in written['classes'].items() if values['iou'] is not None}
             options = {key: written['options'][key] for key in _WAYS}
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise InputError(f'{file}: damaged ({error!r}); give --mode=evaluate again, or remove it') from error
-        source = 'evaluation/scores.json'
+        source = SCORES_FILE
     elif evaluated:
         line = evaluated[-1]
         scores = {key: line.get(f'eval/{key}') for key in _SCORES}
