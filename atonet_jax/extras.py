@@ -39,4 +39,4 @@ def explain_missing_package(what: str, extra: str) -> Iterator[None]:
         holders = [name for name in (extra, *EXTRAS) if package in EXTRAS[name]]
         if not holders:
             raise
-        raise InputError(f"{what} needs {package}: pip install 'atonet_jax[{holders[0]}]'") from error
+        raise InputError(f"{what} needs {package}: pip install '.[{holders[0]}]' in the checkout") from error

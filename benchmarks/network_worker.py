@@ -139,9 +139,8 @@ def _plain(task):
     import jax
     import jax.numpy as jnp
 
-    from atonet_jax.inference.label_map import enlarge
     from atonet_jax.models import apply
-    from atonet_jax.ops import cpu
+    from atonet_jax.ops import cpu, resize
 
     def start(model, variables, shape):
         contract = network(model)
@@ -152,7 +151,7 @@ def _plain(task):
             if contract.upsampling == 'half_pixel':
                 logits = jax.image.resize(logits, (1, *size, logits.shape[3]), 'bilinear')
             else:
-                logits = enlarge(logits, size, contract.upsampling)
+                logits = resize(logits, size, contract.upsampling)
             return jnp.argmax(logits, -1).astype(jnp.uint8)
 
         variables = jax.device_put(variables)

@@ -31,8 +31,8 @@ from atonet_jax.data.examples import Examples
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
-from atonet_jax.inference.label_map import enlarge
 from atonet_jax.models.contract import Family, Network
+from atonet_jax.ops import resize
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import config_of_file, trained_network
 
@@ -58,7 +58,7 @@ class AtHalf(nn.Module):
         size = height // 2, width // 2
         halved = images.reshape(batch, size[0], 2, size[1], 2, 3).mean((2, 4))
         logits = self.network(halved, train)['logits']
-        logits = enlarge(logits, size, models.network(self.network).upsampling)
+        logits = resize(logits, size, models.network(self.network).upsampling)
         return {'logits': logits.repeat(2, axis=1).repeat(2, axis=2)}
 
 

@@ -30,7 +30,7 @@ from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import decided_by_main_process, initialize, is_main_process
 from atonet_jax.runs.workdir import lock
-from atonet_jax.training.optimizer import GROUPS, Optimizer
+from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer
 from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
 
 BATCH_SIZE = 8
@@ -59,7 +59,7 @@ def first_devices(count):
 def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0):
     """Losses and variables after so many steps. `first_step` is what the learning rate takes the first one for."""
     model = tiny_network()
-    recipe = Recipe(dict.fromkeys(GROUPS, learning_rate), {'backbone': 1e-5, 'rest': 1e-4})
+    recipe = Recipe(dict.fromkeys(RATE_GROUPS, learning_rate), {'backbone': 1e-5, 'rest': 1e-4})
     optimizer = Optimizer('sgd', model, momentum=0.9)
     state = create_state(variables, optimizer, averaging=False, mesh=mesh)
     step_fn = compile_train_step(

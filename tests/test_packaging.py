@@ -151,7 +151,7 @@ def test_a_package_of_no_extra_keeps_its_own_error():
 
 
 def test_another_extra_is_named_where_it_holds_the_package():
-    said = r"^--mode=serve needs cv2: pip install 'atonet_jax\[video\]'$"
+    said = r"^--mode=serve needs cv2: pip install '\.\[video\]' in the checkout$"
     with pytest.raises(InputError, match=said), explain_missing_package('--mode=serve', 'serve'):
         raise ModuleNotFoundError(name='cv2.dnn')
 
@@ -188,5 +188,5 @@ json.dump(said, sys.stdout)
     for mode, (exit_code, text) in json.loads(process.stdout).items():
         assert exit_code == 2, text
         assert text.startswith('error: ') and text.count('\n') == 1
-        assert f"pip install 'atonet_jax[{MODES[mode]}]'" in text
+        assert f"pip install '.[{MODES[mode]}]'" in text
         assert f'{"format=onnx" if mode == "export" else f"--mode={mode}"} needs ' in text

@@ -1,1 +1,1 @@
-"""Files to batches. The only package here that imports TensorFlow."""
+"""Files to batches."""

@@ -20,15 +20,6 @@ _log = logging.getLogger(__name__)
 MAX_PIXELS = 180_000_000  # of a picture of a data set, unless config.data.max_pixels says otherwise
 
 _ORIENTATION = 0x0112  # EXIF tag
-_TURN = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
 _LATE_CHUNKS = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')  # of a PNG: EXIF and XMP may come after the pixels
 _WIDE_MODES = ('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _BITS = (8, 10, 12, 14, 16)  # of samples in use

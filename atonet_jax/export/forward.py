@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax import ops
-from atonet_jax.inference.label_map import argmax, enlarge, label_map
+from atonet_jax.inference.label_map import argmax, label_map
 from atonet_jax.inference.views import resize_to_height
 from atonet_jax.models import apply, prepare
 from atonet_jax.models import network as contract_of
@@ -36,7 +36,7 @@ def forward_function(
         logits = apply(network.model, variables, resize_to_height(images, network.height))['logits']
         if options.outputs == 'labels' and not enlarge_logits:
             return label_map(logits, size, contract.upsampling)
-        logits = enlarge(logits, size, contract.upsampling)
+        logits = ops.resize(logits, size, contract.upsampling)
         if options.outputs == 'labels':
             return argmax(logits)
         return jnp.moveaxis(logits, -1, 1) if options.layout == 'NCHW' else logits

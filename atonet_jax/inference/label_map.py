@@ -9,13 +9,6 @@ _MOST_PHASES = 16  # more, and the unrolled program grows too large
 _MOST_CLASSES = 64  # likewise
 
 
-def enlarge(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel') -> jax.Array:
-    """Bilinear resize of [B, h, w, C] to [B, *size, C]; `upsampling` is 'half_pixel' or 'align_corners'."""
-    if tuple(logits.shape[1:3]) == tuple(size):
-        return logits
-    return (ops.resize_align_corners if upsampling == 'align_corners' else ops.resize_bilinear)(logits, size)
-
-
 def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel') -> jax.Array:
     """The most likely class of each pixel: [B, h, w, C] logits enlarged bilinearly to `size` -> [B, *size] uint8.
 
@@ -31,7 +24,7 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
         return _best_class(logits, size, upsampling)[0]
 
     def by_rows(logits):
-        wide = enlarge(logits, (logits.shape[1], size[1]), upsampling)
+        wide = ops.resize(logits, (logits.shape[1], size[1]), upsampling)
         matrix = ops.align_corners_matrix if upsampling == 'align_corners' else ops.half_pixel_matrix
         rows = matrix(logits.shape[1], size[0])
         best, labels = -jnp.inf, jnp.uint8(0)
@@ -85,7 +78,7 @@ def _best_class(logits: jax.Array, size: tuple[int, int], upsampling: str) -> tu
 
 def _enlarge_class(class_logits: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
     """[B, h, w] -> [B, *size]."""
-    return enlarge(class_logits[..., None], size, upsampling)[..., 0]
+    return ops.resize(class_logits[..., None], size, upsampling)[..., 0]
 
 
 def argmax(logits: jax.Array) -> jax.Array:

@@ -11,9 +11,10 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding
 
+from atonet_jax import ops
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
-from atonet_jax.inference.label_map import enlarge, label_map, label_map_with_confidence
+from atonet_jax.inference.label_map import label_map, label_map_with_confidence
 from atonet_jax.inference.views import resize_to_height
 from atonet_jax.models import apply, network, prepare
 from atonet_jax.process.devices import create_mesh, replicated, split_by_batch
@@ -143,7 +144,7 @@ def _coarse_logits(model, height, variables, images):
 
 
 def _full_logits(model, height, variables, images):
-    return enlarge(_coarse_logits(model, height, variables, images), images.shape[1:3], network(model).upsampling)
+    return ops.resize(_coarse_logits(model, height, variables, images), images.shape[1:3], network(model).upsampling)
 
 
 def _labels(model, height, variables, images):

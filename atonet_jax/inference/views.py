@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.inference.label_map import argmax, enlarge, label_map
+from atonet_jax.inference.label_map import argmax, label_map
 from atonet_jax.models import apply, network
 
 
@@ -51,7 +51,7 @@ def predict_labels(
         return label_map(logits(images), size, contract.upsampling)
 
     def probabilities(images):
-        return jax.nn.softmax(enlarge(logits(images), images.shape[1:3], contract.upsampling))
+        return jax.nn.softmax(ops.resize(logits(images), images.shape[1:3], contract.upsampling))
 
     summed = jnp.zeros(())
     for scale in scales:

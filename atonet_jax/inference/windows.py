@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax import ops
-from atonet_jax.inference.label_map import argmax, enlarge
+from atonet_jax.inference.label_map import argmax
 from atonet_jax.models import apply, network
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
@@ -189,7 +189,7 @@ def _starts(length: int, part: int, step: int) -> np.ndarray:
 def _probabilities(model: nn.Module, variables: dict, windows: jax.Array) -> jax.Array:
     """[N, h, w, 3] normalised -> [N, h, w, C] float32."""
     logits = apply(model, variables, windows)['logits']
-    return jax.nn.softmax(enlarge(logits, windows.shape[1:3], network(model).upsampling))
+    return jax.nn.softmax(ops.resize(logits, windows.shape[1:3], network(model).upsampling))
 
 
 @functools.partial(jax.jit, static_argnames=('part', 'size', 'mirrored', 'normalization', 'sharding'))

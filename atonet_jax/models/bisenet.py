@@ -22,6 +22,7 @@ from atonet_jax.models.contract import (
     Published,
     Rule,
     WeightNames,
+    conv_bn,
     conv_norm,
     prefixed,
 )
@@ -211,38 +212,33 @@ _PUBLISHED = {
 }
 
 
-def _block(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
-    """The rules of a `ConvNorm` that is a module with `conv` and `bn` in files, too."""
-    return conv_norm(path, f'{name}.conv', f'{name}.bn', optional)
-
-
 def _torchseg_head(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
     return (
-        *_block(f'{path}/conv', f'{name}.conv_3x3', optional),
+        *conv_bn(f'{path}/conv', f'{name}.conv_3x3', optional),
         Rule(f'{path}/classifier', f'{name}.conv_1x1', optional),
     )
 
 
 def _coincheung_head(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
     return (
-        *_block(f'{path}/conv', f'{name}.conv', optional),
+        *conv_bn(f'{path}/conv', f'{name}.conv', optional),
         Rule(f'{path}/classifier', f'{name}.conv_out', optional),
     )
 
 
 _TORCHSEG_RULES = (
-    *_block('spatial/conv1', 'spatial_path.conv_7x7'),
-    *_block('spatial/conv2', 'spatial_path.conv_3x3_1'),
-    *_block('spatial/conv3', 'spatial_path.conv_3x3_2'),
-    *_block('spatial/conv4', 'spatial_path.conv_1x1'),
-    *_block('global_context', 'global_context.1'),
-    *_block('arm32/conv', 'arms.0.conv_3x3'),
-    *_block('arm32/attention/conv', 'arms.0.channel_attention.1'),
-    *_block('arm16/conv', 'arms.1.conv_3x3'),
-    *_block('arm16/attention/conv', 'arms.1.channel_attention.1'),
-    *_block('refine32', 'refines.0'),
-    *_block('refine16', 'refines.1'),
-    *_block('fusion/conv', 'ffm.conv_1x1'),
+    *conv_bn('spatial/conv1', 'spatial_path.conv_7x7'),
+    *conv_bn('spatial/conv2', 'spatial_path.conv_3x3_1'),
+    *conv_bn('spatial/conv3', 'spatial_path.conv_3x3_2'),
+    *conv_bn('spatial/conv4', 'spatial_path.conv_1x1'),
+    *conv_bn('global_context', 'global_context.1'),
+    *conv_bn('arm32/conv', 'arms.0.conv_3x3'),
+    *conv_bn('arm32/attention/conv', 'arms.0.channel_attention.1'),
+    *conv_bn('arm16/conv', 'arms.1.conv_3x3'),
+    *conv_bn('arm16/attention/conv', 'arms.1.channel_attention.1'),
+    *conv_bn('refine32', 'refines.0'),
+    *conv_bn('refine16', 'refines.1'),
+    *conv_bn('fusion/conv', 'ffm.conv_1x1'),
     Rule(r'fusion/attention(\d)', r'ffm.channel_attention.\1.conv'),
     *_torchseg_head('head', 'heads.2'),
     *_torchseg_head('aux_r16', 'heads.1', optional=True),
@@ -250,7 +246,7 @@ _TORCHSEG_RULES = (
 )
 _BACKBONE_RULES = {
     'resnet18': resnet.TORCHVISION.rules,
-    'xception39': (*_block('stem', 'conv1'), *xception.STAGE_RULES),
+    'xception39': (*conv_bn('stem', 'conv1'), *xception.STAGE_RULES),
 }
 _TORCHSEG_NAMES = {
     backbone: {'published': WeightNames(prefixed(rules, 'context_path.') + _TORCHSEG_RULES)}
@@ -260,14 +256,14 @@ _COINCHEUNG_NAMES = {
     'published': WeightNames(
         (
             *prefixed(resnet.TORCHVISION.rules, 'cp.resnet.'),
-            *_block(r'spatial/(conv[123])', r'sp.\1'),
-            *_block('spatial/conv4', 'sp.conv_out'),
-            *_block('global_context', 'cp.conv_avg'),
-            *_block(r'(arm\d\d)/conv', r'cp.\1.conv'),
+            *conv_bn(r'spatial/(conv[123])', r'sp.\1'),
+            *conv_bn('spatial/conv4', 'sp.conv_out'),
+            *conv_bn('global_context', 'cp.conv_avg'),
+            *conv_bn(r'(arm\d\d)/conv', r'cp.\1.conv'),
             *conv_norm(r'(arm\d\d)/attention/conv', r'cp.\1.conv_atten', r'cp.\1.bn_atten'),
-            *_block(r'refine(\d\d)', r'cp.conv_head\1'),
-            *_block('fusion/conv', 'ffm.convblk'),
-            *_block('fusion/attention/conv', 'ffm'),
+            *conv_bn(r'refine(\d\d)', r'cp.conv_head\1'),
+            *conv_bn('fusion/conv', 'ffm.convblk'),
+            *conv_bn('fusion/attention/conv', 'ffm'),
             *_coincheung_head('head', 'conv_out'),
             *_coincheung_head(r'aux_r(\d\d)', r'conv_out\1', optional=True),
         )

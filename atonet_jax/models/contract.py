@@ -81,6 +81,11 @@ def conv_norm(path: str, conv: str, norm: str, optional: bool = False) -> tuple[
     return Rule(f'{path}/conv', conv, optional), Rule(f'{path}/bn', norm, optional)
 
 
+def conv_bn(path: str, name: str, optional: bool = False) -> tuple[Rule, Rule]:
+    """`conv_norm` where files, too, have one module with `conv` and `bn` in it."""
+    return conv_norm(path, f'{name}.conv', f'{name}.bn', optional)
+
+
 def prefixed(rules: Iterable[Rule], prefix: str) -> tuple[Rule, ...]:
     """The same rules for a file whose names begin with `prefix`."""
     return tuple(dataclasses.replace(rule, name=f'{prefix}{rule.name}') for rule in rules)

@@ -14,7 +14,7 @@ from flax import linen as nn
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import Conv, ConvNorm, kaiming_fan_in_init
-from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
+from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_bn, conv_norm
 from atonet_jax.models.terms import Term
 from atonet_jax.models.xception import SeparableConvNorm
 
@@ -229,22 +229,17 @@ def describe(model: DFANet) -> Network:
 _PUBLISHED = {48: ('DFANet A', 1_824_443, 3_420_678_656), 32: ('DFANet B', 1_098_203, 2_054_921_216)}
 
 
-def _block(path: str, name: str) -> tuple[Rule, ...]:
-    """The rules of a `ConvNorm` that is a module with `conv` and `bn` in files, too."""
-    return conv_norm(path, f'{name}.conv', f'{name}.bn')
-
-
 # The names are of our own choice: nobody has published weights of this network.
 _STAGE = r'(backbone\d)/(enc\d)/block(\d)'
 _NAMES = WeightNames(
     (
-        *_block('conv1', 'conv1'),
+        *conv_bn('conv1', 'conv1'),
         Rule(rf'{_STAGE}/(sep\d)/depthwise', r'\1.\2.\3.\4.dw'),
         *conv_norm(rf'{_STAGE}/(sep\d)/pointwise', r'\1.\2.\3.\4.pw', r'\1.\2.\3.\4.bn'),
-        *_block(rf'{_STAGE}/shortcut', r'\1.\2.\3.shortcut'),
+        *conv_bn(rf'{_STAGE}/shortcut', r'\1.\2.\3.shortcut'),
         Rule(r'(backbone\d)/attention/fc', r'\1.attention.fc'),
-        *_block(r'(backbone\d)/attention/conv', r'\1.attention'),
-        *_block(r'decoder/((?:low|high)\d|fuse)', r'decoder.\1'),
+        *conv_bn(r'(backbone\d)/attention/conv', r'\1.attention'),
+        *conv_bn(r'decoder/((?:low|high)\d|fuse)', r'decoder.\1'),
         Rule('decoder/classifier', 'decoder.classifier'),
     )
 )

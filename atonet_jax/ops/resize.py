@@ -14,6 +14,13 @@ import numpy as np
 from atonet_jax.ops.cpu import has_fast_paths, resizing
 
 
+def resize(x: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
+    """[B, h, w, C] -> [B, *size, C], bilinear; `upsampling` is 'half_pixel' or 'align_corners'."""
+    if tuple(x.shape[1:3]) == tuple(size):
+        return x
+    return (resize_align_corners if upsampling == 'align_corners' else resize_bilinear)(x, size)
+
+
 @functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""

@@ -1,4 +1,4 @@
-"""The recipe's optimiser: SGD with momentum, coupled weight decay, and two parameter groups."""
+"""SGD, Adam and AdamW; rates and weight decays of two groups of parameters; the schedule of the learning rate."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from atonet_jax.models.contract import Network
 
 Schedule = Callable[[int], float]
 
-GROUPS = ('backbone', 'rest')
+RATE_GROUPS = ('backbone', 'rest')
 
 
 def parameter_group(path: tuple[str, ...], network: Network, frozen: Sequence[str] = ()) -> str:
-    """'frozen', or the one of `GROUPS` whose rate and decay a parameter takes.
+    """'frozen', or the one of `RATE_GROUPS` whose rate and decay a parameter takes.
 
     Args:
         path: of the parameter.
@@ -110,7 +110,7 @@ class Optimizer(NamedTuple):
 
     def init(self, params: Any) -> optax.OptState:
         """The state before the first update."""
-        zeros = dict.fromkeys(GROUPS, 0.0)
+        zeros = dict.fromkeys(RATE_GROUPS, 0.0)
         return self._transformation(zeros, zeros).init(params)
 
     def update(
@@ -121,7 +121,7 @@ class Optimizer(NamedTuple):
         learning_rates: Mapping[str, jax.Array],
         weight_decays: Mapping[str, jax.Array],
     ) -> tuple[Any, optax.OptState]:
-        """What is added to the parameters, and the next state. Rates and decays are those of each of `GROUPS`."""
+        """What is added to the parameters, and the next state. Rates and decays are those of each of `RATE_GROUPS`."""
         return self._transformation(learning_rates, weight_decays).update(gradient, opt_state, params)
 
     def _transformation(self, learning_rates, weight_decays) -> optax.GradientTransformation:
@@ -133,7 +133,7 @@ class Optimizer(NamedTuple):
 
             return jax.tree_util.tree_map_with_path(group_of, params)
 
-        rules = {group: self._rule(learning_rates[group], weight_decays[group]) for group in GROUPS}
+        rules = {group: self._rule(learning_rates[group], weight_decays[group]) for group in RATE_GROUPS}
         return optax.multi_transform(rules | {'frozen': optax.set_to_zero()}, groups)
 
     def _rule(self, learning_rate, weight_decay) -> optax.GradientTransformation:

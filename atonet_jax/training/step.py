@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
     """The numbers of all steps of a run.
 
     Attributes:
-        learning_rates: the schedule of each of `optimizer.GROUPS`.
+        learning_rates: the schedule of each of `optimizer.RATE_GROUPS`.
         weight_decays: of each.
         ema_decay, seed, class_weights: as in `StepNumbers`. Of a seed, the lowest 32 bits count.
     """

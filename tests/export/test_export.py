@@ -271,7 +271,7 @@ def test_missing_package_is_named(config, finished, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, 'onnxruntime', None)
     monkeypatch.delitem(sys.modules, 'atonet_jax.export.onnx_format', raising=False)
     config.export.update(format='onnx', output=str(tmp_path / 'atonet.onnx'))
-    with pytest.raises(InputError, match=r"format=onnx needs onnxruntime: pip install 'atonet_jax\[export\]'"):
+    with pytest.raises(InputError, match=r"format=onnx needs onnxruntime: pip install '\.\[export\]' in the checkout"):
         export(config, finished, force=False)
 
 

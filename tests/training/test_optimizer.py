@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from atonet_jax.config import default_config
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
-from atonet_jax.training.optimizer import GROUPS, Optimizer, learning_rate_schedule, parameter_group
+from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule, parameter_group
 from atonet_jax.training.train import create_objective, create_recipe, step_options
 
 MODEL = create_model('atonet', 19)
@@ -49,7 +49,7 @@ def test_backbone_group_is_the_convolutions_of_the_four_stages():
     }
     expected |= {f'layer{stage}/block0/shortcut/conv/kernel' for stage in (2, 3, 4)}
     groups = {'/'.join(path): parameter_group(path, NETWORK) for path in flatten_dict(params)}
-    assert set(groups.values()) == set(GROUPS)
+    assert set(groups.values()) == set(RATE_GROUPS)
     assert {path for path, group in groups.items() if group == 'backbone'} == expected
 
 
@@ -59,7 +59,7 @@ def test_sgd_is_torchs():
     optimizer = Optimizer('sgd', MODEL, momentum=momentum)
     params = two_parameters(seed=0)
     expected = {group: values.astype(np.float64) for group, values in by_group(params).items()}
-    buffers = dict.fromkeys(GROUPS, 0.0)
+    buffers = dict.fromkeys(RATE_GROUPS, 0.0)
     opt_state = optimizer.init(params)
     for step in range(3):
         gradients = two_parameters(seed=step + 1)
@@ -79,7 +79,7 @@ def test_adamw_decays_apart_from_the_gradient():
     optimizer = Optimizer('adamw', MODEL, momentum=0.9)
     params, gradients = two_parameters(seed=0), two_parameters(seed=1)
     updates, _ = optimizer.update(gradients, optimizer.init(params), params, peaks, decays)
-    for group in GROUPS:
+    for group in RATE_GROUPS:
         step = np.sign(by_group(gradients)[group]) + decays[group] * by_group(params)[group]
         np.testing.assert_allclose(by_group(updates)[group], -peaks[group] * step, rtol=1e-4)
 
@@ -90,7 +90,7 @@ def test_adam_is_torchs():
     optimizer = Optimizer('adam', MODEL, momentum=betas[0], second_beta=betas[1])
     params = two_parameters(seed=0)
     expected = {group: values.astype(np.float64) for group, values in by_group(params).items()}
-    means, squares = dict.fromkeys(GROUPS, 0.0), dict.fromkeys(GROUPS, 0.0)
+    means, squares = dict.fromkeys(RATE_GROUPS, 0.0), dict.fromkeys(RATE_GROUPS, 0.0)
     opt_state = optimizer.init(params)
     for step in range(1, 4):
         gradients = two_parameters(seed=step)
@@ -109,7 +109,7 @@ def test_adam_is_torchs():
 def test_decay_of_kernels_alone_leaves_vectors_where_they_are(name):
     params = {'stem': {'conv': {'kernel': np.ones((3, 3), np.float32), 'bias': np.ones(3, np.float32)}}}
     optimizer = Optimizer(name, MODEL, momentum=0.9, decayed='kernels')
-    rates, decays = dict.fromkeys(GROUPS, 0.1), dict.fromkeys(GROUPS, 0.5)
+    rates, decays = dict.fromkeys(RATE_GROUPS, 0.1), dict.fromkeys(RATE_GROUPS, 0.5)
     gradient = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(gradient, optimizer.init(params), params, rates, decays)
     np.testing.assert_allclose(updates['stem']['conv']['kernel'], -0.05, rtol=1e-5)
@@ -178,7 +178,7 @@ def test_unknown_schedule_is_refused():
 
 
 def test_a_frozen_group_stays_as_it_is():
-    tenths = dict.fromkeys(GROUPS, 0.1)
+    tenths = dict.fromkeys(RATE_GROUPS, 0.1)
     optimizer = Optimizer('sgd', MODEL, momentum=0.9, frozen=('backbone',))
     params = two_parameters(seed=0) | {'up1': {'conv': {'kernel': np.ones((1, 1, 2, 2), np.float32)}}}
     gradients = jax.tree.map(np.ones_like, params)

@@ -14,8 +14,6 @@ from atonet_jax.ops import (
     half_pixel_matrix,
     phase_factors,
     phase_weights,
-    resize_align_corners,
-    resize_bilinear,
     with_neighbours,
 )
 
@@ -120,11 +118,6 @@ def pixel_losses(
     on_cpu = functools.partial(_losses_by_phase, neighbours_once=True, at_once=1)
     elsewhere = functools.partial(_losses_by_phase, neighbours_once=False, at_once=at_once)
     return jax.lax.platform_dependent(logits, order.take(labels), cpu=on_cpu, default=elsewhere), order
-
-
-def resize(x: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
-    """[B, H, W, C] -> [B, *size, C], bilinear: 'half_pixel' or 'align_corners'."""
-    return (resize_align_corners if upsampling == 'align_corners' else resize_bilinear)(x, size)
 
 
 def _losses_by_strip(logits: jax.Array, labels: jax.Array, upsampling: str) -> jax.Array:

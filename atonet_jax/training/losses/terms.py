@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atonet_jax import ops
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.errors import InputError
 from atonet_jax.models.terms import (
@@ -22,7 +23,7 @@ from atonet_jax.models.terms import (
     Term,
 )
 from atonet_jax.training.losses import criteria
-from atonet_jax.training.losses.cross_entropy import PixelOrder, pixel_losses, resize
+from atonet_jax.training.losses.cross_entropy import PixelOrder, pixel_losses
 from atonet_jax.training.losses.edges import boundary_weights, edge_map
 
 
@@ -181,12 +182,12 @@ def _at_size(target: jax.Array, output: jax.Array, term: Term) -> jax.Array:
 
 def _edge_loss(logits: jax.Array, labels: jax.Array, term: Term) -> jax.Array:
     edges = _at_size(edge_map(labels, term.target.border, term.target.width), logits, term)
-    return criteria.balanced_binary_cross_entropy(resize(logits, edges.shape[1:], term.upsampling)[..., 0], edges)
+    return criteria.balanced_binary_cross_entropy(ops.resize(logits, edges.shape[1:], term.upsampling)[..., 0], edges)
 
 
 def _on_edges(labels: jax.Array, edge_logits: jax.Array, term: Term) -> jax.Array:
     """The labels where the network sees an edge, ignored elsewhere."""
-    edge_logits = resize(jax.lax.stop_gradient(edge_logits), labels.shape[1:], term.upsampling)[..., 0]
+    edge_logits = ops.resize(jax.lax.stop_gradient(edge_logits), labels.shape[1:], term.upsampling)[..., 0]
     return jnp.where(jax.nn.sigmoid(edge_logits) > term.target.threshold, labels, IGNORE_LABEL)
 
 
