@@ -51,7 +51,7 @@ def get_config(recipe: str = '') -> ConfigDict:
 def erfnet_encoder_cityscapes() -> ConfigDict:
     """The first step of ERFNet: its encoder, on labels of an eighth.
 
-    Known, from the authors' PyTorch code: Adam 5e-4 with betas 0.9 and 0.999, decay 1e-4, poly 0.9 a epoch over 150
+    Known, from the authors' PyTorch code: Adam 5e-4 with betas 0.9 and 0.999, decay 1e-4, poly 0.9 an epoch over 150
     epochs, 6 images of 512x1024, mirror images, class weights. Not kept: shifts by up to 2 pixels.
     The better published result starts from an ImageNet encoder: --config.model.pretrained_backbone.
     """
@@ -69,12 +69,9 @@ def erfnet_cityscapes() -> ConfigDict:
     The same recipe once more, with other class weights. Give the file that the first step's run exports:
     --config.model.pretrained_backbone=encoder.pth. Published: 68.0 % on the test server, 69.7 % from ImageNet.
     """
-    config = erfnet_encoder_cityscapes()
-    whole = _half_cityscapes('erfnet')
-    for section in ('optimizer', 'schedule', 'train'):
-        whole[section].update(config[section])
-    whole.loss.class_weights = ERFNET_STEP_2
-    return whole
+    config = _of_network('erfnet', erfnet_encoder_cityscapes())
+    config.loss.class_weights = ERFNET_STEP_2
+    return config
 
 
 def enet_cityscapes() -> ConfigDict:
@@ -109,7 +106,7 @@ def atonet_camvid() -> ConfigDict:
 def enet_camvid() -> ConfigDict:
     """ENet on CamVid's frames of 360x480: 51.3 % on the test frames.
 
-    Known and not kept as of `enet_cityscapes`. That the frames are those of the SegNet repack, and that training took
+    Known and not kept: as in `enet_cityscapes`. That the frames are those of the SegNet repack, and that training took
     its 367 frames alone, is what the published figures go with.
     """
     config = _camvid_360('enet')
@@ -122,12 +119,9 @@ def enet_camvid() -> ConfigDict:
 
 def enet_davidtvs_head_camvid() -> ConfigDict:
     """The PyTorch port of ENet on CamVid. Known, from its code: the rate is divided by 10 every 100 of 300 epochs."""
-    config = enet_camvid()
-    port = _camvid_360('enet_davidtvs_head')
-    for section in ('data', 'optimizer', 'train'):
-        port[section].update(config[section])
-    port.schedule.update(name='steps', per='epoch', step_epochs=100.0, step_factor=0.1)
-    return port
+    config = _of_network('enet_davidtvs_head', enet_camvid())
+    config.schedule.update(name='steps', per='epoch', step_epochs=100.0, step_factor=0.1)
+    return config
 
 
 def espnet_c_cityscapes() -> ConfigDict:
@@ -151,12 +145,9 @@ def espnet_cityscapes() -> ConfigDict:
     The same recipe with 8 images of 512x1024. Give the file that the first step's run exports:
     --config.model.pretrained_backbone=espnet_c.pth. Published: 60.3 % on the test server.
     """
-    config = espnet_c_cityscapes()
-    whole = _half_cityscapes('espnet')
-    for section in ('optimizer', 'schedule', 'train'):
-        whole[section].update(config[section])
-    whole.train.batch_size = 8
-    return whole
+    config = _of_network('espnet', espnet_c_cityscapes())
+    config.train.batch_size = 8
+    return config
 
 
 def pidnet_s_cityscapes() -> ConfigDict:
@@ -177,7 +168,7 @@ def pidnet_s_cityscapes() -> ConfigDict:
 def pidnet_s_camvid() -> ConfigDict:
     """PIDNet-S on CamVid, from its Cityscapes weights: 80.1 % on the test frames.
 
-    Known: as of `pidnet_s_cityscapes`, with rate 0.005, 12 crops of 720x960 and no class weights; their schedule is of
+    Known: as in `pidnet_s_cityscapes`, with rate 0.005, 12 crops of 720x960 and no class weights; their schedule is of
     200 epochs, and they stopped after 121. Give the weights by --config.init_from and --config.init_strict=false.
     """
     config = default_config('pidnet_s')
@@ -238,13 +229,10 @@ def bisenet_r18_cityscapes() -> ConfigDict:
 def bisenet_x39_cityscapes() -> ConfigDict:
     """BiSeNet on Xception39: 68.4 % on the test server, with images of 768x1536.
 
-    Known and not kept as of `bisenet_r18_cityscapes`, with 140,000 steps and scales 0.5 to 1.75. The code starts from
+    Known and not kept: as in `bisenet_r18_cityscapes`, with 140,000 steps and scales 0.5 to 1.75. The code starts from
     fresh weights; the paper trained the Xception39 on ImageNet first, and nothing more is known of that.
     """
-    config = default_config('bisenet_x39')
-    recipe = bisenet_r18_cityscapes()
-    for section in ('data', 'optimizer', 'schedule', 'train', 'eval'):
-        config[section].update(recipe[section])
+    config = _of_network('bisenet_x39', bisenet_r18_cityscapes())
     config.data.scale_range = (0.5, 1.75)
     config.train.epochs = _epochs(140_000, batch_size=16)
     return config
@@ -253,7 +241,7 @@ def bisenet_x39_cityscapes() -> ConfigDict:
 def fcn8s_cityscapes() -> ConfigDict:
     """FCN-8s on an ImageNet VGG16, all at once: 65.3 % on the test server at full size, by the data set's authors.
 
-    Known, from the solver files for PASCAL: SGD with momentum 0.99, one image a step, decay 5e-4 but for biases, a
+    Known, from the solver files for PASCAL: SGD with momentum 0.99, one image a step, decay 5e-4 except for biases, a
     constant rate that is 1e-10 for a loss summed over the pixels; 2.5e-5 for their mean. Known, from the paper of
     Cityscapes: half images, 381,250 steps in four stages (32s, 16s, 8s, and 8s with a tenth of the rate). Not known:
     the rate there. Not kept: the stages; biases have twice the rate.
@@ -284,21 +272,17 @@ def swiftnet_ss_2020_cityscapes() -> ConfigDict:
 
 
 def swiftnet_pyr_2020_cityscapes() -> ConfigDict:
-    """SwiftNetRN-18 on a pyramid of images. Known and not kept as of `swiftnet_ss_2020_cityscapes`."""
-    config = default_config('swiftnet_pyr_2020')
-    recipe = swiftnet_ss_2020_cityscapes()
-    for section in ('data', 'optimizer', 'schedule', 'train'):
-        config[section].update(recipe[section])
-    return config
+    """SwiftNetRN-18 on a pyramid of images. Known and not kept: as in `swiftnet_ss_2020_cityscapes`."""
+    return _of_network('swiftnet_pyr_2020', swiftnet_ss_2020_cityscapes())
 
 
 def segnet_camvid() -> ConfigDict:
     """SegNet on an ImageNet VGG16, on CamVid's frames of 360x480: 46 % to 50 % on the test frames.
 
-    Known, from the authors' network files: SGD 1e-3 with momentum 0.9, decay 5e-4 but for biases and shifts, a constant
-    rate, 4 frames a step, 40,000 steps, no augmentation, class weights. Their loss is a sum over the pixels in some
-    versions; here it is a mean, and the rate may want to be larger. The weight of signs, 9.6, does not follow from the
-    labels, which give 3.8. Not kept: biases have twice the rate; images in Caffe's form, which is
+    Known, from the authors' network files: SGD 1e-3 with momentum 0.9, decay 5e-4 except for biases and shifts, a
+    constant rate, 4 frames a step, 40,000 steps, no augmentation, class weights. Their loss is a sum over the pixels
+    in some versions; here it is a mean, and the rate may want to be larger. The weight of signs, 9.6, does not follow
+    from the labels, which give 3.8. Not kept: biases have twice the rate; images in Caffe's form, which is
     --config.model.caffe_images=true. The published 60.1 % took 3,433 images that are not public.
     """
     config = _camvid_360('segnet')
@@ -312,11 +296,8 @@ def segnet_camvid() -> ConfigDict:
 
 
 def segnet_basic_camvid() -> ConfigDict:
-    """SegNet-Basic on CamVid. Known as of `segnet_camvid`, with rate 0.1 and 10,000 steps from scratch."""
-    config = _camvid_360('segnet_basic')
-    recipe = segnet_camvid()
-    for section in ('data', 'loss', 'optimizer', 'schedule', 'train'):
-        config[section].update(recipe[section])
+    """SegNet-Basic on CamVid. Known: as in `segnet_camvid`, with rate 0.1 and 10,000 steps from scratch."""
+    config = _of_network('segnet_basic', segnet_camvid())
     config.optimizer.learning_rate = 0.1
     config.train.epochs = round(10_000 * 4 / CAMVID_FRAMES, 2)
     return config
@@ -362,12 +343,9 @@ def frrn_a_cityscapes() -> ConfigDict:
 def frrn_b_cityscapes() -> ConfigDict:
     """FRRN B on images of 512x1024, from scratch: 71.8 % on the test server.
 
-    Known and not kept as of `frrn_a_cityscapes`. It wants --config.train.remat=true: its maps are of full size.
+    Known and not kept: as in `frrn_a_cityscapes`. It wants --config.train.remat=true: its maps are of full size.
     """
-    config = default_config('frrn_b')
-    recipe = frrn_a_cityscapes()
-    for section in ('data', 'optimizer', 'schedule', 'train', 'eval'):
-        config[section].update(recipe[section])
+    config = _of_network('frrn_b', frrn_a_cityscapes())
     config.data.update(crop_size=(512, 1024), scale_range=(0.5, 0.54))
     config.eval.scales = (0.5,)
     return config
@@ -402,12 +380,8 @@ def dfanet_a_cityscapes() -> ConfigDict:
 
 
 def dfanet_b_cityscapes() -> ConfigDict:
-    """DFANet B: 67.1 % on the test server. Known as of `dfanet_a_cityscapes`."""
-    config = default_config('dfanet_b')
-    recipe = dfanet_a_cityscapes()
-    for section in ('data', 'optimizer', 'schedule', 'train'):
-        config[section].update(recipe[section])
-    return config
+    """DFANet B: 67.1 % on the test server. Known: as in `dfanet_a_cityscapes`."""
+    return _of_network('dfanet_b', dfanet_a_cityscapes())
 
 
 def sqnet_zh320_cityscapes() -> ConfigDict:
@@ -434,12 +408,12 @@ def table3_aggregation_cityscapes() -> ConfigDict:
 
 
 def table3_encoder_decoder_cityscapes() -> ConfigDict:
-    """The encoder-decoder of Table 3: 67.39 %. Known as of `table3_aggregation_cityscapes`; the network is rebuilt."""
+    """The encoder-decoder of Table 3: 67.39 %. Known: as in `table3_aggregation_cityscapes`; the network is rebuilt."""
     return _table3('table3_encoder_decoder')
 
 
 def table3_multi_pathway_cityscapes() -> ConfigDict:
-    """The multi-pathway network of Table 3: 67.82 %. Known as of `table3_aggregation_cityscapes`; it is rebuilt."""
+    """The multi-pathway network of Table 3: 67.82 %. Known: as in `table3_aggregation_cityscapes`; it is rebuilt."""
     return _table3('table3_multi_pathway')
 
 
@@ -457,6 +431,14 @@ def _camvid_360(network: str) -> ConfigDict:
     config.data.update(name='camvid', root='data/camvid', train_split='train', eval_split='test')
     config.data.update(crop_size=(360, 480), scale_range=(1.0, 1.0))
     config.eval.batch_size = 4
+    return config
+
+
+def _of_network(network: str, recipe: ConfigDict) -> ConfigDict:
+    """The same recipe for another network."""
+    config = default_config(network)
+    for section in ('data', 'loss', 'optimizer', 'schedule', 'train', 'eval'):
+        config[section].update(recipe[section])
     return config
 
 

@@ -129,7 +129,7 @@ def apply(
         model: the network.
         variables: of it, as `model.init` or `prepare` give them.
         images: [B, H, W, 3] float32, normalised.
-        train: as of the module.
+        train: as in the module.
         options: of `model.apply`: mutable, rngs, ...
 
     Returns:

@@ -153,7 +153,7 @@ class Head(nn.Module):
     Attributes:
         width: channels within.
         num_classes: output channels.
-        dtype: compute type, but for the logits.
+        dtype: compute type of all but the logits.
     """
 
     width: int

@@ -118,7 +118,7 @@ class Conv(_Preparing):
 class ConvTranspose(nn.Module):
     """Transposed convolution as torch has it: `ops.conv_transpose`.
 
-    Attributes as of `Conv`; `output_padding` is added to the size at the bottom and the right.
+    Attributes as in `Conv`; `output_padding` is added to the size at the bottom and the right.
     """
 
     features: int
@@ -197,7 +197,7 @@ def scale_and_shift(bn: BatchNorm) -> tuple[jax.Array, jax.Array]:
 class ConvNorm(_Preparing):
     """Convolution, batch normalisation, activation.
 
-    The prepared form has the normalisation within the convolution. Attributes as of `Conv` and `BatchNorm`;
+    The prepared form has the normalisation within the convolution. Attributes as in `Conv` and `BatchNorm`;
     `activation` maps an array to an array, None: none.
     """
 
@@ -234,7 +234,7 @@ class ConvNorm(_Preparing):
 
 
 class NormConv(nn.Module):
-    """Batch normalisation, ReLU, convolution: a block in the order of pre-activation. Attributes as of `ConvNorm`."""
+    """Batch normalisation, ReLU, convolution: a block in the order of pre-activation. Attributes as in `ConvNorm`."""
 
     features: int
     kernel_size: Pair = 3
@@ -254,7 +254,7 @@ class NormConv(nn.Module):
 
 
 class ConvTransposeNorm(_Preparing):
-    """Transposed convolution, batch normalisation, activation. Attributes as of `ConvTranspose` and `ConvNorm`."""
+    """Transposed convolution, batch normalisation, activation. Attributes as in `ConvTranspose` and `ConvNorm`."""
 
     features: int
     kernel_size: Pair = 3

@@ -170,7 +170,7 @@ class Decoder(nn.Module):
 
     Attributes:
         num_classes, width, has_fusion, classifier_kernel_size: of `DFANet`.
-        dtype: compute type, but for the logits.
+        dtype: compute type of all but the logits.
     """
 
     num_classes: int

@@ -183,7 +183,7 @@ def _block(path: str, name: str) -> tuple[Rule, ...]:
     return conv_norm(path, name, f'{name}_bn')
 
 
-# The names of the authors' network for Caffe, but for those of the heads that only training has.
+# The names of the authors' network for Caffe, except those of the heads that only training has.
 _NAMES = WeightNames(
     (
         *_block('conv1_1', 'conv1_1_3x3_s2'),

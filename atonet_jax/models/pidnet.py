@@ -170,7 +170,7 @@ class Head(nn.Module):
     Attributes:
         width: channels within.
         features: output channels.
-        dtype: compute type, but for the logits.
+        dtype: compute type of all but the logits.
     """
 
     width: int

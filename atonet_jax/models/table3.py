@@ -145,7 +145,7 @@ def describe(model: Table3) -> Network:
     return Network(
         terms=(Term('logits'),),
         group=resnet_group,
-        reduced=is_stage_kernel,  # as of ATONet
+        reduced=is_stage_kernel,  # as in ATONet
         weights={'published': _NAMES},
         backbone=TORCHVISION,
         published=Published(

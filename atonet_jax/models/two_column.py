@@ -223,7 +223,7 @@ def _names(prefix: str = '', **options) -> WeightNames:
     )
 
 
-# The names are of our own choice, but for those within a column.
+# The names are of our own choice, except those within a column.
 _NAMES = WeightNames(
     (*_names(r'\1.').rules, Rule('(coarse_score|gate|fine_score)/conv', r'\1'), Rule('cross', 'cross'))
 )

@@ -107,7 +107,7 @@ SCHEMA = {
         ),
         'milliseconds': _object(
             {name: _MILLISECONDS for name in ('decode', 'compile', 'network', 'encode')},
-            'how long each part took; compile: next to nothing but for the first picture of a shape',
+            'how long each part took; compile: next to nothing except for the first picture of a shape',
         ),
         'classes': {
             'type': 'array',

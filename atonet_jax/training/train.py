@@ -351,7 +351,7 @@ def create_recipe(
         config: of the run.
         num_images: of an epoch.
         total_steps: of the whole run.
-        offset: as of `Timeline`.
+        offset: as in `Timeline`.
         class_weights: one a class; None: all alike.
     """
     batch_size = config.train.batch_size

@@ -189,7 +189,7 @@ def with_weights(name: str) -> tuple[Golden, nn.Module, dict[str, Any]]:
 
 
 def logits_error(golden: Golden, model: nn.Module, variables: Mapping[str, Any], output: str) -> float:
-    """The error of the logits, in units as of `Output.error`; `output` is the golden's name, such as 'logits_96x72'."""
+    """The error of the logits, in units of `Output.error`; `output` is the golden's name, such as 'logits_96x72'."""
     images = golden.inputs[output.split('_')[-1]]
     logits = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])(variables, images)
     return golden.outputs[output].error(logits[0])

@@ -49,7 +49,7 @@ def curve(metrics: list[dict], key: str, name: str, factor: float = 1) -> Curve:
 
 
 def chart(name: str, title: str, curves: Sequence[Curve], log: bool = False) -> dict:
-    """For `charts_of` of macros.html: {'title', 'svg', 'legend': [(name, colour)]}. Arguments as of `curves_svg`."""
+    """For `charts_of` of macros.html: {'title', 'svg', 'legend': [(name, colour)]}. Arguments as in `curves_svg`."""
     legend = [(curve.name, color_of(i)) for i, curve in enumerate(curves)] if len(curves) > 1 else []
     return {'title': title, 'svg': curves_svg(name, title, curves, log), 'legend': legend}
 

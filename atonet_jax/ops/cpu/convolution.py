@@ -3,7 +3,7 @@
 Winograd's for many channels; whole vectors of output channels; kernel gradients by strips of rows for the rest; taps
 for depthwise convolutions; for other groups one convolution a group, because XLA's own grouped convolutions are slow
 (`benchmarks/cpu_operations.py`). What is left goes by XLA's own program. Values and gradients are those of the plain
-program but for rounding.
+program except for rounding.
 """
 
 import functools
