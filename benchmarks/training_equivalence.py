@@ -5,7 +5,8 @@
 The published recipe (SGD, two parameter groups, cosine per epoch, auxiliary losses, dropout) on the synthetic scenes
 of configs/synthetic.py. Every seed has weights and batches of its own, which three runs share: ours, PyTorch's, and
 PyTorch's once more with other dropout, whose distance from the second is what chance alone does. Prints the mIoU of 40
-held-out scenes as a table and draws it. Needs requirements-benchmarks.txt; about half an hour on 2 cores.
+held-out scenes as a table and draws it. The device cache gives the batches: PyTorch with Triton must not meet
+TensorFlow. Needs requirements-benchmarks.txt; about half an hour on 2 cores.
 """
 
 import argparse
@@ -19,9 +20,9 @@ import torch
 from torch.nn import functional
 
 from atonet_jax.data.augmentation import Augmentation
+from atonet_jax.data.device_cache import DeviceCache
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CITYSCAPES
-from atonet_jax.data.pipeline import eval_batches, train_batches
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
 from atonet_jax.inference.views import predict_labels
@@ -139,15 +140,16 @@ def run_seed(seed: int, num_steps: int, eval_every: int, data) -> dict[str, list
         'PyTorch': TorchTraining(reference, steps_per_epoch, seed),
         'PyTorch, other dropout': TorchTraining(reference, steps_per_epoch, seed + 1000),
     }
-    batches = train_batches(
-        Examples(load_dataset(data, 'train')),
+    mesh = create_mesh()
+    train, val = (DeviceCache(Examples(load_dataset(data, split)), mesh) for split in ('train', 'val'))
+    batches = train.train_batches(
         batch_size=BATCH_SIZE,
         augmentation=AUGMENTATION,
         seed=seed,
         start_sample=0,
         num_steps=num_steps,
     )
-    held_out = list(itertools.islice(eval_batches(Examples(load_dataset(data, 'val')), batch_size=10), 4))
+    held_out = list(itertools.islice(val.eval_batches(batch_size=10), 4))
     curves = {name: [] for name in RUNS}
     for step, batch in enumerate(batches, 1):
         for name, training in trainings.items():

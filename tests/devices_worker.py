@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh
 
+from atonet_jax.benchmark.benchmark import benchmark
 from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.cityscapes import load_cityscapes
@@ -94,7 +95,7 @@ def run(scenes, start, num_steps, devices=None, accumulation=1):
     found |= {'losses': losses, 'devices': np.array(mesh.size)}
     if accumulation == 1:
         options = default_config().eval
-        options.batch_size = BATCH_SIZE
+        options.batch_size = 3  # no multiple of the devices: evaluation makes it up
         # Of the starting variables: a rounding error in trained ones may turn a pixel.
         evaluator = Evaluator(tiny_network(), Examples(load_cityscapes(scenes, 'val')), options, mesh)
         found['confusion'] = evaluator.run(start).confusion
@@ -110,6 +111,15 @@ def segment(images):
         found[name] = np.asarray(labels)
         found[f'{name}_shards'] = np.array([shard.data.shape for shard in labels.addressable_shards])
     return found
+
+
+def other_modes(folder):
+    """{'devices': of a benchmark} with a training batch that they could not share."""
+    config = default_config('segnet_basic')
+    config.model.width = 4
+    config.train.batch_size = 3
+    config.benchmark.update(sizes=(64, 64), rounds=1, warmup=0)
+    return {'devices': np.array(benchmark(config, folder)['environment']['devices'])}
 
 
 def decide(locked):
@@ -168,6 +178,8 @@ def main():
         if name == 'segment':
             images = np.random.default_rng(0).integers(0, 256, (jax.device_count() + 1, 64, 64, 3), dtype=np.uint8)
             made = segment(images)
+        elif name == 'other modes':
+            made = other_modes(**options)
         elif name == 'decide':
             made = decide(**options)
         elif name == 'cached':

@@ -36,6 +36,38 @@ def test_networks_need_ops_alone(repository):
     assert rooms['models'] <= {'ops', 'errors'}
 
 
+def test_no_script_imports_pytorch_and_tensorflow(repository):
+    """Triton, which PyTorch brings, and TensorFlow crash in one process."""
+
+    def names(path, within_functions):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree) if within_functions else tree.body:
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+    def visit(path, found, within_functions=False):
+        """Adds to `found` all that importing a file imports."""
+        for name in names(path, within_functions):
+            found.add(name.split('.')[0])
+            for end in range(1, name.count('.') + 2):
+                module = repository.joinpath(*name.split('.')[:end])
+                file = module / '__init__.py' if module.is_dir() else module.with_suffix('.py')
+                if file.exists() and file not in found:
+                    found.add(file)
+                    visit(file, found)
+
+    with_torch = []
+    for script in [*(repository / 'benchmarks').glob('*.py'), *(repository / 'tests' / 'parity').glob('*.py')]:
+        found = set()
+        visit(script, found, within_functions=True)
+        if 'torch' in found:
+            with_torch.append(script.name)
+            assert 'tensorflow' not in found, script.name
+    assert len(with_torch) > 2
+
+
 def names_of(path) -> set[str]:
     """All that a module may define or import, at whichever depth."""
     names = set()

@@ -1,6 +1,7 @@
 """Every config builds, and a value or key that cannot work is named before any data is read."""
 
 import pathlib
+import re
 import runpy
 
 import pytest
@@ -200,9 +201,12 @@ def test_training_batch_that_devices_cannot_share_is_named_with_the_nearest_ones
         validate_batches(config, num_devices=2)
 
 
-def test_a_batch_of_another_mode_is_no_matter():
-    """The Cityscapes config trains 4 at a time and evaluates 1: on 8 devices it can still be served."""
-    validate(default_config())
+def test_commands_for_several_processes_give_each_device_a_part_of_the_batch(repository):
+    text = (repository / 'docs' / 'scaling.md').read_text()
+    commands = re.findall(r'(?:--ntasks=|-n )(\d+) .*train\.batch_size=(\d+)', text)
+    assert len(commands) == len(re.findall(r'^(?:srun|mpirun) ', text, re.MULTILINE)) == 2
+    for devices, batch_size in commands:
+        validate_batches(changed_config({'train.batch_size': int(batch_size)}), int(devices))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
         try:
             return signature(images=images)[config.export.outputs].numpy()
         except tf.errors.OpError as error:
-            reason = error.message.strip().splitlines()[0]
+            lines = [line.strip() for line in error.message.splitlines()]
+            reason = next(line for line in lines if line and line != 'Graph execution error:')
             raise ExportError(
                 f'TensorFlow {tf.__version__} cannot run what jax {jax.__version__} wrote ({reason}); jax 0.10 to 0.12 '
                 'and TensorFlow 2.21 go together, or export another format'

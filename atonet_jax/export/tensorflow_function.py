@@ -67,14 +67,15 @@ def _in_older_version(program: bytes) -> bytes:
     with ir.Context() as context:
         stablehlo.register_dialect(context)
         stablehlo.register_stablehlo_passes()
-        module = stablehlo.deserialize_portable_artifact(context, program)
-        # TensorFlow leaves composites such as erf and top_k as they are, and then finds their batch to be unknown.
-        passes = 'builtin.module(func.func(stablehlo-legalize-composite-to-call),inline)'
-        PassManager.parse(passes).run(module.operation)
         try:
+            module = stablehlo.deserialize_portable_artifact(context, program)
+            # TensorFlow leaves composites such as erf and top_k as they are, and then finds their batch to be unknown.
+            passes = 'builtin.module(func.func(stablehlo-legalize-composite-to-call),inline)'
+            PassManager.parse(passes).run(module.operation)
             return stablehlo.serialize_portable_artifact(module, STABLEHLO_VERSION)
         except Exception as error:  # the binding raises what the compiler's message became
             raise ExportError(
                 f'the program of jax {jax.__version__} cannot be written as StableHLO {STABLEHLO_VERSION}, which '
-                f'TensorFlow {tf.__version__} reads; jax 0.10 to 0.12 and TensorFlow 2.21 go together'
+                f'TensorFlow {tf.__version__} reads; jax 0.10 to 0.12 and TensorFlow 2.21 go together, or export '
+                'another format'
             ) from error

@@ -2,11 +2,13 @@
 
 import contextlib
 import pathlib
+import re
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import tensorflow as tf
 from ml_collections import ConfigDict
+from tensorflow.lite.python.convert_phase import ConverterError
 
 from atonet_jax import ops
 from atonet_jax.errors import ExportError
@@ -20,7 +22,18 @@ HAS_CAREFUL_INT8 = False
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    pathlib.Path(path).write_bytes(_converter(network, config).convert())
+    """Writes a float32 file.
+
+    Raises:
+        ExportError: TensorFlow Lite lacks an operation of the network.
+    """
+    try:
+        program = _converter(network, config).convert()
+    except (ConverterError, ValueError, RuntimeError) as error:
+        raise ExportError(
+            f'TensorFlow Lite cannot express {config.model.name} ({_reason(error)}); give another config.export.format'
+        ) from error
+    pathlib.Path(path).write_bytes(program)
 
 
 def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> None:
@@ -44,10 +57,9 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
     try:
         program = converter.convert()
     except RuntimeError as error:
-        reason = str(error).strip() or 'its quantiser gives no reason'
         raise ExportError(
-            f'TensorFlow Lite cannot make {config.model.name} int8 ({reason}); give --config.export.format=onnx, or '
-            'leave out config.export.precision'
+            f'TensorFlow Lite cannot make {config.model.name} int8 ({_reason(error)}); give '
+            '--config.export.format=onnx, or leave out config.export.precision'
         ) from error
     pathlib.Path(path).write_bytes(program)
 
@@ -62,6 +74,14 @@ def _converter(network: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteCon
         platforms=('cpu',),
     )
     return tf.lite.TFLiteConverter.from_concrete_functions([module.function.get_concrete_function()], module)
+
+
+def _reason(error: Exception) -> str:
+    """One line: the operations that are missing, where the converter names them, else how its message begins."""
+    text = str(error)
+    missing = sorted(set(re.findall(r"error: '(?:vhlo|stablehlo|tf)\.(\w+?)(?:_v\d+)?' op", text)))
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return f'it has no {", ".join(missing)}' if missing else lines[0] if lines else 'it gives no reason'
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:

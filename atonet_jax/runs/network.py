@@ -27,6 +27,8 @@ from atonet_jax.torch_files import read_state_dict
 
 _log = logging.getLogger(__name__)
 
+_SHOWN = 8  # modules of a message
+
 
 class TrainedNetwork(NamedTuple):
     """A network with the variables that it is used with.
@@ -78,18 +80,19 @@ def _from_run(
 ) -> dict[str, Any]:
     """The weights of the run in `init_from`. Layers for other classes keep `variables`."""
     workdir = config.init_from
-    source = trained_network(load_config(workdir), workdir, mesh)
-    if type(source.model) is not type(model):
-        raise InputError(
-            f'config.init_from={workdir}: is a run of {type(source.model).__name__}, not of {type(model).__name__}; '
-            'give the run of the same network'
-        )
+    of_run = load_config(workdir)
+    source, name = trained_network(of_run, workdir, mesh), of_run.model.name
     learned, flat = flatten_dict(source.variables, sep='/'), flatten_dict(variables, sep='/')
     of_classes = torch_weights.class_layers(model) if source.class_table.class_names != table.class_names else set()
     misfits = {path for path in flat if path not in learned or learned[path].shape != flat[path].shape}
     of_training = {path for path in flat if path.split('/')[1] in network(model).training_only}  # not in exports
     wrong = misfits - of_classes - of_training
-    if wrong and config.init_strict:
+    if wrong and (config.init_strict or type(source.model) is not type(model)):
+        if name != config.model.name:
+            raise InputError(
+                f'config.init_from={workdir}: is a run of {name}, not of {config.model.name}; give a run of the same '
+                f'network, or --config=FILE:{name}'
+            )
         raise InputError(
             f'config.init_from={workdir}: has no weights of these shapes for {_modules(wrong)}; give the options of '
             'that run, or --config.init_strict=false to start these layers fresh'
@@ -101,8 +104,10 @@ def _from_run(
 
 
 def _modules(paths: Iterable[str]) -> str:
-    """The top-level modules that own these variables."""
-    return ', '.join(sorted({path.split('/')[1] for path in paths}))
+    """The top-level modules that own these variables, or the first few of many."""
+    modules = sorted({path.split('/')[1] for path in paths})
+    more = f' and {len(modules) - _SHOWN} more' if len(modules) > _SHOWN else ''
+    return ', '.join(modules[:_SHOWN]) + more
 
 
 def config_of_file(path: str) -> ConfigDict:

@@ -16,6 +16,7 @@ from atonet_jax.evaluation import evaluator
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
+from atonet_jax.inference import Segmenter
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import create_network
@@ -59,6 +60,21 @@ def test_the_confusion_matrix_agrees_with_the_returned_predictions(run):
         labelled = example.labels != IGNORE_LABEL
         np.add.at(counted, (example.labels[labelled], example.predictions[labelled]), 1)
     np.testing.assert_array_equal(counted, evaluation.confusion)
+
+
+def test_what_is_scored_is_what_people_get(tiny_config):
+    """The program that inference is prepared for, not that of training."""
+    config = tiny_config.copy_and_resolve_references()
+    config.eval.pictures = 5
+    model = create_network(config, 19)
+    variables = init_variables(model, seed=1)
+    scorer, given = Evaluator(model, Examples(load_dataset(config.data, 'val')), config.eval, create_mesh()), []
+    step = scorer._step
+    scorer._step = lambda variables, *batch: given.append(variables) or step(variables, *batch)
+    segment = Segmenter(model, variables)
+    for example in scorer.run(variables).examples:
+        np.testing.assert_array_equal(example.predictions, segment(example.image[None])[0])
+    assert 'batch_stats' in variables and given and not any('batch_stats' in each for each in given)
 
 
 def test_every_image_has_its_own_scores_and_padding_has_none(run):

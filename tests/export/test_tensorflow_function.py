@@ -1,14 +1,18 @@
 """A JAX function computes the same in TensorFlow, whose StableHLO is older than JAX's."""
 
+import re
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tensorflow as tf
+from flax import linen as nn
 
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import ExportError
-from atonet_jax.export import saved_model_format
+from atonet_jax.export import saved_model_format, tflite_format
 from atonet_jax.export import tensorflow_function as module
 from atonet_jax.export.tensorflow_function import STABLEHLO_VERSION, tensorflow_function
 from atonet_jax.runs.network import TrainedNetwork
@@ -55,6 +59,33 @@ def test_a_program_that_no_older_version_can_hold_is_one_line(monkeypatch):
     monkeypatch.setattr(module, 'STABLEHLO_VERSION', '1.0.0')  # the tangent came with 1.4.0
     with pytest.raises(ExportError, match='cannot be written as StableHLO 1.0.0, .* TensorFlow') as caught:
         tensorflow_function(jnp.tan, (1, 2), np.dtype(np.float32), 'result', platforms=('cpu',))
+    assert '\n' not in str(caught.value)
+
+
+class OfOneOperation(nn.Module):
+    operation: Callable
+    num_classes: int = 19
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images, train):
+        return {'logits': self.operation(jnp.tile(images, (1, 1, 1, 7))[..., :19])}
+
+
+@pytest.mark.parametrize(
+    ('operation', 'reason'),
+    [
+        (lambda x: jnp.sort(x, 1), 'TensorFlow Lite cannot express atonet (it has no sort); give another'),
+        (lambda x: x + jnp.linalg.svd(x)[1][:, :, None], 'cannot be written as StableHLO'),
+    ],
+    ids=['sort', 'svd'],
+)
+def test_an_operation_that_tensorflow_lite_lacks_is_named_in_one_line(operation, reason, tiny_config, tmp_path):
+    config = tiny_config.copy_and_resolve_references()
+    config.export.update(size=(64, 64), format='tflite')
+    network = TrainedNetwork(OfOneOperation(operation), {'params': {}}, CITYSCAPES, step=None)
+    with pytest.raises(ExportError, match=re.escape(reason)) as caught:
+        tflite_format.write(str(tmp_path / 'network.tflite'), network, config)
     assert '\n' not in str(caught.value)
 
 

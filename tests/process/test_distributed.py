@@ -68,7 +68,8 @@ def eight_devices(repository, folder, scenes):
     """What one process with eight devices finds on some of them."""
     jobs = {f'on {count}': {'devices': count, 'num_steps': STEPS} for count in (1, 8)}
     jobs |= {f'parts on {count}': {'devices': count, 'num_steps': STEPS, 'accumulation': 2} for count in (1, 2)}
-    return run_workers(repository, folder, scenes, jobs | {'segment': {}}, num_devices=8)
+    jobs |= {'segment': {}, 'other modes': {'folder': str(folder / 'benchmark')}}
+    return run_workers(repository, folder, scenes, jobs, num_devices=8)
 
 
 def assert_trains_and_evaluates_alike(found, expected):
@@ -106,6 +107,10 @@ def test_accumulated_parts_do_not_depend_on_the_devices(eight_devices):
     assert_trains_and_evaluates_alike(two, one)
     # Batch normalisation sees four images at a time instead of eight, so it is another training.
     assert np.abs(one['losses'] / eight_devices['on 1']['losses'] - 1).max() > 1e-3
+
+
+def test_a_training_batch_that_devices_cannot_share_stops_no_other_mode(eight_devices):
+    assert eight_devices['other modes']['devices'] == 8
 
 
 def test_a_batch_is_segmented_by_all_devices_where_they_divide_it(eight_devices):

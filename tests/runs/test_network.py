@@ -1,14 +1,16 @@
 """A network starts from what its config names: a run of ours, on other classes too."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from atonet_jax.config import create_network
+from atonet_jax.config import create_network, default_config
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
+from atonet_jax.export import export
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import starting_variables, trained_network
 from atonet_jax.runs.workdir import load_config
@@ -50,6 +52,24 @@ def test_a_run_of_another_network_is_refused(finished, tiny_config):
     config.model.width = 32
     with pytest.raises(InputError, match='no weights of these shapes for .*up1.*give the options of that run'):
         started_from(finished, config, CITYSCAPES)
+
+
+def test_a_run_of_another_variant_or_network_is_named(finished, tiny_config):
+    config = default_config('enet_paper')
+    refused = f'config.init_from={finished}: is a run of atonet, not of enet_paper; give a run of the same network'
+    with pytest.raises(InputError, match=re.escape(refused)):
+        started_from(finished, config, CITYSCAPES)
+
+
+def test_the_exported_weights_of_a_run_are_a_start(finished, tiny_config, tmp_path):
+    config = load_config(finished)
+    config.export.output = str(tmp_path / 'weights')
+    export(config, finished, force=False)
+    expected = learned(finished)
+    started = started_from(str(tmp_path / 'weights'), tiny_config, CITYSCAPES)
+    for path in expected.keys() & started.keys():
+        if not path.split('/')[1].startswith('aux'):  # of training alone, and so in no export
+            np.testing.assert_array_equal(started[path], expected[path], err_msg=path)
 
 
 def test_averages_of_a_run_without_any_are_refused(finished, tiny_config):

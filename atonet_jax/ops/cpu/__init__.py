@@ -3,8 +3,8 @@
 The functions of `atonet_jax.ops` choose these programs; nothing else should call them. Other devices always run the
 plain programs (`jax.lax.platform_dependent`), so one traced program can be lowered for several platforms.
 
-The fast paths have reverse-mode gradients alone (`jax.custom_vjp`). Turn them off for `jax.jvp`, `jax.hessian` and
-`jax.linear_transpose`; and to trace a program for export, so that it holds the plain operations.
+The fast paths have reverse-mode gradients alone (`jax.custom_vjp`). Turn them off for `jax.jvp` and `jax.hessian` of
+convolutions; and to trace a program for export, so that it holds the plain operations.
 """
 
 import contextlib
