@@ -57,7 +57,7 @@ class Row(NamedTuple):
     Attributes:
         options: that make it small.
         whole: its gradients are compared with those of the plain programs. Between them such networks have every part
-            that any network has.
+            but depthwise convolutions, whose tiny networks magnify rounding; tests/ops compares these.
         files_of: the network whose files have the same names, where that is another one.
         learning_rate: of its training; larger where float32 would round a step away, smaller where it would explode.
         size: of the scenes that it is trained and used on.
@@ -84,15 +84,15 @@ ROWS = {
     'enet_davidtvs_head': Row({'width': 16}),
     'fcn8s': Row({'width': 4, 'fc_features': 16}, whole=True),
     'fcn8s_fc1024': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
-    'fcn8s_original': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
+    'fcn8s_original': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s', whole=True),
     'erfnet': Row({'width': 8}),
     'erfnet_encoder': Row({'width': 8}),
-    'espnet': Row({'width': 4}),
+    'espnet': Row({'width': 4}, whole=True),
     'espnet_camvid': Row({'width': 4}, files_of='espnet'),
     'espnet_c': Row({'width': 4}),
     'swiftnet_ss_2019': Row({'width': 8, 'backbone_width': 4}),
     'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
-    'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}, whole=True),
     # On smaller scenes, the smallest maps have too few values to be normalised: gradients vanish.
     'swiftnet_pyr_2020': Row({'width': 16, 'backbone_width': 8}, size=(128, 256), learning_rate=0.1),
     'swiftnet_ens': Row({'width': 8, 'backbone_width': 4}),
@@ -109,7 +109,7 @@ ROWS = {
     'deeplab_largefov': Row({'width': 4, 'fc_features': 16}),
     'frrn_a': Row({'width': 6, 'lanes': 4}),
     'frrn_b': Row({'width': 6, 'lanes': 4}),
-    'sqnet': Row({'width': 4}),
+    'sqnet': Row({'width': 4}, whole=True),
     'sqnet_zh320': Row({'width': 8}),  # with fewer, one layer has a single channel, which may learn nothing
     'icnet': Row({'width': 4, 'head_width': 4}),
     # The attention of relu multiplies drawn numbers beyond what float32 holds, and so do longer steps.
@@ -141,7 +141,7 @@ CLASSES = 5
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
 ENDINGS = {'torch': '.pth'}  # the one that an output must have
 
-# Between them these networks use every part that any network has; the others are for `make test-networks`.
+# A few networks that differ much; the others are for `make test-networks`.
 CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
 # Those that `make test` also trains, evaluates, serves and exports; `make test-networks` does so with every network.
 LIVES = ('enet_paper', 'fcn8s')
