@@ -85,6 +85,21 @@ def test_values_and_gradients_are_the_plain_ones(kernel_size, many_strips):
     assert_all_equal(x, kernels, {str(case): (ours(*case), plain(*case)) for case in CASES})
 
 
+@pytest.mark.parametrize(
+    ('kernel_shape', 'stride', 'dilation'), [((3, 3, 16, 19), 2, 1), ((5, 1, 33, 40), 1, 2), ((1, 1, 24, 17), 1, 1)]
+)
+def test_channels_that_fill_no_vector_are_made_up(kernel_shape, stride, dilation):
+    x, kernel = bfloat16_noise(2, 13, 11, kernel_shape[2]), bfloat16_noise(*kernel_shape, seed=1)
+    pads = [2 * (size // 2 * dilation,) for size in kernel_shape[:2]]
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x, kernel, (stride,) * 2, pads, rhs_dilation=(dilation,) * 2, dimension_numbers=DIMENSIONS
+        )
+
+    assert_all_equal(x, [kernel], {'conv': (lambda x, kernel: conv(x, kernel, stride, None, dilation), plain)})
+
+
 def assert_all_equal(x, kernels, cases):
     """cases: {what: (function, plain function) of x and a kernel}. One program computes them all."""
 

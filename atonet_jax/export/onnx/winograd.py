@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from atonet_jax.export.onnx.program import Varied
-from atonet_jax.ops.cpu.winograd import FROM_PIXELS, FROM_TAPS, NUMBERS, TILE, TO_PIXELS
+from atonet_jax.ops.cpu.winograd import FROM_PIXELS, FROM_TAPS, INPUT_TILE, TILE, TO_PIXELS
 
 _CHANNELS = 128  # fewer outputs, and moving the data costs what the products save
 _STRIP = 2**15  # tiles times channels at once: 5 MB for the 36 numbers of each
@@ -61,14 +61,14 @@ def convolution(lowering, step, x, kernel: np.ndarray, bias: np.ndarray | None, 
         of_strip = seen[first : first + strip_rows]
         tiles = len(of_strip) * columns
         y = gather(pixels, of_strip.transpose(2, 3, 0, 1))
-        y = graph('MatMul', from_pixels, reshape(y, -1, NUMBERS**2, tiles * inputs))
-        y = reshape(y, -1, NUMBERS**2, tiles, inputs)
+        y = graph('MatMul', from_pixels, reshape(y, -1, INPUT_TILE**2, tiles * inputs))
+        y = reshape(y, -1, INPUT_TILE**2, tiles, inputs)
         if few_tiles:  # most time goes into reading the weights, which a product's first matrix is spared being copied
             y = graph('MatMul', weights, graph.transpose(y, (0, 1, 3, 2)))
             y = graph.transpose(y, (0, 1, 3, 2))
         else:
             y = graph('MatMul', y, weights)
-        y = graph('MatMul', to_pixels, reshape(y, -1, NUMBERS**2, tiles * outputs))
+        y = graph('MatMul', to_pixels, reshape(y, -1, INPUT_TILE**2, tiles * outputs))
         places = np.arange(TILE**2 * tiles).reshape(TILE, TILE, -1, columns).transpose(2, 0, 3, 1)
         places = places.reshape(-1, TILE * columns)[: height - TILE * first, :width]
         y = gather(reshape(y, -1, TILE**2 * tiles, outputs), places)
@@ -83,7 +83,7 @@ def _weights(graph, kernel: np.ndarray) -> str:
     """[36, ...]: four times the kernel's size, so the file holds the kernel, and runtimes compute this, once."""
     weights = graph.constant(kernel.reshape(9, -1))
     weights = graph('MatMul', graph.constant(np.kron(FROM_TAPS, FROM_TAPS), np.float32), weights)
-    return graph('Reshape', weights, graph.integers(NUMBERS**2, *kernel.shape[2:]))
+    return graph('Reshape', weights, graph.integers(INPUT_TILE**2, *kernel.shape[2:]))
 
 
 def _pixels_seen(size: tuple[int, int]) -> np.ndarray:
@@ -94,7 +94,7 @@ def _pixels_seen(size: tuple[int, int]) -> np.ndarray:
         ((1, 1 + -height % TILE), (1, 1 + -width % TILE)),
         constant_values=height * width,
     )
-    return np.lib.stride_tricks.sliding_window_view(pixels, (NUMBERS, NUMBERS))[::TILE, ::TILE]
+    return np.lib.stride_tricks.sliding_window_view(pixels, (INPUT_TILE, INPUT_TILE))[::TILE, ::TILE]
 
 
 def labels_suit(logits, size: tuple[int, int]) -> bool:

@@ -12,15 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TILE, NUMBERS = 4, 6
+TILE, INPUT_TILE = 4, 6
 LEAST_CHANNELS = 128  # with fewer on both sides, XLA's CPU convolution is as fast
 _POINTS = np.array([0, 5 / 8, -5 / 8, 3 / 2, -3 / 2])  # the usual 0, 1, -1, 2, -2 have twice the rounding errors
 
 
 def _matrices() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """[6, 6], [6, 3], [4, 6] float64: outputs = to_pixels @ ((from_taps @ taps) * (from_pixels @ pixels))."""
-    infinity = np.eye(1, NUMBERS, NUMBERS - 1)
-    from_pixels = np.zeros((NUMBERS, NUMBERS))
+    infinity = np.eye(1, INPUT_TILE, INPUT_TILE - 1)
+    from_pixels = np.zeros((INPUT_TILE, INPUT_TILE))
     from_taps = np.vander(_POINTS, 3, increasing=True)
     for i, point in enumerate(_POINTS):
         others = np.delete(_POINTS, i)
@@ -35,7 +35,7 @@ FROM_PIXELS, FROM_TAPS, TO_PIXELS = _matrices()
 
 
 def transform_kernel(kernel: jax.Array) -> list[jax.Array]:
-    """[3, 3, C, O] float32 -> six of [6, C, O], one a row of numbers: what `convolve` takes."""
+    """[3, 3, C, O] float32 -> six of [6, C, O], one a row of the transformed tile: what `convolve` takes."""
     return [jnp.stack([*_combine(FROM_TAPS, row)]) for row in _combine(FROM_TAPS, kernel)]
 
 
@@ -56,7 +56,7 @@ def kernel_gradient(x: jax.Array, cotangent: jax.Array) -> jax.Array:
     cotangent = jnp.pad(cotangent, ((0, 0), (0, bottom), (0, right), (0, 0)))
     products = [
         jnp.einsum('ntc,nto->nco', seen, outputs)
-        for seen, outputs in zip(_transform_seen(x), _transform(cotangent, TO_PIXELS.T), strict=True)
+        for seen, outputs in zip(_transform_pixels(x), _transform(cotangent, TO_PIXELS.T), strict=True)
     ]
     return jnp.stack([jnp.stack([*_combine(FROM_TAPS.T, row)]) for row in _combine(FROM_TAPS.T, products)])
 
@@ -65,15 +65,15 @@ def _multiply(x: jax.Array, kernel: Sequence[jax.Array], subscripts: str) -> jax
     batch, height, width, _ = x.shape
     rows, columns = -(-height // TILE), -(-width // TILE)
     by_row = []
-    for seen, weights in zip(_transform_seen(x), kernel, strict=True):
-        products = jnp.einsum(subscripts, seen, weights).reshape(NUMBERS, batch, rows, columns, -1)
+    for seen, weights in zip(_transform_pixels(x), kernel, strict=True):
+        products = jnp.einsum(subscripts, seen, weights).reshape(INPUT_TILE, batch, rows, columns, -1)
         pixels = jnp.stack([*_combine(TO_PIXELS, products)], 3)
         by_row.append(pixels.reshape(batch, rows, TILE * columns, -1))
     pixels = jnp.stack([*_combine(TO_PIXELS, by_row)], 2)
     return pixels.reshape(batch, TILE * rows, TILE * columns, -1)[:, :height, :width]
 
 
-def _transform_seen(x: jax.Array) -> Iterator[jax.Array]:
+def _transform_pixels(x: jax.Array) -> Iterator[jax.Array]:
     """`_transform` of the 6x6 pixels that each tile sees."""
     bottom, right = (1 + -length % TILE for length in x.shape[1:3])
     return _transform(jnp.pad(x, ((0, 0), (1, bottom), (1, right), (0, 0))), FROM_PIXELS)
