@@ -102,7 +102,7 @@ def main(argv: list[str]) -> int:
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
     logging.getLogger('asyncio').setLevel(logging.CRITICAL)  # it repeats each failed write of a checkpoint
     logging.getLogger('absl').setLevel(logging.ERROR)  # Orbax warns of each checkpoint that has no metrics yet
-    if '--networks' in argv:
+    if {'--networks', '--networks=true'} & set(argv):
         if len(argv) > 2:
             raise InputError('--networks stands alone: python main.py --networks')
         from atonet_jax.network_list import network_table

@@ -3,6 +3,7 @@
 import contextlib
 import pathlib
 import re
+import warnings
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -90,7 +91,10 @@ def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
     Raises:
         ExportError: TensorFlow Lite cannot run it, here or when called.
     """
-    interpreter = tf.lite.Interpreter(path)
+    with warnings.catch_warnings():
+        # TensorFlow recommends ai_edge_litert for it, which would be one more package.
+        warnings.filterwarnings('ignore', r'\s*Warning: tf\.lite\.Interpreter is deprecated', UserWarning)
+        interpreter = tf.lite.Interpreter(path)
     with _runnable():
         interpreter.allocate_tensors()
     (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
