@@ -5,6 +5,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import shutil
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from atonet_jax import ops
 from atonet_jax.benchmark.macs import convolutions
 from atonet_jax.config import default_config
 from atonet_jax.data.synthetic import render_scene
+from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.export import export
 from atonet_jax.inference.label_map import label_map
@@ -449,3 +451,19 @@ def test_each_export_loaded_back_gives_the_labels_of_segmenter(
     else:
         name = config.model.name
         assert identify(read_state_dict(path)) == (ROWS[name].files_of or name)
+
+
+def test_one_onnx_file_takes_images_of_any_size_or_says_that_it_cannot(life, trained, tmp_path, monkeypatch, capsys):
+    """`export` compares it at two sizes."""
+    monkeypatch.setattr('atonet_jax.export.trained_network', lambda *arguments: trained)
+    config = life.config.copy_and_resolve_references()
+    config.export.update(format='onnx', dynamic_size=True, output=str(tmp_path / 'network.onnx'))
+    multiple = network(trained.model).multiple_of
+    config.export.size = tuple(-(-length // multiple) * multiple for length in config.export.size)
+    if config.model.name.startswith(('segnet', 'swiftnet_pyr', 'swiftnet_ens', 'sparse')):
+        with pytest.raises(InputError, match='^ONNX: .*config.export.dynamic_size=False') as refused:
+            export(config, life.workdir, force=False)
+        assert '\n' not in str(refused.value)
+    else:
+        export(config, life.workdir, force=False)
+        assert re.search(r'labels.*; at \d+x\d+: .*labels', capsys.readouterr().out)

@@ -4,7 +4,7 @@ import numpy as np
 
 from atonet_jax.export.onnx import winograd
 from atonet_jax.export.onnx.lowering import rule
-from atonet_jax.export.onnx.program import Constant, Varied, combine
+from atonet_jax.export.onnx.program import Constant, Varied, VariesError, combine
 
 
 @rule('conv_general_dilated')
@@ -20,7 +20,7 @@ def _convolution(lowering, step, x, kernel, bias=None):
     array = None
     if isinstance(kernel, Constant):
         if kernel.array is None:
-            raise NotImplementedError('a kernel that depends on the size of the images')
+            raise VariesError('a kernel')
         array = np.broadcast_to(kernel.array, kernel.shape).transpose(numbers.rhs_spec)
     bias = None if bias is None else bias.array
     relu = params.get('relu', False)
@@ -58,7 +58,7 @@ def _convolution(lowering, step, x, kernel, bias=None):
         results = [step.outputs[0].shape[axis] for axis in numbers.out_spec[2:]]
         if any(isinstance(n, Varied) for pad in pads for n in pad):
             if not is_same(sizes, results, strides, lengths, dilations, pads):
-                raise NotImplementedError('padding that depends on the size of the images')
+                raise VariesError('padding')
             attributes['auto_pad'] = 'SAME_UPPER'
             name = lowering.in_order(x, order)
         else:

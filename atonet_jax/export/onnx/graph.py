@@ -159,5 +159,5 @@ class Graph:
         return model
 
 
-def refuse(text: str, place: str) -> InputError:
-    return InputError(f'ONNX: {text} ({place})')
+def refuse(text: str, place: str, remedy: str = '') -> InputError:
+    return InputError(f'ONNX: {text} ({place})' + (f'; {remedy}' if remedy else ''))

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from atonet_jax.export.onnx.lowering import Value, rule
-from atonet_jax.export.onnx.program import Constant, Size, Varied, combine
+from atonet_jax.export.onnx.program import Constant, Size, Varied, VariesError, combine
 
 _TO_THE_END = 2**62
 
@@ -133,7 +133,7 @@ def _pad(lowering, step, x, value):
     for axis, (before, after, _) in enumerate(config):
         signs = [combine(lambda n: n < 0, n) for n in (before, after)]
         if any(isinstance(sign, tuple) for sign in signs):
-            raise NotImplementedError('padding that is negative for some sizes')
+            raise VariesError('negative padding')
         first = combine(lambda n: max(-n, 0), before)
         last = after if signs[1] else None
         if signs[0] or signs[1]:

@@ -8,7 +8,7 @@ import onnx
 from onnx import helper
 
 from atonet_jax.export.onnx.graph import Graph, refuse
-from atonet_jax.export.onnx.program import Constant, Program, Ref, Size, Step, Varied, combine
+from atonet_jax.export.onnx.program import FIXED_SIZE, Constant, Program, Ref, Size, Step, Varied, VariesError, combine
 
 RULES: dict[str, Callable] = {}
 
@@ -125,14 +125,17 @@ class Lowering:
         inputs = [self.values[x] if isinstance(x, Ref) else x for x in step.inputs]
         try:
             results = RULES[step.op](self, step, *inputs)
+        except VariesError as error:
+            what = f'{step.op!r}: {error} that depends on the size of the images'
+            raise refuse(what, step.place, FIXED_SIZE) from error
         except NotImplementedError as error:
             raise refuse(f'{step.op!r}: {error}', step.place) from error
         except KeyError as error:
             if not isinstance(error.args[0], Varied):
                 raise
             sizes = list(map(int, error.args[0]))
-            raise refuse(f'{step.op!r}: a size that the graph cannot derive, {sizes} in the traces; export with a '
-                         'fixed size', step.place) from error  # fmt: skip
+            what = f'{step.op!r}: a size that the graph cannot derive, {sizes} in the traces'
+            raise refuse(what, step.place, FIXED_SIZE) from error
         results = results if isinstance(results, tuple) else (results,)
         for output, value in zip(step.outputs, results, strict=True):
             self.values[output] = value
@@ -179,7 +182,7 @@ class Lowering:
             ]
         starts = {array[origin] for array in x.arrays}
         if len(starts) > 1 or not all(map(np.array_equal, x.arrays, ramps)):
-            raise NotImplementedError('a constant that depends on the size of the images')
+            raise VariesError('a constant')
         name = self.graph.constant(starts.pop())
         for axis, of_traces in steps.items():
             if any(of_traces):
@@ -205,7 +208,7 @@ class Lowering:
         else:
             inverse = combine(lambda n: round(1 / n), number)
             if combine(lambda n, i: abs(n * i - 1) < 1e-6, number, inverse) is not True:
-                raise NotImplementedError('a number that depends on the size of the images')
+                raise VariesError('a number')
             name = self.graph('Reciprocal', self.graph('Cast', self.graph.size(inverse), to=onnx_type(x.dtype)))
         return self.graph('Reshape', name, self.graph.constant(np.ones(rank, np.int64)))
 

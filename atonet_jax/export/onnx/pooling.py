@@ -7,7 +7,7 @@ import numpy as np
 
 from atonet_jax.export.onnx.convolution import is_same
 from atonet_jax.export.onnx.lowering import Value, rule
-from atonet_jax.export.onnx.program import Constant, Size, Varied, combine
+from atonet_jax.export.onnx.program import Constant, Size, Varied, VariesError, combine
 
 
 @rule('reduce_window_max')
@@ -93,7 +93,7 @@ def _pool(lowering, step, x, op: str, **attributes) -> Value:
             smallest = [tuple(min(n) if isinstance(n, Varied) else n for n in pad) for pad in of_window]
             attributes['pads'] = [pad[0] for pad in smallest] + [pad[1] for pad in smallest]
         else:
-            raise NotImplementedError('padding that depends on the size of the images')
+            raise VariesError('padding')
     elif any(max(pad) >= length for pad, length in zip(of_window, lengths, strict=True)):
         fill = lowering.graph.constant(np.array(-np.inf if op == 'MaxPool' else 0, wide))
         amounts = [0, 0, *(pad[0] for pad in of_window), 0, 0, *(pad[1] for pad in of_window)]

@@ -3,7 +3,7 @@
 import numpy as np
 
 from atonet_jax.export.onnx.lowering import Value, rule
-from atonet_jax.export.onnx.program import Constant
+from atonet_jax.export.onnx.program import Constant, VariesError
 from atonet_jax.export.onnx.resizing import lower_resizing_matrix
 
 
@@ -55,8 +55,8 @@ def _map_axis(lowering, step, x: Value, axis: int, matrix: Constant, value_first
             order = tuple(a for a in order if a != axis) + (axis,)
             place = len(order) - 1
         name = lowering.in_order(x, order)
-        if matrix.array is None:
-            raise NotImplementedError('a matrix that depends on the size of the images')
+        if len(matrix.whole) > 1:
+            raise VariesError('a matrix')
         (array,) = matrix.whole
         if place == len(order) - 1:
             name = lowering.graph('MatMul', name, lowering.graph.constant(array.T))

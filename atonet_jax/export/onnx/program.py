@@ -37,6 +37,15 @@ class Varied(tuple):
 Size = int | Varied
 
 
+FIXED_SIZE = (
+    'export it with a fixed size and batch size (config.export.dynamic_size=False, config.export.batch_size=N)'
+)
+
+
+class VariesError(NotImplementedError):
+    """What differs with the size of the images, and no rule can put into a graph."""
+
+
 def merge(values: Sequence[Any]) -> Any:
     """The one value that all traces have; tuples element by element; numbers that differ as `Varied`."""
     first = values[0]
@@ -416,6 +425,5 @@ def _refuse_traces(programs: Sequence[Program]):
     place = next((f' first in {versions[0].place}' for versions in ops if len({step.op for step in versions}) > 1), '')
     shapes = ' and '.join(str(list(program.given.shape)) for program in programs[:2])
     raise InputError(
-        f'ONNX: the network computes other steps for images of {shapes}{place}; export it with a fixed size and batch '
-        'size (config.export.dynamic_size=False, config.export.batch_size=N)'
+        f'ONNX: the network computes other steps for images of {shapes}{place}; {FIXED_SIZE}'
     )

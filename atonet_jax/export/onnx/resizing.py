@@ -101,7 +101,7 @@ def lower_resizing_matrix(lowering, x: Value, axis: int, matrix: Constant) -> st
     new, old = matrix.shape
     if new == 1 and all(np.allclose(array, 1 / array.size, rtol=1e-6, atol=0) for array in matrix.whole):
         return lowering.graph('ReduceMean', x.name, lowering.graph.integers(x.order.index(axis)), keepdims=1)
-    if matrix.array is not None:
+    if not any(isinstance(size, Varied) for size in (new, old)) and matrix.array is not None:
         if max(new, old) > _LONGEST_PRODUCT and len(x.shape) == 4 and _is(align_corners_matrix, matrix):
             return resized(lowering, x, 'align_corners', {axis: new})
         return None
