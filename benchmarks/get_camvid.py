@@ -8,6 +8,7 @@ newest state, about 200 MB; give the same command again after an interruption.
 
 import argparse
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -26,17 +27,22 @@ def get_camvid(folder: str, url: str = URL) -> None:
     Raises:
         SystemExit: the folder has another name, git is missing or fails, or the repository lacks a split.
     """
-    if not _missing(folder):
+    checkout, name = os.path.split(os.path.abspath(folder))
+    unfinished = pathlib.Path(checkout, '.git', 'camvid_is_unfinished')
+    if not _missing(folder) and not unfinished.exists():
         print(f'{folder}: has all of {", ".join(_PARTS)}')
         return
     print(_TERMS.format(url=url))
-    checkout, name = os.path.split(os.path.abspath(folder))
     if name != _FOLDER:
         lacks = _missing(folder)[0]
         sys.exit(f'{folder}: lacks {lacks}; give the folder of CamVid, or one named {_FOLDER} to fetch it')
     os.makedirs(checkout, exist_ok=True)
     if not os.path.isdir(os.path.join(checkout, '.git')):
         _git(checkout, 'init', '--quiet')
+    if unfinished.exists():  # a git that was killed leaves its locks
+        for left in unfinished.parent.glob('*.lock'):
+            left.unlink()
+    unfinished.touch()
     _git(checkout, 'config', 'remote.origin.url', url)
     _git(checkout, 'sparse-checkout', 'set', _FOLDER)
     _git(checkout, 'fetch', '--depth=1', '--filter=blob:none', 'origin', 'HEAD')
@@ -44,6 +50,7 @@ def get_camvid(folder: str, url: str = URL) -> None:
     if _missing(folder):
         lacks = f'{_FOLDER}/{_missing(folder)[0]}'
         sys.exit(f'{url}: has no {lacks} any more; give a folder that holds CamVid: make camvid CAMVID=/path')
+    unfinished.unlink()
     print(f'{folder}: fetched')
 
 
@@ -65,7 +72,11 @@ def main() -> None:
     parser.add_argument('folder', help='named CamVid, or one that holds its splits already')
     parser.add_argument('--url', default=URL, help='of the git repository')
     arguments = parser.parse_args()
-    get_camvid(arguments.folder, arguments.url)
+    try:
+        get_camvid(arguments.folder, arguments.url)
+    except KeyboardInterrupt:
+        print('interrupted; the same command goes on from there', file=sys.stderr)
+        sys.exit(130)
 
 
 if __name__ == '__main__':

@@ -49,6 +49,25 @@ def test_an_interrupted_checkout_goes_on(public, tmp_path, capfd):
     assert (folder / 'test' / 'a.png').exists()
 
 
+def test_a_checkout_that_was_killed_goes_on(public, tmp_path, monkeypatch):
+    """It leaves a lock, and all folders but not all files."""
+    folder = tmp_path / 'public' / 'CamVid'
+    run = subprocess.run
+
+    def killed(command, **options):
+        run(command, **options)
+        if 'checkout' in command:
+            (folder / 'val' / 'a.png').unlink()
+            (tmp_path / 'public' / '.git' / 'index.lock').touch()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(subprocess, 'run', killed)
+        get_camvid(str(folder), public)
+    get_camvid(str(folder), public)
+    assert (folder / 'val' / 'a.png').exists()
+
+
 def test_a_folder_that_is_given_and_is_not_camvid_is_refused(tmp_path):
     (tmp_path / 'train').mkdir()
     with pytest.raises(SystemExit, match='lacks trainannot; give the folder of CamVid, or one named CamVid'):
