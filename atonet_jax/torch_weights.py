@@ -37,6 +37,7 @@ _LEAVES = {
     'mean': 'running_mean',
     'var': 'running_var',
 }
+_AS_BACKBONE = 'give it as --config.model.pretrained_backbone, without config.init_from'
 _COUNTER = '.num_batches_tracked'  # beside every BN of a file; says nothing about the network
 
 
@@ -92,6 +93,7 @@ def backbone_from_torch(
         InputError: the network has no backbone that is published alone.
     """
     names, backbone = _backbone(model, variables)
+    state_dict = names.adapt(state_dict)
     missing = {path for path in backbone if _file_name(path, names) not in state_dict}
     # A file that holds no part at all is none of a backbone.
     free = set() if strict or missing == backbone.keys() else missing
@@ -103,6 +105,7 @@ def missing_modules(
 ) -> tuple[str, ...]:
     """Modules of the backbone of which a file lacks an array, by the shortest paths that name them all and no other."""
     names, backbone = _backbone(model, variables)
+    state_dict = names.adapt(state_dict)
     modules = {_module(path) for path in backbone}
     missing = {_module(path) for path in backbone if _file_name(path, names) not in state_dict}
     roots = set()
@@ -167,9 +170,16 @@ def load_network(
     except MismatchError as error:
         known = identify(state_dict)
         if known is not None and _suits_better(state_dict, create_model(known, 19), model):
-            raise InputError(f'{path}: holds another network, {known}; give --config.model.name={known}') from error
+            raise InputError(f'{path}: holds another network, {known}; give --config=FILE:{known}') from error
+        if known is None and holds_backbone(state_dict):
+            raise InputError(f'{path}: holds a backbone alone; {_AS_BACKBONE}') from error
         of_classes = not error.unexpected and error.missing | error.misshapen <= class_layers(model)
-        hint = '; --config.init_strict=false leaves such layers fresh' if of_classes else ''
+        hint = '; --config.init_strict=false leaves such layers fresh' if of_classes and fresh is not None else ''
+        outputs = num_outputs(state_dict, model)
+        if of_classes and outputs not in (None, model.num_classes):
+            void = ', the last one for pixels of no class' if has_void_output(model.clone(num_classes=outputs)) else ''
+            what = f'has {outputs} outputs{void}, but there are {model.num_classes} classes'
+            raise InputError(f'{path}: {what}; give the data that it is for{hint}') from error
         raise InputError(f'{path}: does not fit the network: {error}{hint}') from error
     _log.info('network from %s', path)
     return variables
@@ -216,8 +226,23 @@ def identify(state_dict: Mapping[str, np.ndarray]) -> str | None:
     if best <= 0.5:
         return None
     alike = [model for model in models if likeness.get(model) == best]
-    found = alike[0] if len(alike) == 1 else max(alike, key=lambda model: _fitting(state_dict, model))
+    found = alike[0]
+    if len(alike) > 1:
+        found = max(alike, key=lambda model: (_fitting(state_dict, model), _ignored(state_dict, model)))
     return models[found] if _holds_head(state_dict, found) else None
+
+
+def holds_backbone(state_dict: Mapping[str, np.ndarray]) -> bool:
+    """Whether a file holds the backbone of a registered network and nothing else of one."""
+    for model in {create_model(name, 19) for name in MODEL_NAMES}:
+        names = network(model).backbone
+        if names is None:
+            continue
+        given = {name for name in names.adapt(state_dict) if not name.endswith(_COUNTER)}
+        known = {_file_name(path, names) for path in _shapes(model) if names.name_of(_module(path)) is not None}
+        if len(given & known) > 0.9 * max(len(given), len(known)):
+            return True
+    return False
 
 
 def _suits_better(state_dict: Mapping[str, np.ndarray], known: nn.Module, model: nn.Module) -> bool:
@@ -277,6 +302,12 @@ def _fitting(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int:
     return sum(
         array is not None and _fits(array.shape, _torch_shape(path, expected[path])) for path, array in given.items()
     )
+
+
+def _ignored(state_dict: Iterable[str], model: nn.Module) -> int:
+    """How many of a file's names the network knows as such that it passes over."""
+    vocabularies = network(model).weights.values()
+    return max(sum(re.fullmatch(names.ignored, name) is not None for name in state_dict) for names in vocabularies)
 
 
 def _holds_head(state_dict: Iterable[str], model: nn.Module) -> bool:

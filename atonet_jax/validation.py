@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from atonet_jax.config import DTYPES, benchmark_sizes, create_network, flat_settings
+from atonet_jax.config import DTYPES, benchmark_sizes, create_network, default_config, flat_settings
 from atonet_jax.data.augmentation import SMALLEST_CROP
 from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
 from atonet_jax.errors import InputError
@@ -35,7 +35,10 @@ def validate(config: ConfigDict) -> None:
         InputError: names a key whose value cannot work, and what would.
     """
     checks = _Checks(config)
+    defaults = flat_settings(default_config(config.model.name))
     for key, value in flat_settings(config).items():
+        if key.startswith('model.') and defaults[key] == ():
+            continue  # of which type it is, the network alone knows
         if key in _LISTS_OF_WORDS:
             is_words = all(isinstance(word, str) for word in value)
             checks.require(is_words, key, f'words, such as {_LISTS_OF_WORDS[key]}')

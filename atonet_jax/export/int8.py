@@ -1,8 +1,9 @@
 """int8 exports: calibrated on training images, and scored beside the float export before the command says done."""
 
+import itertools
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
 from atonet_jax.export.comparison import labels_of, network_inputs
 from atonet_jax.process.progress import Progress
+from atonet_jax.runs.environment import device_names
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.runs.workdir import class_difference
 
@@ -28,14 +30,21 @@ class Figures(NamedTuple):
     """What the float and the int8 export score and take.
 
     Attributes:
-        calibration_images: how many training images the ranges come from.
+        calibration: what the ranges come from: how many images, name and split.
+        convolutions_alone: int8 is in the convolutions alone, because it lost too much otherwise.
+        device: that it was timed on.
+        runtime: that scored and timed it, with its version.
         scored: name and split of the scored data, and how many images of it; None where nothing could be scored.
         why_not_scored: a line; None where it was.
         miou: 0 .. 1, of float and int8; None where nothing could be scored.
-        milliseconds: median from an image to its labels in the export's runtime, of float and int8.
+        milliseconds: median from an image to its labels in the export's runtime, of float and int8; of a batch, divided
+            by its size.
     """
 
-    calibration_images: int
+    calibration: str
+    convolutions_alone: bool
+    device: str
+    runtime: str
     scored: str | None
     why_not_scored: str | None
     miou: tuple[float, float] | None
@@ -46,11 +55,13 @@ class Figures(NamedTuple):
         return 100 * (self.miou[0] - self.miou[1]) if self.miou else 0.0
 
     def __str__(self) -> str:
-        times = 'float {:.1f} ms, int8 {:.1f} ms an image'.format(*self.milliseconds)
+        rest = 'float {:.1f} ms, int8 {:.1f} ms an image in {}; calibrated on {}'.format(
+            *self.milliseconds, self.runtime, self.calibration
+        )
         if self.miou is None:
-            return f'not scored ({self.why_not_scored}); {times}'
+            return f'not scored ({self.why_not_scored}); {rest}'
         float_miou, int8_miou = self.miou
-        return f'mIoU float {float_miou:.2%}, int8 {int8_miou:.2%}, of {self.scored}; {times}'
+        return f'mIoU float {float_miou:.2%}, int8 {int8_miou:.2%}, of {self.scored}; {rest}'
 
 
 def write(
@@ -79,28 +90,37 @@ def write(
     in_float = _runner(form.load(float_path), network, config.export)
     try:
         scored = _load_scored(network, config, workdir)
-        float_miou, why_not = _miou('float', in_float, scored, network, config.export.size), None
+        float_miou, why_not = _miou('float', in_float, scored, network, config.export), None
     except InputError as error:
         scored, float_miou, why_not = None, None, str(error)
 
     def figures_of_int8(**options) -> Figures:
         form.write_int8(path, network, config, given, **options)
         in_int8 = _runner(form.load(path), network, config.export)
-        milliseconds = _latencies((in_float, in_int8), images[0])
+        figures = Figures(
+            calibration=f'{len(images)} images of {examples.dataset.name} {examples.dataset.split}',
+            convolutions_alone=bool(options),
+            device=device_names(),
+            runtime=form.RUNTIME,
+            scored=None,
+            why_not_scored=why_not,
+            miou=None,
+            milliseconds=_latencies((in_float, in_int8), images[0], config.export.batch_size or 1),
+        )
         if scored is None:
-            return Figures(len(images), None, why_not, None, milliseconds)
-        int8_miou = _miou('int8', in_int8, scored, network, config.export.size)
-        words = _in_words(scored, config.export.size)
-        return Figures(len(images), words, None, (float_miou, int8_miou), milliseconds)
+            return figures
+        int8_miou = _miou('int8', in_int8, scored, network, config.export)
+        return figures._replace(scored=_in_words(scored, config.export.size), miou=(float_miou, int8_miou))
 
     figures, tolerance = figures_of_int8(), config.export.int8_tolerance
     if figures.lost() > tolerance and form.HAS_CAREFUL_INT8:
         _log.info('int8 loses %.2f points of mIoU; only convolutions are made of it instead', figures.lost())
         figures = figures_of_int8(careful=True)
     if figures.lost() > tolerance and not force:
+        more = 'give more config.export.calibration_images, or ' if len(examples) > len(images) else ''
         raise ExportError(
             f'int8 loses {figures.lost():.2f} points of mIoU ({figures}), more than config.export.int8_tolerance='
-            f'{tolerance}; nothing was written: give more config.export.calibration_images, or --force'
+            f'{tolerance}; nothing was written: {more}--force writes it all the same'
         )
     return figures
 
@@ -131,25 +151,26 @@ def _at_size(example: Decoded, size: tuple[int, int]) -> Decoded:
 
 
 def _runner(run: Callable, network: TrainedNetwork, options: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
-    """[1, H, W, 3] uint8 -> [H, W] uint8."""
+    """[n, H, W, 3] uint8 -> [n, H, W] uint8, up to the export's batch size, to which it fills them up."""
     batch_size = options.batch_size or 1
 
-    def labels(image: np.ndarray) -> np.ndarray:
-        images = np.repeat(image, batch_size, axis=0)
-        return labels_of(run(network_inputs(images, network, options)), options)[0]
+    def labels(images: np.ndarray) -> np.ndarray:
+        whole = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)), mode='edge')
+        return labels_of(run(network_inputs(whole, network, options)), options)[: len(images)]
 
     return labels
 
 
-def _latencies(runs: Sequence[Callable], image: np.ndarray) -> tuple[float, ...]:
-    """Median milliseconds of each, measured in turns."""
+def _latencies(runs: Sequence[Callable], image: np.ndarray, batch_size: int) -> tuple[float, ...]:
+    """Median milliseconds an image of each, measured in turns, with batches of one image."""
+    images = np.repeat(image, batch_size, axis=0)
     seconds = [[] for _ in runs]
     for _ in range(_ROUNDS + 1):
         for run, times in zip(runs, seconds, strict=True):
             start = time.perf_counter()
-            run(image)
+            run(images)
             times.append(time.perf_counter() - start)
-    return tuple(1e3 * float(np.median(times[1:])) for times in seconds)
+    return tuple(1e3 * float(np.median(times[1:])) / batch_size for times in seconds)
 
 
 def _load_scored(network: TrainedNetwork, config: ConfigDict, workdir: str) -> Examples:
@@ -162,19 +183,25 @@ def _load_scored(network: TrainedNetwork, config: ConfigDict, workdir: str) -> E
     return examples
 
 
-def _miou(what: str, run: Callable, examples: Examples, network: TrainedNetwork, size: tuple[int, int]) -> float:
+def _miou(what: str, run: Callable, examples: Examples, network: TrainedNetwork, options: ConfigDict) -> float:
     """Of a runner, 0 .. 1, over the examples at the export's size. what: the export, for the progress bar."""
     shape = examples.dataset.class_table.num_classes, network.model.num_classes
     confusion = np.zeros(shape, np.int64)
-    with Progress(f'scoring {what}', len(examples), 'image') as progress:
+
+    def readable() -> Iterator[Decoded]:
         for i in range(len(examples)):
             example = examples.read(i)
             if example is None:
                 examples.check(i)
-                continue
-            image, labels = _at_size(example, size)
-            confusion += np.asarray(confusion_matrix(labels, run(image[None]), *shape))
-            progress.update()
+            else:
+                yield _at_size(example, options.size)
+
+    decoded = readable()
+    with Progress(f'scoring {what}', len(examples), 'image') as progress:
+        while batch := list(itertools.islice(decoded, options.batch_size or 1)):
+            images, labels = (np.stack(arrays) for arrays in zip(*batch, strict=True))
+            confusion += np.asarray(confusion_matrix(labels, run(images), *shape))
+            progress.update(len(batch))
     return Scores.from_confusion(confusion).miou
 
 

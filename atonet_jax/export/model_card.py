@@ -25,6 +25,8 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
     model, program = config.model.to_dict(), options.to_dict()
     if options.format in ('onnx', 'tflite'):
         model['dtype'] = 'float32'  # whatever the run computes in
+    if options.precision == 'int8':
+        program['winograd'] = False  # int8 kernels do not know its products
     if options.format == 'tflite':
         program['batch_size'] = options.batch_size or 1
     published = contract.published

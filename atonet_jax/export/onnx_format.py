@@ -16,6 +16,7 @@ from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.onnx'
+RUNTIME = f'ONNX Runtime {onnxruntime.__version__}'
 HAS_CAREFUL_INT8 = True
 _OTHER_SIZE = 13, 30  # pixels more: any size must be computed as well as that of the config
 

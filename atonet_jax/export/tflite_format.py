@@ -1,8 +1,11 @@
 """`tflite`: a float32 or int8 file for LiteRT on small devices, of built-in operations alone; one image unless told."""
 
 import contextlib
+import os
 import pathlib
 import re
+import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -19,6 +22,7 @@ from atonet_jax.export.tensorflow_function import tensorflow_function
 from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.tflite'
+RUNTIME = f'TensorFlow Lite of TensorFlow {tf.__version__}'
 HAS_CAREFUL_INT8 = False
 
 
@@ -32,7 +36,8 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
         program = _converter(network, config).convert()
     except (ConverterError, ValueError, RuntimeError) as error:
         raise ExportError(
-            f'TensorFlow Lite cannot express {config.model.name} ({_reason(error)}); give another config.export.format'
+            f'TensorFlow Lite cannot express {config.model.name} ({_reason(str(error))}); give another '
+            'config.export.format'
         ) from error
     pathlib.Path(path).write_bytes(program)
 
@@ -49,19 +54,20 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
     Raises:
         ExportError: TensorFlow Lite's quantiser cannot take the network.
     """
-    with ops.edge_padding():  # ranges would begin at -infinity
+    with ops.pooling_for_quantizers():
         converter = _converter(network, config)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     batch_size = config.export.batch_size or 1
     converter.representative_dataset = lambda: ([np.repeat(image, batch_size, axis=0)] for image in images)
-    try:
-        program = converter.convert()
-    except RuntimeError as error:
-        raise ExportError(
-            f'TensorFlow Lite cannot make {config.model.name} int8 ({_reason(error)}); give '
-            '--config.export.format=onnx, or leave out config.export.precision'
-        ) from error
+    with _stderr() as written:
+        try:
+            program = converter.convert()
+        except RuntimeError as error:
+            raise ExportError(
+                f'TensorFlow Lite cannot make {config.model.name} int8 ({_reason(f"{written()}{error}")}); give '
+                '--config.export.format=onnx, or leave out config.export.precision'
+            ) from error
     pathlib.Path(path).write_bytes(program)
 
 
@@ -77,11 +83,29 @@ def _converter(network: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteCon
     return tf.lite.TFLiteConverter.from_concrete_functions([module.function.get_concrete_function()], module)
 
 
-def _reason(error: Exception) -> str:
+@contextlib.contextmanager
+def _stderr() -> Iterator[Callable[[], str]]:
+    """Keeps from the screen what the process's compiled libraries write there, and yields what tells it."""
+    sys.stderr.flush()
+    screen = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+
+        def written() -> str:
+            file.seek(0)
+            return file.read().decode(errors='replace')
+
+        os.dup2(file.fileno(), 2)
+        try:
+            yield written
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+
+
+def _reason(text: str) -> str:
     """One line: the operations that are missing, where the converter names them, else how its message begins."""
-    text = str(error)
-    missing = sorted(set(re.findall(r"error: '(?:vhlo|stablehlo|tf)\.(\w+?)(?:_v\d+)?' op", text)))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    missing = sorted(set(re.findall(r"'(?:vhlo|stablehlo|tf)\.(\w+?)(?:_v\d+)?' op", text)))
+    lines = [line.strip() for line in text.splitlines() if line.strip() and not re.match(r'[IW]\d{4} ', line)]
     return f'it has no {", ".join(missing)}' if missing else lines[0] if lines else 'it gives no reason'
 
 

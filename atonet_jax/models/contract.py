@@ -235,6 +235,7 @@ class Family:
         for option, default in self.options().items():
             value = getattr(module, option)
             least, choices = self.least.get(option, 1), self.choices.get(option)
+            holds_counts = type(default) is tuple and default and type(default[0]) is int
             if choices and value not in choices:
                 wanted = f'must be one of {", ".join(choices)}'
             elif option.endswith('kernel_size') and (value < 1 or value % 2 == 0):
@@ -243,7 +244,7 @@ class Family:
                 wanted = 'must be greater than 0' if least == 1 else f'must be {least} or more'
             elif type(default) is int and value % self.multiples.get(option, 1):
                 wanted = f'must be a multiple of {self.multiples[option]}'
-            elif type(default) is tuple and type(default[0]) is int and any(type(each) is not int for each in value):
+            elif holds_counts and any(type(each) is not int for each in value):
                 wanted = 'must be whole numbers'
             elif option == 'dropout_rate' and not 0 <= value < 1:
                 wanted = 'must be from 0 to below 1'

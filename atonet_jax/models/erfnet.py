@@ -6,10 +6,12 @@ eighth, where dilations widen its view; a small decoder goes back to the image's
 (github.com/Eromera/erfnet_pytorch, d4a46fa), whose weights do not fit their older Torch7 code.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from atonet_jax import ops
@@ -158,7 +160,7 @@ def describe(model: ERFNet) -> Network:
             parameters=_PARAMETERS[is_encoder] if is_published else None,
             macs=((512, 1024), _MACS[is_encoder]) if is_published else None,
             license='CC BY-NC 4.0',
-            weights='Cityscapes; the authors',
+            weights='Cityscapes, ImageNet; the authors',
             row='' if is_encoder else 'ERFNet',
             notes="27.7 GFLOPs of tables are multiply-accumulates, most likely with the transposed convolutions' twice",
         ),
@@ -195,10 +197,22 @@ def _layer_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 _HEAD_NAME, _HEAD_ENTRIES, _DECODER_ENTRIES = 'encoder.output_conv', r'encoder\.output_conv\..*', r'decoder\..*'
 # The authors' files always hold the encoder's head, which the whole network does not read.
-_NAMES = WeightNames((*_encoder_rules(), *_decoder_rules()), ignored=_HEAD_ENTRIES)
-_NAMES_WITH_HEAD = WeightNames((*_encoder_rules(), *_decoder_rules(), Rule('encoder_head', _HEAD_NAME, optional=True)))
-_ENCODER_NAMES = WeightNames((*_encoder_rules(), Rule('encoder_head', _HEAD_NAME)), ignored=_DECODER_ENTRIES)
-_BACKBONE_NAMES = WeightNames(_encoder_rules(), ignored=f'{_HEAD_ENTRIES}|{_DECODER_ENTRIES}')
+_names = partial(WeightNames, void=(20,), heights={20: 512})  # of the authors' weights for Cityscapes
+_NAMES = _names((*_encoder_rules(), *_decoder_rules()), ignored=_HEAD_ENTRIES)
+_NAMES_WITH_HEAD = _names((*_encoder_rules(), *_decoder_rules(), Rule('encoder_head', _HEAD_NAME, optional=True)))
+_ENCODER_NAMES = _names((*_encoder_rules(), Rule('encoder_head', _HEAD_NAME)), ignored=_DECODER_ENTRIES)
+
+
+def _without_classifier(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The encoder of the authors' ImageNet file, which has it in a module `features` before a classifier."""
+    prefix = 'features.'
+    is_imagenet = any(name.startswith(f'{prefix}encoder.') for name in arrays)
+    return {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)} if is_imagenet else arrays
+
+
+_BACKBONE_NAMES = WeightNames(
+    _encoder_rules(), ignored=f'{_HEAD_ENTRIES}|{_DECODER_ENTRIES}', adapt=_without_classifier
+)
 
 FAMILY = Family(
     ERFNet,

@@ -5,7 +5,9 @@ those of two finer levels are added. The original form follows the authors' code
 (github.com/shelhamer/fcn.berkeleyvision.org, 1305c73); the form without its padding is what later papers run.
 """
 
+import dataclasses
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +117,7 @@ def describe(model: FCN8s) -> Network:
         terms=(Term('logits'),),
         group=lambda path: 'head' if backbone.name_of('/'.join(path[:-1])) is None else 'backbone',
         normalization=CAFFE if model.caffe_images else IMAGENET,
-        weights={'published': _CAFFE_NAMES},
+        weights={'published': _ORIGINAL_NAMES if is_original else _CAFFE_NAMES},
         backbone=backbone,
         published=Published(
             title='FCN-8s',
@@ -138,10 +140,17 @@ _COUNTS = {
     ('resized', None): (14_739_065, 160_421_380_096),
     ('original', (4096, 7)): (134_353_017, 333_871_471_920),
 }
+
+
+def _without_kernels(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Without the fixed kernels of the original, which its files hold."""
+    return {name: array for name, array in arrays.items() if not name.startswith('upscore')}
+
+
 _CAFFE_NAMES = WeightNames(
-    (*CAFFE_RULES, Rule('(fc[67])', r'\1'), Rule('(score_fr|score_pool[34])/conv', r'\1')),
-    ignored=r'upscore\w*\.weight',  # the fixed kernels
+    (*CAFFE_RULES, Rule('(fc[67])', r'\1'), Rule('(score_fr|score_pool[34])/conv', r'\1')), adapt=_without_kernels
 )
+_ORIGINAL_NAMES = dataclasses.replace(_CAFFE_NAMES, ignored=r'upscore\w*\.weight')
 _TORCHVISION_FC_RULES = (Rule('fc6', 'classifier.0'), Rule('fc7', 'classifier.3'))
 
 FAMILY = Family(

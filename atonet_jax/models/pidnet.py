@@ -5,6 +5,7 @@ borders between classes. P and D take from I on the way, and the borders decide 
 authors' code (github.com/XuJiacong/PIDNet, 4c158cf).
 """
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -199,6 +200,7 @@ def describe(model: PIDNet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         upsampling='align_corners',
         weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
+        backbone=_IMAGENET_NAMES,
         published=Published(
             title='PIDNet-S',
             source='Xu, Xiong, Bhattacharyya: CVPR 2023, and their code',
@@ -225,17 +227,24 @@ def head_names(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]
     )
 
 
+_CONTEXT_RULES = (
+    *conv_norm('stem1', 'conv1.0', 'conv1.1'),
+    *conv_norm('stem2', 'conv1.3', 'conv1.4'),
+    *block_names(r'(layer[1-4])[/_]block(\d)', r'\1.\2'),
+)
+_BRANCH_RULES = (
+    *block_names(r'(layer5)[/_]block(\d)', r'\1.\2'),
+    *block_names(r'p([34])/block(\d)', r'layer\1_.\2'),
+    *block_names('p5', 'layer5_.0'),
+    *block_names('d3', 'layer3_d'),
+    *block_names(r'd([45])', r'layer\1_d.0'),
+    *conv_norm(r'((?:compression|diff)[34])', r'\1.0', r'\1.1'),
+    *conv_norm(r'(pag[34])/(f_[xy])', r'\1.\2.0', r'\1.\2.1'),
+)
 _PUBLISHED_NAMES = WeightNames(
     (
-        *conv_norm('stem1', 'conv1.0', 'conv1.1'),
-        *conv_norm('stem2', 'conv1.3', 'conv1.4'),
-        *block_names(r'(layer\d)[/_]block(\d)', r'\1.\2'),
-        *block_names(r'p([34])/block(\d)', r'layer\1_.\2'),
-        *block_names('p5', 'layer5_.0'),
-        *block_names('d3', 'layer3_d'),
-        *block_names(r'd([45])', r'layer\1_d.0'),
-        *conv_norm(r'((?:compression|diff)[34])', r'\1.0', r'\1.1'),
-        *conv_norm(r'(pag[34])/(f_[xy])', r'\1.\2.0', r'\1.\2.1'),
+        *_CONTEXT_RULES,
+        *_BRANCH_RULES,
         *conv_norm(r'fusion/(conv_[pi])', r'dfm.\1.0', r'dfm.\1.1'),
         *sequence_names(r'spp/(scale[1-4])', r'spp.\1', first=1),
         *sequence_names(r'spp/(\w+)', r'spp.\1'),
@@ -246,5 +255,10 @@ _PUBLISHED_NAMES = WeightNames(
 )
 # Checkpoints of the authors' training hold the network as 'model', beside the buffers of its losses.
 _NAMES_BESIDE_LOSSES = WeightNames(prefixed(_PUBLISHED_NAMES.rules, 'model.'), ignored=r'(sem|bd)_loss\..*')
+# Files of ImageNet: the authors take of them what the network has. Their heads and pyramids are other ones.
+_IMAGENET_NAMES = WeightNames(
+    _CONTEXT_RULES + tuple(dataclasses.replace(rule, optional=True) for rule in _BRANCH_RULES),
+    ignored=r'(?!(conv1|layer\d_?d?|compression[34]|diff[34]|pag[34])\.).*',
+)
 
 FAMILY = Family(PIDNet, describe, {'pidnet_s': {}, 'pidnet': {}}, least={'edge_border': 0})

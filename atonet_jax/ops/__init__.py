@@ -11,10 +11,10 @@ from atonet_jax.ops.pooling import (
     adaptive_avg_pool,
     adaptive_pool_matrix,
     avg_pool,
-    edge_padding,
     max_pool,
     max_pool_with_indices,
     max_unpool,
+    pooling_for_quantizers,
 )
 from atonet_jax.ops.resize import (
     align_corners_matrix,
@@ -46,7 +46,6 @@ __all__ = [
     'conv_prepared',
     'conv_transpose',
     'cpu',
-    'edge_padding',
     'enlarged_phases',
     'half_pixel_matrix',
     'half_pixel_taps',
@@ -57,6 +56,7 @@ __all__ = [
     'normalize_by_batch',
     'phase_factors',
     'phase_weights',
+    'pooling_for_quantizers',
     'prepare_kernel',
     'resize',
     'resize_align_corners',

@@ -15,20 +15,21 @@ from atonet_jax.ops.cpu import pooling as cpu_pooling
 from atonet_jax.ops.resize import map_axis
 from atonet_jax.ops.window import IntOrPair, Padding, Pair, PoolWindow, padding_pairs, pair
 
-_pads_with_edges = contextvars.ContextVar('pads_with_edges', default=False)
+_for_quantizers = contextvars.ContextVar('pooling_for_quantizers', default=False)
 
 
 @contextlib.contextmanager
-def edge_padding() -> Iterator[None]:
-    """Lets `max_pool` pad with the pixels at the edge, within the context, which gives the same maxima.
+def pooling_for_quantizers() -> Iterator[None]:
+    """Within the context pooling takes operations that converters to int8 know, and gives the same values.
 
-    For converters that take the range of a map for that of its numbers, -infinity included.
+    `max_pool` pads with the pixels at the edge, because the range of a map would otherwise begin at -infinity.
+    `avg_pool` is a product of matrices.
     """
-    token = _pads_with_edges.set(True)
+    token = _for_quantizers.set(True)
     try:
         yield
     finally:
-        _pads_with_edges.reset(token)
+        _for_quantizers.reset(token)
 
 
 def max_pool(
@@ -50,7 +51,7 @@ def max_pool(
         the first takes the gradient.
     """
     window = _pool_window(x, window, stride, padding, ceil)
-    if _pads_with_edges.get():
+    if _for_quantizers.get():
         x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)), mode='edge')
         return cpu_pooling.plain_max_pool(x, window._replace(padding=((0, 0), (0, 0))))
     if has_fast_paths() and cpu_pooling.is_faster(window):
@@ -229,9 +230,19 @@ def avg_pool(x: jax.Array, window: IntOrPair, stride: IntOrPair, padding: Paddin
         [B, H', W', C] in x's dtype, H' = (H + top + bottom - window) // stride + 1.
     """
     window = _pool_window(x, window, stride, padding, ceil=False)
+    if _for_quantizers.get():
+        rows, columns = map(_avg_pool_matrix, x.shape[1:3], *window)
+        return map_axis(map_axis(x, rows, 1), columns, 2)
     strides, pads = (1, *window.stride, 1), ((0, 0), *window.padding, (0, 0))
     summed = jax.lax.reduce_window(x.astype(jnp.float32), 0.0, jax.lax.add, (1, *window.size, 1), strides, pads)
     return (summed / (window.size[0] * window.size[1])).astype(x.dtype)
+
+
+def _avg_pool_matrix(length: int, size: int, stride: int, padding: Pair) -> np.ndarray:
+    """[new, length]: what `avg_pool` makes of one axis."""
+    starts = np.arange((length + sum(padding) - size) // stride + 1)[:, None] * stride - padding[0]
+    pixels = np.arange(length)
+    return ((starts <= pixels) & (pixels < starts + size)).astype(np.float32) / size
 
 
 def adaptive_avg_pool(x: jax.Array, size: Pair) -> jax.Array:

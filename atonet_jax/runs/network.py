@@ -122,6 +122,8 @@ def config_of_file(path: str) -> ConfigDict:
     state_dict = read_state_dict(path)
     name = torch_weights.identify(state_dict)
     outputs = name and torch_weights.num_outputs(state_dict, create_model(name, 19))
+    if not outputs and torch_weights.holds_backbone(state_dict):
+        raise InputError(f'{path}: holds a backbone alone; train a network from it: --config.model.pretrained_backbone')
     if not outputs:
         raise InputError(f'{path}: holds none of the known networks; give --config=configs/NAME.py:NETWORK')
     model = create_model(name, 19).clone(num_classes=outputs)

@@ -40,7 +40,9 @@ def test_an_onnx_file_of_int8_is_calibrated_scored_and_gives_nearly_the_labels_o
 ):
     path = export(config, finished, force=False)
     figures = card_of(path)['int8']
-    assert figures['calibration_images'] == 3
+    assert figures['calibration'] == '3 images of synthetic train' and not figures['convolutions_alone']
+    assert figures['runtime'].startswith('ONNX Runtime ') and 'cores' in figures['device']
+    assert card_of(path)['program']['winograd'] is False
     assert figures['scored'] == '5 images of synthetic val'
     assert abs(figures['miou']['float32'] - figures['miou']['int8']) < 0.005
     assert 'mIoU float' in capsys.readouterr().out
@@ -109,15 +111,34 @@ def test_a_tflite_file_of_int8_is_scored_too(config, finished):
     assert abs(figures['miou']['float32'] - figures['miou']['int8']) < 0.02
 
 
-def test_a_network_that_tensorflow_lite_cannot_make_int8_is_refused_in_one_line(config, tmp_path, monkeypatch):
+def test_a_network_that_tensorflow_lite_cannot_make_int8_is_refused_in_one_line(config, tmp_path, monkeypatch, capfd):
+    """Its libraries write the reason to the process's stderr."""
+
     def convert():
+        os.write(2, b"error: 'stablehlo.reduce_window' op is not any of ...\n")
         raise RuntimeError
 
     converter = types.SimpleNamespace(target_spec=types.SimpleNamespace(), convert=convert)
     monkeypatch.setattr(tflite_format, '_converter', lambda *_: converter)
-    with pytest.raises(ExportError, match=r'cannot make atonet int8 \(its quantiser gives no reason\); give .*=onnx'):
+    with pytest.raises(ExportError, match=r'cannot make atonet int8 \(it has no reduce_window\); give .*=onnx'):
         tflite_format.write_int8(str(tmp_path / 'a.tflite'), None, config, [])
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.iterdir()) and capfd.readouterr().err == ''
+
+
+def test_images_are_timed_and_scored_in_the_batches_of_the_export(config, finished, monkeypatch):
+    calls = []
+
+    def load(path):
+        run = loaded(path)
+        return lambda images: calls.append(len(images)) or run(images)
+
+    loaded = onnx_format.load
+    monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
+    monkeypatch.setattr(onnx_format, 'load', load)
+    config.export.batch_size = 2
+    figures = card_of(export(config, finished, force=True))['int8']
+    assert set(calls) == {2} and len(calls) == 2 * (int8._ROUNDS + 1) + 2 * 3  # 5 images in 3 batches
+    assert figures['scored'] == '5 images of synthetic val'
 
 
 def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeypatch, caplog):

@@ -13,6 +13,7 @@ import httpx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import onnx
 import PIL.Image
 import pytest
 from flax.traverse_util import flatten_dict, path_aware_map
@@ -20,10 +21,11 @@ from flax.traverse_util import flatten_dict, path_aware_map
 from atonet_jax import ops
 from atonet_jax.benchmark.macs import convolutions
 from atonet_jax.config import default_config
+from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.synthetic import render_scene
-from atonet_jax.errors import InputError
+from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.evaluate import evaluate
-from atonet_jax.export import export
+from atonet_jax.export import export, onnx_format, tflite_format
 from atonet_jax.inference.label_map import label_map
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import (
@@ -41,7 +43,7 @@ from atonet_jax.models.terms import LabelsOnEdges
 from atonet_jax.predict import predict
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
-from atonet_jax.runs.network import trained_network
+from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import read_metrics
 from atonet_jax.serve.app import create_app
 from atonet_jax.torch_files import read_state_dict
@@ -143,6 +145,7 @@ CLASSES = 5
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
 ENDINGS = {'torch': '.pth'}  # the one that an output must have
 
+NOT_IN_INT8_TFLITE = ('segnet_basic', 'dfanet_a', 'dfanet_b', 'sparse_two_column')
 # A few networks that differ much; the others are for `make test-networks`.
 CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
 # Those that `make test` also trains, evaluates, serves and exports; `make test-networks` does so with every network.
@@ -451,6 +454,30 @@ def test_each_export_loaded_back_gives_the_labels_of_segmenter(
     else:
         name = config.model.name
         assert identify(read_state_dict(path)) == (ROWS[name].files_of or name)
+
+
+@pytest.mark.networks
+@pytest.mark.parametrize('name', ROWS)
+@pytest.mark.parametrize('form', [onnx_format, tflite_format])
+def test_every_network_is_made_int8_and_runs(name, form, tmp_path):
+    """Of drawn weights labels say nothing; tests/export/test_int8.py compares those of trained ones."""
+    config = default_config(name)
+    config.export.size = SIZE
+    model = tiny(name)
+    trained = TrainedNetwork(model, drawn_variables(model), CAMVID, step=None)
+    images = [np.random.default_rng(i).integers(0, 256, (1, *SIZE, 3), np.uint8) for i in range(2)]
+    path = str(tmp_path / f'int8{form.ENDING}')
+    if form is tflite_format and name in NOT_IN_INT8_TFLITE:
+        with pytest.raises(ExportError, match='TensorFlow Lite cannot') as refused:
+            form.write_int8(path, trained, config, images)
+            form.load(path)(images[0])
+        assert '\n' not in str(refused.value)
+        return
+    form.write_int8(path, trained, config, images)
+    labels = form.load(path)(images[0])
+    assert labels.shape == (1, *SIZE) and labels.max() < CLASSES
+    if form is onnx_format:
+        assert 'QuantizeLinear' in {node.op_type for node in onnx.load(path).graph.node}
 
 
 def test_one_onnx_file_takes_images_of_any_size_or_says_that_it_cannot(life, trained, tmp_path, monkeypatch, capsys):

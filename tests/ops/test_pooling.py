@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from atonet_jax.errors import InputError
-from atonet_jax.ops import adaptive_avg_pool, avg_pool, cpu, max_pool, max_pool_with_indices, max_unpool
+from atonet_jax.ops import (
+    adaptive_avg_pool,
+    avg_pool,
+    cpu,
+    max_pool,
+    max_pool_with_indices,
+    max_unpool,
+    pooling_for_quantizers,
+)
 
 # (window, stride, padding, ceil)
 CASES = [
@@ -198,6 +206,8 @@ def test_avg_pool_counts_the_zeros_of_its_padding():
             np.testing.assert_allclose(pooled[:, i, j], padded[:, rows, columns].mean((1, 2)), rtol=1e-5)
             counted[rows, columns] += 1 / (size[0] * size[1])
         np.testing.assert_allclose(gradient[0, :, :, 0], counted[2:-2, 2:-2], rtol=1e-5)
+        with pooling_for_quantizers():
+            np.testing.assert_allclose(avg_pool(x, window, stride, padding), pooled, atol=1e-6)
 
 
 @pytest.mark.parametrize(

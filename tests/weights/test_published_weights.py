@@ -1,5 +1,7 @@
 """A file of published weights alone says which network, classes and images it is for, and void is no class."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
-from atonet_jax.torch_weights import from_torch, identify, load_network, to_torch
+from atonet_jax.torch_weights import from_torch, identify, load_backbone, load_network, to_torch
 from atonet_jax.validation import validate
 from tests.commands import fresh_flags
 
@@ -47,6 +49,7 @@ def config_for(path, tmp_path, *arguments):
     [
         ('espnet', 20, 'cityscapes', True, 512),
         ('espnet_camvid', 12, 'camvid', True, 360),
+        ('erfnet', 20, 'cityscapes', True, 512),
         ('fcn8s_fc1024', 11, 'camvid', False, 0),
     ],
 )
@@ -62,6 +65,44 @@ def test_a_file_says_network_variant_classes_and_images(tmp_path, name, outputs,
     assert network.class_table.class_names == {'camvid': CAMVID, 'cityscapes': CITYSCAPES}[data].class_names
 
 
+def test_the_fixed_kernels_of_a_file_tell_the_original_fcn():
+    arrays = arrays_of('fcn8s_original', 21, width=4, fc_features=16)
+    assert identify(arrays) == 'fcn8s'
+    arrays |= {f'upscore{name}.weight': np.zeros((21, 21, 4, 4), np.float32) for name in ('2', '8', '_pool4')}
+    assert identify(arrays) == 'fcn8s_original'
+    for name in ('fcn8s', 'fcn8s_original'):  # both take them
+        from_torch(arrays, create_model(name, 21, width=4, fc_features=16))
+
+
+def test_imagenet_files_of_erfnet_and_pidnet_start_their_backbones(tmp_path, caplog):
+    caplog.set_level('INFO', 'atonet_jax')
+    files = {
+        'erfnet': {f'module.features.{n}': a for n, a in arrays_of('erfnet', 19).items() if n.startswith('encoder.')}
+        | {'module.classifier.1.weight': np.ones((1000, 128), np.float32)},
+        'pidnet_s': {n: a for n, a in arrays_of('pidnet_s', 19).items() if re.match(r'(conv1|layer[1-4]_?)\.', n)}
+        | {'linear.weight': np.ones((1000, 512), np.float32)},
+    }
+    for name, arrays in files.items():
+        path = str(tmp_path / f'{name}.pth')
+        write_state_dict(path, arrays)
+        model = create_model(name, 19)
+        blank = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
+        variables, fresh = load_backbone(path, model, blank)
+        first, last = {'erfnet': ('layer1', 'layer23'), 'pidnet_s': ('stem1', 'final')}[name]
+        assert not fresh and all(array.any() for array in jax.tree.leaves(variables['params'][first]))
+        assert not any(array.any() for array in jax.tree.leaves(variables['params'][last]))
+
+
+def test_a_backbone_is_not_taken_for_a_network(tmp_path):
+    path = str(tmp_path / 'resnet18.pth')
+    arrays = arrays_of('atonet', 19)  # named as torchvision's ResNet-18
+    write_state_dict(path, {n: a for n, a in arrays.items() if re.match(r'(conv1|bn1|layer\d)\.', n)})
+    with pytest.raises(InputError, match='holds a backbone alone; train a network from it: --config.model.pretrained'):
+        config_for(path, tmp_path)
+    with pytest.raises(InputError, match='holds a backbone alone; give it as --config.model.pretrained_backbone'):
+        load_network(path, create_model('pidnet_s', 19))
+
+
 def test_a_file_for_other_classes_or_of_no_known_network_says_what_to_give(tmp_path):
     path = str(tmp_path / 'weights.pth')
     write_state_dict(path, arrays_of('fcn8s_fc1024', 7))
@@ -75,7 +116,7 @@ def test_a_file_for_other_classes_or_of_no_known_network_says_what_to_give(tmp_p
 def test_the_file_of_another_variant_is_named_though_its_names_are_the_same(tmp_path):
     path = str(tmp_path / 'weights.pth')
     write_state_dict(path, arrays_of('espnet_camvid', 12))
-    with pytest.raises(InputError, match='holds another network, espnet_camvid; give --config.model'):
+    with pytest.raises(InputError, match='holds another network, espnet_camvid; give --config=FILE'):
         load_network(path, create_model('espnet', 12))
 
 
