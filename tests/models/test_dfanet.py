@@ -19,7 +19,6 @@ pytestmark = pytest.mark.networks
 # In float64 here, what is left is the rounding of the golden.
 MAGNIFIED = {
     'decoder.high1': 1e-3,
-    'decoder.high3': 0.05,
     'backbone3': 0.1,
     'backbone2': 5e-3,
     'decoder.low2': 5e-3,
@@ -65,14 +64,16 @@ def test_names_and_layouts_are_those_of_the_golden(published):
         np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
-def test_statistics_of_a_training_batch_are_those_of_the_golden():
-    golden = goldens.load('dfanet_a')
+@pytest.mark.parametrize(('name', 'of_high3'), [('dfanet_a', 0.05), ('dfanet_b', 0.1)])
+def test_statistics_of_a_training_batch_are_those_of_the_golden(name, of_high3):
+    golden = goldens.load(name)
     with jax.enable_x64(True):
-        model = create_model('dfanet_a', golden.num_classes, dtype=jnp.float64)
+        model = create_model(name, golden.num_classes, dtype=jnp.float64)
         errors = goldens.statistics_errors(golden, model, from_torch(golden.state_dict, model))
     assert len(errors) == 292
+    magnified = MAGNIFIED | {'decoder.high3': of_high3}
     for name, error in errors.items():
-        allowed = next((most for module, most in MAGNIFIED.items() if name.startswith(module)), 1e-4)
+        allowed = next((most for module, most in magnified.items() if name.startswith(module)), 1e-4)
         assert error <= allowed, name
 
 

@@ -70,6 +70,7 @@ def test_the_second_step_starts_on_the_encoder_of_the_first():
     ('num_classes', 'size', 'parameters', 'with_encoder_head', 'macs'),
     [
         (20, (512, 1024), 2_064_256, 2_066_836, 26_612_727_808),
+        (19, (512, 1024), 2_064_191, 2_066_642, 26_604_339_200),
         (11, (360, 480), 2_063_671, 2_065_090, 8_746_401_600),
     ],
 )
