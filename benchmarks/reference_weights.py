@@ -2,7 +2,7 @@
 
     python -m benchmarks.reference_weights --weights DIR --camvid DIR --cityscapes DIR
 
-docs/networks.md says where the weights are published. Each file is loaded as a user would load it: the file says which
+docs/weights.md says where the weights are published. Each file is loaded as a user would load it: the file says which
 network it is for. The product's own evaluation then counts the pixels of the 233 test images of CamVid, in the repack
 of 360x480, or of three images of Cityscapes. benchmarks/reference_weights.json holds the counts of the original
 networks in PyTorch, and how many pixels may differ: those whose two best outputs are so close that rounding decides.

@@ -321,9 +321,9 @@ def describe(model: ENet) -> Network:
 
 
 _WEIGHTS = {
-    'paper': 'Cityscapes; the authors',
+    'paper': 'Cityscapes; the authors, for Torch7',
     'davidtvs_2018_03': 'CamVid; the port',
-    'davidtvs_head': 'CamVid, Cityscapes; the port',
+    'davidtvs_head': 'CamVid; the port',
 }
 # Parameters, and multiply-accumulates at 360x640.
 _COUNTS = {

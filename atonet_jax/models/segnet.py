@@ -125,7 +125,7 @@ def describe(model: SegNet) -> Network:
             notes='the printed 286 GFLOPs count operations, two for each multiply-accumulate; the printed 57.0 % on '
             'Cityscapes are those of SegNet-Basic at 256x512',
             license='CC BY-NC 4.0',
-            weights='CamVid and other roads; the authors, for Caffe',
+            weights='CamVid and other roads; the authors, for Caffe, not read here',
             row='SegNet',
         ),
     )
@@ -145,7 +145,7 @@ def describe_basic(model: SegNetBasic) -> Network:
             parameters=1_417_107,
             macs=((360, 640), 79_036_416_000),
             license='CC BY-NC 4.0',
-            weights='CamVid; the authors, for Caffe',
+            weights='CamVid; the authors, for Caffe, not read here',
         ),
     )
 
