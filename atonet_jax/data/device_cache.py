@@ -171,11 +171,11 @@ class DeviceCache:
 
 
 def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
-    """Whether `auto` chooses the device: an accelerator, one image size, and a share within a quarter of its memory."""
+    """Whether `auto` chooses the device: an accelerator, one image size, and a share within a quarter of its free memory."""
     if mesh.devices.flat[0].platform == 'cpu' or len(_sizes(dataset)) != 1:
         return False
     (height, width), share = _sizes(dataset).pop(), -(-len(dataset) // mesh.size)
-    return share * _BYTES * height * width <= _limit_bytes(mesh) / 4
+    return share * _BYTES * height * width <= _free_bytes(mesh) / 4
 
 
 def _sizes(dataset: SegmentationDataset) -> set[tuple[int, int]]:
@@ -192,12 +192,6 @@ def _only_size(dataset: SegmentationDataset) -> tuple[int, int]:
         f'config.data.cache=device: the images of {dataset.name} {dataset.split} have {len(sizes)} sizes '
         f'({shown}{more}), and it takes one; choose memory, disk or none'
     )
-
-
-def _limit_bytes(mesh: Mesh) -> int:
-    """Memory of the smallest of this process's devices."""
-    statistics = [device.memory_stats() for device in mesh.local_devices]
-    return min(one['bytes_limit'] if one else psutil.virtual_memory().total // mesh.size for one in statistics)
 
 
 def _free_bytes(mesh: Mesh) -> int:
