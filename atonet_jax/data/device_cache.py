@@ -171,7 +171,7 @@ class DeviceCache:
 
 
 def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
-    """Whether `auto` chooses the device: an accelerator, one image size, and a share within a quarter of its free memory."""
+    """Whether `auto` chooses the device: an accelerator, one image size, a share within a quarter of free memory."""
     if mesh.devices.flat[0].platform == 'cpu' or len(_sizes(dataset)) != 1:
         return False
     (height, width), share = _sizes(dataset).pop(), -(-len(dataset) // mesh.size)
