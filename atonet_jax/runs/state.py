@@ -5,7 +5,6 @@ from typing import Any
 
 import flax.struct
 import jax
-import optax
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -14,11 +13,11 @@ class TrainState(flax.struct.PyTreeNode):
     Attributes:
         step: int32 scalar, steps taken.
         variables: of the network, float32: 'params' and its other collections.
-        opt_state: the optimiser's.
+        opt_state: the optimiser's, an optax.OptState.
         averaged: an exponential moving average of `variables`, or None.
     """
 
     step: jax.Array
     variables: Mapping[str, Any]
-    opt_state: optax.OptState
+    opt_state: Any
     averaged: Mapping[str, Any] | None
