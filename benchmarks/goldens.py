@@ -1,0 +1,61 @@
+"""How near the networks are to independent outputs of the originals, over a folder of complete goldens.
+
+    python -m benchmarks.goldens goldens            # a folder of complete goldens
+    python -m benchmarks.goldens goldens --networks erfnet icnet
+
+A golden is a pair NAME.json, NAME.npz (tests/models/golden.py reads them; tests/golden/ has shorter copies). Prints for
+each network the outputs of its inference mode, and the largest error in units of what the original's own rounding to
+float32 changes; up to 10 is a match. Training outputs and statistics are compared by the tests alone.
+"""
+
+import argparse
+import pathlib
+import sys
+
+import jax
+
+from atonet_jax import ops
+from atonet_jax.models import MODEL_NAMES, apply, create_model, network
+from atonet_jax.torch_weights import from_torch
+from tests.models import golden
+
+ALLOWED = 10
+
+
+def errors(name: str, folder: pathlib.Path) -> dict[str, float]:
+    """{output: its error}, for a registered network."""
+    expected = golden.load(name, folder)
+    model = create_model(name, expected.num_classes)
+    variables = from_torch(expected.state_dict, model)
+    run = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])
+    found = {}
+    for size, images in expected.inputs.items():
+        if size == 'train':
+            continue
+        logits = run(variables, images)
+        for output, of_original in expected.outputs.items():
+            if output.startswith('logits') and output.endswith(f'_{size}'):
+                # The original's logits are those of the network, or enlarged to the image.
+                enlarged = ops.resize(logits, of_original.shape[:2], network(model).upsampling)
+                found[output] = float(of_original.error(enlarged[0]))
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('folder', type=pathlib.Path)
+    parser.add_argument('--networks', nargs='+', help='names of goldens; none: all')
+    arguments = parser.parse_args()
+    names = arguments.networks or [name for name in MODEL_NAMES if (arguments.folder / f'{name}.npz').exists()]
+    print(f'| network | outputs | largest error | of | allowed |\n{5 * "|---"}|')
+    misses = 0
+    for name in names:
+        found = errors(name, arguments.folder)
+        worst = max(found, key=found.get)
+        misses += found[worst] > ALLOWED
+        print(f'| {name} | {len(found)} | {found[worst]:.2f} | {worst} | {ALLOWED} |', flush=True)
+    return 1 if misses else 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
