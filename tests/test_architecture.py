@@ -1,6 +1,7 @@
 """Imports between rooms run one way, as docs/architecture.md says."""
 
 import ast
+import functools
 import graphlib
 
 
@@ -39,13 +40,15 @@ def test_networks_need_ops_alone(repository):
 def test_no_script_imports_pytorch_and_tensorflow(repository):
     """Triton, which PyTorch brings, and TensorFlow crash in one process."""
 
+    @functools.cache
     def names(path, within_functions):
-        tree = ast.parse(path.read_text())
+        tree, found = ast.parse(path.read_text()), []
         for node in ast.walk(tree) if within_functions else tree.body:
             if isinstance(node, ast.Import):
-                yield from (alias.name for alias in node.names)
+                found += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):
-                yield from (f'{node.module}.{alias.name}' for alias in node.names)
+                found += [f'{node.module}.{alias.name}' for alias in node.names]
+        return found
 
     def visit(path, found, within_functions=False):
         """Adds to `found` all that importing a file imports."""

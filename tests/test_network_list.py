@@ -42,7 +42,7 @@ def test_the_command_needs_neither_config_nor_workdir(repository):
     lines = finished.stdout.splitlines()
     assert lines[0].split() == ['network', 'parameters', 'GMACs', 'at', 'licence', 'public', 'weights']
     erfnet = next(line for line in lines if line.startswith('erfnet '))
-    assert erfnet.split()[1:5] == ['2,064,191', '26.60', '512x1024', 'CC'] and 'Cityscapes; the authors' in erfnet
+    assert erfnet.split()[1:5] == ['2,064,191', '26.60', '512x1024', 'CC'] and 'ImageNet; the authors' in erfnet
 
 
 def test_the_list_stands_alone(repository):

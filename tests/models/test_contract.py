@@ -480,6 +480,7 @@ def test_every_network_is_made_int8_and_runs(name, form, tmp_path):
         assert 'QuantizeLinear' in {node.op_type for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.networks  # tests/export/test_onnx.py has that of ATONet
 def test_one_onnx_file_takes_images_of_any_size_or_says_that_it_cannot(life, trained, tmp_path, monkeypatch, capsys):
     """`export` compares it at two sizes."""
     monkeypatch.setattr('atonet_jax.export.trained_network', lambda *arguments: trained)
