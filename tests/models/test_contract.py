@@ -145,6 +145,9 @@ CLASSES = 5
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
 ENDINGS = {'torch': '.pth'}  # the one that an output must have
 
+NOT_OF_ANY_SIZE = (  # in ONNX
+    'segnet', 'swiftnet_pyr', 'swiftnet_ens', 'sparse_two_column', 'sqnet', 'enet_davidtvs_2018_03'
+)  # fmt: skip
 NOT_IN_INT8_TFLITE = ('segnet_basic', 'dfanet_a', 'dfanet_b', 'sparse_two_column')
 # A few networks that differ much; the others are for `make test-networks`.
 CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
@@ -488,7 +491,7 @@ def test_one_onnx_file_takes_images_of_any_size_or_says_that_it_cannot(life, tra
     config.export.update(format='onnx', dynamic_size=True, output=str(tmp_path / 'network.onnx'))
     multiple = network(trained.model).multiple_of
     config.export.size = tuple(-(-length // multiple) * multiple for length in config.export.size)
-    if config.model.name.startswith(('segnet', 'swiftnet_pyr', 'swiftnet_ens', 'sparse')):
+    if config.model.name.startswith(NOT_OF_ANY_SIZE):
         with pytest.raises(InputError, match='^ONNX: .*config.export.dynamic_size=False') as refused:
             export(config, life.workdir, force=False)
         assert '\n' not in str(refused.value)
