@@ -37,7 +37,6 @@ _LEAVES = {
     'mean': 'running_mean',
     'var': 'running_var',
 }
-_AS_BACKBONE = 'give it as --config.model.pretrained_backbone, without config.init_from'
 _COUNTER = '.num_batches_tracked'  # beside every BN of a file; says nothing about the network
 
 
@@ -172,7 +171,9 @@ def load_network(
         if known is not None and _suits_better(state_dict, create_model(known, 19), model):
             raise InputError(f'{path}: holds another network, {known}; give --config=FILE:{known}') from error
         if known is None and holds_backbone(state_dict):
-            raise InputError(f'{path}: holds a backbone alone; {_AS_BACKBONE}') from error
+            raise InputError(
+                f'{path}: holds a backbone alone; give it as --config.model.pretrained_backbone, not as config.init_from'
+            ) from error
         of_classes = not error.unexpected and error.missing | error.misshapen <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes and fresh is not None else ''
         outputs = num_outputs(state_dict, model)
@@ -239,7 +240,8 @@ def holds_backbone(state_dict: Mapping[str, np.ndarray]) -> bool:
         if names is None:
             continue
         given = {name for name in names.adapt(state_dict) if not name.endswith(_COUNTER)}
-        if sum(re.fullmatch(_names_of_modules(names), name) is not None for name in given) <= 0.9 * len(given):
+        pattern = _names_of_modules(names)
+        if sum(pattern.fullmatch(name) is not None for name in given) <= 0.9 * len(given):
             continue  # most networks are never traced
         known = {_file_name(path, names) for path in _shapes(model) if names.name_of(_module(path)) is not None}
         if len(given & known) > 0.9 * max(len(given), len(known)):
@@ -281,13 +283,14 @@ def _recognised(state_dict: Iterable[str], model: nn.Module) -> float:
     """The share of a file's names that look like one of the network's: at least its likeness, at almost no cost."""
     given = [name for name in state_dict if not name.endswith(_COUNTER)]
     patterns = map(_names_of_modules, network(model).weights.values())
-    most = max((sum(re.fullmatch(pattern, name) is not None for name in given) for pattern in patterns), default=0)
+    most = max((sum(pattern.fullmatch(name) is not None for name in given) for pattern in patterns), default=0)
     return most / max(len(given), 1)
 
 
-def _names_of_modules(names: WeightNames) -> str:
+def _names_of_modules(names: WeightNames) -> re.Pattern:
     """A regular expression for all names that a vocabulary can give, and maybe more."""
-    return rf'(?:{"|".join(map(_names_by, names.rules))})\.(?:{"|".join(sorted(set(_LEAVES.values())))})'
+    leaves = '|'.join(sorted(set(_LEAVES.values())))
+    return re.compile(rf'(?:{"|".join(map(_names_by, names.rules))})\.(?:{leaves})')
 
 
 def _names_by(rule: Rule) -> str:

@@ -159,6 +159,17 @@ def test_interrupted_dataset_is_completed(tmp_path, in_process, monkeypatch):
     assert files_of(tmp_path / 'broken') == files_of(tmp_path / 'whole')
 
 
+def test_another_process_that_writes_the_same_may_end_first(tmp_path, in_process, monkeypatch):
+    def ended_elsewhere(*arguments):
+        yield from watched(*arguments)
+        os.replace(tmp_path / 'synthetic.json.part', tmp_path / 'synthetic.json')
+
+    watched = synthetic.write.watched
+    monkeypatch.setattr(synthetic.write, 'watched', ended_elsewhere)
+    synthetic.write_dataset(tmp_path, **DATASET)
+    assert (tmp_path / 'synthetic.json').exists() and not list(tmp_path.rglob('.*'))
+
+
 @pytest.mark.parametrize('change', [{'seed': 6}, {'height': 48}, {'splits': {'train': 4, 'val': 2}}])
 def test_folder_with_other_parameters_is_refused(tmp_path, in_process, change):
     synthetic.write_dataset(tmp_path, **DATASET)
