@@ -172,7 +172,7 @@ def load_network(
             raise InputError(f'{path}: holds another network, {known}; give --config=FILE:{known}') from error
         if known is None and holds_backbone(state_dict):
             raise InputError(
-                f'{path}: holds a backbone alone; give it as --config.model.pretrained_backbone, not as config.init_from'
+                f'{path}: holds a backbone alone; give it as --config.model.pretrained_backbone, not init_from'
             ) from error
         of_classes = not error.unexpected and error.missing | error.misshapen <= class_layers(model)
         hint = '; --config.init_strict=false leaves such layers fresh' if of_classes and fresh is not None else ''
