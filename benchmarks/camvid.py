@@ -38,7 +38,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network
-from atonet_jax.data.examples import Examples
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
@@ -161,7 +161,7 @@ class Runs:
         self._backbone = backbone
         self._deadline = deadline
         self._mesh = create_mesh()
-        self._examples = {}
+        self._batches = {}
 
     def config(self, network: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
         """The config of a run; `settings` go over those of the recipe.
@@ -193,20 +193,20 @@ class Runs:
         self._check_time()
         model = create_network(config, CAMVID.num_classes)
         data = config.data
-        train_set, eval_set = (self.examples(config, split) for split in (data.train_split, data.eval_split))
-        cache = train_set.device_cache(self._mesh)
-        total_steps = Timeline(config.train.batch_size, len(train_set), config.train.epochs).total_steps
+        train_set, eval_set = (self.batches(config, split) for split in (data.train_split, data.eval_split))
+        num_images = len(train_set.examples)
+        total_steps = Timeline(config.train.batch_size, num_images, config.train.epochs).total_steps
         variables, fresh = starting_variables(config, model, CAMVID, self._mesh)
         options = step_options(config, create_objective(config, model), fresh)
         step_fn = compile_train_step(self._mesh, **options)
         weights = config.loss.class_weights or None
-        recipe = create_recipe(config, len(train_set), total_steps, class_weights=weights)
+        recipe = create_recipe(config, num_images, total_steps, class_weights=weights)
         averaging = config.optimizer.ema_decay > 0
         state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
         state, seconds_before = kept.restore(state)
         state = jax.device_put(state, replicated(self._mesh))
         first_step = int(state.step)
-        batches = cache.train_batches(
+        batches = train_set.train(
             batch_size=config.train.batch_size,
             augmentation=train_augmentation(config),
             seed=config.seed,
@@ -243,11 +243,11 @@ class Runs:
         jax.block_until_ready(state)
         seconds_a_step = (time.monotonic() - first) / max(1, total_steps - first_step - 1)
         variables = state.averaged or state.variables
-        evaluation = Evaluator(model, eval_set, config.eval, self._mesh).run(variables)
+        evaluation = Evaluator(model, eval_set, config.eval).run(variables)
         bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, recipe)
         figures = bare | {
             'steps': total_steps,
-            'images': len(train_set),
+            'images': num_images,
             'seconds': round(seconds_before + time.monotonic() - start, 2),
             'seconds_to_first_step': round(first - start, 2),
             'ms_per_step': round(1e3 * seconds_a_step, 3),
@@ -302,11 +302,11 @@ class Runs:
             times.append(time.perf_counter() - start)
         return 1e3 * float(np.median(times[2:]))
 
-    def examples(self, config: ConfigDict, split: str) -> Examples:
-        if split not in self._examples:
+    def batches(self, config: ConfigDict, split: str) -> Batches:
+        if split not in self._batches:
             with tempfile.TemporaryDirectory() as folder:  # for what it remembers of the files
-                self._examples[split] = load_examples(config.data, split, folder)
-        return self._examples[split]
+                self._batches[split] = Batches(load_examples(config.data, split, folder), self._mesh)
+        return self._batches[split]
 
 
 class KeptState:

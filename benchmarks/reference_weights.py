@@ -26,6 +26,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from atonet_jax import models
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.sources import load_dataset
@@ -107,7 +108,7 @@ def evaluate(config: ConfigDict, reference: dict) -> np.ndarray:
         variables = {name: {'network': tree} for name, tree in variables.items()}
     config.eval.update(height=0, pictures=0)
     dataset = named(load_dataset(config.data, reference['split']), reference['names'])
-    return Evaluator(model, Examples(dataset), config.eval, mesh).run(variables).confusion
+    return Evaluator(model, Batches(Examples(dataset), mesh), config.eval).run(variables).confusion
 
 
 def named(dataset: SegmentationDataset, names: list[str]) -> SegmentationDataset:

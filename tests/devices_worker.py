@@ -20,6 +20,7 @@ from jax.sharding import AxisType, Mesh
 from atonet_jax.benchmark.benchmark import benchmark
 from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.device_cache import DeviceCache
 from atonet_jax.data.examples import Examples
@@ -97,7 +98,7 @@ def run(scenes, start, num_steps, devices=None, accumulation=1):
         options = default_config().eval
         options.batch_size = 3  # no multiple of the devices: evaluation makes it up
         # Of the starting variables: a rounding error in trained ones may turn a pixel.
-        evaluator = Evaluator(tiny_network(), Examples(load_cityscapes(scenes, 'val')), options, mesh)
+        evaluator = Evaluator(tiny_network(), Batches(Examples(load_cityscapes(scenes, 'val')), mesh), options)
         found['confusion'] = evaluator.run(start).confusion
     return found
 

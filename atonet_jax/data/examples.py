@@ -6,7 +6,6 @@ import os
 import shutil
 import threading
 import weakref
-from typing import TYPE_CHECKING
 
 import numpy as np
 import psutil
@@ -15,11 +14,6 @@ from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.errors import InputError
 from atonet_jax.process.files import replacing
-
-if TYPE_CHECKING:
-    import jax
-
-    from atonet_jax.data.device_cache import DeviceCache
 
 _log = logging.getLogger(__name__)
 
@@ -34,6 +28,7 @@ class Examples:
     Attributes:
         dataset: the split.
         skipped: {index: reason} of the unusable examples that were met so far.
+        on_device: whether `Batches` is to keep the split in the devices' memory.
     """
 
     def __init__(
@@ -43,7 +38,7 @@ class Examples:
         Args:
             dataset: a split; from `verify` if `cache` is not 'none', because the cache needs the sizes.
             cache: 'none', 'memory', 'disk' or 'device'. An example takes 4 bytes a pixel; with 'memory', in each
-                process. With 'device', `device_cache` gives the batches.
+                process. With 'device', `Batches` keeps them.
             cache_dir: folder for 'disk', which runs and processes can share.
             on_corrupt: 'error' or 'skip', what `check` does about an example that cannot be used.
 
@@ -52,11 +47,10 @@ class Examples:
         """
         self.dataset = dataset
         self.skipped: dict[int, DataError] = dict(dataset.unusable)
+        self.on_device = cache == 'device'
         self._on_corrupt = on_corrupt
         self._faults: dict[int, DataError] = dict(dataset.unusable)
         self._cache = None
-        self._on_device = cache == 'device'
-        self._device_cache = None
         if cache == 'memory':
             self._cache = _MemoryCache(dataset)
         elif cache == 'disk':
@@ -64,18 +58,6 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.dataset)
-
-    def device_cache(self, mesh: 'jax.sharding.Mesh') -> 'DeviceCache | None':
-        """The split in the memory of all devices, for `cache` 'device': decoded at the first call, then kept.
-
-        Raises:
-            InputError: as `DeviceCache`.
-        """
-        if self._on_device and self._device_cache is None:
-            from atonet_jax.data.device_cache import DeviceCache
-
-            self._device_cache = DeviceCache(self, mesh)
-        return self._device_cache
 
     def read(self, i: int) -> Decoded | None:
         """Image [H, W, 3] uint8 RGB and labels [H, W] uint8 train ids of example `i`. Do not write to them.

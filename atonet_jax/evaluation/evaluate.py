@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from atonet_jax.data import visualize
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
@@ -50,7 +51,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
             'that it was trained for'
         )
 
-    evaluation = Evaluator(network.model, examples, config.eval, mesh).run(network.variables)
+    evaluation = Evaluator(network.model, Batches(examples, mesh), config.eval).run(network.variables)
     scores = evaluation.scores
     if not is_main_process():
         return scores

@@ -12,7 +12,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from atonet_jax.data.examples import Examples
+from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
 from atonet_jax.inference.segmenter import prepared_variables
@@ -85,16 +85,14 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Scores a network's variables on one split, as the config's section `eval` says."""
 
-    def __init__(self, model: nn.Module, examples: Examples, options: ConfigDict, mesh: Mesh):
+    def __init__(self, model: nn.Module, batches: Batches, options: ConfigDict):
         """Each `run` reads the images of the split, one batch ahead."""
-        dataset = examples.dataset
-        dataset.require_labels()
-        self._examples = examples
+        self._batches = batches
         self._options = options
-        self._mesh = mesh
         self._model = model
-        self._shape = dataset.class_table.num_classes, model.num_classes  # of confusion matrices
-        self._step = _compile_eval_step(model, self._shape, options, mesh)
+        num_classes = batches.examples.dataset.class_table.num_classes
+        self._shape = num_classes, model.num_classes  # of confusion matrices
+        self._step = _compile_eval_step(model, self._shape, options, batches.mesh)
 
     def run(self, variables: dict) -> Evaluation:
         """Reads and scores the split once. With several processes, all call this and get the same scores.
@@ -102,13 +100,13 @@ class Evaluator:
         The pictures are those of the process's own part of the split.
         """
         start = time.perf_counter()
-        variables = prepared_variables(self._model, variables, self._mesh)
-        images_at_once = 1 if self._options.window else -(-self._options.batch_size // self._mesh.size)
-        batches = self._batches(images_at_once * self._mesh.size)
-        dataset = self._examples.dataset
+        mesh, dataset = self._batches.mesh, self._batches.examples.dataset
+        variables = prepared_variables(self._model, variables, mesh)
+        images_at_once = 1 if self._options.window else -(-self._options.batch_size // mesh.size)
+        batches = self._batches.evaluate(images_at_once * mesh.size)
         confusion = np.zeros(self._shape, np.int64)
         per_image, shown = [], _Shown(self._options.pictures)
-        with Progress('evaluating', len(self._examples), 'image', quiet=not is_main_process()) as progress:
+        with Progress('evaluating', len(dataset), 'image', quiet=not is_main_process()) as progress:
             for batch, confusions, indices, predictions in self._one_behind(variables, batches):
                 confusions, indices = np.asarray(confusions), np.asarray(indices)
                 confusion += confusions.sum(0, dtype=np.int64)
@@ -130,17 +128,6 @@ class Evaluator:
             skipped=len(dataset) - len(per_image),
             seconds=time.perf_counter() - start,
         )
-
-    def _batches(self, batch_size: int) -> Iterator[dict[str, jax.Array]]:
-        cache = self._examples.device_cache(self._mesh)
-        if cache is not None:
-            return cache.eval_batches(batch_size)
-        from atonet_jax.data.pipeline import eval_batches, prefetch_to_device  # imports TensorFlow
-
-        batches = eval_batches(
-            self._examples, batch_size=batch_size, shard_index=jax.process_index(), num_shards=jax.process_count()
-        )
-        return prefetch_to_device(batches, split_by_batch(self._mesh))
 
     def _one_behind(self, variables: dict, batches: Iterator[dict]) -> Iterator[tuple]:
         """Yields the results of a batch after the next batch was sent to the devices, so that these never wait."""

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 from flax import linen as nn
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network
 from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.padding import padding_text
@@ -25,7 +25,7 @@ from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import abstract_outputs, check_size, network
-from atonet_jax.process.devices import create_mesh, split_by_batch
+from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
@@ -125,8 +125,14 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
                 state,
                 step_fn,
                 recipe,
-                Evaluator(objective.model, eval_set, config.eval, mesh),
-                _batches(config, train_set, timeline, mesh),
+                Evaluator(objective.model, Batches(eval_set, mesh), config.eval),
+                Batches(train_set, mesh).train(
+                    batch_size=timeline.batch_size,
+                    augmentation=options['augmentation'],
+                    seed=config.seed,
+                    start_sample=timeline.start_sample,
+                    num_steps=timeline.total_steps - timeline.start_step,
+                ),
                 explain if config.debug.nans else None,
             )
 
@@ -264,25 +270,6 @@ class _Run:
             self._numbers |= {'best_miou': scores.miou, 'best_step': step}
         self._recorder.evaluation(step, evaluation, self._numbers)
         return scores
-
-
-def _batches(
-    config: ConfigDict, examples: Examples, timeline: Timeline, mesh: Mesh
-) -> Iterator[dict[str, jax.Array]]:
-    options = {
-        'batch_size': timeline.batch_size,
-        'augmentation': train_augmentation(config),
-        'seed': config.seed,
-        'start_sample': timeline.start_sample,
-        'num_steps': timeline.total_steps - timeline.start_step,
-    }
-    cache = examples.device_cache(mesh)
-    if cache is not None:
-        return cache.train_batches(**options)
-    from atonet_jax.data.pipeline import prefetch_to_device, train_batches  # imports TensorFlow
-
-    batches = train_batches(examples, **options, shard_index=jax.process_index(), num_shards=jax.process_count())
-    return prefetch_to_device(batches, split_by_batch(mesh))
 
 
 def _list_skipped(examples: Examples, workdir: str) -> None:

@@ -101,15 +101,15 @@ def test_a_split_that_the_memory_does_not_hold_is_refused_before_it_is_read(data
 
 
 def test_chosen_by_itself_where_an_accelerator_has_room(tiny_config, tmp_path, monkeypatch):
-    def cache_of(data):
-        return load_examples(data, 'val', str(tmp_path)).device_cache(create_mesh())
+    def is_on_device(data):
+        return load_examples(data, 'val', str(tmp_path)).on_device
 
     data = tiny_config.data.copy_and_resolve_references()
-    assert data.cache == 'auto' and cache_of(data) is None  # on a CPU
+    assert data.cache == 'auto' and not is_on_device(data)  # on a CPU
     monkeypatch.setattr('atonet_jax.data.sources.suits', lambda dataset, mesh: True)
-    assert isinstance(cache_of(data), DeviceCache)
+    assert is_on_device(data)
     data.cache = 'none'
-    assert cache_of(data) is None
+    assert not is_on_device(data)
 
 
 _WORKER = """

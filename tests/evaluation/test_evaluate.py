@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
@@ -33,7 +34,7 @@ def run(tiny_config):
     def evaluate_with(**options):
         config = tiny_config.copy_and_resolve_references()
         config.eval.update(options)
-        return Evaluator(model, Examples(dataset), config.eval, create_mesh()).run(variables)
+        return Evaluator(model, Batches(Examples(dataset), create_mesh()), config.eval).run(variables)
 
     return evaluate_with
 
@@ -68,7 +69,8 @@ def test_what_is_scored_is_what_people_get(tiny_config):
     config.eval.pictures = 5
     model = create_network(config, 19)
     variables = init_variables(model, seed=1)
-    scorer, given = Evaluator(model, Examples(load_dataset(config.data, 'val')), config.eval, create_mesh()), []
+    batches = Batches(Examples(load_dataset(config.data, 'val')), create_mesh())
+    scorer, given = Evaluator(model, batches, config.eval), []
     step = scorer._step
     scorer._step = lambda variables, *batch: given.append(variables) or step(variables, *batch)
     segment = Segmenter(model, variables)
@@ -146,7 +148,7 @@ def test_a_split_without_labels_is_refused(tiny_config, run):
     dataset = load_dataset(tiny_config.data, 'val')
     unlabelled = type(dataset)(dataset.name, 'test', dataset.class_table, dataset.image_paths, label_paths=None)
     with pytest.raises(InputError, match='has no labels'):
-        Evaluator(create_network(tiny_config, 19), Examples(unlabelled), tiny_config.eval, create_mesh())
+        Batches(Examples(unlabelled), create_mesh())
 
 
 def test_a_workdir_that_cannot_be_written_is_refused_before_anything_is_computed(tiny_config, finished, tmp_path):

@@ -66,7 +66,7 @@ def test_steps_are_those_of_training_also_after_an_interruption(root, tmp_path, 
     recipe = create_recipe(config, 5, steps, class_weights=config.loss.class_weights)
     state = create_state(init_variables(model, 3), options['optimizer'], averaging=True, mesh=mesh)
     step_fn = compile_train_step(mesh, **options)
-    batches = runs.examples(config, 'train').device_cache(mesh).train_batches(
+    batches = runs.batches(config, 'train').train(
         batch_size=4, augmentation=train_augmentation(config), seed=3, start_sample=0, num_steps=steps
     )
     losses = []

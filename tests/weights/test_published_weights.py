@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 
 from atonet_jax.command_line import define_config_flag
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
@@ -173,7 +174,7 @@ class AlwaysVoid(nn.Module):
 
 def test_void_is_a_miss_in_scores_and_report_and_no_class_in_files(tiny_config, tmp_path):
     dataset = load_dataset(tiny_config.data, 'val')
-    evaluation = Evaluator(AlwaysVoid(), Examples(dataset), tiny_config.eval, create_mesh()).run({})
+    evaluation = Evaluator(AlwaysVoid(), Batches(Examples(dataset), create_mesh()), tiny_config.eval).run({})
     assert evaluation.confusion.shape == (19, 20)
     assert evaluation.confusion[:, 19].sum() == evaluation.confusion.sum() > 0
     assert evaluation.scores.miou == evaluation.scores.pixel_accuracy == 0
