@@ -44,6 +44,7 @@ class SwiftNetPyramid(nn.Module):
     width: int = 128
     backbone_width: int = 64
     dtype: jnp.dtype = jnp.float32
+    is_sequence = True  # within the ensemble
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> dict[str, jax.Array]:

@@ -16,11 +16,12 @@ def rematerialized() -> AbstractContextManager:
     entered = set()  # paths of the units that are being computed: they are called once more, within `nn.remat`
 
     def intercept(next_fun: Callable, args: tuple, kwargs: dict, context: nn.module.InterceptorContext):
+        is_map = bool(args) and isinstance(args[0], jax.Array) and args[0].ndim == 4
+        if context.method_name != '__call__' or not is_map:
+            return next_fun(*args, **kwargs)
         module, path = context.module, context.module.path
         is_whole = not path or getattr(module, 'is_sequence', False)
-        is_map = bool(args) and isinstance(args[0], jax.Array) and args[0].ndim == 4
-        within = any(path[: len(unit)] == unit for unit in entered)
-        if is_whole or within or not is_map or context.method_name != '__call__':
+        if is_whole or any(path[: len(unit)] == unit for unit in entered):
             return next_fun(*args, **kwargs)
         entered.add(path)
         try:

@@ -49,6 +49,7 @@ from atonet_jax.serve.app import create_app
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, identify, to_torch
 from atonet_jax.training import train as train_module
+from atonet_jax.training.step import Objective
 from atonet_jax.training.train import train
 from atonet_jax.validation import EXPORT_FORMATS
 
@@ -60,7 +61,7 @@ class Row(NamedTuple):
 
     Attributes:
         options: that make it small.
-        whole: its gradients are compared with those of the plain programs. Between them such networks have every part
+        whole: its gradients are compared with those of plain programs that compute activations again. Between them such networks have every part
             but depthwise convolutions, whose tiny networks magnify rounding; tests/ops compares these.
         files_of: the network whose files have the same names, where that is another one.
         learning_rate: of its training; larger where float32 would round a step away, smaller where it would explode.
@@ -149,6 +150,8 @@ NOT_OF_ANY_SIZE = (  # in ONNX
     'segnet', 'swiftnet_pyr', 'swiftnet_ens', 'sparse_two_column', 'sqnet', 'enet_davidtvs_2018_03'
 )  # fmt: skip
 NOT_IN_INT8_TFLITE = ('segnet_basic', 'dfanet_a', 'dfanet_b', 'sparse_two_column')
+# Without batch normalisation, all that could be computed again is ReLU or ELU.
+CONVOLUTIONS_AS_UNITS = ('fcn8s', 'fcn8s_fc1024', 'fcn8s_original', 'deeplab_largefov', 'sqnet')
 # A few networks that differ much; the others are for `make test-networks`.
 CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
 # Those that `make test` also trains, evaluates, serves and exports; `make test-networks` does so with every network.
@@ -272,6 +275,26 @@ def test_bfloat16_computes_most_and_neither_stores_nor_returns_anything(name):
 
 
 @every_network
+def test_remat_keeps_less_for_the_gradient(name):
+    model, variables = tiny(name), abstract(tiny(name))
+
+    def kept_bytes(remat):
+        def backward(variables, images):
+            def outputs(params):
+                given = variables | {'params': params}
+                return Objective.of(model, remat=remat).outputs(given, images, jax.random.key(0))[0]
+
+            return jax.vjp(outputs, variables['params'])[1]
+
+        kept = jax.tree.leaves(jax.eval_shape(backward, variables, abstract_images(*ROWS[name].size)))
+        parameters = {array.shape for array in jax.tree.leaves(variables['params'])}
+        return sum(array.size * array.dtype.itemsize for array in kept if array.shape not in parameters)
+
+    most = 1 if name in CONVOLUTIONS_AS_UNITS else 0.65
+    assert kept_bytes(remat=True) <= most * kept_bytes(remat=False)
+
+
+@every_network
 def test_every_parameter_is_in_a_group(name):
     model = tiny(name)
     contract, paths = network(model), list(flatten_dict(abstract(model)['params']))
@@ -373,21 +396,23 @@ def variables_after(life, step, workdir):
 def test_a_resumed_run_ends_as_one_that_was_not_stopped(life, tmp_path):
     """The second step, from the first one's checkpoint: nothing of the state is lost, and gradients are the same.
 
-    But for `whole` networks the programs are those of the first run, which need not be compiled again.
+    For `whole` networks it is taken by plain programs, which compute activations again for the gradient. For the others
+    it is the program of the first run, which need not be compiled again.
     """
+    config = life.config.copy_and_resolve_references()
+    config.train.remat = is_plain = ROWS[config.model.name].whole
     workdir = str(shutil.copytree(life.workdir, tmp_path / 'resumed'))
     expected = variables_after(life, 2, workdir)
     shutil.rmtree(os.path.join(workdir, 'checkpoints', '2'))
     before = variables_after(life, 1, workdir)
-    is_plain = ROWS[life.config.model.name].whole
     with ops.cpu.fast_paths(False) if is_plain else contextlib.nullcontext():
-        train(life.config, workdir)
+        train(config, workdir)
     after = variables_after(life, 2, workdir)
 
     updates, wanted = (jax.tree.map(np.subtract, variables, before) for variables in (after, expected))
     updates, wanted = (flatten_dict(update, sep='/') for update in (updates, wanted))
     whole = np.sqrt(sum(np.sum(np.square(update)) for update in wanted.values()))
-    cancelled = ROWS[life.config.model.name].cancelled
+    cancelled = ROWS[config.model.name].cancelled
     for path, update in updates.items():
         want = wanted[path]
         if cancelled and path.endswith(cancelled):
