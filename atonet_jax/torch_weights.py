@@ -6,10 +6,12 @@ Files are read by torch_files.py.
 import collections
 import functools
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -183,6 +185,9 @@ def load_network(
             raise InputError(f'{path}: {what}; give the data that it is for{hint}') from error
         raise InputError(f'{path}: does not fit the network: {error}{hint}') from error
     _log.info('network from %s', path)
+    other = named_otherwise(path, model)
+    if other:
+        _log.warning("%s: is named after %s, but its arrays are not that network's; the arrays count", path, other)
     return variables
 
 
@@ -231,6 +236,22 @@ def identify(state_dict: Mapping[str, np.ndarray]) -> str | None:
     if len(alike) > 1:
         found = max(alike, key=lambda model: (_fitting(state_dict, model), _ignored(state_dict, model)))
     return models[found] if _holds_head(state_dict, found) else None
+
+
+def named_otherwise(path: str, model: nn.Module) -> str | None:
+    """The registered network that a file's name names, if `model` is another one.
+
+    A name that several variants share, as 'enet' or 'swiftnet_ss', names each of them.
+    """
+    file = os.path.basename(path).lower()
+    patterns = {name: f'(?<![a-z0-9]){name.replace("_", "[-_.]?")}(?![a-z0-9])' for name in MODEL_NAMES}
+    named = max((name for name, pattern in patterns.items() if re.search(pattern, file)), key=len, default=None)
+    if named is None:
+        return None
+    usual = model.clone(num_classes=19, dtype=jnp.float32)
+    ours = [name for name in MODEL_NAMES if create_model(name, 19) == usual]
+    is_alike = isinstance(model, type(create_model(named, 19)))
+    return None if is_alike and (not ours or any(named in name for name in ours)) else named
 
 
 def holds_backbone(state_dict: Mapping[str, np.ndarray]) -> bool:

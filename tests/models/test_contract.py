@@ -61,8 +61,9 @@ class Row(NamedTuple):
 
     Attributes:
         options: that make it small.
-        whole: its gradients are compared with those of plain programs that compute activations again. Between them such networks have every part
-            but depthwise convolutions, whose tiny networks magnify rounding; tests/ops compares these.
+        whole: its gradients are compared with those of plain programs that compute activations again. Between them
+            such networks have every part but depthwise convolutions, whose tiny networks magnify rounding; tests/ops
+            compares these.
         files_of: the network whose files have the same names, where that is another one.
         learning_rate: of its training; larger where float32 would round a step away, smaller where it would explode.
         size: of the scenes that it is trained and used on.

@@ -23,7 +23,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
-from atonet_jax.torch_weights import from_torch, identify, load_backbone, load_network, to_torch
+from atonet_jax.torch_weights import from_torch, identify, load_backbone, load_network, named_otherwise, to_torch
 from atonet_jax.validation import validate
 from tests.commands import fresh_flags
 
@@ -73,6 +73,31 @@ def test_the_fixed_kernels_of_a_file_tell_the_original_fcn():
     assert identify(arrays) == 'fcn8s_original'
     for name in ('fcn8s', 'fcn8s_original'):  # both take them
         from_torch(arrays, create_model(name, 21, width=4, fc_features=16))
+
+
+def test_a_file_that_is_named_after_another_network_is_said(tmp_path, caplog):
+    path, model = str(tmp_path / 'ERFNet_best.pth'), create_model('espnet', 20)
+    write_state_dict(path, arrays_of('espnet', 20))
+    load_network(path, model)
+    [warning] = [record.getMessage() for record in caplog.records if record.levelname == 'WARNING']
+    assert warning == f"{path}: is named after erfnet, but its arrays are not that network's; the arrays count"
+
+
+@pytest.mark.parametrize(
+    ('file', 'name', 'named'),
+    [
+        ('espnet_c_cityscapes_p2_q8.pth', 'espnet_c', None),
+        ('espnet_c_cityscapes_p2_q8.pth', 'espnet', 'espnet_c'),
+        ('espnet_cityscapes_p2_q8.pth', 'espnet', None),
+        ('DFANet-B.pth', 'dfanet_a', 'dfanet_b'),
+        ('dfanet.pth', 'dfanet_b', None),
+        ('swiftnet_ss_cs.pt', 'swiftnet_ss_2020', None),
+        ('swiftnet_pyr_cs.pt', 'swiftnet_ss_2020', 'swiftnet_pyr'),
+        ('model_best.pth', 'atonet', None),
+    ],
+)
+def test_which_network_a_file_is_named_after(file, name, named):
+    assert named_otherwise(f'pidnet_s/{file}', create_model(name, 11)) == named
 
 
 def test_imagenet_files_of_erfnet_and_pidnet_start_their_backbones(tmp_path, caplog):
