@@ -135,16 +135,16 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [*lines, f'- Memory: {memory}.']
 
 
-def published_of(name: str) -> dict[str, tuple[float, tuple[int, int]]]:
+def published_of(name: str, size: Sequence[int] | None = None) -> dict[str, tuple[float, tuple[int, int]]]:
     """{'gflops', 'params_m', 'fps', 'miou': (published figure, (height, width) that it is of)}, where there is one.
 
-    A figure of the size that the network's own figures are for comes before one of another size.
+    A figure of `size`, or of the size that the network's own figures are for, comes before one of another size.
     """
     published = network(name).published
-    own_size = published.macs[0] if published.macs else None
-    rows = [row for row in all_published_rows() if row['method'] == published.row and 'Cityscapes' in row['table']]
+    first = tuple(size) if size else published.macs and published.macs[0]
+    rows = [row for row in all_published_rows() if row['method'] in published.rows and 'Cityscapes' in row['table']]
     figures = {}
-    for row in sorted(rows, key=lambda row: (row['height'], row['width']) != own_size):
+    for row in sorted(rows, key=lambda row: (row['height'], row['width']) != first):
         for key in ('gflops', 'params_m', 'fps', 'miou'):
             if row[key] is not None:
                 figures.setdefault(key, (row[key], (row['height'], row['width'])))
@@ -156,7 +156,7 @@ def _published_table(rows: Sequence[dict[str, Any]]) -> list[str]:
                 'images/s', 'published FPS', 'published mIoU %', 'note']  # fmt: skip
     lines = [_line(headings), '|---' * len(headings) + '|']
     for row in rows:
-        contract, printed = network(row['network']).published, published_of(row['network'])
+        contract, printed = network(row['network']).published, published_of(row['network'], row['size'])
         if tuple(row['size']) not in {size for _, size in printed.values()}:
             continue
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')
@@ -182,10 +182,18 @@ def _published_table(rows: Sequence[dict[str, Any]]) -> list[str]:
         ]
         lines.append(_line(cells))
     camvid = [f'{row["method"]} {row["miou"]:g}' for row in all_published_rows() if 'CamVid' in row['table']]
+    ours = {method for name in distinct_networks() for method in network(name).published.rows}
+    others = [
+        f'{row["method"]} ({size_text((row["height"], row["width"]))}: {row["gflops"]:g} GFLOPs, {row["fps"]:g} FPS, '
+        f'{row["miou"]:g} %)'
+        for row in all_published_rows()
+        if row['method'] not in ours and 'Cityscapes' in row['table']
+    ]
     return [
         *lines,
         '',
         'Published speeds are of other machines, each of another one.',
+        *(['', f'Printed there, but of no public definition: {", ".join(others)}.'] if others else []),
         '',
         f"mIoU % that ATONet's Table 2 prints for CamVid's test frames at 720x960: {', '.join(camvid)}. Those of "
         'SegNet and ENet are of 360x480, and SegNet had 3,433 training images.',
@@ -219,8 +227,8 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')
         if seconds and size == tuple(row['size']) and row['dtype'] == 'float32':
             title = contract.title.removesuffix(' on a ResNet-18')
-            point = 1e3 * seconds, miou, f'{title}, {size_text(size)}', contract.row in on_val
-            points.setdefault((row['device'], contract.row), point)
+            point = 1e3 * seconds, miou, f'{title}, {size_text(size)}', contract.rows[0] in on_val
+            points.setdefault((row['device'], contract.rows), point)
     if not points:
         return False
     figure = Figure(figsize=(9, 5.5), dpi=120, layout='constrained')

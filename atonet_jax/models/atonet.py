@@ -156,7 +156,7 @@ def describe(model: ATONet) -> Network:
             macs=((1024, 2048), 133_977_079_808),
             notes='GFLOPs of Table 1 are multiply-accumulates',
             license='none',
-            row='ATONet',
+            rows=('ATONet',),
         ),
     )
 

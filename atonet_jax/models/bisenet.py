@@ -199,7 +199,7 @@ def describe(model: BiSeNet) -> Network:
             notes="the paper's 5.8 M and 49.0 M parameters are MiB of float32 weights",
             license='MIT',
             weights='Cityscapes; the port' if is_port else 'Cityscapes; the authors',
-            row='' if is_port else {'xception39': 'BiSeNet', 'resnet18': 'BiSeNet (ResNet-18)'}[model.backbone],
+            rows=() if is_port else ({'xception39': 'BiSeNet', 'resnet18': 'BiSeNet (ResNet-18)'}[model.backbone],),
         ),
     )
 

@@ -135,7 +135,7 @@ class Published:
         license: of the code that `source` names; 'none' where it has no licence. It does not bind this package, whose
             code is its own, but may bind weights.
         weights: the data sets that public weights are trained for, and whose they are; '' where there are none.
-        row: the name of the network's row in the tables of `benchmark/published/`; '' where none has one.
+        rows: what the tables of `benchmark/published/` call the network; a name for each size, where it has several.
     """
 
     title: str
@@ -145,7 +145,7 @@ class Published:
     notes: str = ''
     license: str = ''
     weights: str = ''
-    row: str = ''
+    rows: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

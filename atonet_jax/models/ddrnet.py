@@ -123,7 +123,7 @@ def describe(model: DDRNet) -> Network:
             macs=((1024, 2048), 36_281_319_424),
             license='MIT',
             weights='Cityscapes, ImageNet; the authors',
-            row='DDRNet-23-slim',
+            rows=('DDRNet-23-slim',),
         ),
     )
 

@@ -84,7 +84,7 @@ def describe(model: DeepLabLargeFOV) -> Network:
             parameters=20_503_379,
             macs=((512, 1024), 255_606_205_440 if model.caffe_sizes else 251_247_198_208),
             license='not known',
-            row='DeepLab',
+            rows=('DeepLab',),
             notes='the printed 61.6 % on CamVid were not measured at 720x960, the size of the printed 4.9 FPS',
         ),
     )

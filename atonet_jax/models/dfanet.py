@@ -205,7 +205,7 @@ class Decoder(nn.Module):
 
 def describe(model: DFANet) -> Network:
     has_published_decoder = model.has_fusion and (model.decoder_width, model.classifier_kernel_size) == (32, 1)
-    title, parameters, macs = _PUBLISHED.get(model.width, ('DFANet', None, None))
+    title, rows, parameters, macs = _PUBLISHED.get(model.width, ('DFANet', (), None, None))
     return Network(
         terms=(Term('logits', upsampling='align_corners'),),
         group=lambda path: 'head' if path[0] == 'decoder' else 'backbone',
@@ -218,15 +218,18 @@ def describe(model: DFANet) -> Network:
             parameters=parameters if has_published_decoder else None,
             macs=((1024, 1024), macs) if macs and has_published_decoder else None,
             license='no code',
-            row='' if parameters is None else title,
+            rows=rows,
             notes='the printed 7.8 M and 4.8 M parameters are probably megabytes of weights; no public network of this '
             "name is known to reach the printed mIoU; A' is A on images of 512x1024",
         ),
     )
 
 
-# Title, parameters, and multiply-accumulates at 1024x1024, by the width.
-_PUBLISHED = {48: ('DFANet A', 1_824_443, 3_420_678_656), 32: ('DFANet B', 1_098_203, 2_054_921_216)}
+# Title, rows, parameters, and multiply-accumulates at 1024x1024, by the width.
+_PUBLISHED = {
+    48: ('DFANet A', ('DFANet A', "DFANet A'"), 1_824_443, 3_420_678_656),
+    32: ('DFANet B', ('DFANet B',), 1_098_203, 2_054_921_216),
+}
 
 
 # The names are of our own choice: nobody has published weights of this network.

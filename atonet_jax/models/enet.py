@@ -315,7 +315,7 @@ def describe(model: ENet) -> Network:
             notes="3.83 GFLOPs of the paper's Table 3 count operations: two for each multiply-accumulate",
             license='CC BY-NC 4.0' if is_paper else 'MIT',
             weights=_WEIGHTS[model.form],
-            row='ENet' if is_paper else '',
+            rows=('ENet',) if is_paper else (),
         ),
     )
 

@@ -161,7 +161,7 @@ def describe(model: ERFNet) -> Network:
             macs=((512, 1024), _MACS[is_encoder]) if is_published else None,
             license='CC BY-NC 4.0',
             weights='Cityscapes, ImageNet; the authors',
-            row='' if is_encoder else 'ERFNet',
+            rows=() if is_encoder else ('ERFNet',),
             notes="27.7 GFLOPs of tables are multiply-accumulates, most likely with the transposed convolutions' twice",
         ),
     )

@@ -197,7 +197,7 @@ def describe(model: ESPNet) -> Network:
             macs=macs and ((512, 1024), macs),
             license='MIT',
             weights='CamVid; the authors' if model.form == 'camvid' else 'Cityscapes; the authors',
-            row='ESPNet' if model.form == 'cityscapes' else '',
+            rows=('ESPNet',) if model.form == 'cityscapes' else (),
             notes='the published weights have one class more, of all pixels without a label',
         ),
     )

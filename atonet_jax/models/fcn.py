@@ -128,7 +128,7 @@ def describe(model: FCN8s) -> Network:
             "63.1 % is DeepLab-LargeFOV's, and FCN-8s has 61.9 % at this size",
             license='BSD-2-Clause',
             weights='PASCAL VOC; the authors' if fc == (4096, 7) else '',
-            row='FCN-8s' if fc == (4096, 7) else '',
+            rows=('FCN-8s',) if fc == (4096, 7) else (),
         ),
     )
 

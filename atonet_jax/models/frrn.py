@@ -154,7 +154,7 @@ def describe(model: FRRN) -> Network:
             macs=((512, 1024), macs),
             license='MIT',
             weights='Cityscapes; the authors, for Theano, not read here',
-            row='FRRN' if model.form == 'b' else '',
+            rows=('FRRN',) if model.form == 'b' else (),
             notes='tables print 235 GFLOPs at 512x1024, which fit about 500x500; 71.8 % on Cityscapes are those of B',
         ),
     )

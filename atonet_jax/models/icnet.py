@@ -167,7 +167,7 @@ def describe(model: ICNet) -> Network:
             macs=macs and ((1024, 2048), macs),
             license='none',
             weights='Cityscapes; the authors, for Caffe, not read here' if parameters == _COUNTS[32, 32][0] else '',
-            row='ICNet' if parameters == _COUNTS[32, 32][0] else '',
+            rows=('ICNet',) if parameters == _COUNTS[32, 32][0] else (),
             notes='the printed 26.5 M parameters are its weights in megabytes, or those before pruning; '
             'for the 70.6 % mIoU of tables, the authors give 69.5 % of this network',
         ),

@@ -208,7 +208,7 @@ def describe(model: PIDNet) -> Network:
             macs=((1024, 2048), 47_194_226_688),
             license='MIT',
             weights='Cityscapes, CamVid, ImageNet; the authors',
-            row='PIDNet-S',
+            rows=('PIDNet-S',),
         ),
     )
 

@@ -126,7 +126,7 @@ def describe(model: SegNet) -> Network:
             'Cityscapes are those of SegNet-Basic at 256x512',
             license='CC BY-NC 4.0',
             weights='CamVid and other roads; the authors, for Caffe, not read here',
-            row='SegNet',
+            rows=('SegNet',),
         ),
     )
 

@@ -122,7 +122,7 @@ def describe(model: SQNet) -> Network:
             macs=((1024, 2048), macs),
             license='not known' if model.form == 'zh320' else 'no code',
             weights='Cityscapes; the port' if model.form == 'zh320' else '',
-            row='' if model.form == 'zh320' else 'SQNet',
+            rows=() if model.form == 'zh320' else ('SQNet',),
             notes="the paper's widths are not known: no reading of it gives the printed 270 G at 1024x2048",
         ),
     )

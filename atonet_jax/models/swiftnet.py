@@ -129,7 +129,7 @@ def describe(model: SwiftNet) -> Network:
             macs=((1024, 2048), 106_116_270_080 if is_first else 103_566_133_248),
             license='GPL-3.0',
             weights='' if is_first else 'Cityscapes; the authors',
-            row='SwiftNetRN-18',
+            rows=('SwiftNetRN-18',),
             notes='104.0 GFLOPs of Table 1 are multiply-accumulates of the form of 2020, and an operation a normalised '
             'value or two',
         ),

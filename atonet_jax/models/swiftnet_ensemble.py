@@ -106,7 +106,7 @@ def describe(model: SwiftNetEnsemble) -> Network:
             parameters=parameters,
             macs=macs and ((1024, 2048), macs),
             license='GPL-3.0',
-            row='SwiftNetRN-18 ens',
+            rows=('SwiftNetRN-18 ens',),
             notes='24.7 M and 218 GFLOPs of Table 1 are sums of the two networks',
         ),
     )

@@ -197,7 +197,7 @@ def describe(model: SwiftNetPyramid) -> Network:
             macs=macs and ((1024, 2048), macs),
             license='GPL-3.0',
             weights='' if is_first else 'Cityscapes; the authors',
-            row='SwiftNetRN-18 pyr',
+            rows=('SwiftNetRN-18 pyr',),
             notes='114.0 GFLOPs of Table 1 are those of no form that is public',
         ),
     )

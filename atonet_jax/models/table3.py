@@ -154,7 +154,7 @@ def describe(model: Table3) -> Network:
             parameters=parameters,
             macs=macs and ((1024, 1024), macs),
             license='none',
-            row='' if model.design == 'dilation' else model.design.removesuffix('_b').removesuffix('_c'),
+            rows=() if model.design == 'dilation' else (model.design.removesuffix('_b').removesuffix('_c'),),
             notes=f'Table 3 prints {printed}' if printed else '',
         ),
     )
