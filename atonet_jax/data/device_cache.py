@@ -55,17 +55,10 @@ class DeviceCache:
         dataset = examples.dataset
         self._examples = examples
         self._mesh = mesh
-        self._size = _only_size(dataset)
-        self._share = -(-len(dataset) // mesh.size)
-        needed = self._share * _BYTES * self._size[0] * self._size[1]
-        free = _free_bytes(mesh)
+        self._size, needed = check(dataset, mesh)
+        self._share = _share(dataset, mesh)
         _log.info('%s %s: decoded %.2f GB in the memory of each of %d device(s); %.2f GB are free there',
-                  dataset.name, dataset.split, needed / 1e9, mesh.size, free / 1e9)  # fmt: skip
-        if needed > free:
-            raise InputError(
-                f'config.data.cache=device: {dataset.name} {dataset.split} takes {needed / 1e9:.2f} GB of each device '
-                f'decoded, but {free / 1e9:.2f} GB are free; choose memory, disk or none'
-            )
+                  dataset.name, dataset.split, needed / 1e9, mesh.size, _free_bytes(mesh) / 1e9)  # fmt: skip
         self._images, self._labels, self._usable = self._load()
         self._host_labels = {}
 
@@ -174,8 +167,32 @@ def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
     """Whether `auto` chooses the device: an accelerator, one image size, a share within a quarter of free memory."""
     if mesh.devices.flat[0].platform == 'cpu' or len(_sizes(dataset)) != 1:
         return False
-    (height, width), share = _sizes(dataset).pop(), -(-len(dataset) // mesh.size)
-    return share * _BYTES * height * width <= _free_bytes(mesh) / 4
+    return _needed_bytes(dataset, mesh, *_sizes(dataset)) <= _free_bytes(mesh) / 4
+
+
+def check(dataset: SegmentationDataset, mesh: Mesh) -> tuple[tuple[int, int], int]:
+    """(height, width) of all images, and how many bytes of each device the split will take.
+
+    Raises:
+        InputError: the images have several sizes, or the devices' memory does not hold them.
+    """
+    size = _only_size(dataset)
+    needed, free = _needed_bytes(dataset, mesh, size), _free_bytes(mesh)
+    if needed > free:
+        raise InputError(
+            f'config.data.cache=device: {dataset.name} {dataset.split} takes {needed / 1e9:.2f} GB of each device '
+            f'decoded, but {free / 1e9:.2f} GB are free; choose memory, disk or none'
+        )
+    return size, needed
+
+
+def _share(dataset: SegmentationDataset, mesh: Mesh) -> int:
+    """Examples on each device."""
+    return -(-len(dataset) // mesh.size)
+
+
+def _needed_bytes(dataset: SegmentationDataset, mesh: Mesh, size: tuple[int, int]) -> int:
+    return _share(dataset, mesh) * _BYTES * size[0] * size[1]
 
 
 def _sizes(dataset: SegmentationDataset) -> set[tuple[int, int]]:

@@ -5,11 +5,11 @@ import os
 
 from ml_collections import ConfigDict
 
+from atonet_jax.data import device_cache
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.class_file import read_class_file
 from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
-from atonet_jax.data.device_cache import suits
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.folder import load_folder
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
@@ -84,7 +84,7 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
     """The examples of a split, all files checked; `workdir` remembers which ones were.
 
     Raises:
-        InputError: the split has no labels, or as in `load_dataset`, `verify` and `Examples`.
+        InputError: the split has no labels, or as in `load_dataset`, `verify`, `Examples` and `device_cache.check`.
     """
     dataset = load_dataset(data, split)
     dataset.require_labels()
@@ -95,9 +95,11 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
         for_training=split == data.train_split,
         trust_labels=data.trust_labels,
     )
-    cache = data.cache
+    cache, mesh = data.cache, create_mesh()
     if cache == 'auto':
-        cache = 'device' if suits(dataset, create_mesh()) else 'none'
+        cache = 'device' if device_cache.suits(dataset, mesh) else 'none'
+    elif cache == 'device':
+        device_cache.check(dataset, mesh)
     cache_dir = data.cache_dir or os.path.join(workdir, 'decoded')
     return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
 

@@ -21,7 +21,9 @@ from atonet_jax.data.sources import load_dataset, load_examples
 from atonet_jax.data.verify import verify
 from atonet_jax.errors import InputError
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.workdir import holds_run
 from atonet_jax.training.augment import augment
+from atonet_jax.training.train import train
 from tests.data.test_pipeline import write_dataset
 
 SIZE = (12, 20)
@@ -91,11 +93,19 @@ def test_images_of_several_sizes_are_refused_with_their_sizes(tmp_path):
     assert '\n' not in str(raised.value)
 
 
-def test_a_split_that_the_memory_does_not_hold_is_refused_before_it_is_read(dataset, monkeypatch, caplog):
+def test_what_cannot_be_cached_is_refused_before_a_workdir_is_claimed(tiny_config, tmp_path, monkeypatch):
     monkeypatch.setattr(device_cache, '_free_bytes', lambda mesh: 6000)
+    config = tiny_config.copy_and_resolve_references()
+    config.data.cache = 'device'
+    with pytest.raises(InputError, match='are free; choose memory'):
+        train(config, str(tmp_path / 'run'))
+    assert not holds_run(str(tmp_path / 'run'))
+
+
+def test_its_size_is_said_before_anything_is_read(dataset, caplog):
     examples = Examples(dataset)
     examples.read = lambda i: pytest.fail('reads')
-    with caplog.at_level(logging.INFO, 'atonet_jax'), pytest.raises(InputError, match='are free; choose memory'):
+    with caplog.at_level(logging.INFO, 'atonet_jax'), pytest.raises(pytest.fail.Exception):
         DeviceCache(examples, create_mesh())
     assert 'tiny train: decoded 0.00 GB in the memory of each of 1 device(s)' in caplog.text
 
@@ -106,7 +116,7 @@ def test_chosen_by_itself_where_an_accelerator_has_room(tiny_config, tmp_path, m
 
     data = tiny_config.data.copy_and_resolve_references()
     assert data.cache == 'auto' and not is_on_device(data)  # on a CPU
-    monkeypatch.setattr('atonet_jax.data.sources.suits', lambda dataset, mesh: True)
+    monkeypatch.setattr(device_cache, 'suits', lambda dataset, mesh: True)
     assert is_on_device(data)
     data.cache = 'none'
     assert not is_on_device(data)
