@@ -8,22 +8,27 @@ kernel of an HLO operation: its share of the device's time, its category, what t
 shapes in the compiled program) and moves (MB, operands and results, each once), and the rates that follow. Prints the
 longest ones and the sums of the categories; writes all of them as JSON, and the compiled programs, beside it.
 By default CUDA graphs are off, with which kernels lose the names of their operations; --graphs leaves them on.
+
+'torch_label_map' is the reference (tests/torch_reference.py) by torch.compile, the same image to the same labels. Its
+profile names kernels alone, so GFLOP and MB are not known. It needs PyTorch, and is left out where that is missing.
+After --minutes no further program begins.
 """
 
 import argparse
 import collections
 import glob
 import gzip
+import importlib.util
 import json
-import math
 import os
 import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch needs memory too
 if '--graphs' not in sys.argv and 'command_buffer' not in os.environ.get('XLA_FLAGS', ''):  # before JAX is imported
     os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_gpu_enable_command_buffer='.strip()
 
@@ -35,31 +40,42 @@ from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
 from atonet_jax.config import create_network, default_config  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
 from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
-from atonet_jax.models import create_model, init_variables  # noqa: E402
+from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
 from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation  # noqa: E402
-from benchmarks.noise import noise_batch
+from benchmarks.compiled_text import Operations  # noqa: E402
+from benchmarks.noise import noise_batch  # noqa: E402
 
-PROGRAMS = ('label_map', 'coarse_logits', 'train')
+PROGRAMS = ('label_map', 'torch_label_map', 'train', 'coarse_logits')
 NUM_CLASSES = CITYSCAPES.num_classes
 _SHOWN = 22
-_ITEM_BYTES = {'pred': 1, 's8': 1, 'u8': 1, 's16': 2, 'u16': 2, 'f16': 2, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4,
-               's64': 8, 'u64': 8, 'f64': 8}  # fmt: skip
-
-Shape = tuple[str, tuple[int, ...]]
-
 
 class Program:
     """A compiled program with the arguments that it is called with."""
 
-    def __init__(self, name: str, compiled: jax.stages.Compiled, call: Callable[[], Any], flops: float):
-        """flops: of the convolutions of a call, by the shapes of the network."""
+    def __init__(
+        self,
+        name: str,
+        call: Callable[[], Any],
+        flops: float,
+        text: str,
+        wait: Callable[[Any], Any] = jax.block_until_ready,
+    ):
+        """
+        Args:
+            name: one of `PROGRAMS`.
+            call: starts a call.
+            flops: of the convolutions of a call, by the shapes of the network.
+            text: as XLA prints it; '' for one of PyTorch.
+            wait: until a result is there.
+        """
         self.name = name
-        self.text = compiled.as_text()
         self.call = call
         self.flops = flops
+        self.text = text
+        self.wait = wait
 
 
 def inference(name: str, size: tuple[int, int], options: dict[str, Any]) -> Program:
@@ -72,7 +88,32 @@ def inference(name: str, size: tuple[int, int], options: dict[str, Any]) -> Prog
     image = jax.device_put(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
     images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
     macs = count_conv_macs(lambda v, x: model.apply(v, x, train=False), variables, images)
-    return Program(name, compiled, lambda: getattr(segment, method)(image), 2 * macs)
+    return Program(name, lambda: getattr(segment, method)(image), 2 * macs, compiled.as_text())
+
+
+def torch_inference(size: tuple[int, int], options: dict[str, Any]) -> Program:
+    """Batch 1, from a uint8 image on the device to the label map: on a GPU torch.compile's, else eager."""
+    import torch
+
+    from benchmarks.compare_inference import EndToEnd
+    from tests import torch_reference
+
+    on_gpu = jax.default_backend() == 'gpu'
+    device, memory_format = ('cuda', torch.channels_last) if on_gpu else ('cpu', torch.contiguous_format)
+    network = torch_reference.ATONet(NUM_CLASSES, **options).to(device, torch.bfloat16, memory_format=memory_format)
+    end_to_end = EndToEnd(network, torch.bfloat16).to(device).eval()
+    # With CUDA graphs, kernels are fewer entries of a profile, without their names.
+    run = torch.compile(end_to_end, mode='max-autotune-no-cudagraphs') if on_gpu else end_to_end
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)).to(device)
+
+    def call():
+        with torch.inference_mode():
+            return run(image)
+
+    model = create_model('atonet', NUM_CLASSES, **options)
+    shapes = abstract_variables(model), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=False), *shapes)
+    return Program('torch_label_map', call, 2 * macs, '', lambda _: torch.cuda.synchronize() if on_gpu else None)
 
 
 def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) -> Program:
@@ -101,152 +142,13 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     mutable = [name for name in variables if name != 'params']
     macs = count_conv_macs(lambda v, x: model.apply(v, x, train=True, mutable=mutable, rngs=rngs), variables, images)
     # The gradients of a convolution's input and of its kernel each take what it takes.
-    return Program('train', compiled, call, 3 * 2 * macs)
-
-
-class Operations:
-    """What the operations of a compiled program compute and move, from its text.
-
-    Attributes:
-        entry: names of the operations of the entry computation.
-    """
-
-    _LINE = re.compile(r'^\s*(?:ROOT )?%?([\w.\-]+) = (.*)$')
-    _SHAPE = re.compile(r'\b(\w+)\[([\d,]*)\]')
-
-    def __init__(self, text: str):
-        self._lines = {}  # name -> what stands behind the equals sign
-        self._computations = collections.defaultdict(list)  # name -> names of its operations
-        self._shapes = {}
-        computation = entry = ''
-        for line in text.splitlines():
-            if line.endswith('{') and ' = ' not in line.split('(')[0]:
-                computation = line.replace('ENTRY ', '').strip().split()[0].lstrip('%')
-                if line.startswith('ENTRY'):
-                    entry = computation
-            elif match := self._LINE.match(line):
-                name, rest = match.groups()
-                self._lines[name] = rest
-                self._computations[computation].append(name)
-                self._shapes[name] = self._shapes_of(rest[: self._end_of_type(rest)])
-
-        self.entry = self._computations[entry]
-        self._of_kernel = {re.sub(r'[.\-]', '_', name): name for name in self._lines}
-
-    def of_kernel(self, kernel: str) -> str:
-        """The operation after which XLA has named a kernel of its own; '' for a library's."""
-        return self._of_kernel.get(kernel, '')
-
-    def flops(self, name: str) -> int:
-        """Of convolutions and matrix products of an operation, those that it calls included."""
-        line = self._lines.get(name, '')
-        if 'custom_call_target="__cudnn$conv' in line or re.search(r'\bconvolution\(', line):
-            return self._convolution_flops(name, line)
-        if re.search(r'\bdot\(', line):
-            return self._dot_flops(name, re.search(r'lhs_contracting_dims=\{([\d,]*)\}', line))
-        if '__cublas' in line:
-            return self._dot_flops(name, re.search(r'"lhs_contracting_dimensions":\[([\d",]*)\]', line))
-        if match := re.search(r'\b(?:calls|to_apply)=%?([\w.\-]+)', line):
-            return sum(self.flops(called) for called in self._computations[match.group(1)])
-        return 0
-
-    def bytes(self, name: str) -> int:
-        """Of operands and results, each once."""
-        return sum(
-            _ITEM_BYTES.get(dtype, 0) * math.prod(dims)
-            for one in [name, *self._operands(self._lines.get(name, ''))]
-            for dtype, dims in self._shapes.get(one, [])
-        )
-
-    def origin(self, name: str) -> str:
-        """The part of the network that an operation came from, as far as it says."""
-        match = re.search(r'op_name="([^"]*)"', self._lines.get(name, ''))
-        if match is None:
-            return ''
-        parts = [part for part in match.group(1).split('/') if not re.match(r'(jit|pjit|jvp|transpose)\b', part)]
-        return ('grad ' if 'transpose(' in match.group(1) else '') + '/'.join(parts)[-60:]
-
-    def kind(self, name: str) -> str:
-        """The operation's name in HLO, with the result's type: 'fusion bf16[1,256,512,128]'."""
-        line = self._lines.get(name, '')
-        match = re.match(r'.*?\s([\w\-]+)\(', line[self._end_of_type(line) :])
-        shape = max(self._shapes.get(name, []), key=lambda shape: math.prod(shape[1]), default=('', ()))
-        return f'{match.group(1) if match else ""} {shape[0]}{list(shape[1])}'
-
-    def text(self, name: str) -> str:
-        return self._lines.get(name, '')
-
-    def _convolution_flops(self, name, line):
-        """2 * outputs * kernel height * kernel width * input channels of a group, forward or of a gradient."""
-        operands = [self._shapes[operand][0][1] for operand in self._operands(line)[:2]]
-        result = self._shapes[name][0][1]
-        labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', line)
-        if labels is None or len(operands) < 2:
-            return 0
-        kernel, output = operands[1], result
-        if 'convBackwardInput' in line:
-            output = operands[0]
-        elif 'convBackwardFilter' in line:
-            kernel, output = result, operands[1]
-        dilation = re.search(r'lhs_dilate=([\dx]+)', line)
-        share = math.prod(map(int, dilation.group(1).split('x'))) if dilation else 1
-        return 2 * math.prod(output) * math.prod(kernel) // kernel[labels.group(2).index('o')] // share
-
-    def _dot_flops(self, name, contracted):
-        first = self._operands(self._lines[name])[0]
-        dims = self._shapes[first][0][1]
-        axes = [int(axis) for axis in re.findall(r'\d+', contracted.group(1))] if contracted else []
-        return 2 * math.prod(self._shapes[name][0][1]) * math.prod(dims[axis] for axis in axes)
-
-    def _operands(self, line):
-        rest = line[self._end_of_type(line) :]
-        start = rest.find('(')
-        if start < 0:  # the instruction is not in the program's text
-            return []
-        depth, end = 0, len(rest)
-        for i in range(start, len(rest)):
-            depth += {'(': 1, ')': -1}.get(rest[i], 0)
-            if depth == 0:
-                end = i
-                break
-        names = re.findall(r'%?([\w.\-]+)', re.sub(r'/\*.*?\*/|\{[^{}]*\}', ' ', rest[start:end]))
-        return [name for name in names if name in self._shapes]
-
-    @staticmethod
-    def _end_of_type(rest):
-        """Where the type at the begin of a line ends: 'f32[2]{0}' or '(f32[2]{0}, u8[0]{0})'."""
-        depth = 0
-        for i, character in enumerate(rest):
-            depth += {'(': 1, '{': 1, '[': 1, ')': -1, '}': -1, ']': -1}.get(character, 0)
-            if character == ' ' and depth == 0:
-                return i
-        return len(rest)
-
-    def _shapes_of(self, text) -> list[Shape]:
-        return [(dtype, tuple(map(int, dims.split(','))) if dims else ()) for dtype, dims in self._SHAPE.findall(text)]
+    return Program('train', call, 3 * 2 * macs, compiled.as_text())
 
 
 def profile(program: Program, calls: int) -> list[dict[str, Any]]:
     """Kernels of the program with their time in one call, the longest first."""
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            results = [program.call() for _ in range(calls)]
-            jax.block_until_ready(results)
-        (path,) = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
-        planes = list(jax.profiler.ProfileData.from_file(path).planes)
-        devices = [plane for plane in planes if plane.name.startswith('/device:GPU')]
-        operations = Operations(program.text)
-        times, counts = collections.Counter(), collections.Counter()
-        for plane in devices or planes:
-            for line in plane.lines:
-                if devices and not line.name.startswith('Stream'):
-                    continue  # sums that the profiler forms
-                for event in line.events:
-                    stats = dict(event.stats)
-                    if devices or 'hlo_op' in stats:
-                        key = str(stats.get('hlo_op') or operations.of_kernel(event.name)), event.name
-                        times[key] += event.duration_ns
-                        counts[key] += 1
+    operations = Operations(program.text)
+    times, counts = (_jax_times if program.text else _torch_times)(program, operations, calls)
     longest = {}
     for (operation, kernel), nanoseconds in times.items():
         if nanoseconds > times.get((operation, longest.get(operation)), -1):
@@ -271,6 +173,45 @@ def profile(program: Program, calls: int) -> list[dict[str, Any]]:
             'gb_per_s': moved / seconds / 1e9 if seconds else 0,
         })  # fmt: skip
     return rows
+
+
+def _jax_times(program: Program, operations: Operations, calls: int) -> tuple[collections.Counter, collections.Counter]:
+    """{(operation, kernel): nanoseconds} and how often each ran, in all calls."""
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            program.wait([program.call() for _ in range(calls)])
+        (path,) = glob.glob(f'{folder}/**/*.xplane.pb', recursive=True)
+        planes = list(jax.profiler.ProfileData.from_file(path).planes)
+        devices = [plane for plane in planes if plane.name.startswith('/device:GPU')]
+        times, counts = collections.Counter(), collections.Counter()
+        for plane in devices or planes:
+            for line in plane.lines:
+                if devices and not line.name.startswith('Stream'):
+                    continue  # sums that the profiler forms
+                for event in line.events:
+                    stats = dict(event.stats)
+                    if devices or 'hlo_op' in stats:
+                        key = str(stats.get('hlo_op') or operations.of_kernel(event.name)), event.name
+                        times[key] += event.duration_ns
+                        counts[key] += 1
+    return times, counts
+
+
+def _torch_times(program: Program, _, calls: int) -> tuple[collections.Counter, collections.Counter]:
+    """The same of PyTorch, whose kernels belong to no operation. On a CPU they are PyTorch's own operations."""
+    from torch.profiler import ProfilerActivity, profile
+
+    on_gpu = jax.default_backend() == 'gpu'
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as profiled:
+        for _ in range(calls):
+            program.wait(program.call())
+    times, counts = collections.Counter(), collections.Counter()
+    for event in profiled.key_averages():
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if microseconds:
+            times['', event.key] += 1e3 * microseconds
+            counts['', event.key] += event.count
+    return times, counts
 
 
 def category(operation: str, kernel: str, line: str, flops: float) -> str:
@@ -298,7 +239,7 @@ def seconds_per_call(program: Program, calls: int) -> float:
         start = time.perf_counter()
         for _ in range(calls):
             results = program.call()
-        jax.block_until_ready(results)
+        program.wait(results)
         times.append((time.perf_counter() - start) / calls)
     return sorted(times)[2]
 
@@ -331,11 +272,14 @@ def report(program: Program, rows: list[dict[str, Any]], wall: float, rate: floa
         ms = _sum(rows, name, 'ms')
         lines.append(f'| {name} | {ms:.3f} | {100 * ms / total:.1f} | {_sum(rows, name, "calls"):.0f} '
                      f'| {_sum(rows, name, "gflop") / ms if ms else 0:.0f} |')  # fmt: skip
-    lines += ['| ms | % | category | what | from | kernel | TFLOP/s | GB/s |', '|---|---|---|---|---|---|---|---|']
+    columns = ['ms', '%', 'category', 'what', 'from', 'kernel', 'GFLOP', 'MB', '% of the matrix rate', 'GB/s']
+    lines += [f'| {" | ".join(columns)} |', '|---' * len(columns) + '|']
     for row in rows[:_SHOWN]:
+        share = 100e12 * row['tflop_per_s'] / rate
+        computed = f'{row["gflop"]:.1f} | {row["mb"]:.1f} | {share:.0f} | {row["gb_per_s"]:.0f}'
         lines.append(
             f'| {row["ms"]:.3f} | {100 * row["ms"] / total:.1f} | {row["category"]} | {row["what"][:44]} '
-            f'| {row["origin"][-44:]} | {row["kernel"][:40]} | {row["tflop_per_s"]:.0f} | {row["gb_per_s"]:.0f} |'
+            f'| {row["origin"][-44:]} | {row["kernel"][:40]} | {computed if program.text else "– | – | – | –"} |'
         )
     return '\n'.join(lines)
 
@@ -344,16 +288,17 @@ def _sum(rows, category, key):
     return sum(row[key] for row in rows if row['category'] == category)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='runs/traces', help='folder')
     parser.add_argument('--programs', nargs='+', choices=PROGRAMS, default=PROGRAMS)
     parser.add_argument('--size', type=int, nargs=2, default=(1024, 2048), help='of inference')
     parser.add_argument('--crop-size', type=int, nargs=2, default=(1024, 1024))
     parser.add_argument('--batch-size', type=int, default=16, help='of training; halved where memory does not hold it')
+    parser.add_argument('--minutes', type=float, default=8, help='after which no further program begins')
     parser.add_argument('--graphs', action='store_true', help='leaves CUDA graphs on')
     parser.add_argument('--tiny', action='store_true', help='small shapes')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     os.makedirs(arguments.out, exist_ok=True)
     size, crop_size, batch_size, options = tuple(arguments.size), tuple(arguments.crop_size), arguments.batch_size, {}
     if arguments.tiny:
@@ -365,13 +310,21 @@ def main() -> None:
     print(f'{figures["device"]}; {figures["versions"]}; bfloat16 matrices: {rate / 1e12:.1f} TFLOP/s', flush=True)
     for name in arguments.programs:
         start = time.perf_counter()
+        if start - began > 60 * arguments.minutes:
+            print(f'{name} was not begun: {arguments.minutes:g} minutes are over', flush=True)
+            continue
+        if name == 'torch_label_map' and not importlib.util.find_spec('torch'):
+            print(f'{name} was left out: PyTorch is not installed', flush=True)
+            continue
         while True:
             try:
                 if name == 'train':
                     program = training(crop_size, batch_size, options)
+                elif name == 'torch_label_map':
+                    program = torch_inference(size, options)
                 else:
                     program = inference(name, size, options)
-                jax.block_until_ready(program.call())
+                program.wait(program.call())
                 break
             except jax.errors.JaxRuntimeError as error:
                 if name != 'train' or batch_size == 1 or 'RESOURCE_EXHAUSTED' not in str(error):

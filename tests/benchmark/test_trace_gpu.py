@@ -1,11 +1,16 @@
 """benchmarks/trace_gpu.py counts what compiled operations compute and move, from their text."""
 
+import gzip
+import json
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from atonet_jax.benchmark.macs import count_conv_macs
-from benchmarks.trace_gpu import Operations, category
+from benchmarks import trace_gpu
+from benchmarks.compiled_text import Operations
+from benchmarks.trace_gpu import category
 
 # As XLA prints programs for a GPU; a 3x3 convolution from 16 to 32 channels on 8x10 pixels and its gradients.
 TEXT = """HloModule jit_step, entry_computation_layout={(bf16[2,8,10,16]{3,2,1,0})->f32[]}
@@ -69,3 +74,14 @@ def test_a_compiled_program_counts_what_its_source_does():
     arguments = jnp.ones((1, 9, 9, 3)), jnp.ones((3, 3, 3, 8))
     operations = Operations(jax.jit(convolve).lower(*arguments).compile().as_text())
     assert sum(map(operations.flops, operations.entry)) == 2 * count_conv_macs(convolve, *arguments)
+
+
+def test_a_program_is_traced_from_end_to_end(tmp_path, capsys):
+    trace_gpu.main(['--out', str(tmp_path), '--tiny', '--programs', 'coarse_logits'])
+    figures = json.loads((tmp_path / 'kernels.json').read_text())['programs']['coarse_logits']
+    assert figures['ms_by_the_clock'] > 0 and figures['gflop_of_convolutions'] > 0
+    assert sum(row['gflop'] for row in figures['kernels']) > 0 and gzip.open(tmp_path / 'coarse_logits.hlo.gz').read()
+    assert '| category | ms | % |' in capsys.readouterr().out
+
+    trace_gpu.main(['--out', str(tmp_path), '--tiny', '--programs', 'train', '--minutes', '0'])
+    assert 'train was not begun: 0 minutes are over' in capsys.readouterr().out
