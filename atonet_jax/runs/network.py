@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from atonet_jax import torch_weights
+from atonet_jax import published_weights
 from atonet_jax.config import create_network, default_config
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.sources import class_table
@@ -24,6 +24,7 @@ from atonet_jax.process.devices import replicated
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.workdir import changes_since, holds_run, load_class_table, load_config
 from atonet_jax.torch_files import read_state_dict
+from atonet_jax.torch_weights import class_layers
 
 _log = logging.getLogger(__name__)
 
@@ -67,9 +68,9 @@ def starting_variables(
     if config.init_from and holds_run(config.init_from):
         return _from_run(config, model, table, variables, mesh), ()
     if config.init_from:
-        return torch_weights.load_network(config.init_from, model, variables, strict=config.init_strict), ()
+        return published_weights.load_network(config.init_from, model, variables, strict=config.init_strict), ()
     if config.model.pretrained_backbone:
-        return torch_weights.load_backbone(
+        return published_weights.load_backbone(
             config.model.pretrained_backbone, model, variables, strict=config.model.pretrained_strict
         )
     return variables, ()
@@ -83,7 +84,7 @@ def _from_run(
     of_run = load_config(workdir)
     source, name = trained_network(of_run, workdir, mesh), of_run.model.name
     learned, flat = flatten_dict(source.variables, sep='/'), flatten_dict(variables, sep='/')
-    of_classes = torch_weights.class_layers(model) if source.class_table.class_names != table.class_names else set()
+    of_classes = class_layers(model) if source.class_table.class_names != table.class_names else set()
     misfits = {path for path in flat if path not in learned or learned[path].shape != flat[path].shape}
     of_training = {path for path in flat if path.split('/')[1] in network(model).training_only}  # not in exports
     wrong = misfits - of_classes - of_training
@@ -120,14 +121,14 @@ def config_of_file(path: str) -> ConfigDict:
     if holds_run(path):
         raise _is_a_run(path)
     state_dict = read_state_dict(path)
-    name = torch_weights.identify(state_dict)
-    outputs = name and torch_weights.num_outputs(state_dict, create_model(name, 19))
-    if not outputs and torch_weights.holds_backbone(state_dict):
+    name = published_weights.identify(state_dict)
+    outputs = name and published_weights.num_outputs(state_dict, create_model(name, 19))
+    if not outputs and published_weights.holds_backbone(state_dict):
         raise InputError(f'{path}: holds a backbone alone; train a network from it: --config.model.pretrained_backbone')
     if not outputs:
         raise InputError(f'{path}: holds none of the known networks; give --config=configs/NAME.py:NETWORK')
     model = create_model(name, 19).clone(num_classes=outputs)
-    has_void = torch_weights.has_void_output(model)
+    has_void = published_weights.has_void_output(model)
     data = next((data for data, table in CLASS_TABLES.items() if table.num_classes == outputs - has_void), None)
     if data is None:
         raise InputError(
@@ -164,11 +165,11 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
     if config.init_from and not holds_run(workdir):
         if holds_run(config.init_from):
             raise _is_a_run(config.init_from)
-        outputs = torch_weights.num_outputs(read_state_dict(config.init_from), model)
+        outputs = published_weights.num_outputs(read_state_dict(config.init_from), model)
         with_void = model.clone(num_classes=table.num_classes + 1)
-        if outputs == with_void.num_classes and torch_weights.has_void_output(with_void):
+        if outputs == with_void.num_classes and published_weights.has_void_output(with_void):
             table, model = dataclasses.replace(table, has_void_output=True), with_void
-        variables = jax.device_put(torch_weights.load_network(config.init_from, model), replicated(mesh))
+        variables = jax.device_put(published_weights.load_network(config.init_from, model), replicated(mesh))
         return TrainedNetwork(model, variables, table, None, config.eval.height)
     changes_since(workdir, config, table)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:

@@ -14,8 +14,9 @@ from atonet_jax.models.terms import (
     HardExampleCount,
     LabelsOnEdges,
 )
+from atonet_jax.published_weights import load_network
 from atonet_jax.torch_files import read_state_dict, write_state_dict
-from atonet_jax.torch_weights import from_torch, load_network, to_torch
+from atonet_jax.torch_weights import from_torch, to_torch
 from tests.models import golden as goldens
 
 MATCH = 10  # times what rounding alone does

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from atonet_jax import models, torch_weights
+from atonet_jax import models, published_weights
 from atonet_jax.config import default_config
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
@@ -14,8 +14,9 @@ from atonet_jax.models import abstract_variables, apply, create_model
 from atonet_jax.models.blocks import Classifier, Conv
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames
 from atonet_jax.models.terms import Term
+from atonet_jax.published_weights import load_network
 from atonet_jax.torch_files import write_state_dict
-from atonet_jax.torch_weights import load_network, to_torch
+from atonet_jax.torch_weights import to_torch
 from atonet_jax.training.train import train
 
 
@@ -52,7 +53,7 @@ def plain_networks(monkeypatch):
     """Registers two variants of `Plain`, whose files have other names."""
     variants = {'plain_a': {}, 'plain_b': {'named_as': 'second'}}
     monkeypatch.setattr(models, 'FAMILIES', [*models.FAMILIES, Family(Plain, describe, variants)])
-    monkeypatch.setattr(torch_weights, 'MODEL_NAMES', (*torch_weights.MODEL_NAMES, *variants))
+    monkeypatch.setattr(published_weights, 'MODEL_NAMES', (*published_weights.MODEL_NAMES, *variants))
 
 
 def blank(model):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from atonet_jax import torch_weights
+from atonet_jax import published_weights
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.terms import CrossEntropy, Term
-from atonet_jax.torch_weights import identify
+from atonet_jax.published_weights import identify
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
@@ -44,7 +44,7 @@ def test_names_and_layouts_are_those_of_the_golden(published):
 
 def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(published, monkeypatch):
     expected, *_ = published
-    monkeypatch.setattr(torch_weights, 'MODEL_NAMES', tuple(STATISTICS))  # others take time to trace
+    monkeypatch.setattr(published_weights, 'MODEL_NAMES', tuple(STATISTICS))  # others take time to trace
     kept = ('conv1', 'bn1', 'layer')
     backbone = {name: array for name, array in expected.state_dict.items() if name.startswith(kept)}
     assert identify(backbone | {'fc.weight': np.zeros((10, 64)), 'fc.bias': np.zeros(10)}) is None

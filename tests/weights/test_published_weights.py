@@ -20,10 +20,11 @@ from atonet_jax.evaluation.report import write_report
 from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.predict.outputs import write_label_png
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.published_weights import identify, load_backbone, load_network, named_otherwise
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
-from atonet_jax.torch_weights import from_torch, identify, load_backbone, load_network, named_otherwise, to_torch
+from atonet_jax.torch_weights import from_torch, to_torch
 from atonet_jax.validation import validate
 from tests.commands import fresh_flags
 

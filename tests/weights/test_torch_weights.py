@@ -10,9 +10,10 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, network
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.published_weights import load_backbone, load_network
 from atonet_jax.runs.network import starting_variables
 from atonet_jax.torch_files import read_state_dict, write_state_dict
-from atonet_jax.torch_weights import backbone_from_torch, from_torch, load_backbone, load_network, to_torch
+from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from atonet_jax.training import train
 from atonet_jax.training.optimizer import parameter_group
 from tests import golden_files
