@@ -218,7 +218,7 @@ def bisenet_r18_cityscapes() -> ConfigDict:
     _sgd(config, 0.1, decay=5e-4)
     config.optimizer.update(backbone_factor=0.1, backbone_factor_on='rate', decayed='kernels')
     config.train.update(batch_size=16, epochs=_epochs(80_000, batch_size=16))
-    config.eval.scales = (0.75,)
+    config.eval.height = 768
     return config
 
 
@@ -245,7 +245,7 @@ def bisenet_r18_camvid() -> ConfigDict:
     _sgd(config, 0.025, decay=1e-4)
     config.optimizer.update(backbone_factor=1.0, backbone_factor_on='both')
     config.train.epochs = 400.0
-    config.eval.scales = (1.0,)
+    config.eval.height = 0
     return config
 
 
@@ -369,7 +369,7 @@ def frrn_a_cityscapes() -> ConfigDict:
     config.schedule.update(name='steps', per='step', step_epochs=_epochs(5_000, batch_size=3), floor=5e-5)
     config.schedule.step_factor = 0.8
     config.train.update(batch_size=3, epochs=_epochs(50_000, batch_size=3))
-    config.eval.scales = (0.25,)
+    config.eval.height = 256
     return config
 
 
@@ -380,7 +380,7 @@ def frrn_b_cityscapes() -> ConfigDict:
     """
     config = _of_network('frrn_b', frrn_a_cityscapes())
     config.data.update(crop_size=(512, 1024), scale_range=(0.5, 0.54))
-    config.eval.scales = (0.5,)
+    config.eval.height = 512
     return config
 
 
@@ -470,7 +470,7 @@ def _half_cityscapes(network: str) -> ConfigDict:
     """Whole images of Cityscapes in half their size, 512x1024, as older networks take them; also in evaluation."""
     config = default_config(network)
     config.data.update(crop_size=(512, 1024), scale_range=(0.5, 0.5))
-    config.eval.scales = (0.5,)
+    config.eval.height = 512
     return config
 
 
