@@ -12,6 +12,7 @@ CAMVID_BATCH ?= $(if $(filter cpu,$(BACKEND)),8,16)
 # A ResNet-18 of ImageNet, which raises the score; none: random weights.
 BACKBONE ?=
 camvid: BACKEND = $(shell $(BIN)/python -c 'import jax; print(jax.default_backend())')
+CAMVID_RUN = runs/camvid$(if $(BACKBONE),_pretrained)
 FROM_BACKBONE = $(if $(BACKBONE),--config.model.pretrained_backbone=$(BACKBONE) --config.optimizer.backbone_factor=0.5)
 
 .PHONY: demo camvid test test-networks parity clean
@@ -24,10 +25,10 @@ camvid: $(VENV)/ready
 	@echo 'Trains $(CAMVID_EPOCHS) epochs of $(CAMVID_BATCH) crops a step on the device that JAX has here: $(BACKEND). Minutes on a GPU, about 35 on two cores.'
 	@echo 'Ctrl-C ends it; the same command goes on. A GPU needs its own JAX, see README.md.'
 	$(BIN)/python -m benchmarks.get_camvid $(CAMVID) --url=$(CAMVID_URL)
-	$(BIN)/python main.py --config=configs/camvid.py --workdir=runs/camvid --mode=check_data --config.data.root=$(CAMVID)
-	$(BIN)/python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS) --config.train.batch_size=$(CAMVID_BATCH) $(FROM_BACKBONE)
-	$(BIN)/python main.py --workdir=runs/camvid --mode=evaluate
-	$(BIN)/python main.py --workdir=runs/camvid --mode=export --force
+	$(BIN)/python main.py --config=configs/camvid.py --workdir=$(CAMVID_RUN) --mode=check_data --config.data.root=$(CAMVID)
+	$(BIN)/python main.py --config=configs/camvid.py --workdir=$(CAMVID_RUN) --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS) --config.train.batch_size=$(CAMVID_BATCH) $(FROM_BACKBONE)
+	$(BIN)/python main.py --workdir=$(CAMVID_RUN) --mode=evaluate
+	$(BIN)/python main.py --workdir=$(CAMVID_RUN) --mode=export --force
 
 test: $(VENV)/ready-test
 	$(BIN)/ruff check .
@@ -55,5 +56,6 @@ $(VENV)/ready-parity: requirements-parity.txt $(VENV)/ready-test
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt
 	touch $@
 
+# Runs and data stay.
 clean:
-	rm -rf $(VENV) runs data
+	rm -rf $(VENV) .pytest_cache .ruff_cache

@@ -50,7 +50,7 @@ def define_config_flag(argv: list[str]) -> list[str]:
     elif known.workdir is not None and _takes_weights(known.mode, known.workdir, rest):
         from atonet_jax.runs.network import config_of_file  # takes a moment to import
 
-        config = config_of_file(_value_of('init_from', rest))
+        config = config_of_file(os.path.expanduser(_value_of('init_from', rest)))
     elif known.workdir is not None:
         config = load_config(known.workdir)
     else:

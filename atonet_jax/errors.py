@@ -11,3 +11,8 @@ class ExportError(RuntimeError):
 
 class TrainingError(RuntimeError):
     """A run that cannot go on. Its text is one line: what happened at which step, what is kept, and what to do."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of another program's error; without a text, the name of its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -36,6 +36,13 @@ def validate(config: ConfigDict) -> None:
     """
     checks = _Checks(config)
     defaults = flat_settings(default_config(config.model.name))
+    options = {name: {key for key in settings if key.startswith('model.')} for name, settings in
+               (('given', flat_settings(config)), ('known', defaults))}  # fmt: skip
+    if options['given'] != options['known']:
+        raise InputError(
+            f'config.model.name={config.model.name}: the config has the options of another network; give '
+            f'--config=FILE:{config.model.name}'
+        )
     for key, value in flat_settings(config).items():
         if key.startswith('model.') and defaults[key] == ():
             continue  # of which type it is, the network alone knows

@@ -53,6 +53,7 @@ from atonet_jax.runs.environment import device_names, git_revision, now, version
 from atonet_jax.runs.network import starting_variables
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import to_torch
+from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
@@ -199,7 +200,9 @@ class Runs:
         variables, fresh = starting_variables(config, model, CAMVID, self._mesh)
         options = step_options(config, create_objective(config, model), fresh)
         step_fn = compile_train_step(self._mesh, **options)
-        weights = config.loss.class_weights or None
+        with tempfile.TemporaryDirectory() as folder:  # for the counts
+            dataset = train_set.examples.dataset
+            weights = class_weights(config, network(model).class_weights, dataset, folder)
         recipe = create_recipe(config, num_images, total_steps, class_weights=weights)
         averaging = config.optimizer.ema_decay > 0
         state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
@@ -513,7 +516,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument('--recipes', nargs='+', default=['scratch'], help=names)
     parser.add_argument('--seeds', nargs='+', type=int, default=[0])
     parser.add_argument('--epochs', type=float, help='instead of those of the recipes')
-    parser.add_argument('--set', nargs='*', default=[], metavar='KEY=JSON', help='settings over those of all recipes')
+    parser.add_argument('--set', nargs='*', default=[], metavar='KEY=VALUE', help='settings over those of all recipes')
     parser.add_argument('--results', default='runs/camvid.jsonl', help='file that lines are added to')
     parser.add_argument('--minutes', type=float, default=math.inf, help='after which no run goes on')
     parser.add_argument('--bare', action='store_true', help='also times steps whose batch is there already')
@@ -534,8 +537,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
     results = Results(arguments.results)
     runs = Runs(arguments.data, arguments.backbone, time.monotonic() + 60 * arguments.minutes, arguments.bare)
-    settings = dict(pair.split('=', 1) for pair in arguments.set)
-    settings = {key: _setting(value) for key, value in settings.items()}
+    settings = dict(map(_setting, arguments.set))
     if arguments.epochs is not None:
         settings['train.epochs'] = arguments.epochs
     say(f'{device_names()}; {versions("jax", "flax", "optax")}; revision {git_revision()}')
@@ -590,9 +592,16 @@ def main(argv: list[str] | None = None) -> None:
         print(f'left: {"; ".join(left)}; the same command goes on with them')
 
 
-def _setting(text: str) -> Any:
-    value = json.loads(text) if text[:1] in '[{"-0123456789tfn' else text
-    return tuple(value) if isinstance(value, list) else value
+def _setting(pair: str) -> tuple[str, Any]:
+    """'KEY=VALUE' -> its parts. A value that is no JSON is a word."""
+    key, is_given, text = pair.partition('=')
+    if not is_given:
+        raise InputError(f'--set {pair}: must be KEY=VALUE, such as train.batch_size=8')
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    return key, tuple(value) if isinstance(value, list) else value
 
 
 if __name__ == '__main__':

@@ -25,7 +25,8 @@ def get_camvid(folder: str, url: str = URL) -> None:
     """Fetches the splits into `folder`, whose name must be CamVid, unless they are there.
 
     Raises:
-        SystemExit: the folder has another name, git is missing or fails, or the repository lacks a split.
+        SystemExit: the folder has another name or lies in another repository, git is missing or fails, or the
+            repository lacks a split.
     """
     checkout, name = os.path.split(os.path.abspath(folder))
     unfinished = pathlib.Path(checkout, '.git', 'camvid_is_unfinished')
@@ -39,6 +40,8 @@ def get_camvid(folder: str, url: str = URL) -> None:
     os.makedirs(checkout, exist_ok=True)
     if not os.path.isdir(os.path.join(checkout, '.git')):
         _git(checkout, 'init', '--quiet')
+    elif not unfinished.exists() and not _is_of(checkout, url):
+        sys.exit(f'{checkout}: is another git repository; give another place: make camvid CAMVID=/path/{_FOLDER}')
     if unfinished.exists():  # a git that was killed leaves its locks
         for left in unfinished.parent.glob('*.lock'):
             left.unlink()
@@ -56,6 +59,11 @@ def get_camvid(folder: str, url: str = URL) -> None:
 
 def _missing(folder: str) -> list[str]:
     return [part for part in _PARTS if not os.path.isdir(os.path.join(folder, part))]
+
+
+def _is_of(checkout: str, url: str) -> bool:
+    command = ['git', '-C', checkout, 'config', 'remote.origin.url']
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() == url
 
 
 def _git(folder: str, *arguments: str) -> None:

@@ -10,6 +10,7 @@ from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.device_cache import DeviceCache
 from atonet_jax.data.examples import Examples
 from atonet_jax.process.devices import split_by_batch
+from atonet_jax.process.distributed import decided_by_main_process
 
 
 class Batches:
@@ -29,6 +30,7 @@ class Batches:
         examples.dataset.require_labels()
         self.examples = examples
         self.mesh = mesh
+        self._is_on_device = decided_by_main_process(lambda: examples.on_device)  # `auto` may differ
 
     def train(
         self, *, batch_size: int, augmentation: Augmentation, seed: int, start_sample: int, num_steps: int
@@ -45,7 +47,7 @@ class Batches:
             'start_sample': start_sample,
             'num_steps': num_steps,
         }
-        if self.examples.on_device:
+        if self._is_on_device:
             return self._device_cache.train_batches(**options)
         from atonet_jax.data.pipeline import train_batches  # imports TensorFlow
 
@@ -57,7 +59,7 @@ class Batches:
         Raises:
             InputError: as `train`.
         """
-        if self.examples.on_device:
+        if self._is_on_device:
             return self._device_cache.eval_batches(batch_size)
         from atonet_jax.data.pipeline import eval_batches  # imports TensorFlow
 

@@ -103,6 +103,11 @@ class SegmentationDataset:
     def __len__(self) -> int:
         return len(self.image_paths)
 
+    @property
+    def usable(self) -> list[int]:
+        """The examples that `verify` did not find unusable."""
+        return [i for i in range(len(self)) if i not in self.unusable]
+
     def require_labels(self) -> None:
         """Raises DataError if the split has no labels."""
         if self.label_paths is None:

@@ -10,7 +10,7 @@ import concurrent.futures
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -55,10 +55,12 @@ class DeviceCache:
         dataset = examples.dataset
         self._examples = examples
         self._mesh = mesh
-        self._size, needed = check(dataset, mesh)
+        check([dataset], mesh)
+        self._size = _only_size(dataset)
         self._share = _share(dataset, mesh)
+        needed, free = _needed_bytes(dataset, mesh) / 1e9, _free_bytes(mesh) / 1e9
         _log.info('%s %s: decoded %.2f GB in the memory of each of %d device(s); %.2f GB are free there',
-                  dataset.name, dataset.split, needed / 1e9, mesh.size, _free_bytes(mesh) / 1e9)  # fmt: skip
+                  dataset.name, dataset.split, needed, mesh.size, free)  # fmt: skip
         self._images, self._labels, self._usable = self._load()
         self._host_labels = {}
 
@@ -92,7 +94,7 @@ class DeviceCache:
         """The batches of `pipeline.eval_batches` over all processes, split over the devices."""
         dataset = self._examples.dataset
         rows = self._rows_of_this_process(batch_size)
-        indices = np.array([i for i in range(len(dataset)) if i not in dataset.unusable], np.int32)
+        indices = np.array(dataset.usable, np.int32)
         indices = np.where(self._usable[indices], indices, -1)
         indices = np.pad(indices, (0, -len(indices) % batch_size), constant_values=-1)
         for start in range(0, len(indices), batch_size):
@@ -167,23 +169,22 @@ def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
     """Whether `auto` chooses the device: an accelerator, one image size, a share within a quarter of free memory."""
     if mesh.devices.flat[0].platform == 'cpu' or len(_sizes(dataset)) != 1:
         return False
-    return _needed_bytes(dataset, mesh, *_sizes(dataset)) <= _free_bytes(mesh) / 4
+    return _needed_bytes(dataset, mesh) <= _free_bytes(mesh) / 4
 
 
-def check(dataset: SegmentationDataset, mesh: Mesh) -> tuple[tuple[int, int], int]:
-    """(height, width) of all images, and how many bytes of each device the split will take.
+def check(datasets: Sequence[SegmentationDataset], mesh: Mesh) -> None:
+    """Looks whether splits can be kept together.
 
     Raises:
-        InputError: the images have several sizes, or the devices' memory does not hold them.
+        InputError: the images of one have several sizes, or the devices' memory does not hold them all.
     """
-    size = _only_size(dataset)
-    needed, free = _needed_bytes(dataset, mesh, size), _free_bytes(mesh)
+    needed, free = sum(_needed_bytes(dataset, mesh) for dataset in datasets), _free_bytes(mesh)
     if needed > free:
+        names = ' and '.join(f'{dataset.name} {dataset.split}' for dataset in datasets)
         raise InputError(
-            f'config.data.cache=device: {dataset.name} {dataset.split} takes {needed / 1e9:.2f} GB of each device '
-            f'decoded, but {free / 1e9:.2f} GB are free; choose memory, disk or none'
+            f'config.data.cache=device: {names} take {needed / 1e9:.2f} GB of each device decoded, but '
+            f'{free / 1e9:.2f} GB are free; choose memory, disk or none'
         )
-    return size, needed
 
 
 def _share(dataset: SegmentationDataset, mesh: Mesh) -> int:
@@ -191,12 +192,14 @@ def _share(dataset: SegmentationDataset, mesh: Mesh) -> int:
     return -(-len(dataset) // mesh.size)
 
 
-def _needed_bytes(dataset: SegmentationDataset, mesh: Mesh, size: tuple[int, int]) -> int:
-    return _share(dataset, mesh) * _BYTES * size[0] * size[1]
+def _needed_bytes(dataset: SegmentationDataset, mesh: Mesh) -> int:
+    """Of each device."""
+    height, width = _only_size(dataset)
+    return _share(dataset, mesh) * _BYTES * height * width
 
 
 def _sizes(dataset: SegmentationDataset) -> set[tuple[int, int]]:
-    return {read_image_size(dataset, i) for i in range(len(dataset)) if i not in dataset.unusable}
+    return {read_image_size(dataset, i) for i in dataset.usable}
 
 
 def _only_size(dataset: SegmentationDataset) -> tuple[int, int]:

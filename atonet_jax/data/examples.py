@@ -145,8 +145,7 @@ class _DiskCache:
             ) from error
         self._paths = {
             i: os.path.join(folder, hashlib.sha256(dataset.fingerprint(i).encode()).hexdigest()[:32])
-            for i in range(len(dataset))
-            if i not in dataset.unusable
+            for i in dataset.usable
         }
         there = sum(map(os.path.exists, self._paths.values()))
         needed = decoded_bytes(dataset)

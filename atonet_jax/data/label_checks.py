@@ -52,7 +52,7 @@ def judge_labels(
     mask = {'0', f'{IGNORE_LABEL}'}
     masks = [path for path, one in counts.items() if set(one.known) == mask]
     if set(values) == mask or len(masks) > len(counts) / 2:
-        doubts['labels hold only 0 and 255, as masks do, but 255 is ignored'] = masks
+        doubts['labels hold only 0 and 255, as masks do, but 255 is ignored'] = masks or list(counts)
         advice = (
             "save the class's number in place of 255; or give the classes the colours #000000 and #ffffff and set "
             '--config.data.label_values=color; '

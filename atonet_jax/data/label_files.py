@@ -4,7 +4,6 @@ A file holds numbers or colours. Its samples are the numbers, at any bit depth a
 holds is decided for a whole split (label_reading.py).
 """
 
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -15,6 +14,8 @@ import PIL.Image
 from atonet_jax.data.dataset import VOID_INDEX, DataError, SegmentationDataset
 from atonet_jax.data.image_files import check_label_pixels, check_label_size, upright_labels
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
+from atonet_jax.data.pictures import UNDECODABLE
+from atonet_jax.errors import first_line
 
 KINDS = ('grey', 'grey_palette', 'palette', 'rgb')  # of label files; grey_palette: whose colours are different greys
 LABEL_EXTENSIONS = ('.png', '.bmp', '.tif', '.tiff', '.gif')
@@ -29,7 +30,6 @@ _TIFF_COMPRESSIONS = ('raw', 'tiff_ccitt', 'group3', 'group4', 'tiff_lzw', 'tiff
                       'packbits', 'tiff_deflate', 'lzma', 'zstd')  # fmt: skip
 _NO_PAGE = 5  # bits of a TIFF's page: a smaller copy of another page, or a mask of transparency
 _SUBFILE_TYPE, _BITS, _PHOTOMETRIC = 254, 258, 262  # TIFF's tags
-_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)  # what Pillow raises
 _WRONG_KIND = 'wrong kind of label file'
 
 
@@ -298,11 +298,11 @@ def _decoding(path: str) -> Iterator[None]:
         yield
     except DataError:  # a ValueError too
         raise
-    except _UNDECODABLE as error:
+    except UNDECODABLE as error:
         if isinstance(error, PIL.UnidentifiedImageError):  # whose text is the name of an object
             reason = 'not an image'
         else:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
         raise DataError(f'{path}: cannot be decoded ({reason}); replace the file', 'file cannot be decoded') from error
 
 

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 import PIL.Image
 
-from atonet_jax.errors import InputError
+from atonet_jax.errors import InputError, first_line
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ _BITS = (8, 10, 12, 14, 16)  # of samples in use
 _SCALED_BY_PILLOW = ('PPM', 'JPEG2000')  # integers of any declared range come as 16 bits
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SMALLEST, _LARGEST = 258, 262, 340, 341  # TIFF tags
 _said = set()  # bits that were taken for the range of a picture, each said once
-_UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)  # what Pillow raises
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)  # what Pillow raises
 
 # Our own limits, which settings can raise, are checked before anything is decoded.
 PIL.Image.MAX_IMAGE_PIXELS = None
@@ -165,9 +165,8 @@ def _opened(
         raise InputError(f'{name}: no image that can be read; give PNG, JPEG or another usual format') from error
     except MemoryError as error:
         raise InputError(f'{name}: too large for the memory; make it smaller') from error
-    except _UNDECODABLE as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f'{name}: cannot be decoded ({reason}); replace the file') from error
+    except UNDECODABLE as error:
+        raise InputError(f'{name}: cannot be decoded ({first_line(error)}); replace the file') from error
 
 
 def _orientation(image: PIL.Image.Image) -> int:

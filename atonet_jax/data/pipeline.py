@@ -133,9 +133,8 @@ def eval_batches(
     """
     shard_size = _shard_size(batch_size, num_shards)
     dataset = examples.dataset
-    usable = [i for i in range(len(examples)) if i not in dataset.unusable]
     plan = []
-    for size, run in itertools.groupby(usable, lambda i: read_image_size(dataset, i)):
+    for size, run in itertools.groupby(dataset.usable, lambda i: read_image_size(dataset, i)):
         run = list(run)
         for start in range(shard_index * shard_size, len(run) + shard_index * shard_size, batch_size):
             plan.append((size, run[start : start + shard_size]))

@@ -99,7 +99,7 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
     if cache == 'auto':
         cache = 'device' if device_cache.suits(dataset, mesh) else 'none'
     elif cache == 'device':
-        device_cache.check(dataset, mesh)
+        device_cache.check([dataset], mesh)
     cache_dir = data.cache_dir or os.path.join(workdir, 'decoded')
     return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
 

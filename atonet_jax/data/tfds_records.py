@@ -12,6 +12,7 @@ from etils import epath
 
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.tfrecord import masked_crc32c
+from atonet_jax.errors import first_line
 
 ANEW = 'copy or prepare it anew'
 
@@ -140,5 +141,4 @@ def foreign_errors(path: epath.PathLike, problem: str, advice: str, kind: str = 
     except DataError:
         raise
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f'{path}: {problem} ({reason}); {advice}', kind) from error
+        raise DataError(f'{path}: {problem} ({first_line(error)}); {advice}', kind) from error

@@ -148,7 +148,7 @@ def _read_cache(cache_path: str | None) -> dict[str, _Good]:
     try:
         with open(cache_path) as file:
             return {path: _Good(*values) for path, values in json.load(file).items()}
-    except (FileNotFoundError, ValueError, TypeError, AttributeError):  # no JSON, or other JSON than ours
+    except (OSError, ValueError, TypeError, AttributeError):  # cannot be read, is no JSON, or other JSON than ours
         return {}
 
 

@@ -3,7 +3,7 @@
 import functools
 import heapq
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -18,6 +18,7 @@ from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scor
 from atonet_jax.inference.segmenter import prepared_variables
 from atonet_jax.inference.views import predict_labels
 from atonet_jax.inference.windows import SlidingWindows
+from atonet_jax.models import check_size
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress
@@ -86,7 +87,12 @@ class Evaluator:
     """Scores a network's variables on one split, as the config's section `eval` says."""
 
     def __init__(self, model: nn.Module, batches: Batches, options: ConfigDict):
-        """Each `run` reads the images of the split, one batch ahead."""
+        """Each `run` reads the images of the split, one batch ahead.
+
+        Raises:
+            InputError: an image is smaller than `options.center_crop`, or than the network takes after `options`.
+        """
+        _check_sizes(model, {size for size in batches.examples.dataset.sizes or () if size is not None}, options)
         self._batches = batches
         self._options = options
         self._model = model
@@ -219,12 +225,31 @@ def _scored(shape, labels, index, predictions):
     return confusion_matrices(labels, predictions, *shape), index, predictions
 
 
+def _check_sizes(model: nn.Module, sizes: Iterable[tuple[int, int]], options: ConfigDict) -> None:
+    """Raises InputError where the network cannot take images of `sizes` as `options` would have it look at them."""
+    for size in sizes:
+        if options.center_crop:
+            _check_center_crop(size, options.center_crop)
+            size = options.center_crop
+        height, width = size
+        if options.height:
+            height, width = options.height, round(width * options.height / height)
+        for scale in options.scales:
+            seen = round(height * scale), round(width * scale)
+            check_size(model, [min(lengths) for lengths in zip(seen, options.window or seen, strict=True)])
+
+
+def _check_center_crop(size: tuple[int, int], crop: tuple[int, int]) -> None:
+    if crop[0] > size[0] or crop[1] > size[1]:
+        raise InputError(
+            f'config.eval.center_crop={tuple(crop)} is larger than an image of {size[0]}x{size[1]}; choose a smaller '
+            'one'
+        )
+
+
 def _center_crop(batch: dict, size: tuple[int, int]) -> dict:
     (height, width), (rows, columns) = batch['label'].shape[1:], size
-    if rows > height or columns > width:
-        raise InputError(
-            f'config.eval.center_crop={tuple(size)} is larger than an image of {height}x{width}; choose a smaller one'
-        )
+    _check_center_crop((height, width), size)
     top, left = (height - rows) // 2, (width - columns) // 2
     part = (slice(None), slice(top, top + rows), slice(left, left + columns))
     return batch | {'image': batch['image'][part], 'label': batch['label'][part]}

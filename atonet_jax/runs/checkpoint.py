@@ -35,7 +35,7 @@ _log = logging.getLogger(__name__)
 
 _PAUSES = (0.5, 2.0)  # seconds before a checkpoint that could not be read is tried again
 _TREES = ('variables', 'optimizer', 'averaged')
-# Where a file's absence or kind is the reason, waiting does not help; nor where its content is.
+# An error with one of these codes, or with none, is of a damaged checkpoint, which is moved away. Others may pass.
 _OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
@@ -110,11 +110,13 @@ class Checkpoints:
         """
         items = {name: ocp.args.StandardSave(tree) for name, tree in _items(state).items()}
         with self._explains_failure():
-            self._manager.save(
+            is_saved = self._manager.save(
                 int(state.step),
                 args=ocp.args.Composite(**items, numbers=ocp.args.JsonSave(numbers)),
                 metrics=None if miou is None else {MIOU: miou},
             )
+            if not is_saved:
+                raise RuntimeError('there is a later one')
 
     def save_variables(self, step: int, variables: dict[str, Any]) -> None:
         """Starts to save only a network's variables: enough to evaluate, not to continue training."""
@@ -205,8 +207,19 @@ class Checkpoints:
         """Only the network's variables, on every device of the mesh. With `averaged`, the averaged ones.
 
         Modules that only training has are left out if the checkpoint lacks them, as exported weights do.
+
+        Raises:
+            InputError: the checkpoint cannot be read.
         """
-        item = 'averaged' if averaged else 'variables'
+        try:
+            return self._restore_variables(step, model, mesh, 'averaged' if averaged else 'variables')
+        except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
+            raise InputError(
+                f'{self._folder}: checkpoint {step} cannot be read ({_reason(error)}); copy it again, or give another '
+                'by --config.eval.checkpoint'
+            ) from error
+
+    def _restore_variables(self, step: int, model: nn.Module, mesh: Mesh, item: str) -> dict[str, Any]:
         saved = self._modules(step, item)
         optional = network(model).training_only
         variables = {

@@ -47,7 +47,7 @@ REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
 # Settings that change no shape of a parameter.
 _FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ', 'config.model.pretrained_strict ')
-_STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.ema_decay ')  # a training state depends on these
+_STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.frozen ')  # a training state depends on these
 
 
 def load_config(workdir: str) -> ConfigDict:
@@ -149,25 +149,40 @@ def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
         ) from error
 
 
-def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
-    """Starts a run in `workdir`, or finds the run that is there already.
+def check_claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
+    """Whether a run may begin in `workdir`, or go on from the one that is there.
 
     Returns:
         Changes of the config since the run began, one line for each key; empty for a new run.
 
     Raises:
-        InputError: the workdir belongs to a run with another network, other classes, or another kind of training state;
-            or it cannot be written.
+        InputError: the workdir belongs to a run with another network, other classes, or another kind of training state.
     """
-    changes = changes_since(workdir, config, class_table) if holds_run(workdir) else []
+    if not holds_run(workdir):
+        return []
+    changes = changes_since(workdir, config, class_table)
     state = [change for change in changes if change.startswith(_STATE_KEYS)]
+    averages = [each.optimizer.ema_decay > 0 for each in (load_config(workdir), config)]
+    if averages[0] != averages[1]:
+        state += [change for change in changes if change.startswith('config.optimizer.ema_decay ')]
     if state:
-        raise InputError(f'{workdir}: its training state does not fit ({"; ".join(state)}); give a new --workdir')
+        raise InputError(
+            f'{workdir}: its training state does not fit ({"; ".join(state)}); give a new --workdir, which '
+            f'--config.init_from={workdir} starts from the weights of this one'
+        )
+    return changes
+
+
+def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> None:
+    """Starts a run in `workdir`, or goes on with the one there, after `check_claim`.
+
+    Raises:
+        InputError: the workdir cannot be written.
+    """
     with writing(workdir):
         os.makedirs(workdir, exist_ok=True)
         write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
         write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
-    return changes
 
 
 def record_fresh(workdir: str, modules: Sequence[str]) -> None:
@@ -203,11 +218,14 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
         InputError: there is no run, or it is one of another network, of other classes, or from other weights.
     """
     changes = list(_differences(load_config(workdir), config))
-    if any(change.startswith('config.init_from ') for change in changes):
-        raise InputError(
-            f'config.init_from={config.init_from}: {workdir} holds a run that has begun already; give a new --workdir '
-            'to use these weights, or leave config.init_from as it was'
-        )
+    for key, value in (
+        ('config.init_from', config.init_from), ('config.model.pretrained_backbone', config.model.pretrained_backbone)
+    ):  # fmt: skip
+        if value and any(change.startswith(f'{key} ') for change in changes):
+            raise InputError(
+                f'{key}={value}: {workdir} holds a run that has begun already; give a new --workdir to use these '
+                f'weights, or leave {key} as it was'
+            )
     network = [c for c in changes if c.startswith('config.model.') and not c.startswith(_FREE_MODEL_KEYS)]
     difference = class_difference(load_class_table(workdir), class_table)
     if difference:

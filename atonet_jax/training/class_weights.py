@@ -90,7 +90,7 @@ def weights_of_counts(rule: ClassWeights, counts: ClassCounts) -> np.ndarray:
 
 def _count_once(dataset: SegmentationDataset, workdir: str) -> ClassCounts:
     """From the workdir, if nothing has changed since the labels were counted."""
-    usable = [i for i in range(len(dataset)) if i not in dataset.unusable]
+    usable = dataset.usable
     fingerprint = hashlib.sha256('\n'.join(map(dataset.fingerprint, usable)).encode(errors='replace')).hexdigest()
     path = os.path.join(workdir, COUNTS_FILE)
     try:

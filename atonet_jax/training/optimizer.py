@@ -124,17 +124,18 @@ class Optimizer(NamedTuple):
         """What is added to the parameters, and the next state. Rates and decays are those of each of `RATE_GROUPS`."""
         return self._transformation(learning_rates, weight_decays).update(gradient, opt_state, params)
 
-    def _transformation(self, learning_rates, weight_decays) -> optax.GradientTransformation:
+    def groups(self, params: Any) -> Any:
+        """`parameter_group` of each parameter."""
         contract = network(self.model).with_fresh(self.fresh)
 
-        def groups(params):
-            def group_of(path, _):
-                return parameter_group(tuple(key.key for key in path), contract, self.frozen)
+        def group_of(path, _):
+            return parameter_group(tuple(key.key for key in path), contract, self.frozen)
 
-            return jax.tree_util.tree_map_with_path(group_of, params)
+        return jax.tree_util.tree_map_with_path(group_of, params)
 
+    def _transformation(self, learning_rates, weight_decays) -> optax.GradientTransformation:
         rules = {group: self._rule(learning_rates[group], weight_decays[group]) for group in RATE_GROUPS}
-        return optax.multi_transform(rules | {'frozen': optax.set_to_zero()}, groups)
+        return optax.multi_transform(rules | {'frozen': optax.set_to_zero()}, self.groups)
 
     def _rule(self, learning_rate, weight_decay) -> optax.GradientTransformation:
         def add_decay(updates, params):

@@ -89,6 +89,9 @@ class Recorder:
             self._board.image('confusion', confusion_picture(evaluation.confusion, self._table.class_names), step)
             self._board.flush()
         self.report(step, evaluation)
+        if np.isnan(scores.miou):
+            say(f'step {step}: no score, because no pixel of {evaluation.dataset} has a label')
+            return
         say(
             f'step {step}: mIoU {100 * scores.miou:.2f}%, pixel accuracy {100 * scores.pixel_accuracy:.2f}% '
             f'(best mIoU {100 * numbers["best_miou"]:.2f}% at step {numbers["best_step"]})'

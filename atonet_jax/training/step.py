@@ -22,7 +22,7 @@ from atonet_jax.training.losses import label_weights, total_loss
 from atonet_jax.training.optimizer import Optimizer, Schedule
 from atonet_jax.training.remat import rematerialized
 
-_AUGMENTATION = 1  # sets its random numbers apart from dropout's
+_AUGMENTATION, _FIRST_PART = 1, 2  # set random numbers apart: those of dropout in a whole batch, these, in parts
 
 
 class StepNumbers(NamedTuple):
@@ -209,7 +209,7 @@ def accumulated_gradient(
     def take(carry, part):
         collections, sums = carry
         images, labels, i = part
-        gradient = gradient_of_part(collections, images, labels, jax.random.fold_in(dropout_key, i))
+        gradient = gradient_of_part(collections, images, labels, jax.random.fold_in(dropout_key, _FIRST_PART + i))
         sums = jax.tree.map(jnp.add, sums, gradient._replace(collections=None))
         return (gradient.collections, sums), None
 
@@ -242,7 +242,8 @@ def train_step(
         accumulation: how many parts the batch is taken in (`accumulated_gradient`).
 
     Returns:
-        The state after the step, and float32 scalars: the loss, its terms, the gradient's norm, the learning rates.
+        The state after the step, and float32 scalars: the loss, its terms, the gradient's norm, and the learning rate
+        of each group that has parameters.
     """
     inputs = step_inputs(objective, state, batch, augmentation, numbers.seed)
     arguments = objective, state.variables, *inputs, numbers.class_weights
@@ -257,7 +258,8 @@ def train_step(
         averaged = optax.incremental_update(variables, averaged, 1 - decay)
 
     metrics = {'loss': gradient.loss, **gradient.terms, 'gradient_norm': optax.tree.norm(gradient.params)}
-    metrics |= {f'learning_rate_{group}': rate for group, rate in rates.items()}
+    groups = set(jax.tree.leaves(optimizer.groups(params)))
+    metrics |= {f'learning_rate_{group}': rate for group, rate in rates.items() if group in groups}
     return TrainState(state.step + 1, variables, opt_state, averaged), metrics
 
 

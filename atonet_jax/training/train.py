@@ -3,6 +3,7 @@
 import logging
 import math
 import os
+import pathlib
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network
+from atonet_jax.data import device_cache
 from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.dataset import SegmentationDataset
@@ -31,7 +33,17 @@ from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
-from atonet_jax.runs.workdir import changes_since, claim, holds_run, lock, read_fresh, record_fresh, write_json, writing
+from atonet_jax.runs.workdir import (
+    changes_since,
+    check_claim,
+    claim,
+    holds_run,
+    lock,
+    read_fresh,
+    record_fresh,
+    write_json,
+    writing,
+)
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.nonfinite import first_nonfinite
@@ -71,6 +83,8 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         variables, fresh = starting_variables(config, model, table, mesh)
     with ExitStack() as held:
         decided_by_main_process(lambda: held.enter_context(lock(workdir)))
+        if decided_by_main_process(lambda: has_checkpoint(workdir)) != resumes:
+            raise InputError(f'{workdir}: another run has just saved there; give the same command again to go on')
         return _train(config, workdir, mesh, table, objective, variables, fresh, resumes)
 
 
@@ -80,13 +94,13 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
         train_set, eval_set = (
             load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
         )
+    if train_set.on_device and eval_set.on_device:
+        device_cache.check([train_set.dataset, eval_set.dataset], mesh)
     if shared := shared_images_text(train_set.dataset, eval_set.dataset):
         _log.warning('%s', shared)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
-    changes = decided_by_main_process(lambda: claim(workdir, config, table))
-    if not resumes:
-        decided_by_main_process(lambda: record_fresh(workdir, fresh))
+    changes = decided_by_main_process(lambda: check_claim(workdir, config, table))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
     padding, is_much = padding_text(sizes, train_augmentation(config))
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
@@ -94,6 +108,9 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
     timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
 
     options = step_options(config, objective, fresh)
+    groups = set(jax.tree.leaves(options['optimizer'].groups(variables['params'])))
+    if 'backbone' not in groups and config.optimizer.backbone_factor != 1:
+        _log.info('config.optimizer.backbone_factor has no effect: %s trains all at one rate', config.model.name)
     state = create_state(variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
     _log.info(
         '%s: %d parameters; %d training and %d evaluation images; on %d %s device(s)',
@@ -115,6 +132,9 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
             numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
             changes += [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
+        else:
+            decided_by_main_process(lambda: record_fresh(workdir, fresh))
+        decided_by_main_process(lambda: claim(workdir, config, table))
         recipe = create_recipe(config, timeline.num_images, timeline.total_steps, timeline.offset, weights)
         _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], recipe))
         recorder = Recorder(workdir, config, table, timeline)
@@ -236,7 +256,8 @@ class _Run:
                     }
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
                     self._recorder.sync(step)
-                    self._checkpoints.save(state, dict(self._numbers), scores and scores.miou)
+                    miou = scores.miou if scores is not None and not math.isnan(scores.miou) else None
+                    self._checkpoints.save(state, dict(self._numbers), miou)
                     self._last_good_step = step
                     progress.restart()
                     if stop is None and step < total_steps:
@@ -257,10 +278,11 @@ class _Run:
                 if math.isfinite(metrics[name]):
                     continue
                 where = explain() if explain else '--config.debug.nans=true says in which layer'
+                last = self._last_good_step
+                kept = f'the checkpoint of step {last} in {self._workdir} is kept' if last else 'nothing was saved yet'
                 raise TrainingError(
-                    f'step {step}: {name} is {metrics[name]}; {where}; the checkpoint of step {self._last_good_step} '
-                    f'in {self._workdir} is kept; start again with a lower config.optimizer.learning_rate or more '
-                    'config.schedule.warmup_epochs'
+                    f'step {step}: {name} is {metrics[name]}; {where}; {kept}; start again with a lower '
+                    'config.optimizer.learning_rate or more config.schedule.warmup_epochs'
                 )
 
     def _evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> Scores:
@@ -273,14 +295,19 @@ class _Run:
 
 
 def _list_skipped(examples: Examples, workdir: str) -> None:
-    if examples.skipped and is_main_process():
-        dataset = examples.dataset
-        path = os.path.join(workdir, f'skipped_{dataset.split}.json')
-        reasons = {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())}
-        with writing(workdir):
-            write_json(path, reasons)
-        count = len(examples.skipped)
-        _log.warning('%d of %d images of %s were skipped; %s lists them', count, len(examples), dataset.split, path)
+    """Writes which images the main process has skipped in this start, and why."""
+    if not is_main_process():
+        return
+    dataset = examples.dataset
+    path = os.path.join(workdir, f'skipped_{dataset.split}.json')
+    reasons = {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())}
+    with writing(workdir):
+        if not reasons:
+            pathlib.Path(path).unlink(missing_ok=True)  # of an earlier start
+            return
+        os.makedirs(os.path.dirname(path), exist_ok=True)  # a split may be named train/a
+        write_json(path, reasons)
+    _log.warning('%d of %d images of %s were skipped; %s lists them', len(reasons), len(examples), dataset.split, path)
 
 
 def with_crop_size(config: ConfigDict, sizes: Mapping[tuple[int, int], int]) -> ConfigDict:

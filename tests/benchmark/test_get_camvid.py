@@ -72,3 +72,13 @@ def test_a_folder_that_is_given_and_is_not_camvid_is_refused(tmp_path):
     (tmp_path / 'train').mkdir()
     with pytest.raises(SystemExit, match='lacks trainannot; give the folder of CamVid, or one named CamVid'):
         get_camvid(str(tmp_path))
+
+
+def test_another_repository_is_left_alone(public, tmp_path):
+    git(tmp_path, 'init', '--quiet')
+    (tmp_path / 'mine.txt').write_text('mine')
+    git(tmp_path, 'add', '.')
+    git(tmp_path, 'commit', '--quiet', '-m', 'mine')
+    with pytest.raises(SystemExit, match='is another git repository; give another place'):
+        get_camvid(str(tmp_path / 'CamVid'), public)
+    assert (tmp_path / 'mine.txt').exists()

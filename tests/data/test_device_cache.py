@@ -100,6 +100,11 @@ def test_what_cannot_be_cached_is_refused_before_a_workdir_is_claimed(tiny_confi
     with pytest.raises(InputError, match='are free; choose memory'):
         train(config, str(tmp_path / 'run'))
     assert not holds_run(str(tmp_path / 'run'))
+    sizes = [len(load_dataset(config.data, split)) * 4 * 64 * 128 for split in ('train', 'val')]
+    monkeypatch.setattr(device_cache, '_free_bytes', lambda mesh: max(sizes))  # for each, but not for both
+    with pytest.raises(InputError, match='train and .* val take .* are free'):
+        train(config, str(tmp_path / 'run'))
+    assert not holds_run(str(tmp_path / 'run'))
 
 
 def test_its_size_is_said_before_anything_is_read(dataset, caplog):

@@ -14,6 +14,7 @@ from atonet_jax.runs.workdir import (
     METRICS_FILE,
     MetricsLog,
     changes_since,
+    check_claim,
     claim,
     class_difference,
     load_class_table,
@@ -41,7 +42,8 @@ def logged_steps(workdir):
 
 def test_new_run_makes_its_workdir_and_can_be_read_back(tmp_path):
     workdir, config = str(tmp_path / 'runs' / 'new'), default_config()
-    assert claim(workdir, config, CITYSCAPES) == []
+    assert check_claim(workdir, config, CITYSCAPES) == []
+    claim(workdir, config, CITYSCAPES)
     assert load_config(workdir) == config
     assert load_class_table(workdir) == CITYSCAPES
 
@@ -49,13 +51,14 @@ def test_new_run_makes_its_workdir_and_can_be_read_back(tmp_path):
 def test_run_that_goes_on_tells_what_its_config_changed(tmp_path):
     config = default_config()
     claim(str(tmp_path), config, CITYSCAPES)
-    assert claim(str(tmp_path), config, CITYSCAPES) == []
+    assert check_claim(str(tmp_path), config, CITYSCAPES) == []
     config.train.epochs = 100.0
     config.eval.scales = (0.5, 1.0)
-    assert claim(str(tmp_path), config, CITYSCAPES) == [
+    assert check_claim(str(tmp_path), config, CITYSCAPES) == [
         'config.eval.scales was (1.0,), is (0.5, 1.0)',
         'config.train.epochs was 200.0, is 100.0',
     ]
+    claim(str(tmp_path), config, CITYSCAPES)
     assert load_config(str(tmp_path)) == config
 
 
@@ -66,25 +69,35 @@ def test_run_of_another_network_is_refused_and_the_workdir_unharmed(tmp_path):
     config.model.width = 64
     config.train.epochs = 1.0
     with pytest.raises(InputError, match='config.model.width was 128, is 64.*give a new --workdir'):
-        claim(str(tmp_path), config, CITYSCAPES)
+        check_claim(str(tmp_path), config, CITYSCAPES)
     assert contents(tmp_path) == before
 
 
 def test_other_weights_to_start_from_are_not_passed_over_where_a_run_has_begun(tmp_path):
     config = default_config()
     claim(str(tmp_path), config, CITYSCAPES)
-    config.init_from = 'atonet.pth'
-    with pytest.raises(InputError, match='config.init_from=atonet.pth: .*has begun already; give a new --workdir'):
-        changes_since(str(tmp_path), config, CITYSCAPES)
+    for section, key in ((config, 'init_from'), (config.model, 'pretrained_backbone')):
+        section[key] = 'resnet18.pth'
+        with pytest.raises(InputError, match=f'{key}=resnet18.pth: .*has begun already; give a new --workdir'):
+            changes_since(str(tmp_path), config, CITYSCAPES)
+        section[key] = ''
 
 
-@pytest.mark.parametrize(('key', 'value'), [('name', 'adamw'), ('ema_decay', 0.99)])
+@pytest.mark.parametrize(('key', 'value'), [('name', 'adamw'), ('ema_decay', 0.99), ('frozen', ('backbone',))])
 def test_run_whose_training_state_would_not_fit_is_refused(tmp_path, key, value):
     config = default_config()
     claim(str(tmp_path), config, CITYSCAPES)
     config.optimizer[key] = value
     with pytest.raises(InputError, match=f'config.optimizer.{key} was .* give a new --workdir'):
-        claim(str(tmp_path), config, CITYSCAPES)
+        check_claim(str(tmp_path), config, CITYSCAPES)
+
+
+def test_another_average_fits_the_training_state(tmp_path):
+    config = default_config()
+    config.optimizer.ema_decay = 0.99
+    claim(str(tmp_path), config, CITYSCAPES)
+    config.optimizer.ema_decay = 0.999
+    assert check_claim(str(tmp_path), config, CITYSCAPES) == ['config.optimizer.ema_decay was 0.99, is 0.999']
 
 
 def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
@@ -93,7 +106,7 @@ def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
     before = contents(tmp_path)
     config.data.name = 'camvid'
     with pytest.raises(InputError, match='19 classes of cityscapes, not the 11 of camvid'):
-        claim(str(tmp_path), config, CAMVID)
+        check_claim(str(tmp_path), config, CAMVID)
     assert contents(tmp_path) == before
 
 

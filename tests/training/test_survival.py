@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluation
 from atonet_jax.evaluation.metrics import Scores
@@ -248,12 +249,12 @@ def stepping(monkeypatch):
 
         return step
 
-    def batches(config, examples, timeline, mesh):
-        seen.starts.append((timeline.start_sample, timeline.batch_size))
-        return iter([{}] * (timeline.total_steps - timeline.start_step))
+    def batches(self, *, batch_size, start_sample, num_steps, **_):
+        seen.starts.append((start_sample, batch_size))
+        return iter([{}] * num_steps)
 
     monkeypatch.setattr(train_module, 'compile_train_step', compile_step)
-    monkeypatch.setattr(train_module, '_batches', batches)
+    monkeypatch.setattr(Batches, 'train', batches)
     monkeypatch.setattr(train_module.Evaluator, 'run', lambda *_: evaluation)
     monkeypatch.setattr(train_module.Recorder, 'evaluation', lambda _, step, *__: seen.evaluated.append(step))
     monkeypatch.setattr(train_module.Recorder, 'report', lambda *_: None)

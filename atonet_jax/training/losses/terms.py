@@ -110,7 +110,7 @@ def configured_terms(terms: Sequence[Term], config: Any) -> tuple[Term, ...]:
             mining, mining_threshold, mining_min_kept: with `mining` every `CrossEntropy` becomes a `HardExampleShare`.
 
     Raises:
-        InputError: the number of weights is not that of the auxiliary terms.
+        InputError: the number of weights is not that of the auxiliary terms, or no term can be mined.
     """
     auxiliary = [term.loss_name for term in terms if term.loss_name != 'main_loss']
     weights = tuple(config.aux_weights)
@@ -119,6 +119,11 @@ def configured_terms(terms: Sequence[Term], config: Any) -> tuple[Term, ...]:
         raise InputError(
             f'config.loss.aux_weights={weights!r}: must be () or {len(auxiliary)} numbers, one an auxiliary term '
             f'of the network ({names})'
+        )
+    if config.mining and not any(isinstance(term.criterion, CrossEntropy) for term in terms):
+        raise InputError(
+            'config.loss.mining=True: the network has no plain cross-entropy that could become one of hard examples; '
+            'leave it out'
         )
     weight_of = dict(zip(auxiliary, weights, strict=False))
     at = {'': None, 'downsampled_labels': 'output', 'upsampled_features': 'labels'}[config.aux_target]
