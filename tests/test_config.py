@@ -180,6 +180,11 @@ def test_value_that_cannot_work_is_named(key, value):
     assert '\n' not in str(refusal.value)
 
 
+def test_the_name_alone_does_not_change_the_network():
+    with pytest.raises(InputError, match=r'^config.model.name=enet: .*; give --config=FILE:enet$'):
+        validate(changed_config({'model.name': 'enet'}))
+
+
 def test_class_weights_that_do_not_fit_the_classes_are_named():
     config = changed_config({'loss.class_weights': (1.0,) * 18})
     validate_classes(config, 18)

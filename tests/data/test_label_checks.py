@@ -23,7 +23,7 @@ def pixels(*rows):
     return np.array([rows] * SIZE[0], np.uint8)
 
 
-MASK, EMPTY = pixels(*[0] * 7, 255, 255, 255), pixels(*[0] * 10)
+MASK, EMPTY, FULL = pixels(*[0] * 7, 255, 255, 255), pixels(*[0] * 10), pixels(*[255] * 10)
 SOUND = pixels(0, 0, 0, 1, 1, 1, 2, 2, 2, 255)
 
 
@@ -58,7 +58,9 @@ def test_sound_labels(tmp_path):
     assert judged(tmp_path, [SOUND, EMPTY]) == ([], [])
 
 
-@pytest.mark.parametrize('labels', [[MASK, MASK], [EMPTY, EMPTY, MASK], [MASK, MASK, pixels(*[0, 1] * 5)]])
+@pytest.mark.parametrize(
+    'labels', [[MASK, MASK], [EMPTY, EMPTY, MASK], [MASK, MASK, pixels(*[0, 1] * 5)], [EMPTY, FULL]]
+)
 def test_masks_of_0_and_255(tmp_path, labels):
     failures, _ = judged(tmp_path, labels, BACKGROUND)
     assert failures == [MASKS]

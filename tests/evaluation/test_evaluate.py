@@ -12,13 +12,14 @@ from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
+from atonet_jax.data.verify import verify
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation import evaluator
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.inference import Segmenter
-from atonet_jax.models import init_variables
+from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import create_network
 from tests.disks import full_disk
@@ -135,6 +136,23 @@ def test_a_centre_crop_scores_the_centre_alone(run, labels):
 def test_a_centre_crop_larger_than_the_images_is_refused(run):
     with pytest.raises(InputError, match=r'config\.eval\.center_crop=\(500, 500\) is larger'):
         run(center_crop=(500, 500))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'center_crop': (500, 500)}, r'center_crop=\(500, 500\) is larger than an image of 64x128'),
+        ({'height': 16}, 'images of 16x32: ICNet takes heights and widths from 18'),
+        ({'scales': (1.0, 0.25)}, 'images of 16x32: ICNet takes'),
+        ({'window': (16, 64), 'scales': (2.0,)}, 'images of 16x64: ICNet takes'),
+    ],
+)
+def test_what_images_are_too_small_for_is_refused_before_anything_is_read(tiny_config, options, message):
+    examples = Examples(verify(load_dataset(tiny_config.data, 'val')))
+    settings = tiny_config.eval.copy_and_resolve_references()
+    settings.update(options)
+    with pytest.raises(InputError, match=message):
+        Evaluator(create_model('icnet', 19), Batches(examples, create_mesh()), settings)
 
 
 @pytest.mark.parametrize(

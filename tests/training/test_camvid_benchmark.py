@@ -145,3 +145,22 @@ def test_parts_hold_the_same_pixels(root, tmp_path):
     assert pack_camvid.unpack(paths, str(tmp_path / 'out')) == 21
     assert pack_camvid.verify(root, str(tmp_path / 'out')) == 20
     assert (tmp_path / 'out' / 'extra.bin').read_bytes() == b'123'
+
+
+@pytest.mark.parametrize(
+    ('pair', 'value'),
+    [
+        ('model.dtype=float32', 'float32'),
+        ('data.cache=none', 'none'),
+        ('train.batch_size=8', 8),
+        ('loss.mining=true', True),
+        ('data.crop_size=[64, 96]', (64, 96)),
+    ],
+)
+def test_a_setting_is_json_or_a_word(pair, value):
+    assert camvid._setting(pair) == (pair.partition('=')[0], value)
+
+
+def test_a_setting_without_a_value_is_named():
+    with pytest.raises(InputError, match='--set train.epochs: must be KEY=VALUE'):
+        camvid._setting('train.epochs')

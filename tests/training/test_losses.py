@@ -310,6 +310,11 @@ def test_configuration_changes_the_terms_that_it_names():
     assert criteria == [HardExampleShare(0.7, 0.1), *(term.criterion for term in PIDNET_LIKE[1:])]
 
 
+def test_mining_where_nothing_can_be_mined_is_refused():
+    with pytest.raises(InputError, match='config.loss.mining=True: the network has no plain cross-entropy'):
+        configured_terms(PIDNET_LIKE[1:], SimpleNamespace(**NO_CHANGES | {'mining': True}))
+
+
 @pytest.mark.parametrize('weights', [(1.0,), (1.0, 1.0, 1.0)])
 def test_a_wrong_number_of_auxiliary_weights_is_refused_in_one_line(weights):
     with pytest.raises(InputError, match=r'config\.loss\.aux_weights=.*2 numbers.*aux3, aux5') as error:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import sys
 
 import jax
@@ -110,6 +111,15 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
 def test_evaluating_a_workdir_without_a_run_says_so(tiny_config, tmp_path):
     with pytest.raises(InputError, match=r'config\.json: no such file'):
         evaluate(tiny_config, str(tmp_path))
+
+
+def test_evaluating_a_damaged_checkpoint_says_so(finished, tiny_config, tmp_path):
+    workdir = shutil.copytree(finished, tmp_path / 'run')
+    for path in (workdir / 'checkpoints').glob('*/variables/_METADATA'):
+        path.write_text('{')
+    with pytest.raises(InputError, match=r'checkpoint \d+ cannot be read .*; copy it again, or') as failure:
+        evaluate(tiny_config, str(workdir))
+    assert '\n' not in str(failure.value)
 
 
 def test_a_run_from_device_memory_needs_no_tensorflow_and_ends_the_same(finished, tiny_config, tmp_path, monkeypatch):
