@@ -133,7 +133,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     if not flat.keys() >= _flatten(abstract_variables(whole)).keys():
         drawn = _flatten(init_variables(whole, seed=0))
         flat = {path: flat.get(path, array) for path, array in drawn.items()}
-    state_dict = {}
+    state_dict = dict(names.fixed(model.num_classes))
     for path, array in flat.items():
         name = file_name(path, names)
         state_dict[name] = _to_torch_layout(path, np.array(array, np.float32))

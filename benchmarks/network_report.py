@@ -24,11 +24,9 @@ _ALIKE = 0.99  # share of equal labels below which they are said to differ
 
 def report(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown: for each device, dtype and size a table of what was measured, and what is published beside it."""
+    text, rows = [], _registered(rows)
     if not rows:
         return 'Nothing is measured yet.\n'
-    text = []
-    order = list(distinct_networks())
-    rows = sorted(rows, key=lambda row: order.index(row['network']) if row['network'] in order else len(order))
     groups = {}
     for row in rows:
         groups.setdefault((row['device'], row['dtype']), []).append(row)
@@ -47,6 +45,13 @@ def report(rows: Sequence[dict[str, Any]]) -> str:
             text += ['### A training step', '', *_training_table(trained), '']
         text += [*_remarks(members), '', '### Beside published figures', '', *_published_table(members), '']
     return '\n'.join(text)
+
+
+def _registered(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows of networks that are still registered, in their order."""
+    order = list(distinct_networks())
+    known = [row for row in rows if row['network'] in order]
+    return sorted(known, key=lambda row: order.index(row['network']))
 
 
 def _measured_table(rows: Sequence[dict[str, Any]], with_size: bool = False) -> list[str]:
@@ -219,9 +224,9 @@ def draw_chart(path: str, rows: Sequence[dict[str, Any]]) -> bool:
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
     from matplotlib.transforms import Bbox
 
-    points, order = {}, list(distinct_networks())
+    points = {}
     on_val = {row['method'] for row in all_published_rows() if 'val' in row['table']}
-    for row in sorted(rows, key=lambda row: order.index(row['network'])):
+    for row in _registered(rows):
         contract = network(row['network']).published
         miou, size = published_of(row['network']).get('miou', (None, None))
         seconds = row['systems'].get('segmenter', {}).get('median_seconds')

@@ -100,8 +100,12 @@ def measure(job: Job, systems: Sequence[str], options: argparse.Namespace, deadl
                 except WorkerError as error:
                     figures[name] = {'error': str(error)}
                     del workers[name]
-        for name, worker in workers.items():
-            figures[name] |= ask(worker, 'memory')
+        for name, worker in list(workers.items()):
+            try:
+                figures[name] |= ask(worker, 'memory')
+            except WorkerError as error:
+                figures[name] = {'error': str(error)}
+                del workers[name]
         labels = {name: np.load(os.path.join(folder, f'{name}.npy')) for name in workers}
     row = {key: figures.get('segmenter', {}).pop(key, None) for key in ('parameters', 'file_bytes', 'macs')}
     for name in workers:

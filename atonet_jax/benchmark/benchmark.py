@@ -98,6 +98,8 @@ def benchmark(config: ConfigDict, workdir: str) -> dict[str, Any]:
         'measurements': [],
     }
     print(_heading(figures))
+    if config.eval.height:
+        print(f'config.eval.height={config.eval.height} is not applied: sizes are those that the network sees')
     options = config.benchmark
     for dtype in options.dtypes:
         segment = Segmenter(model.clone(dtype=jnp.dtype(dtype)), variables)

@@ -3,7 +3,7 @@
 import functools
 import heapq
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -16,9 +16,8 @@ from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
 from atonet_jax.inference.segmenter import prepared_variables
-from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.views import check_image_size, predict_labels
 from atonet_jax.inference.windows import SlidingWindows
-from atonet_jax.models import check_size
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress
@@ -92,7 +91,10 @@ class Evaluator:
         Raises:
             InputError: an image is smaller than `options.center_crop`, or than the network takes after `options`.
         """
-        _check_sizes(model, {size for size in batches.examples.dataset.sizes or () if size is not None}, options)
+        for size in {size for size in batches.examples.dataset.sizes or () if size is not None}:
+            if options.center_crop:
+                _check_center_crop(size, options.center_crop)
+            check_image_size(model, options.center_crop or size, options)
         self._batches = batches
         self._options = options
         self._model = model
@@ -223,20 +225,6 @@ def _compile_whole_images(model: nn.Module, shape: tuple[int, int], mesh: Mesh, 
 
 def _scored(shape, labels, index, predictions):
     return confusion_matrices(labels, predictions, *shape), index, predictions
-
-
-def _check_sizes(model: nn.Module, sizes: Iterable[tuple[int, int]], options: ConfigDict) -> None:
-    """Raises InputError where the network cannot take images of `sizes` as `options` would have it look at them."""
-    for size in sizes:
-        if options.center_crop:
-            _check_center_crop(size, options.center_crop)
-            size = options.center_crop
-        height, width = size
-        if options.height:
-            height, width = options.height, round(width * options.height / height)
-        for scale in options.scales:
-            seen = round(height * scale), round(width * scale)
-            check_size(model, [min(lengths) for lengths in zip(seen, options.window or seen, strict=True)])
 
 
 def _check_center_crop(size: tuple[int, int], crop: tuple[int, int]) -> None:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.errors import InputError
 from atonet_jax.export import int8
-from atonet_jax.export.model_card import model_card
+from atonet_jax.export.model_card import is_model_card, model_card
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
@@ -41,10 +41,10 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
     for taken in (path, card_path):
         if os.path.exists(taken) and not force:
             raise InputError(f'{taken}: is there already; give another --config.export.output, or --force')
-    if os.path.isdir(path) and not os.path.isfile(card_path):
-        raise InputError(f'{path}: is a folder that no export made; give another --config.export.output')
     if os.path.commonpath((os.path.realpath(path), os.path.realpath(workdir))) == os.path.realpath(path):
         raise InputError(f'{path}: is the workdir, or holds it; give another --config.export.output')
+    if os.path.isdir(path) and not is_model_card(card_path):
+        raise InputError(f'{path}: is a folder that no export made; give another --config.export.output')
     network = trained_network(config, workdir, mesh)
     card = model_card(network, config, workdir)
 

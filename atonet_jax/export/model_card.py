@@ -1,6 +1,8 @@
 """What a program that uses an exported network has to know."""
 
+import json
 import os
+import pathlib
 from typing import Any
 
 import flax
@@ -12,7 +14,7 @@ from atonet_jax import __version__
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.models import network as contract_of
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.runs.workdir import read_metrics, reading_scores
+from atonet_jax.runs.workdir import load_config, read_metrics, reading_scores
 
 
 def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -25,8 +27,10 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
     model, program = config.model.to_dict(), options.to_dict()
     if options.format in ('onnx', 'tflite'):
         model['dtype'] = 'float32'  # whatever the run computes in
-    if options.precision == 'int8':
-        program['winograd'] = False  # int8 kernels do not know its products
+    if options.format != 'onnx' or options.dynamic_size or options.precision == 'int8':
+        program['winograd'] = False  # needs ONNX of a fixed size; int8 kernels do not compute its products
+    if options.precision == 'float32':
+        del program['calibration_images'], program['int8_tolerance']
     if options.format == 'tflite':
         program['batch_size'] = options.batch_size or 1
     published = contract.published
@@ -84,5 +88,15 @@ def _scores(step: int | None, workdir: str) -> dict[str, Any] | None:
         pass
     for line in read_metrics(workdir):
         if line['step'] == step and 'eval/miou' in line:
-            return {name.removeprefix('eval/'): value for name, value in line.items() if name.startswith('eval/')}
+            figures = {name.removeprefix('eval/'): value for name, value in line.items() if name.startswith('eval/')}
+            config = load_config(workdir)
+            return {'split': config.data.eval_split, 'options': config.eval.to_dict()} | figures
     return None
+
+
+def is_model_card(path: str) -> bool:
+    """Whether a file is what `model_card` gives."""
+    try:
+        return {'format', 'classes', 'versions'} <= json.loads(pathlib.Path(path).read_text()).keys()
+    except (OSError, ValueError, AttributeError):
+        return False

@@ -114,11 +114,15 @@ class Segmenter:
     def _run(self, function, images):
         _check(images)
         program = self._programs.get((function, images.shape)) or self._compile(function, images.shape)
+        if isinstance(images, jax.Array):  # which may lie on one device
+            images = jax.device_put(images, self._split(images.shape))
         return program(self._variables, images)
 
+    def _split(self, shape) -> NamedSharding:
+        return split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else replicated(self._mesh)
+
     def _compile(self, function, shape):
-        whole = replicated(self._mesh)
-        split = split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else whole
+        whole, split = replicated(self._mesh), self._split(shape)
         images = jax.ShapeDtypeStruct(shape, jnp.uint8)
         lowered = _jitted(function, self.model, self._height, whole, split).lower(self._variables, images)
         self._programs[function, shape] = program = lowered.compile()

@@ -5,17 +5,34 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax, label_map
-from atonet_jax.models import apply, network
+from atonet_jax.models import apply, check_size, network
 
 
 def resize_to_height(images: jax.Array, height: int) -> jax.Array:
     """[B, H, W, 3] -> [B, height, w, 3], bilinearly, the width in proportion; with height 0 as they are."""
-    if not height or height == images.shape[1]:
-        return images
-    return ops.resize_bilinear(images, (height, max(1, round(images.shape[2] * height / images.shape[1]))))
+    size = resized_size(images.shape[1:3], height)
+    return images if size == images.shape[1:3] else ops.resize_bilinear(images, size)
+
+
+def resized_size(size: tuple[int, int], height: int) -> tuple[int, int]:
+    """(height, width) that images of `size` are resized to, the width in proportion; `size` for height 0."""
+    return (height, max(1, round(size[1] * height / size[0]))) if height else tuple(size)
+
+
+def check_image_size(model: nn.Module, size: tuple[int, int], options: ConfigDict) -> None:
+    """Looks whether the network takes images of `size`, (height, width), as the config's section `eval` looks at them.
+
+    Raises:
+        InputError: at some scale, or through the windows, they are too small.
+    """
+    height, width = resized_size(size, options.height)
+    for scale in options.scales:
+        seen = round(height * scale), round(width * scale)
+        check_size(model, [min(lengths) for lengths in zip(seen, options.window or seen, strict=True)])
 
 
 def predict_labels(

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax
+from atonet_jax.inference.views import resized_size
 from atonet_jax.models import apply, network
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
@@ -85,7 +86,7 @@ class SlidingWindows:
         sharding = split_by_batch(mesh) if count % mesh.size == 0 else replicated(mesh)
         images = jax.device_put(images, sharding)
         strip = min(self._stride[0], self._window[0], height)
-        resized = (self._height, round(width * self._height / height)) if self._height else (height, width)
+        resized = resized_size((height, width), self._height)
         views = [
             _View(
                 (height, width),

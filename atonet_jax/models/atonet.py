@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import Classifier, ConvNorm
+from atonet_jax.models.blocks import Classifier, ConvNorm, spp_grid
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
 from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, is_stage_kernel, resnet18, resnet_group
 from atonet_jax.models.terms import Term
@@ -92,11 +92,6 @@ class SPP(nn.Module):
             pooled = conv_norm(self.width, name=f'pool{i}')(pooled, train)
             pyramid.append(ops.resize_align_corners(pooled, (height, width)))
         return conv_norm(self.width, name='conv2')(jnp.concatenate(pyramid, -1), train)
-
-
-def spp_grid(rows: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of a pooled grid over a map of (height, width), whose cells are as square as can be."""
-    return rows, max(1, round(rows * size[1] / size[0]))
 
 
 class Head(nn.Module):

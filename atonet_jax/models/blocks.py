@@ -334,11 +334,25 @@ class Classifier(nn.Module):
     """1x1 convolution with bias to class logits, float32 whatever the features are."""
 
     num_classes: int
+    kernel_init: nn.initializers.Initializer = torch_default_init
+    bias_init: nn.initializers.Initializer | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, num_classes] float32."""
-        return Conv(self.num_classes, 1, use_bias=True, name='conv')(x)
+        inits = {'kernel_init': self.kernel_init, 'bias_init': self.bias_init}
+        return Conv(self.num_classes, 1, use_bias=True, **inits, name='conv')(x)
+
+
+def spp_grid(rows: int, size: tuple[int, int]) -> tuple[int, int]:
+    """(rows, columns) of a pooled grid over a map of (height, width), whose cells are as square as can be."""
+    return rows, max(1, round(rows * size[1] / size[0]))
+
+
+def averages(x: jax.Array) -> list[jax.Array]:
+    """What pyramids of DDRNet and PIDNet see of [B, H, W, C]: means of windows of 5x5, 9x9 and 17x17, then of all."""
+    pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
+    return [*pooled, jnp.mean(x, (1, 2), keepdims=True)]
 
 
 def _pair(size: Pair | Sequence[int]) -> tuple[int, int]:

@@ -102,6 +102,7 @@ class WeightNames:
         void: numbers of outputs of published weights that have one for pixels of no class, after those of the classes.
         heights: {number of outputs: height of the images that published weights with so many were trained on}.
         adapt: a file's arrays by name -> as the network takes them, where a published file needs more than names.
+        fixed: number of classes -> arrays that such a file holds whatever was learned.
     """
 
     rules: tuple[Rule, ...]
@@ -110,6 +111,7 @@ class WeightNames:
     void: tuple[int, ...] = ()
     heights: Mapping[int, int] = dataclasses.field(default_factory=dict)
     adapt: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda arrays: arrays
+    fixed: Callable[[int], Mapping[str, np.ndarray]] = lambda num_classes: {}
 
     def name_of(self, path: str) -> str | None:
         """The file's name of a module of ours; None where no rule fits."""
@@ -129,8 +131,8 @@ class Published:
     Attributes:
         title: of the network, as tables print it.
         source: paper, and the code that the definition follows.
-        parameters: of inference with 19 classes; exact, held by a test.
-        macs: ((height, width), multiply-accumulates of the convolutions) with 19 classes; exact, held by a test.
+        parameters: of inference with 19 classes; exact for registered networks, held by a test.
+        macs: ((height, width), multiply-accumulates of the convolutions) with 19 classes; likewise.
         notes: what published figures mean where they do not mean what their columns say.
         license: of the code that `source` names; 'none' where it has no licence. It does not bind this package, whose
             code is its own, but may bind weights.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import ConvNorm, NormConv, kaiming_fan_out_init
+from atonet_jax.models.blocks import ConvNorm, NormConv, averages, kaiming_fan_out_init
 from atonet_jax.models.contract import Family, Network, Published, WeightNames, conv_norm, prefixed
 from atonet_jax.models.pidnet import Head, head_names, sequence_names
 from atonet_jax.models.resnet import STAGE_RULES, Bottleneck, Stage, block_names
@@ -95,10 +95,8 @@ class PoolingPyramid(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, features]."""
         norm_conv = partial(_NormConv, self.features, dtype=self.dtype)
-        pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
-        pooled.append(jnp.mean(x, (1, 2), keepdims=True))
         levels = [norm_conv(1, name='scale0')(x, train)]
-        for i, level in enumerate(pooled, 1):
+        for i, level in enumerate(averages(x), 1):
             level = ops.resize_bilinear(norm_conv(1, name=f'scale{i}')(level, train), x.shape[1:3])
             levels.append(norm_conv(3, name=f'process{i}')(level + levels[-1], train))
         pyramid = norm_conv(1, name='compression')(jnp.concatenate(levels, -1), train)

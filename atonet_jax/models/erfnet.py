@@ -30,7 +30,8 @@ class ERFNet(nn.Module):
     Attributes:
         num_classes: classes to tell apart.
         head: where logits come from. 'decoder': the whole network. 'encoder': the encoder and a head of its own, which
-            the authors train first. 'both': the whole network, and training also has the encoder's head.
+            the authors train first. 'both': the whole network, and training also has the encoder's head; both losses
+            then have the class weights of the decoder.
         width: channels of the first layer; the other levels have 4 and 8 times as many. 16 is the published network.
         dropout_rates: shares of a block's maps that training zeroes, at a quarter and at an eighth of the image.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.

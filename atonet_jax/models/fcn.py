@@ -39,7 +39,7 @@ class FCN8s(nn.Module):
         fc_kernel_size: of fc6.
         width: channels of the first block; all others but those of fc6 and fc7 are multiples of it.
         caffe_images: images are BGR minus a mean, as weights from Caffe take them, instead of ImageNet's usual RGB.
-        dropout_rate: share of the channels of fc6 and fc7 that training zeroes.
+        dropout_rate: share of the channels of fc6 and fc7 that training zeroes; in the original form of the values.
         dtype: compute type, float32 or bfloat16. Parameters, scores and logits are float32 in both.
     """
 
@@ -61,6 +61,8 @@ class FCN8s(nn.Module):
         original form. With `train`, a 'dropout' key must be given.
         """
         is_original, score = self.form == 'original', functools.partial(Classifier, self.num_classes)
+        if is_original:
+            score = functools.partial(score, kernel_init=nn.initializers.zeros, bias_init=nn.initializers.zeros)
         *_, pool3, pool4, x = vgg16(images, self.width, _PADDING if is_original else 1, self.dtype)
         if self.has_fc:
             padding = 0 if is_original else self.fc_kernel_size // 2
@@ -79,10 +81,11 @@ class FCN8s(nn.Module):
         return {'logits': x}
 
     def fully_connected(self, x: jax.Array, kernel_size: int, padding: int, name: str, train: bool) -> jax.Array:
-        """A fully connected layer as a convolution, with its ReLU and dropout of channels."""
+        """A fully connected layer as a convolution, with its ReLU and dropout: of channels, originally of values."""
         conv = Conv(self.fc_features, kernel_size, padding=padding, use_bias=True, kernel_init=kaiming_fan_in_init,
                     bias_init=nn.initializers.zeros, dtype=self.dtype, name=name)  # fmt: skip
-        return nn.Dropout(self.dropout_rate, broadcast_dims=(1, 2), deterministic=not train)(nn.relu(conv(x)))
+        of_channels = () if self.form == 'original' else (1, 2)
+        return nn.Dropout(self.dropout_rate, broadcast_dims=of_channels, deterministic=not train)(nn.relu(conv(x)))
 
 
 def enlarge(x: jax.Array, factor: int) -> jax.Array:
@@ -90,9 +93,15 @@ def enlarge(x: jax.Array, factor: int) -> jax.Array:
 
     Inside it is the bilinear half-pixel resize, with factor / 2 more rows and columns at each side; outer ones fade.
     """
-    channels, line = x.shape[-1], 1 - np.abs(np.arange(2 * factor) + 0.5 - factor) / factor
-    kernel = np.broadcast_to(np.outer(line, line)[:, :, None, None], (2 * factor, 2 * factor, channels, 1))
+    channels = x.shape[-1]
+    kernel = np.broadcast_to(bilinear_kernel(factor)[:, :, None, None], (2 * factor, 2 * factor, channels, 1))
     return ops.conv_transpose(x, jnp.asarray(kernel, x.dtype), factor, 0, groups=channels)
+
+
+def bilinear_kernel(factor: int) -> np.ndarray:
+    """[2 * factor, 2 * factor] float32."""
+    line = 1 - np.abs(np.arange(2 * factor) + 0.5 - factor) / factor
+    return np.outer(line, line).astype(np.float32)
 
 
 def crop(x: jax.Array, size: tuple[int, int], offset: int) -> jax.Array:
@@ -121,7 +130,7 @@ def describe(model: FCN8s) -> Network:
         backbone=backbone,
         published=Published(
             title='FCN-8s',
-            source='Long, Shelhamer, Darrell: CVPR 2015, and their code' if is_original else 'without its padding',
+            source=f'Long, Shelhamer, Darrell: CVPR 2015, {"and their code" if is_original else "without its padding"}',
             parameters=counts[0],
             macs=counts[1] and ((512, 1024), counts[1]),
             notes='tables print 136.2 GFLOPs at 512x1024, less than the convolutions of VGG16 alone take there; their '
@@ -150,7 +159,16 @@ def _without_kernels(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarra
 _CAFFE_NAMES = WeightNames(
     (*CAFFE_RULES, Rule('(fc[67])', r'\1'), Rule('(score_fr|score_pool[34])/conv', r'\1')), adapt=_without_kernels
 )
-_ORIGINAL_NAMES = dataclasses.replace(_CAFFE_NAMES, ignored=r'upscore\w*\.weight')
+
+
+def _fixed_kernels(num_classes: int) -> dict[str, np.ndarray]:
+    """Those of the original, [C, C, k, k]: each class from itself alone."""
+    factors = {'upscore2': 2, 'upscore_pool4': 2, 'upscore8': 8}
+    each = np.eye(num_classes, dtype=np.float32)[:, :, None, None]
+    return {f'{name}.weight': each * bilinear_kernel(factor) for name, factor in factors.items()}
+
+
+_ORIGINAL_NAMES = dataclasses.replace(_CAFFE_NAMES, ignored=r'upscore\w*\.weight', fixed=_fixed_kernels)
 _TORCHVISION_FC_RULES = (Rule('fc6', 'classifier.0'), Rule('fc7', 'classifier.3'))
 
 FAMILY = Family(

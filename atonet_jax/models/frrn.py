@@ -74,7 +74,8 @@ class FRRN(nn.Module):
         x = jnp.concatenate([enlarge(y), z], -1)
         for i in range(1, 4):
             x = residual_unit(name=f'head_ru{i}')(x, train)
-        return {'logits': Classifier(self.num_classes, name='classifier')(x)}
+        inits = {'kernel_init': nn.initializers.lecun_uniform(), 'bias_init': nn.initializers.zeros}
+        return {'logits': Classifier(self.num_classes, **inits, name='classifier')(x)}
 
 
 class ResidualUnit(nn.Module):

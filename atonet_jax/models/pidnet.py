@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, kaiming_fan_out_init
+from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, averages, kaiming_fan_out_init
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm, prefixed
 from atonet_jax.models.resnet import BasicBlock, Bottleneck, Stage, block_names
 from atonet_jax.models.terms import (
@@ -137,13 +137,10 @@ class PoolingPyramid(nn.Module):
         norm_conv = partial(_NormConv, dtype=self.dtype)
         size = x.shape[1:3]
         whole = norm_conv(self.width, 1, name='scale0')(x, train)
-        pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
         levels = [
             ops.resize_bilinear(norm_conv(self.width, 1, name=f'scale{i}')(level, train), size) + whole
-            for i, level in enumerate(pooled, 1)
+            for i, level in enumerate(averages(x), 1)
         ]
-        mean = jnp.mean(x, (1, 2), keepdims=True)
-        levels.append(norm_conv(self.width, 1, name='scale4')(mean, train) + whole)
         pyramid = jnp.concatenate(levels, -1)
         pyramid = norm_conv(pyramid.shape[-1], 3, groups=len(levels), name='scale_process')(pyramid, train)
         pyramid = norm_conv(self.features, 1, name='compression')(jnp.concatenate([whole, pyramid], -1), train)

@@ -63,7 +63,8 @@ class SegNet(nn.Module):
                 x = conv_norm(width_of(level), name=f'conv{level}_{i}_D')(x, train)
             if level > 1:  # the last one has the channels of the next level
                 x = conv_norm(width_of(level - 1), name=f'conv{level}_1_D')(x, train)
-        return {'logits': Conv(self.num_classes, 3, use_bias=True, name='conv1_1_D')(x)}
+        classifier = Conv(self.num_classes, 3, use_bias=True, kernel_init=kaiming_fan_in_init, name='conv1_1_D')
+        return {'logits': classifier(x)}
 
 
 class SegNetBasic(nn.Module):
@@ -95,7 +96,7 @@ class SegNetBasic(nn.Module):
         for level in range(BASIC_LEVELS, 0, -1):
             x = _unpool(x, *pools.pop())
             x = conv_norm(activation=None, name=f'conv_decode{level}')(x, train)
-        return {'logits': Classifier(self.num_classes, name='classifier')(x)}
+        return {'logits': Classifier(self.num_classes, kernel_init=kaiming_fan_in_init, name='classifier')(x)}
 
 
 def normalize_locally(images: jax.Array) -> jax.Array:

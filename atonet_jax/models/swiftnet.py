@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import NormConv, kaiming_fan_out_init
+from atonet_jax.models.blocks import NormConv, kaiming_fan_out_init, spp_grid
 from atonet_jax.models.contract import (
     IMAGENET,
     Family,
@@ -94,7 +94,7 @@ class SPP(nn.Module):
         x = norm_conv(self.width, name='first')(x, train)
         pyramid = [x]
         for i, rows in enumerate(self.grids):
-            pooled = ops.adaptive_avg_pool(x, (rows, max(1, round(rows * width / height))))
+            pooled = ops.adaptive_avg_pool(x, spp_grid(rows, (height, width)))
             pooled = norm_conv(self.width // len(self.grids), name=f'pool{i}')(pooled, train)
             pyramid.append(ops.resize_bilinear(pooled, (height, width)))
         return norm_conv(self.width, name='fuse')(jnp.concatenate(pyramid, -1), train)

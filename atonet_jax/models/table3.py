@@ -138,6 +138,12 @@ class Head(nn.Module):
         return Classifier(self.num_classes, name='classifier')(x)
 
 
+def check(model: Table3) -> None:
+    """Raises ValueError where an option cannot work."""
+    if model.design not in ('aggregation', 'multi_pathway_c') and model.final_kernel_size != 3:
+        raise ValueError(f'final_kernel_size={model.final_kernel_size}: {model.design} has no such convolution')
+
+
 def describe(model: Table3) -> Network:
     is_aggregation = model.design == 'aggregation'
     form = model.design, model.final_kernel_size if model.design in ('aggregation', 'multi_pathway_c') else 3
@@ -191,4 +197,5 @@ FAMILY = Family(
         **{f'table3_{design}': {'design': design} for design in DESIGNS if design != 'aggregation'},
     },
     choices={'design': DESIGNS},
+    check=check,
 )

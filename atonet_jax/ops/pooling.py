@@ -126,7 +126,7 @@ def max_unpool(
     x: jax.Array,
     indices: jax.Array,
     size: Pair,
-    window: IntOrPair | None = None,
+    window: IntOrPair,
     stride: IntOrPair | None = None,
     padding: Padding = 0,
 ) -> jax.Array:
@@ -136,13 +136,13 @@ def max_unpool(
         x: [B, h, w, C].
         indices: [B, h, w, C] int32, row * W + column in a map of `size` = (H, W).
         size: (H, W) of the result.
-        window: of the pool that gave the indices. It is faster then, and the same on all devices. None: of any.
+        window: of the pool that gave the indices.
         stride: of that pool; None: `window`.
         padding: of that pool.
 
     Returns:
         [B, H, W, C]. Where several values have one index, which overlapping windows give, it is the last of them, row
-        by row; each takes the pixel's gradient, as in torch. With `window=None` accelerators may take another.
+        by row; each takes the pixel's gradient, as in torch.
 
     Raises:
         InputError: `x` and `indices` have different shapes.
@@ -150,8 +150,6 @@ def max_unpool(
     if x.shape != indices.shape:
         raise InputError(f'unpooling: the values are {tuple(x.shape)} and the indices {tuple(indices.shape)}; '
                          'both must be the same [B, h, w, C]')  # fmt: skip
-    if window is None:
-        return _scatter(x, indices, tuple(size))
     pool = PoolWindow(pair(window), pair(window if stride is None else stride), padding_pairs(padding))
     do_overlap = any(taps > step for taps, step in zip(pool.size, pool.stride, strict=True))
     return (_unpool_overlapping if do_overlap else _unpool_windows)(x, indices, tuple(size), pool)
@@ -197,26 +195,11 @@ _unpool_overlapping.defvjp(
 )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _scatter(x, indices, size):
-    batch, height, width, channels = x.shape
-    x, indices = (array.reshape(batch, height * width, channels) for array in (x, indices))
-    images, of_channels = np.arange(batch)[:, None, None], np.arange(channels)
-    scattered = jnp.zeros((batch, size[0] * size[1], channels), x.dtype).at[images, indices, of_channels].set(x)
-    return scattered.reshape(batch, *size, channels)
-
-
 def _take_gradient(indices, cotangent):
     batch, _, _, channels = indices.shape
     pixels = cotangent.reshape(batch, -1, channels)
     gradient = jnp.take_along_axis(pixels, indices.reshape(batch, -1, channels), 1)
     return gradient.reshape(indices.shape), None
-
-
-_scatter.defvjp(
-    lambda x, indices, size: (_scatter(x, indices, size), indices),
-    lambda size, indices, cotangent: _take_gradient(indices, cotangent),
-)
 
 
 def avg_pool(x: jax.Array, window: IntOrPair, stride: IntOrPair, padding: Padding = 0) -> jax.Array:

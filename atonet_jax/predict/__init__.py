@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -19,7 +19,7 @@ from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
-from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.views import check_image_size, predict_labels
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
@@ -66,7 +66,8 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         _tell_of_many_sizes(sources, options.max_pixels)
     images_at_once = 1 if config.eval.window else options.batch_size  # with windows, that many of one image
     label, sample_range = labeler(config, network), tuple(config.data.sample_range)
-    job = Job(options, label, images_at_once, network.class_table, folder, sample_range)
+    check = partial(check_image_size, network.model, options=config.eval)
+    job = Job(options, label, check, images_at_once, network.class_table, folder, sample_range)
     try:
         job.run(sources)
     finally:
@@ -117,6 +118,7 @@ class Job:
         self,
         options: ConfigDict,
         label: Callable,
+        check: Callable[[tuple[int, int]], None],
         images_at_once: int,
         table: ClassTable,
         folder: str,
@@ -125,6 +127,7 @@ class Job:
         self._options = options
         self._sample_range = sample_range
         self._label = label
+        self._check = check  # raises InputError where the network takes no images of a size
         self._images_at_once = images_at_once
         self._table = table
         self._folder = folder
@@ -161,13 +164,15 @@ class Job:
 
         def read(source):
             self._check_name(source)
-            return read_picture(
+            image = read_picture(
                 fetched(source) if source.is_address else source.path,
                 source.label,
                 self._options.max_pixels,
                 'config.predict.max_pixels',
                 sample_range=self._sample_range,
             )
+            self._check_size(source, image)
+            return image
 
         def failed(source, error):
             self.failures.append(str(error))
@@ -206,6 +211,31 @@ class Job:
                 if error.errno == errno.ENAMETOOLONG:
                     raise InputError(f'{source.label}: its name is too long for its {kind} file; rename it') from error
 
+    def _check_size(self, source: Source, image: np.ndarray) -> None:
+        try:
+            self._check(image.shape[:2])
+        except InputError as error:
+            raise InputError(f'{source.label}: {error}') from error
+
+    def _fitting(self, source: Source, frames: Iterable, of_one_size: bool) -> Iterator[tuple[int, np.ndarray]]:
+        """Numbers and frames, up to one that cannot be taken. That is a failure of this video alone."""
+        size = None
+        for number, frame in enumerate(frames):
+            if frame.shape[:2] != size:
+                try:
+                    self._check_size(source, frame)
+                    if size is not None and of_one_size:
+                        before, now = (f'{width}x{height}' for height, width in (size, frame.shape[:2]))
+                        raise InputError(
+                            f'{source.label}: frames change from {before} to {now} after {number}, which are done; cut '
+                            'the video there'
+                        )
+                except InputError as error:
+                    self.failures.append(str(error))
+                    return
+                size = frame.shape[:2]
+            yield number, frame
+
     def _write(self, source: Source, image: np.ndarray, labels: np.ndarray) -> None:
         if self._options.format == 'cityscapes_submission':
             write_label_png(labels, self._paths(source)['labels'], self._table, 'raw')
@@ -230,7 +260,7 @@ class Job:
             return
         most = self._options.max_frames
         expected = min(filter(None, (most, video.frame_count)), default=None)
-        count = 0
+        count, failures_before = 0, len(self.failures)
         with ExitStack() as stack:
             stack.enter_context(video)
             progress = stack.enter_context(Progress(f'predicting {source.name}', expected, 'frame'))
@@ -243,13 +273,13 @@ class Job:
             writers = {kind: stack.enter_context(Background(1)) for kind in paths}
 
             def write_labels(number, labels):
-                path = os.path.join(os.path.dirname(paths['labels']), f'{number:06d}_labels.png')
+                path = _frame_path(paths['labels'], number)
                 write_label_png(labels, path, self._table, self._options.ids)
 
             def write_picture(kind, drawing):
                 files[kind].write(drawing.picture(kind))
 
-            frames = enumerate(_until_stopped(video, signals, most))
+            frames = self._fitting(source, _until_stopped(video, signals, most), of_one_size=bool(files))
             for number, frame, labels in predicted(frames, self._label, self._images_at_once):
                 drawing = Drawing(frame, labels, self._table, everything)
                 for kind, writer in writers.items():
@@ -262,10 +292,25 @@ class Job:
                 progress.update()
             for file in files.values():
                 file.rate = video.measured_rate()
+        if 'labels' in paths:
+            _remove_frames(paths['labels'], count)
+        if len(self.failures) > failures_before:
+            return
         if count == 0:
             self.failures.append(f'{source.label}: no frame came')
         elif count != most and not signals.received(0) and (fault := video.fault(count)):
             self.failures.append(f'{source.label}: {fault}')
+
+
+def _frame_path(first: str, number: int) -> str:
+    return os.path.join(os.path.dirname(first), f'{number:06d}_labels.png')
+
+
+def _remove_frames(first: str, number: int) -> None:
+    """Those of an earlier, longer video, from `number` on."""
+    while os.path.exists(path := _frame_path(first, number)):
+        os.remove(path)
+        number += 1
 
 
 def _until_stopped(things, signals: StopSignals, most: int = 0) -> Iterator:

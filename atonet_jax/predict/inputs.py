@@ -1,5 +1,6 @@
 """The input of `--mode=predict`: pictures, a folder, a pattern, a video, a camera, an address."""
 
+import base64
 import glob
 import http.client
 import io
@@ -108,6 +109,8 @@ def find_sources(given: str, output: str) -> list[Source]:
                 f'config.predict.input={given}: the ending is not that of a known picture or video format'
                 f'{_because(os.path.splitext(given)[1])}'
             )
+        if os.path.realpath(base or '.') == os.path.realpath(output):
+            raise InputError(f'config.predict.output={output}: holds the input, and outputs could replace its files')
     elif glob.has_magic(given):
         base = _fixed_part(given)
         paths = [path for path in glob.glob(given, recursive=True) if os.path.isfile(path)]
@@ -132,8 +135,14 @@ def fetched(source: Source) -> BinaryIO:
     Raises:
         InputError: it does not come, or is too large for a picture.
     """
+    parts = urllib.parse.urlsplit(source.path)
+    identity, _, host = parts.netloc.rpartition('@')
+    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    if identity:
+        coded = base64.b64encode(urllib.parse.unquote(identity).encode()).decode()
+        request.add_unredirected_header('Authorization', f'Basic {coded}')
     try:
-        with urllib.request.urlopen(source.path, timeout=_SECONDS) as answer:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
             content = answer.read(_MOST_BYTES + 1)
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise InputError(f'{source.label}: cannot be fetched ({error}); try it in a browser') from error

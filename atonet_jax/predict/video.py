@@ -173,7 +173,7 @@ class VideoFile:
         written = cv2.VideoCapture(self._temporary)
         whole = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == self._frames
         written.release()
-        if whole:
+        if whole and kind is None:
             if abs(self.rate / self._coded_rate - 1) > 1e-3:
                 change_speed(self._temporary, self.rate / self._coded_rate)
             os.replace(self._temporary, self._path)

@@ -436,4 +436,4 @@ async def _gone(request: Request, error: ClientDisconnect) -> Response:
 
 
 async def _failure(request: Request, error: Exception) -> Response:
-    return _error(500, 'the server failed; what it prints says more')
+    return _error(500, 'the server failed; what it prints says more', _HEADERS)  # which `_WithHeaders` does not see

@@ -101,6 +101,8 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
     changes = decided_by_main_process(lambda: check_claim(workdir, config, table))
+    if not resumes:
+        decided_by_main_process(lambda: record_fresh(workdir, fresh))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
     padding, is_much = padding_text(sizes, train_augmentation(config))
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
@@ -132,8 +134,6 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
             numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
             changes += [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
-        else:
-            decided_by_main_process(lambda: record_fresh(workdir, fresh))
         decided_by_main_process(lambda: claim(workdir, config, table))
         recipe = create_recipe(config, timeline.num_images, timeline.total_steps, timeline.offset, weights)
         _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], recipe))

@@ -31,6 +31,7 @@ from tests.conftest import EXPORT_SIZE as SIZE
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
 MOST_DIFFERENT = 1e-3  # share of pixels: each runtime rounds in its own way
+OLDER_CARD = json.dumps({'format': 'older', 'classes': [], 'versions': {}})
 ENDINGS = {
     'weights': '_weights',
     'jax_export': '.jax_export',
@@ -233,15 +234,15 @@ def test_wrong_labels_are_refused_and_an_older_export_stays(config, finished, tm
     with pytest.raises(ExportError):
         export(config, finished, force=True)
     assert sorted(os.listdir(tmp_path)) == ['atonet', 'atonet.json']
-    assert older.read_text() == pathlib.Path(f'{path}.json').read_text() == 'older'
+    assert older.read_text() == 'older' and pathlib.Path(f'{path}.json').read_text() == OLDER_CARD
 
 
 def write_older(path, is_folder):
     """Writes something where an export shall go, and a card; returns the file."""
     file = path / 'older' if is_folder else path
     file.parent.mkdir(exist_ok=True)
-    for written in (file, pathlib.Path(f'{path}.json')):
-        written.write_text('older')
+    file.write_text('older')
+    pathlib.Path(f'{path}.json').write_text(OLDER_CARD)
     return file
 
 
@@ -257,6 +258,14 @@ def test_what_is_there_is_replaced_only_by_force(config, finished, tmp_path, for
     assert not (path / 'older').exists()
     assert card_of(path)['format'] == format
     assert path.is_dir() == (format == 'weights')
+
+
+def test_a_folder_beside_a_file_that_is_no_model_card_is_never_replaced(config, finished, tmp_path):
+    (tmp_path / 'train').mkdir()
+    (tmp_path / 'train.json').write_text('{"images": []}')
+    config.export.output = str(tmp_path / 'train')
+    with pytest.raises(InputError, match='train: is a folder that no export made'):
+        export(config, finished, force=True)
 
 
 def test_a_card_that_is_there_is_not_replaced(config, finished, tmp_path):

@@ -1,5 +1,6 @@
 """What counts as input, how it is named, and what is refused before anything is computed."""
 
+import base64
 import os
 import re
 
@@ -159,6 +160,24 @@ def test_a_picture_at_an_address_is_fetched(tmp_path, served):
     (source,) = find_sources(f'{served}/b.png', 'out')
     with pytest.raises(InputError, match=r'/b.png: cannot be fetched \(HTTP Error 404: File not found\); try it'):
         fetched(source)
+
+
+def test_the_password_of_an_address_is_sent_and_not_shown(monkeypatch):
+    def refuse(request, timeout):
+        seen.append((request.full_url, request.get_header('Authorization')))
+        raise OSError('refused')
+
+    seen = []
+    monkeypatch.setattr('urllib.request.urlopen', refuse)
+    (source,) = find_sources('http://me:secret%21@a.org:80/pic.png', 'out')
+    with pytest.raises(InputError, match=r'^http://a.org:80/pic.png: cannot be fetched \(refused\)'):
+        fetched(source)
+    assert seen == [('http://a.org:80/pic.png', f'Basic {base64.b64encode(b"me:secret!").decode()}')]
+
+
+def test_a_file_in_the_output_folder_is_refused_as_its_outputs_could_replace_others(photos):
+    with pytest.raises(InputError, match='config.predict.output=.*photos: holds the input'):
+        find_sources(str(photos / 'a.png'), str(photos))
 
 
 def test_names_of_what_is_written_are_all_different(tmp_path):

@@ -217,6 +217,44 @@ def test_a_video_that_ends_early_gives_what_it_has_and_says_so(config, finished,
     assert len(frames_of(tmp_path / 'out' / 'film_overlay.mp4')) == 3
 
 
+def test_a_video_whose_frames_change_size_stops_there_and_nothing_else(
+    config, finished, film, tmp_path, monkeypatch, capsys
+):
+    from atonet_jax.predict import video
+
+    config.predict.pictures = ('labels', 'color')
+    frames = video.Video.__iter__
+    monkeypatch.setattr(
+        video.Video, '__iter__', lambda self: (frame[: 48 if i == 3 else None] for i, frame in enumerate(frames(self)))
+    )
+    shutil.copy(film, tmp_path / 'photos' / 'later.mp4')
+    assert predict(config, finished) is False
+    changes = 'frames change from 128x64 to 128x48 after 3, which are done; cut the video there'
+    assert capsys.readouterr().out.count(changes) == 2
+    assert all(len(frames_of(tmp_path / 'out' / f'{name}_color.mp4')) == 3 for name in ('film', 'later'))
+
+
+def test_labels_of_an_earlier_longer_video_do_not_stay(config, finished, film, tmp_path):
+    config.predict.pictures = ('labels',)
+    for count in (4, 2):
+        config.predict.max_frames = count
+        assert predict(config, finished) is True
+        assert files_below(tmp_path / 'out') == [f'film/{i:06d}_labels.png' for i in range(count)]
+
+
+def test_what_is_too_small_for_the_network_stops_nothing_else(config, finished, tmp_path, monkeypatch, capsys):
+    def check(model, size, options):
+        if min(size) < 33:
+            raise InputError('images of 16x16: Net takes heights and widths from 33 pixels on')
+
+    monkeypatch.setattr('atonet_jax.predict.check_image_size', check)
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    save(tmp_path / 'photos' / 'icon.png', picture(1, (16, 16)))
+    assert predict(config, finished) is False
+    assert 'photos/icon.png: images of 16x16: Net takes' in capsys.readouterr().out
+    assert (tmp_path / 'out' / 'a_labels.png').exists()
+
+
 def test_a_broken_video_and_a_missing_camera_stop_nothing_else(config, finished, tmp_path, capsys):
     save(tmp_path / 'photos' / 'a.png', picture(0))
     (tmp_path / 'photos' / 'film.mp4').write_bytes(b'nothing')

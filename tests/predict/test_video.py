@@ -1,6 +1,7 @@
 """Videos: their true rate, what they hold, and what is missing of them."""
 
 import itertools
+import os
 import struct
 import time
 
@@ -135,6 +136,15 @@ def test_frames_of_two_sizes_are_no_film(tmp_path):
     with two_sizes, VideoFile(str(path), 10) as file:
         file.write(np.zeros((48, 64, 3), np.uint8))
         file.write(np.zeros((48, 32, 3), np.uint8))
+
+
+def test_a_film_that_an_error_cuts_short_leaves_the_earlier_one(tmp_path):
+    path = tmp_path / 'film.mp4'
+    path.write_bytes(b'earlier')
+    with pytest.raises(ZeroDivisionError), VideoFile(str(path), 10) as file:
+        file.write(np.zeros((48, 64, 3), np.uint8))
+        raise ZeroDivisionError
+    assert path.read_bytes() == b'earlier' and os.listdir(tmp_path) == ['film.mp4']
 
 
 def test_the_rate_may_be_found_out_at_the_end(tmp_path):
