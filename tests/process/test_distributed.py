@@ -118,6 +118,7 @@ def test_a_batch_is_segmented_by_all_devices_where_they_divide_it(eight_devices)
     assert found['even_shards'].tolist() == [[1, 64, 64]] * 8
     assert found['odd_shards'].tolist() == [[9, 64, 64]] * 8  # whole on each
     np.testing.assert_array_equal(found['even'], found['odd'][:8])
+    np.testing.assert_array_equal(found['even'], found['of one device'])
 
 
 @pytest.mark.parametrize(
