@@ -25,7 +25,7 @@ import sys
 
 from absl import flags
 
-from atonet_jax.errors import ExportError, InputError, TrainingError
+from atonet_jax.errors import ExportError, InputError, TrainingError, first_line
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.files import FULL
 
@@ -48,6 +48,12 @@ flags.DEFINE_integer('num_processes', None, 'How many processes there are, with 
 flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
 flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.')
 flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
+
+_TAKES_LESS_MEMORY = {
+    'train': 'a smaller --config.train.batch_size takes less, and so do --config.train.accumulation=4 and '
+    '--config.train.remat=true',
+    **dict.fromkeys(('evaluate', 'predict'), '--config.eval.window="(512,512)" looks at pieces, which take less'),
+}
 
 
 def command() -> int:
@@ -75,6 +81,13 @@ def command() -> int:
         print(f'error: {where}: cannot be written ({error.strerror}); free space and give the command again',
               file=sys.stderr)  # fmt: skip
         return 2
+    except RuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        mode = flags.FLAGS.mode
+        less = _TAKES_LESS_MEMORY.get(mode, 'smaller images or batches take less')
+        print(f"error: --mode={mode}: the device's memory is full ({first_line(error)}); {less}", file=sys.stderr)
+        return 3
     except Stopped as stopped:
         print(f'{stopped}; the same command goes on from there', file=sys.stderr)
         return 128 + stopped.signal

@@ -136,6 +136,17 @@ def test_a_full_disk_is_a_line_wherever_it_shows(command, monkeypatch):
     assert_one_clear_line(process, 'runs/a/file: cannot be written (No space left on device); free space')
 
 
+def test_a_full_device_is_a_line_that_says_what_takes_less(command, monkeypatch):
+    def fill(_):
+        raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore')
+
+    monkeypatch.setattr('atonet_jax.main._run_mode', fill)
+    process = command('--config=configs/tiny.py')
+    assert process.returncode == 3 and process.stderr.count('\n') == 1
+    assert process.stderr.startswith("error: --mode=train: the device's memory is full (RESOURCE_EXHAUSTED: Out of")
+    assert '--config.train.accumulation=4' in process.stderr
+
+
 @pytest.mark.parametrize('seed', [2**63, 2**64, 10**30])
 def test_a_seed_that_is_too_large_is_named(command, seed):
     assert_one_clear_line(command('--config=configs/tiny.py', f'--config.seed={seed}'), f'config.seed={seed}')
