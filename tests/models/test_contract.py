@@ -91,7 +91,7 @@ ROWS = {
     'enet_davidtvs_head': Row({'width': 16}),
     'fcn8s': Row({'width': 4, 'fc_features': 16}, whole=True),
     'fcn8s_fc1024': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
-    'fcn8s_original': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s', whole=True),
+    'fcn8s_original': Row({'width': 4, 'fc_features': 16}, whole=True),
     'erfnet': Row({'width': 8}),
     'erfnet_encoder': Row({'width': 8}),
     'espnet': Row({'width': 4}, whole=True),
