@@ -36,9 +36,7 @@ def validate(config: ConfigDict) -> None:
     """
     checks = _Checks(config)
     defaults = flat_settings(default_config(config.model.name))
-    options = {name: {key for key in settings if key.startswith('model.')} for name, settings in
-               (('given', flat_settings(config)), ('known', defaults))}  # fmt: skip
-    if options['given'] != options['known']:
+    if _options_of(flat_settings(config)) != _options_of(defaults):
         raise InputError(
             f'config.model.name={config.model.name}: the config has the options of another network; give '
             f'--config=FILE:{config.model.name}'
@@ -58,6 +56,10 @@ def validate(config: ConfigDict) -> None:
         _check_export, _check_serve,
     ):  # fmt: skip
         check_section(config, checks)
+
+
+def _options_of(settings: Iterable[str]) -> set[str]:
+    return {key for key in settings if key.startswith('model.')}
 
 
 def validate_batches(config: ConfigDict, num_devices: int) -> None:
