@@ -62,8 +62,12 @@ def _missing(folder: str) -> list[str]:
 
 
 def _is_of(checkout: str, url: str) -> bool:
-    command = ['git', '-C', checkout, 'config', 'remote.origin.url']
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip() == url
+    """Whether a repository is that of `url`, or an empty one, as an earlier call that was killed at once leaves it."""
+
+    def said(*arguments):
+        return subprocess.run(['git', '-C', checkout, *arguments], capture_output=True, text=True).stdout.strip()
+
+    return said('config', 'remote.origin.url') == url or not (said('rev-list', '--all', '-1') or said('status', '-s'))
 
 
 def _git(folder: str, *arguments: str) -> None:

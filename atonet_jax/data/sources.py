@@ -95,11 +95,11 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
         for_training=split == data.train_split,
         trust_labels=data.trust_labels,
     )
-    cache, mesh = data.cache, create_mesh()
+    cache = data.cache
     if cache == 'auto':
-        cache = 'device' if device_cache.suits(dataset, mesh) else 'none'
+        cache = 'device' if device_cache.suits(dataset, create_mesh()) else 'none'
     elif cache == 'device':
-        device_cache.check([dataset], mesh)
+        device_cache.check([dataset], create_mesh())
     cache_dir = data.cache_dir or os.path.join(workdir, 'decoded')
     return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
 

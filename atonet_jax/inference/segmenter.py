@@ -114,7 +114,7 @@ class Segmenter:
     def _run(self, function, images):
         _check(images)
         program = self._programs.get((function, images.shape)) or self._compile(function, images.shape)
-        if isinstance(images, jax.Array):  # which may lie on one device
+        if isinstance(images, jax.Array) and self._mesh.size > 1:  # which may lie on one of them
             images = jax.device_put(images, self._split(images.shape))
         return program(self._variables, images)
 

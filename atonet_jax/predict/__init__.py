@@ -292,7 +292,7 @@ class Job:
                 progress.update()
             for file in files.values():
                 file.rate = video.measured_rate()
-        if 'labels' in paths:
+        if 'labels' in paths and count:
             _remove_frames(paths['labels'], count)
         if len(self.failures) > failures_before:
             return

@@ -214,6 +214,8 @@ class Checkpoints:
         try:
             return self._restore_variables(step, model, mesh, 'averaged' if averaged else 'variables')
         except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
+            if 'RESOURCE_EXHAUSTED' in str(error):  # the devices have no room for it
+                raise
             raise InputError(
                 f'{self._folder}: checkpoint {step} cannot be read ({_reason(error)}); copy it again, or give another '
                 'by --config.eval.checkpoint'
