@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 import numpy as np
 import onnxruntime
-import openvino
 from onnx import TensorProto, helper
 
 from atonet_jax.benchmark.benchmark import count_macs
@@ -87,6 +86,11 @@ def in_onnxruntime(path: str, given: np.ndarray, runs: int, folder: str) -> dict
 
 def in_openvino(path: str, given: np.ndarray, runs: int, folder: str) -> dict[str, tuple[str, float]]:
     """The same; `folder` is not needed."""
+    try:
+        import openvino
+    except ModuleNotFoundError as error:
+        raise SystemExit('openvino is not installed: pip install -r requirements-benchmarks.txt') from error
+
     settings = {'INFERENCE_NUM_THREADS': CORES, 'PERFORMANCE_HINT': 'LATENCY', 'PERF_COUNT': True}
     request = openvino.compile_model(path, 'CPU', settings).create_infer_request()
     least = {}
