@@ -20,12 +20,13 @@ from atonet_jax.torch_weights import (
     LEAVES,
     MismatchError,
     backbone_from_torch,
+    backbone_names,
     class_layers,
     file_name,
     fits,
     from_torch,
     missing_modules,
-    module_of,
+    names_in_file,
     shapes,
     torch_shape,
     vocabulary_of,
@@ -89,7 +90,7 @@ def load_backbone(
         hint = '; --config.model.pretrained_strict=false starts such parts fresh' if lacks else ''
         raise InputError(f'{path}: does not fit the backbone of {type(model).__name__}: {error}{hint}') from error
     fresh = () if strict else missing_modules(state_dict, model, variables)
-    ignored = [name for name in state_dict if re.fullmatch(network(model).backbone.ignored, name)]
+    ignored = [name for name in state_dict if re.fullmatch(backbone_names(state_dict, model).ignored, name)]
     said = f'; ignored: {", ".join(ignored)}' if ignored else ''
     said += f'; fresh, at the full learning rate: {", ".join(fresh)}' if fresh else ''
     _log.info('backbone from %s%s', path, said)
@@ -138,15 +139,13 @@ def named_otherwise(path: str, model: nn.Module) -> str | None:
 
 def holds_backbone(state_dict: Mapping[str, np.ndarray]) -> bool:
     """Whether a file holds the backbone of a registered network and nothing else of one."""
-    for model in {create_model(name, 19) for name in MODEL_NAMES}:
-        names = network(model).backbone
-        if names is None:
-            continue
+    models = {create_model(name, 19) for name in MODEL_NAMES}
+    for model, names in ((each, names) for each in models for names in network(each).backbones):
         given = {name for name in names.adapt(state_dict) if not name.endswith(COUNTER)}
         pattern = _names_of_modules(names)
         if sum(pattern.fullmatch(name) is not None for name in given) <= 0.9 * len(given):
             continue  # most networks are never traced
-        known = {file_name(path, names) for path in shapes(model) if names.name_of(module_of(path)) is not None}
+        known = names_in_file(model, names)
         if len(given & known) > 0.9 * max(len(given), len(known)):
             return True
     return False
@@ -222,10 +221,7 @@ def _ignored(state_dict: Iterable[str], model: nn.Module) -> int:
 
 def _holds_head(state_dict: Iterable[str], model: nn.Module) -> bool:
     """Whether a file has any name of a network beside those of its backbone, where the network has such names."""
-    backbone = network(model).backbone
-    if backbone is None:
-        return True
-    alone = {file_name(path, backbone) for path in shapes(model) if backbone.name_of(module_of(path)) is not None}
+    alone = set().union(*(names_in_file(model, names) for names in network(model).backbones))
     return any(not names - alone or set(state_dict) & names - alone for names in _names_in_files(model))
 
 
@@ -237,4 +233,4 @@ def _likeness(state_dict: Iterable[str], model: nn.Module) -> float:
 
 def _names_in_files(model: nn.Module) -> list[set[str]]:
     """The names of a network's variables in files, in each of its vocabularies."""
-    return [{file_name(path, names) for path in shapes(model)} for names in network(model).weights.values()]
+    return [names_in_file(model, names) for names in network(model).weights.values()]

@@ -83,7 +83,7 @@ def backbone_from_torch(
         MismatchError: as `from_torch`.
         InputError: the network has no backbone that is published alone.
     """
-    names, backbone = _backbone(model, variables)
+    names, backbone = _backbone(model, variables, state_dict)
     state_dict = names.adapt(state_dict)
     missing = {path for path in backbone if file_name(path, names) not in state_dict}
     # A file that holds no part at all is none of a backbone.
@@ -95,7 +95,7 @@ def missing_modules(
     state_dict: Mapping[str, np.ndarray], model: nn.Module, variables: Mapping[str, Any]
 ) -> tuple[str, ...]:
     """Modules of the backbone of which a file lacks an array, by the shortest paths that name them all and no other."""
-    names, backbone = _backbone(model, variables)
+    names, backbone = _backbone(model, variables, state_dict)
     state_dict = names.adapt(state_dict)
     modules = {module_of(path) for path in backbone}
     missing = {module_of(path) for path in backbone if file_name(path, names) not in state_dict}
@@ -107,12 +107,24 @@ def missing_modules(
     return tuple(sorted(roots))
 
 
-def _backbone(model: nn.Module, variables: Mapping[str, Any]) -> tuple[WeightNames, dict[str, Any]]:
-    """The names of a file of the backbone alone, and the variables that it holds, by path."""
-    names = network(model).backbone
-    if names is None:
+def backbone_names(state_dict: Mapping[str, Any], model: nn.Module) -> WeightNames:
+    """The network's vocabulary of files of its backbone alone that shares most names with the file.
+
+    Raises:
+        InputError: the network has no backbone that is published alone.
+    """
+    vocabularies = network(model).backbones
+    if not vocabularies:
         name = type(model).__name__
         raise InputError(f'config.model.pretrained_backbone: {name} has no backbone that is published alone')
+    return max(vocabularies, key=lambda names: len(names_in_file(model, names) & names.adapt(state_dict).keys()))
+
+
+def _backbone(
+    model: nn.Module, variables: Mapping[str, Any], state_dict: Mapping[str, Any]
+) -> tuple[WeightNames, dict[str, Any]]:
+    """The names of a file of the backbone alone, and the variables that it holds, by path."""
+    names = backbone_names(state_dict, model)
     return names, {path: a for path, a in _flatten(variables).items() if names.name_of(module_of(path)) is not None}
 
 
@@ -146,6 +158,11 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
 def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     """{path: shape} of a network's variables."""
     return {path: array.shape for path, array in _flatten(abstract_variables(model)).items()}
+
+
+def names_in_file(model: nn.Module, names: WeightNames) -> set[str]:
+    """The names that a vocabulary gives to a network's variables, or to those of its backbone."""
+    return {file_name(path, names) for path in shapes(model) if names.name_of(module_of(path)) is not None}
 
 
 def class_layers(model: nn.Module) -> set[str]:

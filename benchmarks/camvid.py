@@ -104,6 +104,8 @@ RECIPES = {
     'pretrained_low': Recipe('pretrained', _PRETRAINED | {'optimizer.backbone_factor': 0.2}),
     'pretrained_decay': Recipe('pretrained', _PRETRAINED | {'optimizer.weight_decay': 0.1}),
     'pretrained_narrow': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (0.5, 1.5)}),
+    # Frames are enlarged in training and in inference; a step takes as long as with the others.
+    'pretrained_enlarged': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (1.0, 2.25), 'eval.height': 720}),
     'pretrained_even': Recipe('pretrained', _PRETRAINED | {'loss.class_weights': EVEN}),
     'pretrained_mining': Recipe('pretrained', _PRETRAINED | {'loss.mining': True, 'loss.mining_min_kept': 0.25}),
     'pretrained_sgd': Recipe(

@@ -143,7 +143,7 @@ def describe(model: ATONet) -> Network:
         group=resnet_group,
         reduced=is_stage_kernel,  # the stem and every batch normalisation take the full rate (the published recipe)
         weights={'published': _PUBLISHED_NAMES},
-        backbone=TORCHVISION,
+        backbones=(TORCHVISION,),
         published=Published(
             title='ATONet',
             source='Cao, Huang, Shao: Table 1, and its public code',

@@ -190,7 +190,7 @@ def describe(model: BiSeNet) -> Network:
         normalization=COINCHEUNG if is_port else IMAGENET,
         upsampling=upsampling,
         weights=_COINCHEUNG_NAMES if is_port else _TORCHSEG_NAMES[model.backbone],
-        backbone=resnet.TORCHVISION if model.backbone == 'resnet18' else None,
+        backbones=(resnet.TORCHVISION,) if model.backbone == 'resnet18' else (),
         published=Published(
             title=title,
             source='github.com/CoinCheung/BiSeNet' if is_port else 'Yu et al.: ECCV 2018, and their code',

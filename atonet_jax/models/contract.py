@@ -168,7 +168,7 @@ class Network:
         upsampling: from logits to the image's size: 'half_pixel' or 'align_corners'.
         class_weights: how much each class counts in the loss, where the published recipe weighs them by their pixels.
         weights: vocabularies of whole networks, by name; the first one is written by `to_torch`.
-        backbone: vocabulary of files that hold the backbone alone; None where there is none.
+        backbones: vocabularies of files that hold the backbone alone; none where no such file is known.
     """
 
     terms: tuple[Term, ...]
@@ -182,7 +182,7 @@ class Network:
     upsampling: str = 'half_pixel'
     class_weights: ClassWeights | None = None
     weights: Mapping[str, WeightNames] = dataclasses.field(default_factory=dict)
-    backbone: WeightNames | None = None
+    backbones: Sequence[WeightNames] = ()
 
     def with_fresh(self, modules: Sequence[str]) -> 'Network':
         """The same, but parameters of `modules` (paths such as 'layer4/block0') are none of the backbone's."""

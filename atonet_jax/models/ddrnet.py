@@ -113,7 +113,7 @@ def describe(model: DDRNet) -> Network:
         group=lambda path: 'head' if path[0] in HEADS else 'backbone',
         reduced=lambda path: False,  # the published recipe has one rate for all
         weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
-        backbone=_IMAGENET_NAMES,
+        backbones=(_IMAGENET_NAMES,),
         published=Published(
             title='DDRNet-23-slim',
             source='Hong, Pan, Sun, Jia: arXiv 2101.06085, and their code',

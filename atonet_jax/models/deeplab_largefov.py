@@ -77,7 +77,7 @@ def describe(model: DeepLabLargeFOV) -> Network:
         normalization=CAFFE if model.caffe_images else IMAGENET,
         upsampling='align_corners' if model.caffe_sizes else 'half_pixel',
         weights={'published': _NAMES},
-        backbone=WeightNames(TORCHVISION_RULES, ignored=r'classifier\..*'),
+        backbones=(WeightNames(TORCHVISION_RULES, ignored=r'classifier\..*'),),
         published=Published(
             title='DeepLab-LargeFOV',
             source='Chen et al.: ICLR 2015, and their Caffe code, without the CRF',

@@ -154,7 +154,7 @@ def describe(model: ERFNet) -> Network:
         multiple_of=8,
         class_weights=InverseLogShare(1.2 if is_encoder else 1.1),
         weights={'published': _ENCODER_NAMES if is_encoder else _NAMES_WITH_HEAD if has_both else _NAMES},
-        backbone=_BACKBONE_NAMES,
+        backbones=(_BACKBONE_NAMES,),
         published=Published(
             title="ERFNet's encoder" if is_encoder else 'ERFNet',
             source='Romera et al.: T-ITS 19(1), 2018, and their PyTorch code',

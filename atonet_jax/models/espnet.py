@@ -189,7 +189,7 @@ def describe(model: ESPNet) -> Network:
         upsampling='align_corners',  # of ESPNet-C; the other logits have the image's size
         class_weights=InverseLogShare(1.1),
         weights={'published': _ENCODER_NAMES if is_encoder else _NAMES},
-        backbone=_ENCODER_NAMES,
+        backbones=(_ENCODER_NAMES,),
         published=Published(
             title='ESPNet-C' if is_encoder else 'ESPNet',
             source='Mehta et al.: arXiv 1803.06815, and their code',

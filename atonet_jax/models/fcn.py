@@ -127,7 +127,7 @@ def describe(model: FCN8s) -> Network:
         group=lambda path: 'head' if backbone.name_of('/'.join(path[:-1])) is None else 'backbone',
         normalization=CAFFE if model.caffe_images else IMAGENET,
         weights={'published': _ORIGINAL_NAMES if is_original else _CAFFE_NAMES},
-        backbone=backbone,
+        backbones=(backbone,),
         published=Published(
             title='FCN-8s',
             source=f'Long, Shelhamer, Darrell: CVPR 2015, {"and their code" if is_original else "without its padding"}',

@@ -197,7 +197,7 @@ def describe(model: PIDNet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         upsampling='align_corners',
         weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
-        backbone=_IMAGENET_NAMES,
+        backbones=(_IMAGENET_NAMES,),
         published=Published(
             title='PIDNet-S',
             source='Xu, Xiong, Bhattacharyya: CVPR 2023, and their code',

@@ -17,7 +17,7 @@ from atonet_jax import ops
 from atonet_jax.models.blocks import Classifier, Conv, ConvNorm, kaiming_fan_in_init
 from atonet_jax.models.contract import IMAGENET, Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
 from atonet_jax.models.terms import MedianFrequency, Term
-from atonet_jax.models.vgg import BLOCKS, TORCHVISION_RULES, block_width
+from atonet_jax.models.vgg import BLOCKS, TORCHVISION_BN_RULES, TORCHVISION_RULES, block_width
 
 CAFFE = Normalization(scale=1.0, channels='BGR')
 BASIC_LEVELS = 4
@@ -117,7 +117,7 @@ def describe(model: SegNet) -> Network:
         normalization=CAFFE if model.caffe_images else IMAGENET,
         class_weights=MedianFrequency(),
         weights={'published': _NAMES, 'of xiaoyufenfei': _SHORT_NAMES},
-        backbone=_TORCHVISION_NAMES,
+        backbones=_TORCHVISION_NAMES,
         published=Published(
             title='SegNet',
             source='Badrinarayanan, Kendall, Cipolla: PAMI 2017, and their Caffe code',
@@ -165,9 +165,11 @@ _SHORT_NAMES = WeightNames(
         Rule('conv1_1_D', 'conv11d'),
     )
 )
-# Without batch normalisation, which starts fresh.
-_TORCHVISION_NAMES = WeightNames(
-    tuple(Rule(f'{rule.path}/conv', rule.name) for rule in TORCHVISION_RULES), ignored=r'classifier\..*'
+_CLASSIFIER = r'classifier\..*'
+_TORCHVISION_NAMES = (
+    WeightNames(TORCHVISION_BN_RULES, ignored=_CLASSIFIER),
+    # Without batch normalisation, which starts fresh.
+    WeightNames(tuple(Rule(f'{rule.path}/conv', rule.name) for rule in TORCHVISION_RULES), ignored=_CLASSIFIER),
 )
 
 FAMILY = Family(SegNet, describe, {'segnet': {}})

@@ -114,7 +114,7 @@ def describe(model: SQNet) -> Network:
         group=lambda path: 'backbone' if path[0].startswith(('conv1', 'fire')) else 'head',
         reduced=lambda path: False,  # the published recipes have one rate for all
         weights={'published': _ZH320_NAMES if model.form == 'zh320' else _names(model.form == 'bn')},
-        backbone=_TORCHVISION if model.form == 'biases' else None,
+        backbones=(_TORCHVISION,) if model.form == 'biases' else (),
         published=Published(
             title=title,
             source=source,

@@ -121,7 +121,7 @@ def describe(model: SwiftNet) -> Network:
         group=resnet_group,
         normalization=IMAGENET if is_first else CITYSCAPES,
         weights={'published': _NAMES},
-        backbone=TORCHVISION,
+        backbones=(TORCHVISION,),
         published=Published(
             title=f'SwiftNetRN-18 ss ({model.form})',
             source='Oršić et al.: CVPR 2019, arXiv 1903.08469, and their code',

@@ -99,7 +99,7 @@ def describe(model: SwiftNetEnsemble) -> Network:
         normalization=pyramid.normalization,
         multiple_of=pyramid.multiple_of,
         weights={'published': _both(single.weights['published'], pyramid.weights['published'], '{}.')},
-        backbone=_both(single.backbone, pyramid.backbone, ''),
+        backbones=(_both(*single.backbones, *pyramid.backbones, ''),),
         published=Published(
             title='SwiftNetRN-18 ens',
             source='Oršić et al.: CVPR 2019, arXiv 1903.08469, and their code',

@@ -187,7 +187,7 @@ def describe(model: SwiftNetPyramid) -> Network:
         normalization=IMAGENET if is_first else CITYSCAPES,
         multiple_of=2 ** (model.levels - 1),
         weights={'published': _NAMES[model.form]},
-        backbone=TORCHVISION if is_first else _TORCHVISION_FOR_LEVELS,
+        backbones=(TORCHVISION if is_first else _TORCHVISION_FOR_LEVELS,),
         published=Published(
             title=f'SwiftNetRN-18 pyr ({model.form})',
             source='Oršić et al.: CVPR 2019, arXiv 1903.08469, and their code'

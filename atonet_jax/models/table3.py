@@ -153,7 +153,7 @@ def describe(model: Table3) -> Network:
         group=resnet_group,
         reduced=is_stage_kernel,  # as in ATONet
         weights={'published': _NAMES},
-        backbone=TORCHVISION,
+        backbones=(TORCHVISION,),
         published=Published(
             title=f'{_TITLES[model.design]} on a ResNet-18',
             source='Cao, Huang, Shao: Table 3' + (', and the public code of ATONet' if is_aggregation else ', rebuilt'),

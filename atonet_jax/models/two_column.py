@@ -193,7 +193,7 @@ def describe(model: SparseTwoColumn) -> Network:
         group=lambda path: 'backbone' if path[0] in ('coarse', 'fine') else 'head',
         multiple_of=CELL,
         weights={'published': _NAMES},
-        backbone=_TORCHVISION,
+        backbones=(_TORCHVISION,),
         published=Published(
             title='Sparse two-column (ours)',
             source='our own design, after the idea of Wu, Shen, van den Hengel: arXiv 1712.00213; not their network',

@@ -6,15 +6,22 @@ from flax import linen as nn
 
 from atonet_jax import ops
 from atonet_jax.models.blocks import Conv, kaiming_fan_out_init
-from atonet_jax.models.contract import Rule
+from atonet_jax.models.contract import Rule, conv_norm
 
 BLOCKS = (2, 2, 3, 3, 3)
 
 # Files of Caffe, and all that are made from them, call the convolutions what this file does.
 CAFFE_RULES = (Rule(r'(conv\d_\d)', r'\1'),)
-_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)  # in torchvision's sequence
 _CONVS = [f'conv{block}_{i}' for block, num_convs in enumerate(BLOCKS, 1) for i in range(1, num_convs + 1)]
+# Places in torchvision's vgg16, and in its vgg16_bn, where a batch normalisation follows each convolution.
+_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_BN_PLACES = (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40)
 TORCHVISION_RULES = tuple(Rule(conv, f'features.{place}') for conv, place in zip(_CONVS, _PLACES, strict=True))
+TORCHVISION_BN_RULES = tuple(
+    rule
+    for conv, place in zip(_CONVS, _BN_PLACES, strict=True)
+    for rule in conv_norm(conv, f'features.{place}', f'features.{place + 1}')
+)
 
 
 def vgg16(

@@ -134,8 +134,8 @@ def test_backbone_of_torchvision_is_taken():
 
 def test_torchvisions_fully_connected_layers_belong_to_the_backbone_where_they_fit():
     whole, narrow = (network(create_model(name, 19)) for name in ('fcn8s', 'fcn8s_fc1024'))
-    assert (whole.backbone.name_of('fc6'), whole.backbone.name_of('fc7')) == ('classifier.0', 'classifier.3')
-    assert narrow.backbone.name_of('fc6') is None
+    assert tuple(map(whole.backbones[0].name_of, ('fc6', 'fc7'))) == ('classifier.0', 'classifier.3')
+    assert narrow.backbones[0].name_of('fc6') is None
     assert [net.group(('fc6', 'kernel')) for net in (whole, narrow)] == ['backbone', 'head']
 
 

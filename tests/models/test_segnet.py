@@ -5,15 +5,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.segnet import CAFFE, normalize_locally
 from atonet_jax.models.terms import Term
 from atonet_jax.models.vgg import BLOCKS
-from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
+from atonet_jax.published_weights import holds_backbone
+from atonet_jax.torch_weights import backbone_from_torch, from_torch, missing_modules, to_torch
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
+
+VGG = [f'conv{block}_{i}' for block, convs in enumerate(BLOCKS, 1) for i in range(1, convs + 1)]
 
 
 @pytest.fixture(scope='module')
@@ -70,10 +74,8 @@ def test_the_convolutions_of_torchvisions_vgg16_are_taken_and_normalisations_sta
     model = create_model('segnet', 3, width=2)
     variables = drawn(model)
     file = to_torch(variables, model)
-    places = iter([0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28])
     vgg = {'classifier.6.weight': np.zeros((1000, 4096), np.float32)}
-    for name in (f'conv{block}_{i}' for block, convs in enumerate(BLOCKS, 1) for i in range(1, convs + 1)):
-        place = next(places)
+    for name, place in zip(VGG, (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), strict=True):
         vgg |= {f'features.{place}.{leaf}': file[f'{name}.{leaf}'] for leaf in ('weight', 'bias')}
     zeros = jax.tree.map(np.zeros_like, variables)
     loaded = backbone_from_torch(vgg, model, zeros)
@@ -82,6 +84,28 @@ def test_the_convolutions_of_torchvisions_vgg16_are_taken_and_normalisations_sta
         assert is_taken == (network(model).group((name, 'conv', 'kernel')) == 'backbone')
         expected = dict(zeros['params'][name]) | ({'conv': module['conv']} if is_taken else {})
         jax.tree.map(np.testing.assert_array_equal, loaded['params'][name], expected)
+
+
+def test_torchvisions_vgg16_with_batch_normalisation_is_taken_whole(tmp_path):
+    model = create_model('segnet', 3, width=2)
+    variables = drawn(model)
+    file = to_torch(variables, model)
+    vgg = {'classifier.6.weight': np.zeros((1000, 4096), np.float32)}
+    for name, place in zip(VGG, (0, 3, 7, 10, 14, 17, 20, 24, 27, 30, 34, 37, 40), strict=True):
+        for theirs, ours in ((place, name), (place + 1, f'{name}_bn')):
+            leaves = [key.split('.')[1] for key in file if key.startswith(f'{ours}.')]
+            vgg |= {f'features.{theirs}.{leaf}': file[f'{ours}.{leaf}'] for leaf in leaves}
+    zeros = jax.tree.map(np.zeros_like, variables)
+    loaded = backbone_from_torch(vgg, model, zeros)
+    for kind, modules in variables.items():
+        for name, module in modules.items():
+            expected = module if name in VGG else zeros[kind][name]
+            jax.tree.map(np.testing.assert_array_equal, loaded[kind][name], expected)
+    assert holds_backbone(vgg)
+    del vgg['features.31.running_mean']
+    with pytest.raises(InputError, match=r'^1 missing: features\.31\.running_mean$'):
+        backbone_from_torch(vgg, model, zeros)
+    assert missing_modules(vgg, model, zeros) == ('conv4_3/bn',)
 
 
 def test_the_loss_and_the_images_are_those_of_the_weights():
