@@ -188,13 +188,6 @@ def with_weights(name: str) -> tuple[Golden, nn.Module, dict[str, Any]]:
     return golden, model, from_torch(golden.state_dict, model)
 
 
-def logits_error(golden: Golden, model: nn.Module, variables: Mapping[str, Any], output: str) -> float:
-    """The error of the logits, in units of `Output.error`; `output` is the golden's name, such as 'logits_96x72'."""
-    images = golden.inputs[output.split('_')[-1]]
-    logits = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])(variables, images)
-    return golden.outputs[output].error(logits[0])
-
-
 def assert_names(golden: Golden, model: nn.Module, variables: Mapping[str, Any]) -> None:
     """`to_torch` gives the golden's names and arrays, and no others."""
     back = to_torch(variables, model)

@@ -43,11 +43,6 @@ def test_counts_are_the_published_ones():
     assert count_parameters(create_model('ddrnet', 11))['parameters'] == 5_695_467
 
 
-def test_logits_are_those_of_the_authors_code(golden, model, variables):
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['96x72'])
-    assert golden.outputs['logits_96x72'].error(logits[0]) <= MATCH
-
-
 def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, model, variables):
     """The second head sees the high branch before its ReLU."""
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax import ops
 from atonet_jax.models import abstract_variables, apply, create_model, network
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.deeplab_largefov import CAFFE
@@ -21,14 +20,6 @@ NAME = 'deeplab_largefov'
 @pytest.fixture(scope='module')
 def published():
     return golden.with_weights(NAME)
-
-
-def test_logits_are_those_of_the_golden_at_both_sizes(published):
-    expected, model, variables = published
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, expected.inputs['45x59'])
-    assert expected.outputs['logits_stride8_45x59'].error(logits[0]) <= 10
-    assert network(model).upsampling == 'half_pixel'
-    assert expected.outputs['logits_45x59'].error(ops.resize_bilinear(logits, (45, 59))[0]) <= 10
 
 
 def test_training_without_dropout_is_inference(published):

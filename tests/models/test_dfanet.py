@@ -7,7 +7,7 @@ import pytest
 
 from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.benchmark.macs import count_conv_macs
-from atonet_jax.models import apply, create_model, network
+from atonet_jax.models import create_model, network
 from atonet_jax.models.dfanet import Attention, Decoder
 from atonet_jax.models.terms import Term
 from atonet_jax.torch_weights import from_torch, to_torch
@@ -47,13 +47,6 @@ def decoder_macs(model):
 
 def zeros(abstract):
     return np.zeros(abstract.shape, np.float32)
-
-
-def test_logits_are_those_of_the_golden(published):
-    """At a size that no stride of the second and third backbone divides."""
-    golden, model, variables = published
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['96x72'])
-    assert golden.outputs['logits_stride4_96x72'].error(logits[0]) <= 10
 
 
 def test_names_and_layouts_are_those_of_the_golden(published):

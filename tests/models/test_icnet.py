@@ -29,12 +29,6 @@ def variables(golden, model):
     return from_torch(golden.state_dict, model)
 
 
-def test_logits_are_those_of_the_golden(golden, model, variables):
-    """At a size whose halves are rounded down in one branch and up in the other."""
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs['45x59'])
-    assert golden.outputs['logits_stride4_45x59'].error(logits[0]) <= 10
-
-
 def test_training_outputs_and_statistics_are_those_of_the_golden(golden, model, variables):
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux_sub4', 'aux_sub2'}

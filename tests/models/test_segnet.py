@@ -30,10 +30,6 @@ def drawn(model):
     return jax.tree.map(lambda a: generator.normal(size=a.shape).astype(np.float32), abstract_variables(model))
 
 
-def test_logits_are_those_of_the_golden_at_a_size_that_pools_round_up(published):
-    assert golden.logits_error(*published, 'logits_41x53') <= 10
-
-
 def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
     errors = golden.statistics_errors(*published)
     assert len(errors) == 50

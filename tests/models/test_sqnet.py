@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.terms import HardExampleShare, Term
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from tests.models import golden as goldens
@@ -20,14 +20,6 @@ def published(request):
     golden = goldens.load(request.param)
     model = create_model(request.param, golden.num_classes)
     return golden, model, from_torch(golden.state_dict, model)
-
-
-def test_logits_are_those_of_the_golden(published):
-    """Of the default at a size whose maps are cut in the decoder."""
-    golden, model, variables = published
-    size = {'biases': '96x72', 'zh320': '64x128'}[model.form]
-    logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(variables, golden.inputs[size])
-    assert golden.outputs[f'logits_{size}'].error(logits[0]) <= 10
 
 
 def test_statistics_of_a_training_batch_are_those_of_the_golden():

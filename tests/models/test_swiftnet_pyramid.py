@@ -24,10 +24,6 @@ def published(request):
     return golden.with_weights(request.param)
 
 
-def test_logits_are_those_of_the_golden(published):
-    assert golden.logits_error(*published, 'logits_stride4_96x72') <= 10
-
-
 def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
     """Where levels share a normalisation, those of the smallest level, which runs last."""
     errors = golden.statistics_errors(*published)

@@ -27,11 +27,6 @@ def published(request):
     return golden.with_weights(request.param)
 
 
-def test_logits_are_those_of_the_golden(published):
-    stride = 8 if published[1].design == 'dilation' else 4
-    assert golden.logits_error(*published, f'logits_stride{stride}_96x72') <= 10
-
-
 def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
     errors = golden.statistics_errors(*published)
     assert len(errors) == STATISTICS[request.node.callspec.params['published']]
