@@ -16,8 +16,6 @@ main.py; no report is written. CPUs compute in float32, accelerators in bfloat16
 """
 
 import argparse
-import contextlib
-import csv
 import dataclasses
 import hashlib
 import json
@@ -58,6 +56,7 @@ from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
 from atonet_jax.validation import validate, validate_batches, validate_classes
+from benchmarks.camvid_results import Results, height_of
 
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -283,22 +282,23 @@ class Runs:
         if time.monotonic() > self._deadline:
             raise OutOfTimeError
 
-    def time_label_maps(self, results: 'Results', protocol: str, settings: dict[str, Any]) -> None:
-        """Adds the time of each network that was trained on these devices, where it is not there yet."""
+    def time_label_maps(self, results: Results, protocol: str, settings: dict[str, Any]) -> None:
+        """Adds what is not there yet: the time of each network and height that was trained with on these devices."""
         device = device_names()
-        trained = {row['network'] for row in results.rows if (row['protocol'], row.get('device')) == (protocol, device)}
-        for name in sorted(trained):
-            row = {'protocol': 'latency', 'network': name, 'device': device}
+        trained = {(row['network'], height_of(row)) for row in results.rows
+                   if (row['protocol'], row.get('device')) == (protocol, device)}  # fmt: skip
+        for name, height in sorted(trained):
+            row = {'protocol': 'latency', 'network': name, 'height': height, 'device': device}
             if not results.has(row):
-                results.add(row | {'ms': self._milliseconds_of_label_map(name, settings), 'time': now()})
+                results.add(row | {'ms': self._milliseconds_of_label_map(name, height, settings), 'time': now()})
 
-    def _milliseconds_of_label_map(self, name: str, settings: dict[str, Any]) -> float:
+    def _milliseconds_of_label_map(self, name: str, height: int, settings: dict[str, Any]) -> float:
         """The median time from one frame to its labels. Random weights take as long as trained ones."""
         of_model = {key: value for key, value in settings.items() if key.startswith(('model.', 'data.crop_size'))}
         config = self.config(name, Recipe('scratch', {}), 0, 'test', of_model)
         model = create_network(config, CAMVID.num_classes)
         size = tuple(config.data.crop_size)
-        segment = Segmenter(model, init_variables(model, 0), shapes=[(1, *size)])
+        segment = Segmenter(model, init_variables(model, 0), height=height, shapes=[(1, *size)])
         frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
         times = []
         for _ in range(2 + _TIMED_CALLS):
@@ -347,117 +347,6 @@ class KeptState:
 
     def remove(self) -> None:
         pathlib.Path(self._path).unlink(missing_ok=True)
-
-
-class Results:
-    """The lines of a results file: of runs, and of the time of label maps ('protocol' is 'latency')."""
-
-    def __init__(self, path: str):
-        self._path = path
-        self.rows = []
-        self._ends_within_a_line = False
-        with contextlib.suppress(FileNotFoundError), open(path) as file:
-            for line in file:
-                self._ends_within_a_line = not line.endswith('\n')  # of a process that was killed
-                with contextlib.suppress(ValueError):
-                    self.rows.append(json.loads(line))
-
-    def has(self, row: dict[str, Any]) -> bool:
-        row = json.loads(json.dumps(row))
-        return any(all(other.get(key) == value for key, value in row.items()) for other in self.rows)
-
-    def add(self, row: dict[str, Any]) -> None:
-        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
-        with open(self._path, 'a') as file:
-            file.write('\n' * self._ends_within_a_line + json.dumps(row) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
-        self._ends_within_a_line = False
-        self.rows.append(row)
-
-    def _runs(self) -> list[dict[str, Any]]:
-        return [row for row in self.rows if 'miou' in row]
-
-    def draw(self, path: str, protocol: str) -> None:
-        """Draws mean mIoU against the time of a label map, and published figures as hollow marks."""
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
-        times = {(row['network'], row['device']): row['ms'] for row in self.rows if row['protocol'] == 'latency'}
-        groups = {}
-        for row in self._runs():
-            key = row['network'], row['device']
-            if row['protocol'] == protocol and key in times:
-                groups.setdefault((*key, row['recipe']), []).append(100 * row['miou'])
-        best = {}
-        for (*key, recipe), scores in groups.items():
-            best[tuple(key)] = max(best.get(tuple(key), (0.0, '')), (float(np.mean(scores)), recipe))
-        figure = Figure(figsize=(8, 5), dpi=120, layout='constrained')
-        FigureCanvasAgg(figure)
-        axes = figure.subplots()
-        sets = {}
-        for (name, device), (miou, recipe) in best.items():
-            sets.setdefault(f'here: {device}', []).append((times[name, device], miou, f'{name} ({recipe})'))
-        for label, points in sets.items():
-            axes.scatter(*zip(*[point[:2] for point in points]), label=label)
-        published = [(1e3 / float(row['fps']), float(row['miou']), row['method'])
-                     for row in _published() if row['fps']]  # fmt: skip
-        axes.scatter(*zip(*[point[:2] for point in published]), facecolors='none', edgecolors='gray',
-                     label='published, 720x960, on other machines')  # fmt: skip
-        for x, y, title in [*published, *(point for points in sets.values() for point in points)]:
-            axes.annotate(title, (x, y), xytext=(5, 3), textcoords='offset points', fontsize=7)
-        axes.set_xscale('log')
-        axes.margins(x=0.25)
-        axes.set_xlabel('ms from one frame to its labels')
-        axes.set_ylabel(f'mIoU on {protocol}, %')
-        axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc='lower right')
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        figure.savefig(path)
-
-    def best(self, network: str, start: str) -> str:
-        """The recipe of a start with the best mean mIoU on val.
-
-        Raises:
-            InputError: there is no such result.
-        """
-        scores = {}
-        for row in self._runs():
-            if row['protocol'] == 'val' and row['network'] == network and row['start'] == start:
-                scores.setdefault(row['recipe'], []).append(row['miou'])
-        if not scores:
-            raise InputError(f'best:{start}: {self._path} holds no score of {network} on val; run --protocol=val first')
-        return max(scores, key=lambda recipe: np.mean(scores[recipe]))
-
-    def table(self) -> str:
-        """Markdown: a row a network, recipe and length, over its seeds; then the IoU of each class."""
-        groups = {}
-        for row in self._runs():
-            groups.setdefault((row['protocol'], row['network'], row['recipe'], row['epochs']), []).append(row)
-        order = sorted(groups, key=lambda key: (key[0], -np.mean([row['miou'] for row in groups[key]])))
-        lines = ['| scored on | network | recipe | epochs | seeds | mIoU % mean | each | pixel accuracy % | ms/step '
-                 '| s a run |', '|---|---|---|---|---|---|---|---|---|---|']  # fmt: skip
-        for key in order:
-            rows = groups[key]
-            each = ', '.join(f'{100 * row["miou"]:.2f}' for row in rows)
-            mean = {name: np.mean([row[name] for row in rows])
-                    for name in ('miou', 'pixel_accuracy', 'ms_per_step', 'seconds')}  # fmt: skip
-            lines.append(
-                f'| {key[0]} | {key[1]} | {key[2]} | {key[3]:g} | {len(rows)} | {100 * mean["miou"]:.2f} | {each} '
-                f'| {100 * mean["pixel_accuracy"]:.2f} | {mean["ms_per_step"]:.2f} | {mean["seconds"]:.0f} |'
-            )
-        lines += ['', '| IoU % | ' + ' | '.join(CAMVID.class_names) + ' |', '|---' * (1 + CAMVID.num_classes) + '|']
-        for key in order:
-            ious = [[row['classes'][name]['iou'] or 0.0 for name in CAMVID.class_names] for row in groups[key]]
-            ious = np.mean(ious, axis=0)
-            lines.append(f'| {key[0]} {key[1]} {key[2]} | ' + ' | '.join(f'{100 * iou:.1f}' for iou in ious) + ' |')
-        return '\n'.join(lines)
-
-
-def _published() -> list[dict[str, str]]:
-    """Rows of the paper's Table 2."""
-    with open(_ROOT / 'atonet_jax/benchmark/published/table2_camvid_test.csv', encoding='utf-8') as file:
-        return list(csv.DictReader(file))
 
 
 def chosen(text: str, results: Results, network_name: str) -> list[tuple[str, Recipe, dict[str, Any]]]:

@@ -19,6 +19,7 @@ from atonet_jax.torch_files import read_state_dict
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
 from benchmarks import camvid, pack_camvid
+from benchmarks.camvid_results import Results
 
 SIZE = (64, 96)
 
@@ -99,13 +100,13 @@ def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
         camvid.main([*command, *small])
     with PIL.Image.open(chart) as picture:
         assert picture.size[0] > 500
-    assert [row['protocol'] for row in camvid.Results(str(path)).rows] == ['val', 'val', 'latency']
+    assert [row['protocol'] for row in Results(str(path)).rows] == ['val', 'val', 'latency']
 
     command[3] = 'best:scratch'
     camvid.main([*command, '--protocol', 'test', '--minutes', '0'])
     out = capsys.readouterr().out
     assert 'left: test segnet_basic tiny, seed 0, 1 epochs; the same command goes on' in out
-    assert len(camvid.Results(str(path)).rows) == 3
+    assert len(Results(str(path)).rows) == 3
 
 
 def test_a_damaged_state_is_one_line(tmp_path):
@@ -119,7 +120,7 @@ def test_a_damaged_state_is_one_line(tmp_path):
 
 def test_every_row_of_table_4_is_a_variant_that_works(root):
     """Settings and terms of the loss fit the network; none is trained here."""
-    results = camvid.Results('')
+    results = Results('')
     runs, given = camvid.Runs(root, '', deadline=float('inf')), set()
     rows = camvid.chosen('tiny+table4@3', results, 'atonet')
     assert [sum(kind in name for name, *_ in rows) for kind in ('+bins', '+aux', '+dagger')] == [3, 9, 1]
