@@ -36,7 +36,7 @@ def kinds_of(name: str, size: tuple[int, int], calls: int) -> dict[str, np.ndarr
     segment = Segmenter(model, jax.jit(lambda: init_variables(model, 0))())
     program = segment.compile('__call__', (1, *size))
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
-    traced = Program(name, program, lambda: np.asarray(segment(image)), 0)
+    traced = Program(name, lambda: np.asarray(segment(image)), 0, program.as_text())
     traced.call()
     shortest = {}
     for _ in range(calls):
@@ -57,12 +57,12 @@ def _kind(operation, row):
     return next(kind for kind, pattern in KINDS.items() if re.search(pattern, operation))
 
 
-def main():
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='+')
     parser.add_argument('--size', type=_size, default=(512, 1024), help='HxW')
     parser.add_argument('--calls', type=int, default=8)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     print('| network | operations | ms | GMAC | MB moved | GFLOP/s | GB/s |')
     print('|---|---|---|---|---|---|---|')
     for name in options.networks:

@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # PyTorch needs memory too
 if '--graphs' not in sys.argv and 'command_buffer' not in os.environ.get('XLA_FLAGS', ''):  # before JAX is imported
@@ -52,30 +52,22 @@ PROGRAMS = ('label_map', 'torch_label_map', 'train', 'coarse_logits')
 NUM_CLASSES = CITYSCAPES.num_classes
 _SHOWN = 22
 
-class Program:
-    """A compiled program with the arguments that it is called with."""
+class Program(NamedTuple):
+    """A compiled program with the arguments that it is called with.
 
-    def __init__(
-        self,
-        name: str,
-        call: Callable[[], Any],
-        flops: float,
-        text: str,
-        wait: Callable[[Any], Any] = jax.block_until_ready,
-    ):
-        """
-        Args:
-            name: one of `PROGRAMS`.
-            call: starts a call.
-            flops: of the convolutions of a call, by the shapes of the network.
-            text: as XLA prints it; '' for one of PyTorch.
-            wait: until a result is there.
-        """
-        self.name = name
-        self.call = call
-        self.flops = flops
-        self.text = text
-        self.wait = wait
+    Attributes:
+        name: for people.
+        call: starts a call.
+        flops: of the convolutions of a call, by the shapes of the network.
+        text: as XLA prints it; '' for one of PyTorch.
+        wait: until a result is there.
+    """
+
+    name: str
+    call: Callable[[], Any]
+    flops: float
+    text: str
+    wait: Callable[[Any], Any] = jax.block_until_ready
 
 
 def inference(name: str, size: tuple[int, int], options: dict[str, Any]) -> Program:

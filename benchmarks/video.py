@@ -13,6 +13,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import jax
 import numpy as np
@@ -34,15 +35,16 @@ STEP = 8  # pixels that the camera pans from frame to frame
 RATE = 25.0
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', required=True, help='of a run')
     parser.add_argument('--size', type=int, nargs=2, default=(720, 1280), help='height and width')
     parser.add_argument('--frames', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     config = load_config(arguments.workdir)
+    config.predict.batch_size = 1
     network = trained_network(config, arguments.workdir, create_mesh())
     label = labeler(config, network)
     with tempfile.TemporaryDirectory() as folder:
@@ -56,14 +58,14 @@ def main() -> None:
             for _ in predicted(enumerate(frames), label, 1):
                 pass
 
-        def predict(kinds):
-            options = config.predict.copy_and_resolve_references()
-            options.pictures = kinds
-            job = Job(options, label, 1, network.class_table, os.path.join(folder, 'out'), ())
+        def predict(job):
             job.run([source])
             assert not job.failures, job.failures
 
-        ways = {'bare network': bare} | {name: lambda kinds=kinds: predict(kinds) for name, kinds in WAYS.items()}
+        ways = {'bare network': bare}
+        for name, config.predict.pictures in WAYS.items():
+            job = Job(config.copy_and_resolve_references(), network, os.path.join(folder, 'out'))
+            ways[name] = partial(predict, job)
         seconds, cpu_seconds = in_turns(ways, arguments.rounds)
         device = jax.devices()[0].device_kind if jax.default_backend() != 'cpu' else f'{os.cpu_count()} cores'
         print(f'{cpu_name()}, {device}; {config.model.name}, {config.model.dtype}; {arguments.size[0]}x'

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
@@ -64,10 +63,7 @@ def predict(config: ConfigDict, workdir: str) -> bool:
 
     if not config.eval.window:
         _tell_of_many_sizes(sources, options.max_pixels)
-    images_at_once = 1 if config.eval.window else options.batch_size  # with windows, that many of one image
-    label, sample_range = labeler(config, network), tuple(config.data.sample_range)
-    check = partial(check_image_size, network.model, options=config.eval)
-    job = Job(options, label, check, images_at_once, network.class_table, folder, sample_range)
+    job = Job(config, network, folder)
     try:
         job.run(sources)
     finally:
@@ -114,22 +110,14 @@ class Job:
         failures: what is left undone, a line each.
     """
 
-    def __init__(
-        self,
-        options: ConfigDict,
-        label: Callable,
-        check: Callable[[tuple[int, int]], None],
-        images_at_once: int,
-        table: ClassTable,
-        folder: str,
-        sample_range: tuple[float, ...],
-    ):
-        self._options = options
-        self._sample_range = sample_range
-        self._label = label
-        self._check = check  # raises InputError where the network takes no images of a size
-        self._images_at_once = images_at_once
-        self._table = table
+    def __init__(self, config: ConfigDict, network: TrainedNetwork, folder: str):
+        """folder: where results go."""
+        self._options = config.predict
+        self._sample_range = tuple(config.data.sample_range)
+        self._label = labeler(config, network)
+        self._check = partial(check_image_size, network.model, options=config.eval)
+        self._images_at_once = 1 if config.eval.window else config.predict.batch_size  # windows: so many of one image
+        self._table = network.class_table
         self._folder = folder
         self._images = 0
         self._seconds = 0.0
