@@ -24,8 +24,8 @@ from atonet_jax.torch_weights import (
     class_layers,
     file_name,
     fits,
+    fresh_modules,
     from_torch,
-    missing_modules,
     names_in_file,
     shapes,
     torch_shape,
@@ -77,7 +77,7 @@ def load_network(
 def load_backbone(
     path: str, model: nn.Module, variables: Mapping[str, Any], strict: bool = True
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """`variables` of `model` with the backbone of a file, and `missing_modules`, none if `strict`.
+    """`variables` of `model` with the backbone of a file, and `fresh_modules`, none if `strict`.
 
     Raises:
         InputError: names the file, and what is wrong with it or does not fit.
@@ -86,10 +86,10 @@ def load_backbone(
     try:
         loaded = backbone_from_torch(state_dict, model, variables, strict)
     except MismatchError as error:
-        lacks = strict and not (error.unexpected or error.misshapen)
+        lacks = strict and not error.unexpected and error.misshapen <= class_layers(model)
         hint = '; --config.model.pretrained_strict=false starts such parts fresh' if lacks else ''
         raise InputError(f'{path}: does not fit the backbone of {type(model).__name__}: {error}{hint}') from error
-    fresh = () if strict else missing_modules(state_dict, model, variables)
+    fresh = () if strict else fresh_modules(state_dict, model, variables)
     ignored = [name for name in state_dict if re.fullmatch(backbone_names(state_dict, model).ignored, name)]
     said = f'; ignored: {", ".join(ignored)}' if ignored else ''
     said += f'; fresh, at the full learning rate: {", ".join(fresh)}' if fresh else ''

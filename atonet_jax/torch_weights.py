@@ -77,7 +77,7 @@ def backbone_from_torch(
         state_dict: {name: array}.
         model: a network of this package.
         variables: of `model`.
-        strict: False: `missing_modules` stay as in `variables`.
+        strict: False: `fresh_modules` stay as in `variables`.
 
     Raises:
         MismatchError: as `from_torch`.
@@ -85,26 +85,38 @@ def backbone_from_torch(
     """
     names, backbone = _backbone(model, variables, state_dict)
     state_dict = names.adapt(state_dict)
-    missing = {path for path in backbone if file_name(path, names) not in state_dict}
-    # A file that holds no part at all is none of a backbone.
-    free = set() if strict or missing == backbone.keys() else missing
+    free = set() if strict else _left_fresh(state_dict, names, backbone, model)
     return unflatten_dict(_flatten(variables) | _convert(state_dict, backbone, names, free), sep='/')
 
 
-def missing_modules(
+def fresh_modules(
     state_dict: Mapping[str, np.ndarray], model: nn.Module, variables: Mapping[str, Any]
 ) -> tuple[str, ...]:
-    """Modules of the backbone of which a file lacks an array, by the shortest paths that name them all and no other."""
+    """Modules of the backbone of which a file lacks an array, or has one for another number of classes.
+
+    By the shortest paths that name them all and no other.
+    """
     names, backbone = _backbone(model, variables, state_dict)
-    state_dict = names.adapt(state_dict)
     modules = {module_of(path) for path in backbone}
-    missing = {module_of(path) for path in backbone if file_name(path, names) not in state_dict}
+    fresh = {module_of(path) for path in _left_fresh(names.adapt(state_dict), names, backbone, model)}
     roots = set()
-    for module in missing:
+    for module in fresh:
         parts = module.split('/')
         prefixes = ('/'.join(parts[:depth]) for depth in range(1, len(parts) + 1))
-        roots.add(next(p for p in prefixes if all(m in missing for m in modules if f'{m}/'.startswith(f'{p}/'))))
+        roots.add(next(p for p in prefixes if all(m in fresh for m in modules if f'{m}/'.startswith(f'{p}/'))))
     return tuple(sorted(roots))
+
+
+def _left_fresh(
+    state_dict: Mapping[str, np.ndarray], names: WeightNames, backbone: Mapping[str, Any], model: nn.Module
+) -> set[str]:
+    """Paths of `fresh_modules`' arrays; none where a file holds no part at all, as it is none of a backbone."""
+    given = {path: state_dict.get(file_name(path, names)) for path in backbone}
+    missing = {path for path, array in given.items() if array is None}
+    if missing == backbone.keys():
+        return set()
+    needed = {path: torch_shape(path, backbone[path].shape) for path in class_layers(model) & backbone.keys() - missing}
+    return missing | {path for path, shape in needed.items() if not fits(given[path].shape, shape)}
 
 
 def backbone_names(state_dict: Mapping[str, Any], model: nn.Module) -> WeightNames:

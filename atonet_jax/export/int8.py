@@ -2,8 +2,10 @@
 
 import itertools
 import logging
+import math
+import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -94,7 +96,7 @@ def write(
     except InputError as error:
         scored, float_miou, why_not = None, None, str(error)
 
-    def figures_of_int8(**options) -> Figures:
+    def figures_of_int8(path: str, **options) -> Figures:
         form.write_int8(path, network, config, given, **options)
         in_int8 = _runner(form.load(path), network, config.export)
         figures = Figures(
@@ -112,10 +114,14 @@ def write(
         int8_miou = _miou('int8', in_int8, scored, network, config.export)
         return figures._replace(scored=_in_words(scored, config.export.size), miou=(float_miou, int8_miou))
 
-    figures, tolerance = figures_of_int8(), config.export.int8_tolerance
+    figures, tolerance = figures_of_int8(path), config.export.int8_tolerance
     if figures.lost() > tolerance and form.HAS_CAREFUL_INT8:
         _log.info('int8 loses %.2f points of mIoU; only convolutions are made of it instead', figures.lost())
-        figures = figures_of_int8(careful=True)
+        careful_path = f'{path}.careful{form.ENDING}'
+        careful = figures_of_int8(careful_path, careful=True)
+        if careful.lost() < figures.lost():
+            os.replace(careful_path, path)
+            figures = careful
     if figures.lost() > tolerance and not force:
         more = 'give more config.export.calibration_images, or ' if len(examples) > len(images) else ''
         raise ExportError(
@@ -128,14 +134,25 @@ def write(
 def _calibration_images(examples: Examples, options: ConfigDict) -> list[np.ndarray]:
     """[1, H, W, 3] uint8 of the export's size, spread evenly over the split."""
     count = min(options.calibration_images, len(examples))
-    images = []
-    for i in np.linspace(0, len(examples) - 1, count).round().astype(int).tolist():
+    spread = np.linspace(0, len(examples) - 1, count).round().astype(int).tolist()
+    images = [image[None] for image, _ in _readable(examples, spread, options.size)]
+    if not images:
+        dataset = examples.dataset
+        raise InputError(
+            f'config.export.calibration_images={options.calibration_images}: none of the {count} that were chosen of '
+            f'{dataset.name} {dataset.split} can be read; give more'
+        )
+    return images
+
+
+def _readable(examples: Examples, indices: Iterable[int], size: tuple[int, int]) -> Iterator[Decoded]:
+    """Those that can be read, at `size`; `config.data.on_corrupt` says what becomes of the others."""
+    for i in indices:
         example = examples.read(i)
         if example is None:
             examples.check(i)
         else:
-            images.append(_at_size(example, options.size)[0][None])
-    return images
+            yield _at_size(example, size)
 
 
 def _at_size(example: Decoded, size: tuple[int, int]) -> Decoded:
@@ -187,22 +204,16 @@ def _miou(what: str, run: Callable, examples: Examples, network: TrainedNetwork,
     """Of a runner, 0 .. 1, over the examples at the export's size. what: the export, for the progress bar."""
     shape = examples.dataset.class_table.num_classes, network.model.num_classes
     confusion = np.zeros(shape, np.int64)
-
-    def readable() -> Iterator[Decoded]:
-        for i in range(len(examples)):
-            example = examples.read(i)
-            if example is None:
-                examples.check(i)
-            else:
-                yield _at_size(example, options.size)
-
-    decoded = readable()
+    decoded = _readable(examples, range(len(examples)), options.size)
     with Progress(f'scoring {what}', len(examples), 'image') as progress:
         while batch := list(itertools.islice(decoded, options.batch_size or 1)):
             images, labels = (np.stack(arrays) for arrays in zip(*batch, strict=True))
             confusion += np.asarray(confusion_matrix(labels, run(images), *shape))
             progress.update(len(batch))
-    return Scores.from_confusion(confusion).miou
+    miou = Scores.from_confusion(confusion).miou
+    if math.isnan(miou):
+        raise InputError(f'{examples.dataset.name} {examples.dataset.split} has no labelled pixel to score with')
+    return miou
 
 
 def _in_words(examples: Examples, size: tuple[int, int]) -> str:

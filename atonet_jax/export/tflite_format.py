@@ -24,6 +24,7 @@ from atonet_jax.runs.network import TrainedNetwork
 ENDING = '.tflite'
 RUNTIME = f'TensorFlow Lite of TensorFlow {tf.__version__}'
 HAS_CAREFUL_INT8 = False
+_REFUSALS = (ConverterError, ValueError, RuntimeError)
 
 
 def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
@@ -34,7 +35,7 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     """
     try:
         program = _converter(network, config).convert()
-    except (ConverterError, ValueError, RuntimeError) as error:
+    except _REFUSALS as error:
         raise ExportError(
             f'TensorFlow Lite cannot express {config.model.name} ({_reason(str(error))}); give another '
             'config.export.format'
@@ -63,7 +64,7 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
     with _stderr() as written:
         try:
             program = converter.convert()
-        except RuntimeError as error:
+        except _REFUSALS as error:
             raise ExportError(
                 f'TensorFlow Lite cannot make {config.model.name} int8 ({_reason(f"{written()}{error}")}); give '
                 '--config.export.format=onnx, or leave out config.export.precision'

@@ -186,7 +186,8 @@ def describe(model: BiSeNet) -> Network:
         ),
         training_only=AUX_HEADS,
         group=resnet.resnet_group,
-        reduced=lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS),  # these have ten times the rate
+        # The authors train all but the backbone at ten times its rate, the port the fusion and the heads alone.
+        reduced=(lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS)) if is_port else None,
         normalization=COINCHEUNG if is_port else IMAGENET,
         upsampling=upsampling,
         weights=_COINCHEUNG_NAMES if is_port else _TORCHSEG_NAMES[model.backbone],

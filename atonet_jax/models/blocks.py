@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
+from atonet_jax.errors import InputError
 
 Pair = int | tuple[int, int]
 
@@ -178,7 +179,12 @@ class BatchNorm(_Preparing):
             mean, var = ops.batch_statistics(x)
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
-                unbiased_var = var * (count / max(count - 1, 1))
+                if count == 1:
+                    raise InputError(
+                        f'config.train.batch_size: {"/".join(self.path)} normalises one value a channel, which has no '
+                        'variance; give two images or more at once (batch_size divided by train.accumulation)'
+                    )
+                unbiased_var = var * (count / (count - 1))
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased_var
             x = ops.normalize_by_batch(x, scale, bias, mean, var, self.epsilon)

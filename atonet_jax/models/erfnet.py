@@ -153,7 +153,7 @@ def describe(model: ERFNet) -> Network:
         normalization=Normalization(),
         multiple_of=8,
         class_weights=InverseLogShare(1.2 if is_encoder else 1.1),
-        weights={'published': _ENCODER_NAMES if is_encoder else _NAMES_WITH_HEAD if has_both else _NAMES},
+        weights={'published': _ENCODER_NAMES if is_encoder else _WHOLE_NAMES},
         backbones=(_BACKBONE_NAMES,),
         published=Published(
             title="ERFNet's encoder" if is_encoder else 'ERFNet',
@@ -197,10 +197,13 @@ def _layer_rules(ours: str, theirs: str) -> tuple[Rule, ...]:
 
 
 _HEAD_NAME, _HEAD_ENTRIES, _DECODER_ENTRIES = 'encoder.output_conv', r'encoder\.output_conv\..*', r'decoder\..*'
-# The authors' files always hold the encoder's head, which the whole network does not read.
 _names = partial(WeightNames, void=(20,), heights={20: 512})  # of the authors' weights for Cityscapes
-_NAMES = _names((*_encoder_rules(), *_decoder_rules()), ignored=_HEAD_ENTRIES)
-_NAMES_WITH_HEAD = _names((*_encoder_rules(), *_decoder_rules(), Rule('encoder_head', _HEAD_NAME, optional=True)))
+# The authors' files always hold the encoder's head: the whole network does not read it, and is written with it.
+_WHOLE_NAMES = _names(
+    (*_encoder_rules(), *_decoder_rules(), Rule('encoder_head', _HEAD_NAME, optional=True)),
+    ignored=_HEAD_ENTRIES,
+    whole=lambda model: model.clone(head='both'),
+)
 _ENCODER_NAMES = _names((*_encoder_rules(), Rule('encoder_head', _HEAD_NAME)), ignored=_DECODER_ENTRIES)
 
 

@@ -6,10 +6,13 @@ authors' code (github.com/XuJiacong/PIDNet, 4c158cf).
 """
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from atonet_jax import ops
@@ -238,6 +241,22 @@ _BRANCH_RULES = (
     *conv_norm(r'((?:compression|diff)[34])', r'\1.0', r'\1.1'),
     *conv_norm(r'(pag[34])/(f_[xy])', r'\1.\2.0', r'\1.\2.1'),
 )
+# The authors' order of CamVid's classes, in places of data.labels.CAMVID.
+_AUTHORS_CAMVID = (10, 1, 8, 2, 7, 9, 3, 4, 6, 0, 5)
+
+
+def _from_authors(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The authors' CamVid networks with their outputs in the order of the classes here; other files as they are.
+
+    Theirs have eleven outputs, and counters of the batches that they were trained on, which no file of ours has.
+    """
+    of_classes = {name: a for name, a in arrays.items() if re.search(r'(final_layer|seghead_p)\.conv2\.', name)}
+    counted = any(np.any(a) for name, a in arrays.items() if name.endswith('.num_batches_tracked'))
+    if not counted or {len(array) for array in of_classes.values()} != {len(_AUTHORS_CAMVID)}:
+        return arrays
+    return dict(arrays) | {name: np.asarray(a)[np.argsort(_AUTHORS_CAMVID)] for name, a in of_classes.items()}
+
+
 _PUBLISHED_NAMES = WeightNames(
     (
         *_CONTEXT_RULES,
@@ -248,10 +267,13 @@ _PUBLISHED_NAMES = WeightNames(
         *head_names('final', 'final_layer'),
         *head_names('aux_p', 'seghead_p', optional=True),
         *head_names('boundary', 'seghead_d', optional=True),
-    )
+    ),
+    adapt=_from_authors,
 )
 # Checkpoints of the authors' training hold the network as 'model', beside the buffers of its losses.
-_NAMES_BESIDE_LOSSES = WeightNames(prefixed(_PUBLISHED_NAMES.rules, 'model.'), ignored=r'(sem|bd)_loss\..*')
+_NAMES_BESIDE_LOSSES = WeightNames(
+    prefixed(_PUBLISHED_NAMES.rules, 'model.'), ignored=r'(sem|bd)_loss\..*', adapt=_from_authors
+)
 # Files of ImageNet: the authors take of them what the network has. Their heads and pyramids are other ones.
 _IMAGENET_NAMES = WeightNames(
     _CONTEXT_RULES + tuple(dataclasses.replace(rule, optional=True) for rule in _BRANCH_RULES),

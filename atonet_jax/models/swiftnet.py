@@ -5,11 +5,13 @@ the form for a single scale; `swiftnet_pyramid` has the one for a pyramid of ima
 paper's code, and one of 2020: they differ in the last convolution and in the normalisation of images.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from atonet_jax import ops
@@ -120,7 +122,7 @@ def describe(model: SwiftNet) -> Network:
         terms=(Term('logits'),),
         group=resnet_group,
         normalization=IMAGENET if is_first else CITYSCAPES,
-        weights={'published': _NAMES},
+        weights={'published': with_buffers(_NAMES) if model.form == '2020' else _NAMES},
         backbones=(TORCHVISION,),
         published=Published(
             title=f'SwiftNetRN-18 ss ({model.form})',
@@ -154,6 +156,14 @@ _NAMES = WeightNames(
     ),
     ignored=r'backbone\.img_(mean|std)',
 )
+
+
+def with_buffers(names: WeightNames) -> WeightNames:
+    """For the authors' code of 2020, which keeps the normalisation of images among the weights."""
+    buffers = {'img_mean': CITYSCAPES.mean, 'img_std': CITYSCAPES.std}
+    arrays = {f'backbone.{name}': np.array(a, np.float32).reshape(1, 3, 1, 1) for name, a in buffers.items()}
+    return dataclasses.replace(names, fixed=lambda num_classes: arrays)
+
 
 FAMILY = Family(
     SwiftNet,

@@ -15,7 +15,7 @@ from atonet_jax import ops
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, kaiming_fan_out_init
 from atonet_jax.models.contract import IMAGENET, Family, Network, Published, Rule, WeightNames, conv_norm
 from atonet_jax.models.resnet import BLOCKS, TORCHVISION, Stage, Stem, resnet_group
-from atonet_jax.models.swiftnet import BACKBONE_RULES, CITYSCAPES, FORMS, logits, norm_conv_names
+from atonet_jax.models.swiftnet import BACKBONE_RULES, CITYSCAPES, FORMS, logits, norm_conv_names, with_buffers
 from atonet_jax.models.terms import BoundaryWeightedCrossEntropy, CrossEntropy, Term
 
 _STAGES = (1, 2, 3, 4)
@@ -239,7 +239,7 @@ def _names(form: str) -> WeightNames:
     return WeightNames(tuple(rules), ignored=r'backbone\.img_(mean|std)')
 
 
-_NAMES = {form: _names(form) for form in FORMS}
+_NAMES = {'2019': _names('2019'), '2020': with_buffers(_names('2020'))}
 
 FAMILY = Family(
     SwiftNetPyramid,

@@ -1,4 +1,4 @@
-"""Scripts of benchmarks/ that measure what users do, at sizes that take no time: they run whole and print each figure."""
+"""Scripts of benchmarks/ run whole, at sizes that take no time, and print each of their figures."""
 
 from benchmarks import network_operations, video
 

@@ -60,10 +60,13 @@ def test_the_loss_is_over_hard_pixels_of_three_outputs_at_full_size():
         assert contract.upsampling == upsampling
 
 
-def test_fusion_and_heads_take_the_whole_rate():
-    model = create_model('bisenet', 19)
-    reduced = network(model).reduced
-    whole = {module for module in abstract_variables(model)['params'] if not reduced((module, 'kernel'))}
+def test_all_but_the_backbone_takes_the_whole_rate_and_of_the_port_fusion_and_heads():
+    model = create_model('bisenet_x39', 19)
+    group, modules = network(model).group, abstract_variables(model)['params']
+    assert network(model).reduced is None
+    assert {module for module in modules if group((module,)) == 'backbone'} == {'stem', 'layer1', 'layer2', 'layer3'}
+    port = create_model('bisenet_coincheung', 19)
+    whole = {module for module in abstract_variables(port)['params'] if not network(port).reduced((module, 'kernel'))}
     assert whole == {'fusion', 'head', 'aux_r16', 'aux_r32'}
 
 

@@ -1,9 +1,11 @@
 """Convolution and normalisation follow torch's rules, which published weights were trained under."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from atonet_jax.errors import InputError
 from atonet_jax.models.blocks import BatchNorm, ConvNorm
 
 
@@ -42,3 +44,11 @@ def test_batch_norm_is_torchs(train):
     np.testing.assert_allclose(actual, (x - used_mean) / np.sqrt(used_var + eps), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(state['batch_stats']['mean'], mean, rtol=1e-5)
     np.testing.assert_allclose(state['batch_stats']['var'], var, rtol=1e-5)
+
+
+def test_a_batch_of_one_value_a_channel_is_refused():
+    """Its variance is 0: inference would divide by it."""
+    variables = BatchNorm().init(jax.random.key(0), jnp.ones((1, 1, 1, 3)), train=True)
+    with pytest.raises(InputError, match='config.train.batch_size: .* give two images or more at once'):
+        BatchNorm().apply(variables, jnp.ones((1, 1, 1, 3)), train=True, mutable=['batch_stats'])
+    BatchNorm().apply(variables, jnp.ones((2, 1, 1, 3)), train=True, mutable=['batch_stats'])

@@ -10,6 +10,8 @@ from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables, apply, create_model, network
 from atonet_jax.models.espnet import Pyramid
 from atonet_jax.models.terms import Term
+from atonet_jax.published_weights import load_backbone
+from atonet_jax.torch_files import write_state_dict
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from tests.models import golden as goldens
 
@@ -53,6 +55,22 @@ def test_the_second_step_starts_on_the_encoder_of_the_first():
     found = {name: {float(array.min()) for array in jax.tree.leaves(layer)} for name, layer in params.items()}
     assert found == {name: {1.0 if name in ones['params'] else 0.0} for name in params}
     assert set(ones['params']) < set(params)
+
+
+def test_an_encoder_for_other_classes_starts_all_but_its_own_logits_if_asked(tmp_path):
+    """The authors' has 20 outputs."""
+    first, ones = filled('espnet_c', 1)
+    path = str(tmp_path / 'encoder.pth')
+    write_state_dict(path, to_torch(ones, first))
+    second = create_model('espnet', 4, width=4)
+    zeros = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(second))
+    with pytest.raises(InputError, match=r'is 5x.*, not 4x.*pretrained_strict=false starts such parts fresh$'):
+        load_backbone(path, second, zeros)
+    loaded, fresh = load_backbone(path, second, zeros, strict=False)
+    assert fresh == ('encoder_classifier',)
+    for name, layer in loaded['params'].items():
+        is_loaded = name in ones['params'] and name not in fresh
+        assert {float(array.min()) for array in jax.tree.leaves(layer)} == {float(is_loaded)}, name
 
 
 def test_the_encoder_is_the_backbone_and_the_encoders_own_logits_are_its_head():

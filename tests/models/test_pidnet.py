@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from atonet_jax.benchmark.macs import count_conv_macs
+from atonet_jax.data.labels import CAMVID
 from atonet_jax.models import abstract_variables, apply, create_model, network, prepare
 from atonet_jax.models.terms import (
     BalancedBinaryCrossEntropy,
@@ -70,6 +71,20 @@ def test_prepared_logits_are_those_of_the_authors_code(golden, model, variables)
     prepared = prepare(model, variables, transform_kernels=True)
     logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(prepared, golden.inputs['96x72'])
     assert golden.outputs['logits_96x72'].error(logits[0]) <= MATCH
+
+
+def test_outputs_of_the_authors_camvid_files_come_in_the_order_of_the_classes_here():
+    theirs = ('bicyclist', 'building', 'car', 'pole', 'fence', 'pedestrian', 'road', 'pavement', 'sign', 'sky', 'tree')
+    model = create_model('pidnet_s', len(theirs), width=8)
+    blank = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
+    file = {f'model.{name}': array for name, array in to_torch(blank, model).items()}
+    numbers = np.arange(len(theirs), dtype=np.float32)
+    file |= {f'model.{head}.conv2.bias': numbers for head in ('final_layer', 'seghead_p')}
+    np.testing.assert_array_equal(from_torch(file, model)['params']['final']['conv2']['bias'], numbers)  # one of ours
+    file |= {name: np.array(7) for name in file if name.endswith('num_batches_tracked')}
+    params = from_torch(file, model)['params']
+    for head in ('final', 'aux_p'):
+        assert tuple(theirs[int(i)] for i in params[head]['conv2']['bias']) == CAMVID.class_names
 
 
 def test_names_and_layouts_are_the_authors(golden, model, variables):

@@ -12,7 +12,7 @@ from atonet_jax.models.segnet import CAFFE, normalize_locally
 from atonet_jax.models.terms import Term
 from atonet_jax.models.vgg import BLOCKS
 from atonet_jax.published_weights import holds_backbone
-from atonet_jax.torch_weights import backbone_from_torch, from_torch, missing_modules, to_torch
+from atonet_jax.torch_weights import backbone_from_torch, fresh_modules, from_torch, to_torch
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
@@ -101,7 +101,7 @@ def test_torchvisions_vgg16_with_batch_normalisation_is_taken_whole(tmp_path):
     del vgg['features.31.running_mean']
     with pytest.raises(InputError, match=r'^1 missing: features\.31\.running_mean$'):
         backbone_from_torch(vgg, model, zeros)
-    assert missing_modules(vgg, model, zeros) == ('conv4_3/bn',)
+    assert fresh_modules(vgg, model, zeros) == ('conv4_3/bn',)
 
 
 def test_the_loss_and_the_images_are_those_of_the_weights():
