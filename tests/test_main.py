@@ -144,7 +144,7 @@ def test_a_full_device_is_a_line_that_says_what_takes_less(command, monkeypatch)
     process = command('--config=configs/tiny.py')
     assert process.returncode == 3 and process.stderr.count('\n') == 1
     assert process.stderr.startswith("error: --mode=train: the device's memory is full (RESOURCE_EXHAUSTED: Out of")
-    assert '--config.train.accumulation=4' in process.stderr
+    assert '--config.train.accumulation=2' in process.stderr
 
 
 @pytest.mark.parametrize('seed', [2**63, 2**64, 10**30])

@@ -36,7 +36,7 @@ def test_one_folder_is_fetched_after_its_terms_were_said_and_then_left_alone(pub
     assert not (tmp_path / 'public' / 'Models').exists()
     assert capfd.readouterr().out.startswith('CamVid: 701 frames of streets in Cambridge')
     get_camvid(str(folder), 'file:///nowhere')
-    assert 'has all of train' in capfd.readouterr().out
+    assert 'is taken as it is' in capfd.readouterr().out
 
 
 def test_an_interrupted_checkout_goes_on(public, tmp_path, capfd):
@@ -68,10 +68,25 @@ def test_a_checkout_that_was_killed_goes_on(public, tmp_path, monkeypatch):
     assert (folder / 'val' / 'a.png').exists()
 
 
-def test_a_folder_that_is_given_and_is_not_camvid_is_refused(tmp_path):
-    (tmp_path / 'train').mkdir()
-    with pytest.raises(SystemExit, match='lacks trainannot; give the folder of CamVid, or one named CamVid'):
-        get_camvid(str(tmp_path))
+@pytest.mark.parametrize('name', ['CamVid', 'frames'])
+def test_a_folder_that_holds_anything_is_left_alone(name, tmp_path, capfd):
+    """Such as frames of 720x960, beside which files of one's own lie."""
+    given = tmp_path / name / '701_StillsRaw_full'
+    given.mkdir(parents=True)
+    (tmp_path / 'README.md').write_text('mine')
+    get_camvid(str(tmp_path / name), 'file:///nowhere')
+    assert 'is taken as it is' in capfd.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {name, 'README.md'}
+    assert [*(tmp_path / name).iterdir()] == [given]
+
+
+def test_nothing_is_fetched_under_another_name_or_beside_other_files(tmp_path):
+    with pytest.raises(SystemExit, match='holds nothing; give the folder of CamVid, or one named CamVid'):
+        get_camvid(str(tmp_path / 'frames'))
+    (tmp_path / 'README.md').write_text('mine')
+    with pytest.raises(SystemExit, match=r'holds other files; give another place: make camvid CAMVID=/path/CamVid'):
+        get_camvid(str(tmp_path / 'CamVid'))
+    assert [path.name for path in tmp_path.iterdir()] == ['README.md']
 
 
 def test_another_repository_is_left_alone(public, tmp_path):
@@ -79,6 +94,6 @@ def test_another_repository_is_left_alone(public, tmp_path):
     (tmp_path / 'mine.txt').write_text('mine')
     git(tmp_path, 'add', '.')
     git(tmp_path, 'commit', '--quiet', '-m', 'mine')
-    with pytest.raises(SystemExit, match='is another git repository; give another place'):
+    with pytest.raises(SystemExit, match='holds other files; give another place'):
         get_camvid(str(tmp_path / 'CamVid'), public)
     assert (tmp_path / 'mine.txt').exists()
