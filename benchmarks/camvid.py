@@ -8,7 +8,8 @@
 val: trains on train (367 images) and scores on val (101), to choose recipes. test: trains on train+val (468) and scores
 the last state once on test (233). `best:START` is the recipe with the best mean mIoU on val among those of a start.
 `RECIPE+VARIANT@EPOCHS` is a recipe with other bins or auxiliary levels and another length; +table4 stands for all rows.
-Each finished run is a line of the results file, and a run that is there is not repeated. Every few minutes, at Ctrl-C
+Each finished run is a line of the results file, and a run that is there, of the same frames and backbone, is not
+repeated. Every few minutes, at Ctrl-C
 and when the time is up, the state of the run is kept beside that file: the same command goes on from there. Every split
 is decoded into the devices' memory once (data.cache=device). Runs share a compiled step unless they differ in more than
 numbers, such as rates, decays, lengths and seeds. Step, augmentation, loss, optimiser and evaluation are those of
@@ -16,7 +17,9 @@ main.py; no report is written. CPUs compute in float32, accelerators in bfloat16
 """
 
 import argparse
+import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -37,12 +40,14 @@ from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network
 from atonet_jax.data.batches import Batches
+from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluation, Evaluator
 from atonet_jax.inference import Segmenter
-from atonet_jax.models import create_model, init_variables, network
+from atonet_jax.models import create_model, init_variables
+from atonet_jax.models import network as contract_of
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated
 from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import Progress, say
@@ -56,7 +61,7 @@ from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
 from atonet_jax.validation import validate, validate_batches, validate_classes
-from benchmarks.camvid_results import Results, height_of
+from benchmarks.camvid_results import Results, place_of
 
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -174,15 +179,37 @@ class Runs:
         config = runpy.run_path(str(_ROOT / 'configs' / 'camvid.py'))['get_config'](network)
         train_split, eval_split = SPLITS[protocol]
         where = {'seed': seed, 'data.root': self._root, 'data.train_split': train_split, 'data.eval_split': eval_split}
-        config.update_from_flattened_dict(base_settings() | recipe.settings | settings | where)
+        for key, value in (base_settings() | recipe.settings | settings | where).items():
+            try:
+                config.update_from_flattened_dict({key: value})
+            except (KeyError, TypeError, AttributeError) as error:
+                raise InputError(f'--set {key}={value}: no such setting, or a value of another type') from error
         if recipe.start == 'pretrained':
             if not self._backbone:
                 raise InputError('recipes with a pretrained backbone need --backbone=FILE')
+            if not contract_of(network).backbones:
+                raise InputError(f'--networks {network}: has no backbone that is published alone; leave out {network}')
             config.model.pretrained_backbone = self._backbone
         validate(config)
         validate_batches(config, self._mesh.size)
         validate_classes(config, CAMVID.num_classes)
         return config
+
+    def sources(self, recipe: Recipe, protocol: str) -> dict[str, str]:
+        """What tells the frames and the backbone of a run from others: digests."""
+        frames = [list(map(os.path.basename, self._frames(split))) for split in SPLITS[protocol]]
+        sources = {'frames': hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:12]}
+        if recipe.start == 'pretrained':
+            sources['backbone'] = self._backbone_digest()
+        return sources
+
+    @functools.cache  # noqa: B019 - one object a process
+    def _backbone_digest(self) -> str:
+        return hashlib.sha256(pathlib.Path(self._backbone).read_bytes()).hexdigest()[:12]
+
+    @functools.cache  # noqa: B019
+    def _frames(self, split: str) -> tuple[str, ...]:
+        return load_camvid(self._root, split).image_paths
 
     def run(self, config: ConfigDict, kept: 'KeptState') -> tuple[dict[str, Any], Evaluation, Any, Any]:
         """Trains once, or goes on; returns figures, the evaluation of the last state, the model and its variables.
@@ -203,7 +230,7 @@ class Runs:
         step_fn = compile_train_step(self._mesh, **options)
         with tempfile.TemporaryDirectory() as folder:  # for the counts
             dataset = train_set.examples.dataset
-            weights = class_weights(config, network(model).class_weights, dataset, folder)
+            weights = class_weights(config, contract_of(model).class_weights, dataset, folder)
         recipe = create_recipe(config, num_images, total_steps, class_weights=weights)
         averaging = config.optimizer.ema_decay > 0
         state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
@@ -245,10 +272,17 @@ class Runs:
                         raise OutOfTimeError
         losses += self._read(pending)  # where the last steps end
         jax.block_until_ready(state)
+        seconds = seconds_before + time.monotonic() - start
         seconds_a_step = (time.monotonic() - first) / max(1, total_steps - first_step - 1)
+        if first_step == total_steps:  # that another process took
+            seconds_a_step = seconds_before / total_steps
+        kept.keep(state, seconds)  # until its scores are written
+        if stop := signals.received(total_steps):
+            raise Stopped(stop, total_steps)
         variables = state.averaged or state.variables
         evaluation = Evaluator(model, eval_set, config.eval).run(variables)
-        bare = {} if self._measured else self._bare_milliseconds(step_fn, state, batch, recipe)
+        is_bare_wanted = not self._measured and first_step < total_steps
+        bare = self._bare_milliseconds(step_fn, state, batch, recipe) if is_bare_wanted else {}
         figures = bare | {
             'steps': total_steps,
             'images': num_images,
@@ -258,7 +292,6 @@ class Runs:
             'seconds_of_evaluation': round(evaluation.seconds, 2),
             'loss': float(np.mean(losses[-_LOOK:])) if losses else math.nan,
         }
-        kept.remove()
         return figures, evaluation, model, variables
 
     def _bare_milliseconds(self, step_fn, state, batch, recipe) -> dict[str, float]:
@@ -285,9 +318,8 @@ class Runs:
     def time_label_maps(self, results: Results, protocol: str, settings: dict[str, Any]) -> None:
         """Adds what is not there yet: the time of each network and height that was trained with on these devices."""
         device = device_names()
-        trained = {(row['network'], height_of(row)) for row in results.rows
-                   if (row['protocol'], row.get('device')) == (protocol, device)}  # fmt: skip
-        for name, height in sorted(trained):
+        trained = {place_of(row) for row in results.rows if (row['protocol'], row.get('device')) == (protocol, device)}
+        for name, height, _ in sorted(trained):
             row = {'protocol': 'latency', 'network': name, 'height': height, 'device': device}
             if not results.has(row):
                 results.add(row | {'ms': self._milliseconds_of_label_map(name, height, settings), 'time': now()})
@@ -375,7 +407,7 @@ def chosen(text: str, results: Results, network_name: str) -> list[tuple[str, Re
 
 def save(prefix: str, model, variables, megabytes: float) -> list[str]:
     """Writes what inference needs of the variables, kernels as float16, in files of limited size: PREFIX_0.npz, ..."""
-    unused = network(model).training_only
+    unused = contract_of(model).training_only
     files = [{}]
     for path, array in flatten_dict(jax.device_get(variables), sep='/').items():
         if path.split('/')[1] in unused:
@@ -433,48 +465,40 @@ def main(argv: list[str] | None = None) -> None:
         settings['train.epochs'] = arguments.epochs
     say(f'{device_names()}; {versions("jax", "flax", "optax")}; revision {git_revision()}')
     left = []
-    for seed in arguments.seeds:
-        for network_name in arguments.networks:
-            chosen_of_all = [one for text in arguments.recipes for one in chosen(text, results, network_name)]
-            for name, recipe, over in chosen_of_all:
-                over = settings | over
-                config = runs.config(network_name, recipe, seed, arguments.protocol, over)
-                row = {
-                    'protocol': arguments.protocol,
-                    'network': network_name,
-                    'recipe': name,
-                    'start': recipe.start,
-                    'seed': seed,
-                    'epochs': config.train.epochs,
-                    'settings': base_settings() | recipe.settings | over,
-                }
-                title = f'{arguments.protocol} {network_name} {name}, seed {seed}, {config.train.epochs:g} epochs'
-                if results.has(row):
-                    say(f'{title}: done before')
-                    continue
-                try:
-                    kept = KeptState(arguments.results, row)
-                    figures, evaluation, model, variables = runs.run(config, kept)
-                except OutOfTimeError:
-                    left.append(title)
-                    say(f'{title}: left, the time is up')
-                    continue
-                except FloatingPointError as error:
-                    say(f'{title}: given up, {error}')
-                    kept.remove()
-                    continue
-                scores = evaluation.scores
-                row |= figures | {'time': now(), 'device': device_names(), 'versions': versions('jax', 'flax', 'optax')}
-                row |= {'revision': git_revision(), **scores.to_dict(CAMVID.class_names)}
-                results.add(row | {'confusion': evaluation.confusion.tolist()})
-                say(
-                    f'{title}: mIoU {100 * scores.miou:.2f}%, {figures["ms_per_step"]:.2f} ms a step, '
-                    f'{figures["seconds_to_first_step"]:.1f} s to the first, {figures["seconds"]:.1f} s in all'
-                    + (f', bare step {figures["ms_per_bare_step"]:.2f} ms' if 'ms_per_bare_step' in figures else '')
-                )
-                if arguments.save and seed == arguments.seeds[0]:
-                    os.makedirs(arguments.save, exist_ok=True)
-                    save(os.path.join(arguments.save, f'{network_name}_{name}_{seed}'), model, variables, megabytes=15)
+    for title, row, config in planned(runs, results, arguments, settings):
+        if results.has(row):
+            say(f'{title}: done before')
+            continue
+        kept = KeptState(arguments.results, row)
+        try:
+            figures, evaluation, model, variables = runs.run(config, kept)
+        except OutOfTimeError:
+            left.append(title)
+            say(f'{title}: left, the time is up')
+            continue
+        except FloatingPointError as error:
+            say(f'{title}: given up, {error}')
+            kept.remove()
+            continue
+        scores = evaluation.scores
+        results.add(row | figures | {
+            'time': now(),
+            'device': device_names(),
+            'versions': versions('jax', 'flax', 'optax'),
+            'revision': git_revision(),
+            **scores.to_dict(CAMVID.class_names),
+            'confusion': evaluation.confusion.tolist(),
+        })  # fmt: skip
+        say(
+            f'{title}: mIoU {100 * scores.miou:.2f}%, {figures["ms_per_step"]:.2f} ms a step, '
+            f'{figures["seconds_to_first_step"]:.1f} s to the first, {figures["seconds"]:.1f} s in all'
+            + (f', bare step {figures["ms_per_bare_step"]:.2f} ms' if 'ms_per_bare_step' in figures else '')
+        )
+        if arguments.save and row['seed'] == arguments.seeds[0]:
+            os.makedirs(arguments.save, exist_ok=True)
+            prefix = os.path.join(arguments.save, '{network}_{recipe}_{seed}'.format(**row))
+            save(prefix, model, variables, megabytes=15)
+        kept.remove()
     print(results.table())
     if arguments.chart:
         runs.time_label_maps(results, arguments.protocol, settings)
@@ -483,15 +507,47 @@ def main(argv: list[str] | None = None) -> None:
         print(f'left: {"; ".join(left)}; the same command goes on with them')
 
 
+def planned(
+    runs: Runs, results: Results, arguments: argparse.Namespace, settings: dict[str, Any]
+) -> list[tuple[str, dict[str, Any], ConfigDict]]:
+    """(title, what identifies it in the results, config) of each run.
+
+    Raises:
+        InputError: what is asked for cannot be. So nothing is trained before all of it is known to be right.
+    """
+    plan = []
+    for seed in arguments.seeds:
+        for name in arguments.networks:
+            for text in arguments.recipes:
+                for recipe_name, recipe, over in chosen(text, results, name):
+                    over = settings | over
+                    config = runs.config(name, recipe, seed, arguments.protocol, over)
+                    create_network(config, CAMVID.num_classes)
+                    row = {
+                        'protocol': arguments.protocol,
+                        'network': name,
+                        'recipe': recipe_name,
+                        'start': recipe.start,
+                        'seed': seed,
+                        'epochs': config.train.epochs,
+                        'settings': base_settings() | recipe.settings | over,
+                    }
+                    row |= runs.sources(recipe, arguments.protocol)
+                    title = f'{arguments.protocol} {name} {recipe_name}, seed {seed}, {config.train.epochs:g} epochs'
+                    plan.append((title, row, config))
+    return plan
+
+
 def _setting(pair: str) -> tuple[str, Any]:
-    """'KEY=VALUE' -> its parts. A value that is no JSON is a word."""
+    """'KEY=VALUE' -> its parts. A value that is no JSON is a word, or numbers or words between commas."""
     key, is_given, text = pair.partition('=')
     if not is_given:
         raise InputError(f'--set {pair}: must be KEY=VALUE, such as train.batch_size=8')
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
+    value = text
+    for written in (text, f'[{text}]'):
+        with contextlib.suppress(ValueError):
+            value = json.loads(written)
+            break
     return key, tuple(value) if isinstance(value, list) else value
 
 
@@ -507,3 +563,6 @@ if __name__ == '__main__':
     except Stopped as stopped:
         print(f'{stopped}; the same command goes on from there')
         raise SystemExit(128 + stopped.signal) from stopped
+    except KeyboardInterrupt as interrupt:
+        print('interrupted; the same command goes on from the last state that was kept')
+        raise SystemExit(130) from interrupt

@@ -26,31 +26,35 @@ def split_by_drive(root: str, folder: str, held_out: str) -> dict[str, int]:
     Raises:
         SystemExit: `root` lacks a part, no frame is of that drive, or `folder` holds files that are no links.
     """
-    counts = dict.fromkeys(_PARTS, 0)
-    drives = set()
-    for ending in ('', 'annot'):
-        frames = []
+    if os.path.realpath(root) == os.path.realpath(folder):
+        raise SystemExit(f'{folder}: is the folder of CamVid itself; give another one')
+    frames = {ending: [] for ending in ('', 'annot')}
+    for ending, files in frames.items():
         for part in _PARTS:
             source = pathlib.Path(root, f'{part}{ending}')
             if not source.is_dir():
                 raise SystemExit(f'{source}: no such folder; give the 360x480 repack of CamVid')
-            frames += sorted(source.glob('*.png'))
-        for part in _PARTS:
-            place = pathlib.Path(folder, f'{part}{ending}')
-            place.mkdir(parents=True, exist_ok=True)
-            for old in place.iterdir():
-                if not old.is_symlink():
-                    raise SystemExit(f'{old}: is no link made by this command; give a folder of its own')
-                old.unlink()
-        for frame in frames:
-            drive = frame.name.split('_')[0]
-            drives.add(drive)
-            part = 'val' if drive == held_out else 'train'
+            files += sorted(source.glob('*.png'))
+    drives = {_drive(frame) for frame in frames['']}
+    if held_out not in drives:
+        raise SystemExit(f'--held-out {held_out}: no frame of it in {root}; there is {", ".join(sorted(drives))}')
+    for place in (pathlib.Path(folder, f'{part}{ending}') for part in _PARTS for ending in frames):
+        place.mkdir(parents=True, exist_ok=True)
+        for old in place.iterdir():
+            if not old.is_symlink():
+                raise SystemExit(f'{old}: is no link made by this command; give a folder of its own')
+            old.unlink()
+    counts = dict.fromkeys(_PARTS, 0)
+    for ending, files in frames.items():
+        for frame in files:
+            part = 'val' if _drive(frame) == held_out else 'train'
             os.symlink(frame.absolute(), pathlib.Path(folder, f'{part}{ending}', frame.name))
             counts[part] += not ending
-    if not counts['val']:
-        raise SystemExit(f'--held-out {held_out}: no frame of it in {root}; there is {", ".join(sorted(drives))}')
     return counts
+
+
+def _drive(frame: pathlib.Path) -> str:
+    return frame.name.split('_')[0]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,18 +1,19 @@
 """The results of benchmarks/camvid.py: a file of JSON lines, and what is made of it: a Markdown table and a chart."""
 
 import contextlib
-import csv
 import json
 import os
-import pathlib
 from typing import Any
 
 import numpy as np
 
+from atonet_jax.benchmark.benchmark import all_published_rows
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.errors import InputError
+from atonet_jax.process.progress import say
 
-_PUBLISHED = 'atonet_jax/benchmark/published/table2_camvid_test.csv'
+# Of a run, but for its seed.
+_IDENTITY = ('protocol', 'network', 'recipe', 'start', 'epochs', 'settings', 'frames', 'backbone', 'device')
 
 
 class Results:
@@ -39,7 +40,7 @@ class Results:
             file.flush()
             os.fsync(file.fileno())
         self._ends_within_a_line = False
-        self.rows.append(row)
+        self.rows.append(json.loads(json.dumps(row)))
 
     def _runs(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if 'miou' in row]
@@ -49,24 +50,23 @@ class Results:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        times = {_place(row): row['ms'] for row in self.rows if row['protocol'] == 'latency'}
-        groups = {}
-        for row in self._runs():
-            if row['protocol'] == protocol and _place(row) in times:
-                groups.setdefault((_place(row), row['recipe']), []).append(100 * row['miou'])
+        times = {place_of(row): row['ms'] for row in self.rows if row['protocol'] == 'latency'}
         best = {}
-        for (place, recipe), scores in groups.items():
-            best[place] = max(best.get(place, (0.0, '')), (float(np.mean(scores)), recipe))
+        for rows in self._alike():
+            place = place_of(rows[0])
+            if rows[0]['protocol'] == protocol and place in times:
+                best[place] = max(best.get(place, (0.0, '')), (_mean(rows, 'miou'), rows[0]['recipe']))
         figure = Figure(figsize=(8, 5), dpi=120, layout='constrained')
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         sets = {}
-        for (name, height, device), (miou, recipe) in best.items():
-            sets.setdefault(f'here: {device}', []).append((times[name, height, device], miou, f'{name} ({recipe})'))
+        for place, (miou, recipe) in best.items():
+            name, _, device = place
+            sets.setdefault(f'here: {device}', []).append((times[place], 100 * miou, f'{name} ({recipe})'))
         for label, points in sets.items():
             axes.scatter(*zip(*[point[:2] for point in points]), label=label)
-        published = [(1e3 / float(row['fps']), float(row['miou']), row['method'])
-                     for row in _published() if row['fps']]  # fmt: skip
+        published = [(1e3 / row['fps'], row['miou'], row['method']) for row in all_published_rows()
+                     if row['table'] == 'Table 2, CamVid test' and row['fps'] and row['miou']]  # fmt: skip
         axes.scatter(*zip(*[point[:2] for point in published]), facecolors='none', edgecolors='gray',
                      label='published, 720x960, on other machines')  # fmt: skip
         for x, y, title in [*published, *(point for points in sets.values() for point in points)]:
@@ -81,55 +81,59 @@ class Results:
         figure.savefig(path)
 
     def best(self, network: str, start: str) -> str:
-        """The recipe of a start with the best mean mIoU on val.
+        """The recipe of a start with the best mean mIoU on val; runs of other lengths or settings are not averaged.
 
         Raises:
             InputError: there is no such result.
         """
-        scores = {}
-        for row in self._runs():
-            if row['protocol'] == 'val' and row['network'] == network and row['start'] == start:
-                scores.setdefault(row['recipe'], []).append(row['miou'])
-        if not scores:
+        wanted = {'protocol': 'val', 'network': network, 'start': start}
+        groups = [rows for rows in self._alike() if wanted.items() <= {key: rows[0][key] for key in wanted}.items()]
+        if not groups:
             raise InputError(f'best:{start}: {self._path} holds no score of {network} on val; run --protocol=val first')
-        return max(scores, key=lambda recipe: np.mean(scores[recipe]))
+        best = max(groups, key=lambda rows: _mean(rows, 'miou'))
+        recipe, epochs = best[0]['recipe'], best[0]['epochs']
+        say(
+            f'best:{start} of {network}: {recipe}, {100 * _mean(best, "miou"):.2f}% on val after {epochs:g} epochs, '
+            f'seeds {", ".join(str(row["seed"]) for row in best)}, of {len(groups)} that were scored'
+        )
+        return recipe
 
-    def table(self) -> str:
-        """Markdown: a row a network, recipe and length, over its seeds; then the IoU of each class."""
+    def _alike(self) -> list[list[dict[str, Any]]]:
+        """Runs that differ in their seeds alone, together."""
         groups = {}
         for row in self._runs():
-            groups.setdefault((row['protocol'], row['network'], row['recipe'], row['epochs']), []).append(row)
-        order = sorted(groups, key=lambda key: (key[0], -np.mean([row['miou'] for row in groups[key]])))
-        lines = ['| scored on | network | recipe | epochs | seeds | mIoU % mean | each | pixel accuracy % | ms/step '
-                 '| s a run |', '|---|---|---|---|---|---|---|---|---|---|']  # fmt: skip
-        for key in order:
-            rows = groups[key]
-            each = ', '.join(f'{100 * row["miou"]:.2f}' for row in rows)
-            mean = {name: np.mean([row[name] for row in rows])
-                    for name in ('miou', 'pixel_accuracy', 'ms_per_step', 'seconds')}  # fmt: skip
+            identity = {key: row.get(key) for key in _IDENTITY}
+            groups.setdefault(json.dumps(identity, sort_keys=True), []).append(row)
+        return list(groups.values())
+
+    def table(self) -> str:
+        """Markdown: a row for runs that differ in seeds alone; then the IoU of each class."""
+        groups = sorted(self._alike(), key=lambda rows: (rows[0]['protocol'], -_mean(rows, 'miou')))
+        lines = ['| scored on | network | recipe | epochs | crops a step | seeds | mIoU % mean | each '
+                 '| pixel accuracy % | ms/step | s a run |', f'{11 * "|---"}|']  # fmt: skip
+        for rows in groups:
+            first, each = rows[0], ', '.join(f'{100 * row["miou"]:.2f}' for row in rows)
+            crops = first['settings'].get('train.batch_size', 16)
+            mean = {name: _mean(rows, name) for name in ('miou', 'pixel_accuracy', 'ms_per_step', 'seconds')}
             lines.append(
-                f'| {key[0]} | {key[1]} | {key[2]} | {key[3]:g} | {len(rows)} | {100 * mean["miou"]:.2f} | {each} '
-                f'| {100 * mean["pixel_accuracy"]:.2f} | {mean["ms_per_step"]:.2f} | {mean["seconds"]:.0f} |'
+                f'| {first["protocol"]} | {first["network"]} | {first["recipe"]} | {first["epochs"]:g} | {crops} '
+                f'| {len(rows)} | {100 * mean["miou"]:.2f} | {each} | {100 * mean["pixel_accuracy"]:.2f} '
+                f'| {mean["ms_per_step"]:.2f} | {mean["seconds"]:.0f} |'
             )
         lines += ['', '| IoU % | ' + ' | '.join(CAMVID.class_names) + ' |', '|---' * (1 + CAMVID.num_classes) + '|']
-        for key in order:
-            ious = [[row['classes'][name]['iou'] or 0.0 for name in CAMVID.class_names] for row in groups[key]]
-            ious = np.mean(ious, axis=0)
-            lines.append(f'| {key[0]} {key[1]} {key[2]} | ' + ' | '.join(f'{100 * iou:.1f}' for iou in ious) + ' |')
+        for rows in groups:
+            each = [[row['classes'][name]['iou'] or 0.0 for name in CAMVID.class_names] for row in rows]
+            ious = np.mean(each, axis=0)
+            title = ' '.join(str(rows[0][key]) for key in ('protocol', 'network', 'recipe'))
+            lines.append(f'| {title} | ' + ' | '.join(f'{100 * iou:.1f}' for iou in ious) + ' |')
         return '\n'.join(lines)
 
 
-def height_of(row: dict[str, Any]) -> int:
-    """To which the frames of a run are enlarged for the network; 0: they are not."""
-    return row['settings'].get('eval.height', 0)
+def place_of(row: dict[str, Any]) -> tuple[str, int, str]:
+    """Network, the height that frames are enlarged to (0: none), and device: what decides the time of a label map."""
+    is_latency = row['protocol'] == 'latency'
+    return row['network'], row.get('height', 0) if is_latency else row['settings'].get('eval.height', 0), row['device']
 
 
-def _place(row: dict[str, Any]) -> tuple[str, int, str]:
-    """Network, height and device, which decide the time of a label map."""
-    return row['network'], row['height'] if row['protocol'] == 'latency' else height_of(row), row['device']
-
-
-def _published() -> list[dict[str, str]]:
-    """Rows of the paper's Table 2."""
-    with open(pathlib.Path(__file__).resolve().parent.parent / _PUBLISHED, encoding='utf-8') as file:
-        return list(csv.DictReader(file))
+def _mean(rows: list[dict[str, Any]], name: str) -> float:
+    return float(np.mean([row[name] for row in rows]))

@@ -22,6 +22,8 @@ import numpy as np
 import PIL.features
 import PIL.Image
 
+from atonet_jax.errors import first_line
+
 _SPLITS = ('train', 'val', 'test')
 _CHECKSUMS = 'pixels_crc32.json'
 
@@ -50,14 +52,17 @@ def unpack(parts: list[str], root: str) -> int:
     """Writes the files of parts under `root`; returns how many. Those that are there already are written anew.
 
     Raises:
-        SystemExit: a part is damaged.
+        SystemExit: a part is missing or damaged.
     """
     count = 0
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for path in parts:
-            with zipfile.ZipFile(path) as archive:
-                checksums = json.loads(archive.read(_CHECKSUMS))
-                entries = [(name, archive.read(name)) for name in archive.namelist() if name != _CHECKSUMS]
+            try:
+                with zipfile.ZipFile(path) as archive:
+                    checksums = json.loads(archive.read(_CHECKSUMS))
+                    entries = [(name, archive.read(name)) for name in archive.namelist() if name != _CHECKSUMS]
+            except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
+                raise SystemExit(f'{path}: cannot be read ({first_line(error)}); copy it again') from error
             list(pool.map(lambda entry: _write(root, *entry, checksums), entries))
             count += len(entries)
     return count

@@ -34,8 +34,13 @@ def test_the_drive_that_is_held_out_is_val_and_all_others_train(root, tmp_path):
 def test_no_such_drive_and_a_folder_with_other_files_are_refused(root, tmp_path):
     with pytest.raises(SystemExit, match='--held-out 0006R1: .* there is 0001TP, 0006R0, 0016E5'):
         split_by_drive(root, tmp_path / 'drives', '0006R1')
-    with pytest.raises(SystemExit, match='is no link made by this command'):
+    assert not (tmp_path / 'drives').exists()
+    with pytest.raises(SystemExit, match='is the folder of CamVid itself'):
         split_by_drive(root, root, '0006R0')
+    (tmp_path / 'mine' / 'train').mkdir(parents=True)
+    (tmp_path / 'mine' / 'train' / 'a.png').touch()
+    with pytest.raises(SystemExit, match='is no link made by this command'):
+        split_by_drive(root, tmp_path / 'mine', '0006R0')
     assert names(root, 'val') == list(FRAMES['val'])
     with pytest.raises(SystemExit, match='train: no such folder'):
         split_by_drive(tmp_path, tmp_path / 'other', '0006R0')

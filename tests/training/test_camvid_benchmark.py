@@ -2,6 +2,8 @@
 
 import json
 import os
+import pathlib
+import shutil
 import signal
 
 import jax
@@ -58,6 +60,9 @@ def test_steps_are_those_of_training_also_after_an_interruption(root, tmp_path, 
             runs.run(config, kept)
     assert list(tmp_path.glob('*.state'))
     figures, evaluation, model, variables = runs.run(config, kept)
+    again, same, *_ = runs.run(config, kept)  # as after an interruption before the scores were written
+    assert (again['steps'], same.scores.miou) == (figures['steps'], evaluation.scores.miou)
+    kept.remove()
     assert not list(tmp_path.iterdir())
     steps = figures['steps']
     assert steps == 8 and evaluation.dataset == 'camvid val' and len(evaluation.per_image) == 3
@@ -87,9 +92,9 @@ def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
     camvid.main([*command, '--seeds', '0'])
     with open(path, 'a') as file:
         file.write('{"protocol": "val", "netw')  # of a process that was killed
-    camvid.main([*command, '--seeds', '0', '1'])
+    camvid.main([*command, '--seeds', '0', '1', '1'])
     out = capsys.readouterr().out
-    assert out.count('done before') == 1 and '| val | segnet_basic | tiny | 1 | 2 |' in out
+    assert out.count('done before') == 2 and '| val | segnet_basic | tiny | 1 | 4 | 2 |' in out
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith('}')]
     assert [row['seed'] for row in rows] == [0, 1]
     assert all(0 <= row['miou'] <= 1 and np.shape(row['confusion']) == (11, 11) for row in rows)
@@ -107,6 +112,47 @@ def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
     out = capsys.readouterr().out
     assert 'left: test segnet_basic tiny, seed 0, 1 epochs; the same command goes on' in out
     assert len(Results(str(path)).rows) == 3
+
+
+def test_the_best_recipe_is_not_averaged_with_trials_of_another_length(tmp_path, capsys):
+    results = Results(str(tmp_path / 'results.jsonl'))
+    for recipe, epochs, miou in (('pretrained', 80, 0.77), ('pretrained', 8, 0.45), ('pretrained_slow', 80, 0.7)):
+        row = {'protocol': 'val', 'network': 'atonet', 'start': 'pretrained', 'recipe': recipe, 'epochs': epochs}
+        results.add(row | {'settings': {}, 'seed': 0, 'miou': miou})
+    assert results.best('atonet', 'pretrained') == 'pretrained'
+    assert 'pretrained, 77.00% on val after 80 epochs, seeds 0, of 3 that were scored' in capsys.readouterr().out
+
+
+def test_results_of_other_frames_or_another_backbone_are_others(root, tmp_path):
+    def sources(name, data):
+        backbone = tmp_path / name
+        backbone.write_bytes(name.encode())
+        return camvid.Runs(data, str(backbone), float('inf')).sources(camvid.RECIPES['pretrained'], 'val')
+
+    fewer = shutil.copytree(root, tmp_path / 'fewer')
+    for kind in ('', 'annot'):
+        (fewer / f'val{kind}' / '0.png').unlink()
+    first, again, other, of_fewer = sources('a', root), sources('a', root), sources('b', root), sources('a', str(fewer))
+    assert first == again
+    assert first['frames'] == other['frames'] != of_fewer['frames']
+    assert first['backbone'] == of_fewer['backbone'] != other['backbone']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (['--networks', 'segnet_basic', 'segnett'], 'segnett'),
+        (['--recipes', 'tiny', 'best:scratch'], 'best:scratch: .* holds no score of segnet_basic on val'),
+        (['--recipes', 'tiny', 'pretrained', '--backbone', 'a.npz'], 'segnet_basic: has no backbone that is published'),
+        (['--set', 'train.batchsize=8'], '--set train.batchsize=8: no such setting, or a value of another type'),
+        (['--set', 'loss=3'], '--set loss=3: no such setting, or a value of another type'),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_trained(root, tmp_path, arguments, message, monkeypatch):
+    monkeypatch.setattr(camvid.Runs, 'run', None)
+    results = ['--results', str(tmp_path / 'a.jsonl')]
+    with pytest.raises(InputError, match=message):
+        camvid.main(['--data', root, '--networks', 'segnet_basic', '--recipes', 'tiny', *results, *arguments])
 
 
 def test_a_damaged_state_is_one_line(tmp_path):
@@ -146,6 +192,11 @@ def test_parts_hold_the_same_pixels(root, tmp_path):
     assert pack_camvid.unpack(paths, str(tmp_path / 'out')) == 21
     assert pack_camvid.verify(root, str(tmp_path / 'out')) == 20
     assert (tmp_path / 'out' / 'extra.bin').read_bytes() == b'123'
+    part = pathlib.Path(paths[0])
+    part.write_bytes(part.read_bytes()[:-200])
+    for damaged in (part, tmp_path / 'none.zip'):
+        with pytest.raises(SystemExit, match=f'{damaged.name}: cannot be read .*; copy it again'):
+            pack_camvid.unpack([str(damaged)], str(tmp_path / 'out'))
 
 
 @pytest.mark.parametrize(
@@ -156,6 +207,7 @@ def test_parts_hold_the_same_pixels(root, tmp_path):
         ('train.batch_size=8', 8),
         ('loss.mining=true', True),
         ('data.crop_size=[64, 96]', (64, 96)),
+        ('data.crop_size=64,96', (64, 96)),
     ],
 )
 def test_a_setting_is_json_or_a_word(pair, value):
