@@ -13,8 +13,10 @@ CAMVID_BATCH ?= $(if $(filter cpu,$(BACKEND)),8,16)
 BACKBONE ?=
 camvid: BACKEND = $(shell $(BIN)/python -c 'import jax; print(jax.default_backend())')
 CAMVID_RUN = runs/camvid$(if $(BACKBONE),_pretrained)
+COMMA := ,
 # Frames are enlarged then, in training and in inference, which raises the score too (docs/results.md).
-FROM_BACKBONE = $(if $(BACKBONE),--config.model.pretrained_backbone=$(BACKBONE) --config.optimizer.backbone_factor=0.5 --config.data.scale_range=1.0,2.25 --config.eval.height=720)
+FROM_BACKBONE = $(if $(BACKBONE),--config.model.pretrained_backbone=$(BACKBONE) --config.optimizer.backbone_factor=0.5 --config.data.scale_range=1.0$(COMMA)2.25 --config.eval.height=720)
+CAMVID_COMMAND = $(BIN)/python main.py --config=configs/camvid.py --workdir=$(CAMVID_RUN) --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS) --config.train.batch_size=$(CAMVID_BATCH) $(FROM_BACKBONE)
 
 .PHONY: demo camvid test test-networks parity clean
 
@@ -26,8 +28,8 @@ camvid: $(VENV)/ready
 	@echo 'Trains $(CAMVID_EPOCHS) epochs of $(CAMVID_BATCH) crops a step on the device that JAX has here: $(BACKEND). Minutes on a GPU, about 35 on two cores.'
 	@echo 'Ctrl-C ends it; the same command goes on. A GPU needs its own JAX, see README.md.'
 	$(BIN)/python -m benchmarks.get_camvid $(CAMVID) --url=$(CAMVID_URL)
-	$(BIN)/python main.py --config=configs/camvid.py --workdir=$(CAMVID_RUN) --mode=check_data --config.data.root=$(CAMVID)
-	$(BIN)/python main.py --config=configs/camvid.py --workdir=$(CAMVID_RUN) --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS) --config.train.batch_size=$(CAMVID_BATCH) $(FROM_BACKBONE)
+	$(CAMVID_COMMAND) --mode=check_data
+	$(CAMVID_COMMAND)
 	$(BIN)/python main.py --workdir=$(CAMVID_RUN) --mode=evaluate
 	$(BIN)/python main.py --workdir=$(CAMVID_RUN) --mode=export --force
 

@@ -50,8 +50,8 @@ flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.
 flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
 
 _TAKES_LESS_MEMORY = {
-    'train': 'a smaller --config.train.batch_size takes less, and so do --config.train.accumulation=2 and '
-    '--config.train.remat=true',
+    'train': 'a smaller --config.train.batch_size takes less, and so do --config.train.accumulation=2, '
+    '--config.train.remat=true and, where decoded images lie on the device, --config.data.cache=none',
     **dict.fromkeys(('evaluate', 'predict'), '--config.eval.window="(512,512)" looks at pieces, which take less'),
 }
 

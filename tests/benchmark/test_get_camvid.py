@@ -97,3 +97,12 @@ def test_another_repository_is_left_alone(public, tmp_path):
     with pytest.raises(SystemExit, match='holds other files; give another place'):
         get_camvid(str(tmp_path / 'CamVid'), public)
     assert (tmp_path / 'mine.txt').exists()
+
+
+def test_data_are_checked_with_the_settings_of_the_training_that_follows(repository):
+    command = ['make', '-n', 'camvid', 'BACKEND=cpu', 'CAMVID=frames', 'BACKBONE=resnet18.npz']
+    lines = subprocess.run(command, cwd=repository, check=True, capture_output=True, text=True).stdout.splitlines()
+    checks, trains = (line.split() for line in lines if '--config=configs/camvid.py' in line)
+    assert checks == [*trains, '--mode=check_data']
+    wanted = {'--config.model.pretrained_backbone=resnet18.npz', '--config.data.scale_range=1.0,2.25'}
+    assert wanted <= {*trains}
