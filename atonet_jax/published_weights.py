@@ -68,6 +68,9 @@ def load_network(
             raise InputError(f'{path}: {what}; give the data that it is for{hint}') from error
         raise InputError(f'{path}: does not fit the network: {error}{hint}') from error
     _log.info('network from %s', path)
+    needed = needed_options(model)
+    if needed:
+        _log.warning('%s: published weights for %d classes need %s', path, model.num_classes, ' '.join(needed))
     other = named_otherwise(path, model)
     if other:
         _log.warning("%s: is named after %s, but its arrays are not that network's; the arrays count", path, other)
@@ -174,6 +177,14 @@ def num_outputs(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int |
                 if new != old and (length - old) % (new - old) == 0:
                     votes[base + (length - old) // (new - old)] += 1
     return votes.most_common(1)[0][0] if votes else None
+
+
+def needed_options(model: nn.Module) -> list[str]:
+    """Settings that the published weights of a network with so many outputs need, and that it does not have."""
+    options = {}
+    for names in network(model).weights.values():
+        options |= names.options.get(model.num_classes, {})
+    return [f'--config.model.{key}={value}'.lower() for key, value in options.items() if getattr(model, key) != value]
 
 
 def has_void_output(model: nn.Module) -> bool:

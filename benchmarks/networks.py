@@ -194,6 +194,8 @@ def run(options: argparse.Namespace) -> list[Job]:
     jobs = jobs_of(options.networks or MODEL_NAMES, options.sizes, dtypes)
     say(f'{machine["device"]}; {machine["versions"]}; revision {machine["revision"]}')
     rows = read_rows(options.results)
+    if any(row.get('options', {}) != options.options for row in rows.values()):
+        raise InputError(f'--results {options.results}: holds figures of other --options; give another file')
 
     def is_done(job):
         row = rows.get((*job, machine['device']))
@@ -209,7 +211,8 @@ def run(options: argparse.Namespace) -> list[Job]:
                 figures = measure(job, systems, options, deadline)
             except OutOfTimeError:
                 return missing[i:]
-            row = job._asdict() | {'time': time.strftime('%Y-%m-%d %H:%M:%S'), **machine} | figures
+            row = job._asdict() | {'options': options.options, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), **machine}
+            row |= figures
             add_row(options.results, row)
             say(f'{job}: {summary(row)}')
             progress.update(1, str(job))

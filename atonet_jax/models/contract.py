@@ -101,6 +101,7 @@ class WeightNames:
         whole: module -> the module whose parameters such a file holds, where it has more than the module needs.
         void: numbers of outputs of published weights that have one for pixels of no class, after those of the classes.
         heights: {number of outputs: height of the images that published weights with so many were trained on}.
+        options: {number of outputs: options of the module that published weights with so many need}.
         adapt: a file's arrays by name -> as the network takes them, where a published file needs more than names.
         fixed: number of classes -> arrays that such a file holds whatever was learned.
     """
@@ -110,6 +111,7 @@ class WeightNames:
     whole: Callable[[Any], Any] = lambda module: module
     void: tuple[int, ...] = ()
     heights: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    options: Mapping[int, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     adapt: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]] = lambda arrays: arrays
     fixed: Callable[[int], Mapping[str, np.ndarray]] = lambda num_classes: {}
 

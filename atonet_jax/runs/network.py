@@ -131,9 +131,11 @@ def config_of_file(path: str) -> ConfigDict:
     has_void = published_weights.has_void_output(model)
     data = next((data for data, table in CLASS_TABLES.items() if table.num_classes == outputs - has_void), None)
     if data is None:
+        needed = published_weights.needed_options(model)
+        more = f' and {" ".join(needed)}' if needed else ''
         raise InputError(
             f'{path}: holds {name} for {outputs} classes, which is not the number of {" or ".join(CLASS_TABLES)}; give '
-            f'--config=FILE:{name} with the data that it is for'
+            f'--config=FILE:{name} with the data that it is for{more}'
         )
     config = default_config(name)
     config.init_from = path

@@ -110,6 +110,12 @@ def test_a_second_start_measures_what_is_missing_or_failed(made_up, options):
     assert row['parameters'] == 364_647 and 'macs' not in row['systems']['segmenter']
 
 
+def test_figures_of_other_options_do_not_meet_in_one_file(made_up, options):
+    run(options('--sizes', '64x128', '--options', '{"width": 16}'))
+    with pytest.raises(InputError, match='holds figures of other --options; give another file'):
+        run(options('--sizes', '64x128'))
+
+
 def test_what_the_time_does_not_allow_is_left_and_told(made_up, options):
     left = run(options('--sizes', '64x128', '--minutes', '0'))
     assert [job.network for job in left] == ['enet_paper', 'pidnet_s']

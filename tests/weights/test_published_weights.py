@@ -21,7 +21,7 @@ from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.predict.outputs import write_label_png
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.published_weights import identify, load_backbone, load_network, named_otherwise
-from atonet_jax.runs.network import trained_network
+from atonet_jax.runs.network import config_of_file, trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
@@ -74,6 +74,18 @@ def test_the_fixed_kernels_of_a_file_tell_the_original_fcn():
     assert identify({name: array for name, array in arrays.items() if 'upscore' not in name}) == 'fcn8s'
     for name in ('fcn8s', 'fcn8s_original'):  # both take them
         from_torch(arrays, create_model(name, 21, width=4, fc_features=16))
+
+
+def test_options_that_published_weights_need_are_said(tmp_path, caplog):
+    path = str(tmp_path / 'fcn8s_from_caffe.pth')
+    write_state_dict(path, arrays_of('fcn8s_original', 21, width=4, fc_features=16))
+    with pytest.raises(InputError, match='for 21 classes, .* that it is for and --config.model.caffe_images=true$'):
+        config_of_file(path)
+    model = create_model('fcn8s_original', 21, width=4, fc_features=16)
+    load_network(path, model)
+    assert caplog.messages == [f'{path}: published weights for 21 classes need --config.model.caffe_images=true']
+    load_network(path, model.clone(caffe_images=True))
+    assert len(caplog.messages) == 1
 
 
 def test_a_file_that_is_named_after_another_network_is_said(tmp_path, caplog):
