@@ -114,11 +114,9 @@ def read_picture(
     return turn(pixels, orientation)
 
 
-def read_header(
-    file: str | BinaryIO, name: str, max_pixels: int, limit: str, kinds: Sequence[str] | None = None
-) -> Header:
+def read_header(file: str | BinaryIO, name: str, max_pixels: int, limit: str) -> Header:
     """Size and orientation of a picture, without decoding it. Arguments and errors are those of `read_picture`."""
-    with _opened(file, name, max_pixels, limit, kinds) as image:
+    with _opened(file, name, max_pixels, limit, kinds=None) as image:
         if image.format == 'PNG' and _has_late_metadata(image.fp):
             image.load()
         orientation = _orientation(image)

@@ -177,9 +177,9 @@ def abstract_variables(model: nn.Module, train: bool = True) -> dict[str, Any]:
     return _abstract(model, train)[1]
 
 
-def abstract_outputs(model: nn.Module, train: bool = True) -> dict[str, jax.ShapeDtypeStruct]:
-    """The outputs by name, for one image that is as small as the network takes. Other images change the size alone."""
-    return _abstract(model, train)[0]
+def abstract_outputs(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
+    """The outputs of training by name, for one image of the least size. Other images change the size alone."""
+    return _abstract(model, train=True)[0]
 
 
 def _abstract(model: nn.Module, train: bool) -> tuple[dict[str, Any], dict[str, Any]]:

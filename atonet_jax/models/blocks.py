@@ -270,7 +270,6 @@ class ConvTransposeNorm(_Preparing):
     use_bias: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     epsilon: float = 1e-5
-    momentum: float = 0.9
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -279,7 +278,7 @@ class ConvTransposeNorm(_Preparing):
         x = x.astype(self.dtype)
         shape = self.stride, self.padding, self.output_padding
         conv = ConvTranspose(self.features, self.kernel_size, *shape, self.use_bias, dtype=self.dtype, name='conv')
-        bn = BatchNorm(self.epsilon, self.momentum, self.dtype, name='bn')
+        bn = BatchNorm(self.epsilon, dtype=self.dtype, name='bn')
         if not train and not self.is_initializing() and self._is_prepared():
 
             def convolve(x, kernel):
@@ -304,16 +303,14 @@ class PReLU(nn.Module):
 
     Attributes:
         shared: one slope for all channels, instead of one each.
-        initial: the slopes at first.
     """
 
     shared: bool = False
-    initial: float = 0.25
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C] of the same dtype."""
-        slope = self.param('slope', nn.initializers.constant(self.initial), (1 if self.shared else x.shape[-1],))
+        slope = self.param('slope', nn.initializers.constant(0.25), (1 if self.shared else x.shape[-1],))
         return jnp.where(x > 0, x, slope.astype(x.dtype) * x)
 
 
@@ -321,18 +318,16 @@ class SqueezeAttention(nn.Module):
     """Channel attention from the global mean: x * sigmoid(ConvNorm 1x1 of the mean).
 
     Attributes:
-        use_bias: of the convolution.
         dtype: computes in it.
     """
 
-    use_bias: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         pooled = jnp.mean(x, (1, 2), keepdims=True)
-        gate = ConvNorm(x.shape[-1], 1, use_bias=self.use_bias, activation=nn.sigmoid, dtype=self.dtype, name='conv')
+        gate = ConvNorm(x.shape[-1], 1, activation=nn.sigmoid, dtype=self.dtype, name='conv')
         return x * gate(pooled, train)
 
 

@@ -106,18 +106,17 @@ class BasicBlock(nn.Module):
 class Bottleneck(nn.Module):
     """1x1, 3x3 and 1x1 convolutions and a shortcut, which is a 1x1 convolution where stride or channels change.
 
-    The block of DDRNet, PIDNet and GCNet: it gives twice the channels that it computes in, ResNet-50's four times.
+    The block of DDRNet and PIDNet: it gives twice the channels that it computes in, ResNet-50's four times, and no
+    activation follows the sum.
 
     Attributes:
         width: channels within; the output has twice as many.
         stride: of the 3x3 convolution and the shortcut.
-        activation: of the sum; None: none.
         dtype: compute type.
     """
 
     width: int
     stride: int = 1
-    activation: Callable[[jax.Array], jax.Array] | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -130,8 +129,7 @@ class Bottleneck(nn.Module):
             shortcut = conv_norm(features, 1, stride=self.stride, activation=None, name='shortcut')(x, train)
         x = conv_norm(self.width, 1, name='conv1')(x, train)
         x = conv_norm(self.width, 3, stride=self.stride, name='conv2')(x, train)
-        x = conv_norm(features, 1, activation=None, name='conv3')(x, train) + shortcut
-        return self.activation(x) if self.activation else x
+        return conv_norm(features, 1, activation=None, name='conv3')(x, train) + shortcut
 
 
 class Stage(nn.Module):

@@ -6,7 +6,6 @@ paper's code, and one of 2020: they differ in the last convolution and in the no
 """
 
 import dataclasses
-from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -32,7 +31,7 @@ from atonet_jax.models.terms import Term
 
 FORMS = ('2019', '2020')
 CITYSCAPES = Normalization((73.15, 82.90, 72.3), (47.67, 48.49, 47.73), scale=1.0)
-_GRIDS = (8, 4, 2)  # rows of the pooled maps
+_GRIDS = (8, 4, 2)  # rows of the pooled maps; they have as many columns as keep their cells square
 _SPP_MOMENTUM = 0.995
 
 _NormConv = partial(NormConv, kernel_init=kaiming_fan_out_init)
@@ -80,12 +79,10 @@ class SPP(nn.Module):
 
     Attributes:
         width: output channels; a grid has a third as many.
-        grids: rows of each grid; it has as many columns as keep its cells square.
         dtype: compute type.
     """
 
     width: int
-    grids: Sequence[int] = _GRIDS
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -95,9 +92,9 @@ class SPP(nn.Module):
         height, width = x.shape[1:3]
         x = norm_conv(self.width, name='first')(x, train)
         pyramid = [x]
-        for i, rows in enumerate(self.grids):
+        for i, rows in enumerate(_GRIDS):
             pooled = ops.adaptive_avg_pool(x, spp_grid(rows, (height, width)))
-            pooled = norm_conv(self.width // len(self.grids), name=f'pool{i}')(pooled, train)
+            pooled = norm_conv(self.width // len(_GRIDS), name=f'pool{i}')(pooled, train)
             pyramid.append(ops.resize_bilinear(pooled, (height, width)))
         return norm_conv(self.width, name='fuse')(jnp.concatenate(pyramid, -1), train)
 

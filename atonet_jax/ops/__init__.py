@@ -18,7 +18,6 @@ from atonet_jax.ops.pooling import (
 )
 from atonet_jax.ops.resize import (
     align_corners_matrix,
-    bicubic_matrix,
     enlarged_phases,
     half_pixel_matrix,
     half_pixel_taps,
@@ -41,7 +40,6 @@ __all__ = [
     'avg_pool',
     'batch_normalize',
     'batch_statistics',
-    'bicubic_matrix',
     'conv',
     'conv_prepared',
     'conv_transpose',

@@ -54,13 +54,9 @@ def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x
 
 
-def resize_bicubic(x: jax.Array, size: tuple[int, int], a: float = -0.75) -> jax.Array:
-    """Bicubic half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C].
-
-    `a` is the slope of Keys' kernel at 1 ("Cubic Convolution Interpolation for Digital Image Processing"): -0.75 in
-    torch and OpenCV, -0.5 in Pillow and TensorFlow.
-    """
-    rows, columns = (bicubic_matrix(old, new, a) for old, new in zip(x.shape[1:3], size, strict=True))
+def resize_bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Bicubic half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C], as in torch and OpenCV."""
+    rows, columns = (_bicubic_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
     return map_axis(map_axis(x, rows, 1), columns, 2)
 
 
@@ -124,8 +120,12 @@ def align_corners_matrix(old: int, new: int) -> np.ndarray:
     return _two_tap_matrix(np.arange(new) * ((old - 1) / max(new - 1, 1)), old)
 
 
-def bicubic_matrix(old: int, new: int, a: float = -0.75) -> np.ndarray:
-    """[new, old] float32: Keys' four taps a pixel; taps beyond the border take its pixel."""
+def _bicubic_matrix(old: int, new: int) -> np.ndarray:
+    """[new, old] float32: the four taps of Keys ("Cubic Convolution Interpolation for Digital Image Processing").
+
+    Taps beyond the border take its pixel.
+    """
+    a = -0.75  # the kernel's slope at 1
     positions = _half_pixel_positions(old, new)
     matrix = np.zeros((new, old))
     for offset in (-1, 0, 1, 2):

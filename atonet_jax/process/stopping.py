@@ -13,13 +13,11 @@ class Stopped(Exception):
 
     Attributes:
         signal: the signal.
-        step: the last step, which is saved.
     """
 
     def __init__(self, signal_number: int, step: int):
         super().__init__(f'stopped by {signal.Signals(signal_number).name} after step {step}, which is saved')
         self.signal = signal_number
-        self.step = step
 
 
 class StopSignals:

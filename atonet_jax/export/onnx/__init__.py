@@ -55,7 +55,6 @@ def to_onnx(
     *,
     size_axes: tuple[int, int] = (1, 2),
     size_multiple: int = 1,
-    input_name: str = 'images',
     output_name: str = 'logits',
     winograd: bool = False,
     packed_labels: bool = False,
@@ -68,8 +67,7 @@ def to_onnx(
         dtype: of the array.
         size_axes: axes of height and width.
         size_multiple: any height and width are multiples of it.
-        input_name: of the graph.
-        output_name: of the graph.
+        output_name: of the graph; its input is 'images'.
         winograd: large 3x3 convolutions as matrix products, and labels by strips: faster in ONNX Runtime on CPUs,
             slower in OpenVINO. Only where height and width are fixed.
         packed_labels: the best class of logits by a maximum of numbers that hold the class: in OpenVINO several times
@@ -86,7 +84,7 @@ def to_onnx(
     names = {0: 'batch', size_axes[0]: 'height', size_axes[1]: 'width'}
     symbols = {axis: names[axis] for axis, length in enumerate(shape) if length is None}
     winograd = winograd and shape[size_axes[0]] is not None
-    return lower(program, input_name, output_name, symbols, winograd, packed_labels)
+    return lower(program, output_name, symbols, winograd, packed_labels)
 
 
 def _example_shapes(shape, size_axes, size_multiple) -> list[tuple[int, ...]]:

@@ -48,9 +48,7 @@ def _convolution(lowering, step, x, kernel, bias=None):
     if set(input_dilation) != {1}:
         if array is None or set(strides) != {1}:
             raise NotImplementedError('a dilated input with strides or a computed kernel')
-        name, extra = _transposed(lowering, x, order, array, constants, attributes, input_dilation, pads)
-        if extra is not None:
-            raise NotImplementedError('padding of a transposed convolution that is wider than the kernel')
+        name = _transposed(lowering, x, order, array, constants, attributes, input_dilation, pads)
     else:
         weights = lowering.graph.constant(array) if array is not None else lowering.in_order(
             lowering.whole(kernel), numbers.rhs_spec)  # fmt: skip
@@ -103,9 +101,8 @@ def _transposed(lowering, x, order, kernel, constants, attributes, input_dilatio
     ends = [r - after for r, (_, after) in zip(reach, pads, strict=True)]
     more = [max(-end, 0) for end in ends]
     if any(begin < 0 for begin in begins) or any(m >= s for m, s in zip(more, input_dilation, strict=True) if m):
-        return None, 'pad'
-    name = lowering.graph(
+        raise NotImplementedError('padding of a transposed convolution that is wider than the kernel')
+    return lowering.graph(
         'ConvTranspose', lowering.in_order(x, order), lowering.graph.constant(weights), *constants,
         strides=list(input_dilation), pads=begins + [max(end, 0) for end in ends], output_padding=more, **attributes,
     )  # fmt: skip
-    return name, None

@@ -1,6 +1,7 @@
 """Joins steps of a program that are one node of a graph, or cheaper as one."""
 
 import collections
+import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -19,7 +20,7 @@ def fuse(program: Program) -> Program:
     producers = {}
     renamed = {}  # outputs of steps that do nothing -> their input
     for step in program.steps:
-        step = _replace(step, inputs=tuple(renamed.get(x, x) for x in step.inputs))
+        step = dataclasses.replace(step, inputs=tuple(renamed.get(x, x) for x in step.inputs))
         kept = _does_nothing(step)
         if kept is not None:
             uses[kept] += uses[step.outputs[0]] - 1
@@ -93,15 +94,10 @@ def _bias_to_smallest_map(add: Step, producers: dict[Ref, Step], uses: Mapping[R
         return
     smallest = min(convs, key=work)
     for conv in convs:
-        producers[conv.outputs[0]] = _replace(conv, inputs=conv.inputs[:2])
+        producers[conv.outputs[0]] = dataclasses.replace(conv, inputs=conv.inputs[:2])
     bias = sum(biases).astype(np.float32)
     inputs = (*smallest.inputs[:2], Constant((bias,), bias.shape))
-    producers[smallest.outputs[0]] = _replace(smallest, inputs=inputs)
-
-
-def _replace(step: Step, **changes) -> Step:
-    fields = {name: getattr(step, name) for name in ('op', 'params', 'inputs', 'outputs', 'place')}
-    return Step(**(fields | changes))
+    producers[smallest.outputs[0]] = dataclasses.replace(smallest, inputs=inputs)
 
 
 def _does_nothing(step: Step):
@@ -189,7 +185,7 @@ def _kernel(conv: Step) -> np.ndarray | None:
 def _convolution(step: Step, conv: Step, x: Ref, kernel: np.ndarray, bias: np.ndarray | None) -> Step:
     arrays = (kernel,) if bias is None else (kernel, bias)
     constants = (Constant((array.astype(np.float32),), array.shape) for array in arrays)
-    return _replace(conv, inputs=(x, *constants), outputs=step.outputs)
+    return dataclasses.replace(conv, inputs=(x, *constants), outputs=step.outputs)
 
 
 def _relu(step: Step, made_by) -> Step | None:
@@ -198,7 +194,7 @@ def _relu(step: Step, made_by) -> Step | None:
     conv = made_by(x, 'conv_general_dilated')
     if conv is None or not constant.is_all(0) or step.outputs[0].shape != x.shape:
         return None
-    return _replace(conv, params=dict(conv.params) | {'relu': True}, outputs=step.outputs)
+    return dataclasses.replace(conv, params=dict(conv.params) | {'relu': True}, outputs=step.outputs)
 
 
 def _mean(step: Step, made_by) -> Step | None:
@@ -217,7 +213,7 @@ def _mean(step: Step, made_by) -> Step | None:
     close = combine(lambda a, b: bool(abs(a - b) <= 1e-6 * abs(b)), divisor, wanted)
     if close is not True or step.outputs[0].shape != x.shape or not np.issubdtype(x.dtype, np.floating):
         return None
-    return _replace(summed, op={'reduce_sum': 'reduce_mean', 'reduce_window_sum': 'avg_pool'}[summed.op],
+    return dataclasses.replace(summed, op={'reduce_sum': 'reduce_mean', 'reduce_window_sum': 'avg_pool'}[summed.op],
                     outputs=step.outputs)  # fmt: skip
 
 
@@ -285,7 +281,7 @@ def _labels(step: Step, made_by) -> Step | None:
 def _cast_labels(step: Step, made_by) -> Step | None:
     """A place of the largest, as another type."""
     argmax = made_by(step.inputs[0], 'argmax', 'argmin', 'resize_argmax')
-    return None if argmax is None else _replace(argmax, outputs=step.outputs)
+    return None if argmax is None else dataclasses.replace(argmax, outputs=step.outputs)
 
 
 _RULES: dict[str, Sequence] = {

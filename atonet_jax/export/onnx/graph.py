@@ -131,11 +131,10 @@ class Graph:
             return x
         return self('Transpose', x, perm=list(permutation))
 
-    def slice(self, x: str, axis: int, start: Size, stop: Size | None, step: int = 1) -> str:
+    def slice(self, x: str, axis: int, start: Size, stop: Size | None) -> str:
         """Along one axis; stop None: to the end."""
         stop = _END if stop is None else stop
-        return self('Slice', x, self.size_vector([start]), self.size_vector([stop]), self.integers(axis),
-                    self.integers(step))  # fmt: skip
+        return self('Slice', x, self.size_vector([start]), self.size_vector([stop]), self.integers(axis))
 
     def finish(self, result: str, given: tuple, output: tuple) -> onnx.ModelProto:
         """The checked model, whose output is `result`; `given` and `output` are (name, type, shape)."""

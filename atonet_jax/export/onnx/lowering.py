@@ -10,6 +10,7 @@ from onnx import helper
 from atonet_jax.export.onnx.graph import Graph, refuse
 from atonet_jax.export.onnx.program import FIXED_SIZE, Constant, Program, Ref, Size, Step, Varied, VariesError, combine
 
+INPUT_NAME = 'images'
 RULES: dict[str, Callable] = {}
 
 
@@ -53,7 +54,6 @@ def rule(*ops: str):
 
 def lower(
     program: Program,
-    input_name: str,
     output_name: str,
     symbols: Mapping[int, str],
     winograd: bool,
@@ -63,10 +63,10 @@ def lower(
     lowering = Lowering(winograd, packed_labels)
     graph, given = lowering.graph, program.given
     axes = tuple(range(len(given.shape)))
-    lowering.values[given] = lowering.new(input_name, given, axes)
+    lowering.values[given] = lowering.new(INPUT_NAME, given, axes)
     if _is_channels_last(program):
         order = (0, 3, 1, 2)
-        name = graph.transpose(input_name, order)
+        name = graph.transpose(INPUT_NAME, order)
         lowering.values[given] = Value(name, given.shape, given.shape, order, given.dtype)
     for step in program.steps:
         lowering.run(step)
@@ -82,7 +82,7 @@ def lower(
     output_shape = [sizes.get(size) if isinstance(size, Varied) else size for size in result.shape]
     return graph.finish(
         name,
-        (input_name, onnx_type(given.dtype), shape),
+        (INPUT_NAME, onnx_type(given.dtype), shape),
         (output_name, onnx_type(result.dtype), output_shape),
     )
 

@@ -6,7 +6,7 @@ from atonet_jax.export.onnx import winograd
 from atonet_jax.export.onnx.lowering import Value, rule
 from atonet_jax.export.onnx.program import Constant, Size, Varied, combine
 from atonet_jax.export.onnx.reductions import best_class, scaled_logits
-from atonet_jax.ops import adaptive_pool_matrix, align_corners_matrix
+from atonet_jax.ops import adaptive_pool_matrix, align_corners_matrix, half_pixel_matrix
 
 _LONGEST_PRODUCT = 64  # pixels along an axis; longer ones, `Resize` computes faster than a product with a matrix
 _MODES = {
@@ -107,7 +107,7 @@ def lower_resizing_matrix(lowering, x: Value, axis: int, matrix: Constant) -> st
         return None
     if _is(align_corners_matrix, matrix):
         return resized(lowering, x, 'align_corners', {axis: new})
-    if _is(_half_pixel_matrix, matrix):
+    if _is(half_pixel_matrix, matrix):
         return resized(lowering, x, 'half_pixel', {axis: new})
     if _is(adaptive_pool_matrix, matrix):
         return _adaptive_pool(lowering, x, axis, old, new)
@@ -117,12 +117,6 @@ def lower_resizing_matrix(lowering, x: Value, axis: int, matrix: Constant) -> st
 def _is(build, matrix: Constant) -> bool:
     """Whether the matrix is `build(old, new)`, in every trace."""
     return all(np.array_equal(array, build(array.shape[1], array.shape[0])) for array in matrix.whole)
-
-
-def _half_pixel_matrix(old: int, new: int) -> np.ndarray:
-    positions = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1)
-    distances = np.abs(positions[:, None] - np.arange(old))
-    return np.maximum(1 - distances, 0).astype(np.float32)
 
 
 def _adaptive_pool(lowering, x: Value, axis: int, old: Size, new: Size) -> str:

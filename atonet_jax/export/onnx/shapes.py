@@ -93,10 +93,8 @@ def _groups(old, new, old_axes, new_axes) -> list[tuple[list[int], list[int]]]:
         olds, news = [before.pop(0)], [after.pop(0)]
         while product(old, olds) != product(new, news):
             sizes = product(old, olds), product(new, news)
-            smaller = sizes[0][0] < sizes[1][0] if all(isinstance(s, Varied) for s in sizes) else None
-            if smaller is None:
-                firsts = [s[0] if isinstance(s, Varied) else s for s in sizes]
-                smaller = firsts[0] < firsts[1]
+            first, second = (size[0] if isinstance(size, Varied) else size for size in sizes)
+            smaller = first < second
             if not (before if smaller else after):
                 raise NotImplementedError('a reshape that joins and splits axes of unknown length')
             (olds if smaller else news).append((before if smaller else after).pop(0))
