@@ -57,9 +57,9 @@ from atonet_jax.runs.network import starting_variables
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import to_torch
 from atonet_jax.training.class_weights import class_weights
+from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
-from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
 from atonet_jax.validation import validate, validate_batches, validate_classes
 from benchmarks.camvid_results import Results, place_of
 

@@ -170,8 +170,8 @@ def _train(task):
     from atonet_jax.models import init_variables
     from atonet_jax.ops import cpu
     from atonet_jax.process.devices import create_mesh
+    from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation
     from atonet_jax.training.step import compile_train_step, create_state
-    from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
     from benchmarks.noise import noise_batch
 
     before = _memory('VmRSS')

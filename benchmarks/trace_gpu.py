@@ -43,8 +43,8 @@ from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
 from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
+from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
-from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation  # noqa: E402
 from benchmarks.compiled_text import Operations  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
 

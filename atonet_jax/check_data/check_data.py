@@ -19,7 +19,7 @@ from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.files import replacing
 from atonet_jax.runs.workdir import make_folder, write_json, writing
 from atonet_jax.training.augment import augment
-from atonet_jax.training.train import train_augmentation, with_crop_size
+from atonet_jax.training.from_config import train_augmentation, with_crop_size
 from atonet_jax.validation import validate
 
 _SHOWN = 5  # problems of one kind on the screen; the report lists all

@@ -18,8 +18,8 @@ from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.stopping import Stopped
 from atonet_jax.torch_files import read_state_dict
+from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation
 from atonet_jax.training.step import compile_train_step, create_state
-from atonet_jax.training.train import create_objective, create_recipe, step_options, train_augmentation
 from benchmarks import camvid, pack_camvid
 from benchmarks.camvid_results import Results
 

@@ -11,8 +11,8 @@ from flax.traverse_util import flatten_dict
 from atonet_jax.config import default_config
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
+from atonet_jax.training.from_config import create_objective, create_recipe, step_options
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule, parameter_group
-from atonet_jax.training.train import create_objective, create_recipe, step_options
 
 MODEL = create_model('atonet', 19)
 NETWORK = network(MODEL)

@@ -17,7 +17,8 @@ from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.network import create_network
 from atonet_jax.runs.workdir import load_config, read_metrics
 from atonet_jax.training import train as train_module
-from atonet_jax.training.train import train, with_crop_size
+from atonet_jax.training.from_config import with_crop_size
+from atonet_jax.training.train import train
 
 TOTAL_STEPS = 6
 

@@ -1,0 +1,126 @@
+"""From the config of a run to what its steps take: augmentation, objective, optimiser, and the numbers of each step."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from atonet_jax.data.augmentation import SMALLEST_CROP, Augmentation
+from atonet_jax.errors import InputError
+from atonet_jax.models import abstract_outputs, check_size, network
+from atonet_jax.training.losses import check_terms, configured_terms
+from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
+from atonet_jax.training.step import Objective, Recipe
+
+
+def with_crop_size(config: ConfigDict, sizes: Mapping[tuple[int, int], int]) -> ConfigDict:
+    """The config with `data.crop_size` filled in where it is (): the size that most training images have.
+
+    Args:
+        config: of the run.
+        sizes: {(height, width): how many training images have it}.
+
+    Raises:
+        InputError: that size is too small for a crop.
+    """
+    if config.data.crop_size:
+        return config
+    size = max(sizes, key=sizes.get)
+    if min(size) < SMALLEST_CROP:
+        raise InputError(
+            f'config.data.crop_size=(): most training images have {size[0]}x{size[1]} pixels; give a crop size of at '
+            f'least {SMALLEST_CROP} both ways'
+        )
+    config = config.copy_and_resolve_references()
+    config.data.crop_size = size
+    return config
+
+
+def train_augmentation(config: ConfigDict) -> Augmentation:
+    """What the config's section `data` makes of a training image."""
+    data = config.data
+    return Augmentation(
+        crop_size=tuple(data.crop_size), scale_range=tuple(data.scale_range), flip=data.flip, **data.augmentation
+    )
+
+
+def create_objective(config: ConfigDict, model: nn.Module) -> Objective:
+    """What the config's section `loss` makes of the terms that the network declares.
+
+    Raises:
+        InputError: the settings do not fit the terms, the terms not the network's outputs, or the network takes no
+            crops of that size.
+    """
+    terms = configured_terms(network(model).terms, config.loss)
+    check_terms(abstract_outputs(model), terms)
+    if config.data.crop_size:
+        check_size(model, config.data.crop_size)
+    return Objective(model, terms, remat=config.train.remat)
+
+
+def step_options(config: ConfigDict, objective: Objective, fresh: Sequence[str] = ()) -> dict[str, Any]:
+    """Keyword arguments of `train_step` as a run of this config has them.
+
+    fresh: modules that the backbone's file lacks.
+    """
+    optimizer = Optimizer(
+        config.optimizer.name,
+        objective.model,
+        momentum=config.optimizer.momentum,
+        second_beta=config.optimizer.second_beta,
+        decayed=config.optimizer.decayed,
+        frozen=tuple(config.optimizer.frozen),
+        fresh=tuple(fresh),
+    )
+    return {
+        'objective': objective,
+        'optimizer': optimizer,
+        'augmentation': train_augmentation(config),
+        'accumulation': config.train.accumulation,
+    }
+
+
+def create_recipe(
+    config: ConfigDict,
+    num_images: int,
+    total_steps: int,
+    offset: int = 0,
+    class_weights: tuple[float, ...] | None = None,
+) -> Recipe:
+    """The numbers of the steps of a run.
+
+    Args:
+        config: of the run.
+        num_images: of an epoch.
+        total_steps: of the whole run.
+        offset: as in `Timeline`.
+        class_weights: one a class; None: all alike.
+    """
+    batch_size = config.train.batch_size
+    ahead = offset / batch_size
+
+    def epoch_of_step(step):
+        return (step * batch_size + offset) // num_images
+
+    factors = {'backbone': config.optimizer.backbone_factor, 'rest': 1.0}
+    learning_rates = {
+        group: learning_rate_schedule(
+            peak=factor * config.optimizer.learning_rate,
+            name=config.schedule.name,
+            total_steps=total_steps + ahead,
+            # The published run steps torch's scheduler once an epoch, so that the rate is constant within it.
+            epoch_of_step=epoch_of_step if config.schedule.per == 'epoch' else None,
+            total_epochs=config.train.epochs,
+            floor=config.schedule.floor,
+            power=config.schedule.power,
+            step_epochs=config.schedule.step_epochs,
+            step_factor=config.schedule.step_factor,
+            warmup_steps=round(config.schedule.warmup_epochs * num_images / batch_size),
+            ahead=ahead,
+        )
+        for group, factor in factors.items()
+    }
+    decay_factors = factors if config.optimizer.backbone_factor_on == 'both' else dict.fromkeys(factors, 1.0)
+    weight_decays = {group: factor * config.optimizer.weight_decay for group, factor in decay_factors.items()}
+    return Recipe(learning_rates, weight_decays, config.optimizer.ema_decay, config.seed, class_weights)
