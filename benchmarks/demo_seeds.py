@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 
-from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.runs.metrics import read_metrics
 
 
 def train(seed: int, workdir: str) -> dict:

@@ -10,7 +10,7 @@ import os
 
 import matplotlib.pyplot as plt
 
-from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.runs.metrics import read_metrics
 
 
 def main() -> None:

@@ -25,10 +25,11 @@ from atonet_jax.data.sources import class_table
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import abstract_variables, apply, init_variables, network
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.files import make_folder, write_json
 from atonet_jax.process.progress import watched
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import holds_run, make_folder, write_json
+from atonet_jax.runs.workdir import holds_run
 from atonet_jax.validation import validate
 
 PUBLISHED_BOUNDARY = 'full-resolution logits'

@@ -16,8 +16,7 @@ from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_dataset
 from atonet_jax.models.contract import IMAGENET
-from atonet_jax.process.files import replacing
-from atonet_jax.runs.workdir import make_folder, write_json, writing
+from atonet_jax.process.files import make_folder, replacing, write_json, writing
 from atonet_jax.training.augment import augment
 from atonet_jax.training.from_config import train_augmentation, with_crop_size
 from atonet_jax.validation import validate

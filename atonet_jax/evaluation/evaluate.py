@@ -16,10 +16,10 @@ from atonet_jax.evaluation.evaluator import Evaluator, Example, ImageScore
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.distributed import is_main_process, main_process_first
-from atonet_jax.process.files import replacing
+from atonet_jax.process.files import make_folder, replacing, write_json, write_text, writing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import class_difference, make_folder, write_json, write_text, writing
+from atonet_jax.runs.workdir import class_difference
 from atonet_jax.validation import validate
 
 

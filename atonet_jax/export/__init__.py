@@ -13,8 +13,8 @@ from atonet_jax.export import int8
 from atonet_jax.export.model_card import is_model_card, model_card
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.files import write_json
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import write_json
 from atonet_jax.validation import validate
 
 

@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from atonet_jax import __version__
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.models import network as contract_of
+from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.runs.workdir import load_config, read_metrics, reading_scores
+from atonet_jax.runs.workdir import load_config, reading_scores
 
 
 def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:

@@ -25,10 +25,10 @@ from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead,
 from atonet_jax.predict.inputs import Source, fetched, find_sources
 from atonet_jax.predict.outputs import Drawing, write_label_png, write_png
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.files import make_folder
 from atonet_jax.process.progress import Progress
 from atonet_jax.process.stopping import StopSignals
 from atonet_jax.runs.network import TrainedNetwork, trained_network
-from atonet_jax.runs.workdir import make_folder
 from atonet_jax.validation import validate
 
 _log = logging.getLogger(__name__)

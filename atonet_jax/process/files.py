@@ -4,6 +4,8 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
+import tempfile
 import threading
 import zlib
 from collections.abc import Iterator
@@ -70,6 +72,46 @@ def reading_json(path: str, remedy: str) -> Iterator[Any]:
         raise InputError(f'{path}: cannot be read ({error.strerror}); check its permissions') from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f'{path}: damaged ({error!r}); {remedy}') from error
+
+
+def make_folder(path: str, setting: str = '--workdir') -> None:
+    """Makes a folder and its parents. Errors name `setting`, which gives the folder.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    with writing(path, setting):
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+
+
+@contextlib.contextmanager
+def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
+    """What the body writes lies in `folder`, which `setting` gives.
+
+    Raises:
+        InputError: the disk does not take it.
+    """
+    try:
+        yield
+    except OSError as error:
+        way_on = 'free space or ' if error.errno in FULL else ''
+        raise InputError(
+            f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}'
+        ) from error
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a text file completely or not at all."""
+    with replacing(path) as temporary:
+        # Paths may be of any bytes.
+        pathlib.Path(temporary).write_text(text, encoding='utf-8', errors='backslashreplace')
+
+
+def write_json(path: str, values: dict) -> None:
+    """Writes a JSON file completely or not at all."""
+    write_text(path, json.dumps(values, indent=1) + '\n')
 
 
 def sync(path: str) -> None:

@@ -18,12 +18,9 @@
 
 import errno
 import fcntl
-import json
-import logging
 import os
 import pathlib
 import socket
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -33,15 +30,12 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config, flat_settings
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
-from atonet_jax.process.files import FULL, reading_json, replacing, sync
-
-_log = logging.getLogger(__name__)
+from atonet_jax.process.files import reading_json, write_json, writing
 
 CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
 _FRESH_FILE = 'fresh_modules.json'
 ENVIRONMENT_FILE = 'environment.json'
-METRICS_FILE = 'metrics.jsonl'
 SCORES_FILE = 'evaluation/scores.json'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
@@ -91,18 +85,6 @@ def _run_file(workdir: str, name: str) -> Iterator[dict]:
         raise InputError(f'{path}: no such file; name the --workdir of a run, or train first') from error
 
 
-def make_folder(path: str, setting: str = '--workdir') -> None:
-    """Makes a folder and its parents. Errors name `setting`, which gives the folder.
-
-    Raises:
-        InputError: nothing can be written there.
-    """
-    with writing(path, setting):
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            pass
-
-
 @contextmanager
 def lock(workdir: str) -> Iterator[None]:
     """Locks `workdir` against other runs, and makes it if missing. The lock ends with the process in any case.
@@ -131,22 +113,6 @@ def lock(workdir: str) -> Iterator[None]:
             file.truncate(0)
             file.write(f'process {os.getpid()} on {socket.gethostname()}'.encode())
         yield
-
-
-@contextmanager
-def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
-    """What the body writes lies in `folder`, which `setting` gives.
-
-    Raises:
-        InputError: the disk does not take it.
-    """
-    try:
-        yield
-    except OSError as error:
-        way_on = 'free space or ' if error.errno in FULL else ''
-        raise InputError(
-            f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}'
-        ) from error
 
 
 def check_claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
@@ -248,18 +214,6 @@ def class_difference(ours: ClassTable, other: ClassTable) -> str:
     return ', '.join(differ[:3]) + more
 
 
-def write_text(path: str, text: str) -> None:
-    """Writes a text file completely or not at all."""
-    with replacing(path) as temporary:
-        # Paths may be of any bytes.
-        pathlib.Path(temporary).write_text(text, encoding='utf-8', errors='backslashreplace')
-
-
-def write_json(path: str, values: dict) -> None:
-    """Writes a JSON file completely or not at all."""
-    write_text(path, json.dumps(values, indent=1) + '\n')
-
-
 def record_start(workdir: str, step: int, environment: dict) -> None:
     """Adds a start of training to `environment.json`: the step, and `environment.describe()`."""
     starts = [*read_starts(workdir), {'step': step} | environment]
@@ -289,49 +243,6 @@ def reading_scores(workdir: str) -> Iterator[dict]:
     """
     with reading_json(os.path.join(workdir, SCORES_FILE), 'give --mode=evaluate again, or delete it') as scores:
         yield scores
-
-
-class MetricsLog:
-    """Appends to `metrics.jsonl`. Lines after the step of a resumed run are removed."""
-
-    def __init__(self, workdir: str, resumed_step: int):
-        """Keeps only the lines up to `resumed_step`."""
-        self._path = os.path.join(workdir, METRICS_FILE)
-        kept = [line for line in read_metrics(workdir) if line['step'] <= resumed_step]
-        write_text(self._path, ''.join(json.dumps(line) + '\n' for line in kept))
-        self._file = open(self._path, 'a', buffering=1)
-
-    def write(self, step: int, values: dict[str, float]) -> None:
-        self._file.write(json.dumps({'step': step} | values) + '\n')
-
-    def sync(self) -> None:
-        """Returns when all lines have reached the disk."""
-        sync(self._path)
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def read_metrics(workdir: str) -> list[dict]:
-    """The lines of `metrics.jsonl`, without a half-written last line of a killed run; empty if there is no file.
-
-    Other damaged lines are left out and logged.
-    """
-    path, lines = os.path.join(workdir, METRICS_FILE), []
-    try:
-        with open(path, encoding='utf-8', errors='replace') as file:
-            for number, text in enumerate(file, 1):
-                try:
-                    line = json.loads(text)
-                    if 'step' not in line:
-                        raise KeyError('step')
-                    lines.append(line)
-                except (ValueError, TypeError, KeyError):
-                    if text.endswith('\n'):
-                        _log.warning('%s: line %d is damaged and left out', path, number)
-    except FileNotFoundError:
-        pass
-    return lines
 
 
 def _differences(earlier: ConfigDict, config: ConfigDict, prefix: str = 'config'):

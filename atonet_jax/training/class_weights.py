@@ -15,8 +15,8 @@ from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.label_files import read_labels
 from atonet_jax.models.terms import ClassWeights, InverseLogShare, InverseRootShare
 from atonet_jax.process.distributed import decided_by_main_process
+from atonet_jax.process.files import write_json, writing
 from atonet_jax.process.progress import watched
-from atonet_jax.runs.workdir import write_json, writing
 
 _log = logging.getLogger(__name__)
 

@@ -19,7 +19,8 @@ from atonet_jax.evaluation.evaluator import Evaluation
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs import environment
-from atonet_jax.runs.workdir import REPORT_FILE, MetricsLog, record_start
+from atonet_jax.runs.metrics import MetricsLog
+from atonet_jax.runs.workdir import REPORT_FILE, record_start
 from atonet_jax.training.tensorboard import EventFile
 from atonet_jax.training.timeline import Timeline
 

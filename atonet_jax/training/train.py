@@ -26,21 +26,12 @@ from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import network
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
+from atonet_jax.process.files import write_json, writing
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
-from atonet_jax.runs.workdir import (
-    changes_since,
-    check_claim,
-    claim,
-    holds_run,
-    lock,
-    read_fresh,
-    record_fresh,
-    write_json,
-    writing,
-)
+from atonet_jax.runs.workdir import changes_since, check_claim, claim, holds_run, lock, read_fresh, record_fresh
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.from_config import (
     create_objective,

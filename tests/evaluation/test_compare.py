@@ -13,7 +13,8 @@ from atonet_jax.data.labels import CAMVID
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.report.compare import compare
-from atonet_jax.runs.workdir import read_metrics, write_json
+from atonet_jax.process.files import write_json
+from atonet_jax.runs.metrics import read_metrics
 from tests.commands import run_command
 from tests.evaluation.test_report import text_of
 

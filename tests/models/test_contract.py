@@ -44,8 +44,8 @@ from atonet_jax.predict import predict
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.published_weights import identify
 from atonet_jax.runs.checkpoint import Checkpoints
+from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.runs.network import TrainedNetwork, trained_network
-from atonet_jax.runs.workdir import read_metrics
 from atonet_jax.serve.app import create_app
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch

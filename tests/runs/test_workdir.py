@@ -10,9 +10,8 @@ import pytest
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CAMVID, CITYSCAPES
 from atonet_jax.errors import InputError
+from atonet_jax.runs.metrics import METRICS_FILE, MetricsLog, read_metrics
 from atonet_jax.runs.workdir import (
-    METRICS_FILE,
-    MetricsLog,
     changes_since,
     check_claim,
     claim,
@@ -20,7 +19,6 @@ from atonet_jax.runs.workdir import (
     load_class_table,
     load_config,
     lock,
-    read_metrics,
 )
 from tests.disks import full_disk
 

@@ -4,7 +4,7 @@ import random
 
 import numpy as np
 
-from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.training.train import train
 from benchmarks.fault_injection import disturbed_run, final_variables, undisturbed_run
 

@@ -23,8 +23,9 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.stopping import Stopped
 from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints
+from atonet_jax.runs.metrics import MetricsLog, read_metrics
 from atonet_jax.runs.network import create_network
-from atonet_jax.runs.workdir import MetricsLog, lock, read_metrics
+from atonet_jax.runs.workdir import lock
 from atonet_jax.training import train as train_module
 from atonet_jax.training.train import train
 from tests.commands import main_command

@@ -13,7 +13,7 @@ from tensorflow.core.util.event_pb2 import Event, SessionLog
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluation.report.charts import confusion_picture
-from atonet_jax.runs.workdir import read_metrics
+from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.training.recorder import Recorder
 from atonet_jax.training.tensorboard import EventFile
 from atonet_jax.training.timeline import Timeline

@@ -15,7 +15,8 @@ from atonet_jax.evaluation.evaluator import Evaluation, Example
 from atonet_jax.evaluation.report.charts import chart, confusion_picture, curve, output_names, row_shares
 from atonet_jax.evaluation.report.page import write_page
 from atonet_jax.models import network
-from atonet_jax.runs.workdir import METRICS_FILE, read_metrics, read_starts
+from atonet_jax.runs.metrics import METRICS_FILE, read_metrics
+from atonet_jax.runs.workdir import read_starts
 
 _PICTURE_SIZE = 640  # most pixels of an image's longer side, which keeps a report at a few MB
 _TABLE_CLASSES = 60  # with more classes the confusion matrix is a picture

@@ -11,16 +11,9 @@ from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.report.charts import chart, color_of, curve
 from atonet_jax.evaluation.report.page import NONE, percent, rate, write_page
+from atonet_jax.runs.metrics import METRICS_FILE, read_metrics
 from atonet_jax.runs.network import create_network
-from atonet_jax.runs.workdir import (
-    METRICS_FILE,
-    SCORES_FILE,
-    load_class_table,
-    load_config,
-    read_metrics,
-    read_starts,
-    reading_scores,
-)
+from atonet_jax.runs.workdir import SCORES_FILE, load_class_table, load_config, read_starts, reading_scores
 
 REPORT_FILE = 'compare.html'
 _SCORES = {

@@ -9,7 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup, escape
 
-from atonet_jax.runs.workdir import write_text
+from atonet_jax.process.files import write_text
 
 NONE = '–'  # for a missing value
 
