@@ -29,18 +29,20 @@ import pathlib
 import runpy
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network
 from atonet_jax.data.batches import Batches
-from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
@@ -183,7 +185,7 @@ class Runs:
             try:
                 config.update_from_flattened_dict({key: value})
             except (KeyError, TypeError, AttributeError) as error:
-                raise InputError(f'--set {key}={value}: no such setting, or a value of another type') from error
+                raise InputError(f'{key}={value}: {network} has no such setting, or it is of another type') from error
         if recipe.start == 'pretrained':
             if not self._backbone:
                 raise InputError('recipes with a pretrained backbone need --backbone=FILE')
@@ -197,19 +199,35 @@ class Runs:
 
     def sources(self, recipe: Recipe, protocol: str) -> dict[str, str]:
         """What tells the frames and the backbone of a run from others: digests."""
-        frames = [list(map(os.path.basename, self._frames(split))) for split in SPLITS[protocol]]
-        sources = {'frames': hashlib.sha256(json.dumps(frames).encode()).hexdigest()[:12]}
+        splits = [self._frames(part) for split in SPLITS[protocol] for part in (*split.split('+'), '')]
+        sources = {'frames': hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:12]}
         if recipe.start == 'pretrained':
             sources['backbone'] = self._backbone_digest()
         return sources
 
+    def best(self, results: Results, network: str, start: str) -> str:
+        """The name of the recipe of a start that is best on these val frames; InputError where none was scored."""
+        return results.best(network, start, self.sources(Recipe(start, {}), 'val'))
+
     @functools.cache  # noqa: B019 - one object a process
     def _backbone_digest(self) -> str:
-        return hashlib.sha256(pathlib.Path(self._backbone).read_bytes()).hexdigest()[:12]
+        try:
+            return hashlib.sha256(pathlib.Path(self._backbone).read_bytes()).hexdigest()[:12]
+        except OSError as error:
+            raise InputError(f'--backbone {self._backbone}: cannot be read ({error.strerror})') from error
 
     @functools.cache  # noqa: B019
-    def _frames(self, split: str) -> tuple[str, ...]:
-        return load_camvid(self._root, split).image_paths
+    def _frames(self, part: str) -> list[str]:
+        """The names of a split's frames, and the size of the first one; nothing for '', which ends a split."""
+        if not part:
+            return []
+        folder = os.path.join(self._root, part)
+        try:
+            names = sorted(os.listdir(folder))
+            with PIL.Image.open(os.path.join(folder, names[0])) as image:
+                return [f'{image.width}x{image.height}', *names]
+        except (OSError, IndexError) as error:
+            raise InputError(f'--data {self._root}: {part} has no frames; give the 360x480 repack of CamVid') from error
 
     def run(self, config: ConfigDict, kept: 'KeptState') -> tuple[dict[str, Any], Evaluation, Any, Any]:
         """Trains once, or goes on; returns figures, the evaluation of the last state, the model and its variables.
@@ -381,15 +399,17 @@ class KeptState:
         pathlib.Path(self._path).unlink(missing_ok=True)
 
 
-def chosen(text: str, results: Results, network_name: str) -> list[tuple[str, Recipe, dict[str, Any]]]:
+def chosen(text: str, best_of: Callable[[str], str]) -> list[tuple[str, Recipe, dict[str, Any]]]:
     """Names, recipes and settings over them that RECIPE+VARIANT@EPOCHS, or a part of it, stands for.
+
+    best_of: from a start to the name of its best recipe.
 
     Raises:
         InputError: there is no such recipe or variant, or no result that tells the best.
     """
     name, _, epochs = text.partition('@')
     name, plus, variant = name.partition('+')
-    name = results.best(network_name, name.removeprefix('best:')) if name.startswith('best:') else name
+    name = best_of(name.removeprefix('best:')) if name.startswith('best:') else name
     try:
         over = {'train.epochs': float(epochs)} if epochs else {}
     except ValueError as error:
@@ -466,10 +486,11 @@ def main(argv: list[str] | None = None) -> None:
     say(f'{device_names()}; {versions("jax", "flax", "optax")}; revision {git_revision()}')
     left = []
     for title, row, config in planned(runs, results, arguments, settings):
+        kept = KeptState(arguments.results, row)
         if results.has(row):
             say(f'{title}: done before')
+            kept.remove()
             continue
-        kept = KeptState(arguments.results, row)
         try:
             figures, evaluation, model, variables = runs.run(config, kept)
         except OutOfTimeError:
@@ -480,6 +501,10 @@ def main(argv: list[str] | None = None) -> None:
             say(f'{title}: given up, {error}')
             kept.remove()
             continue
+        if arguments.save and row['seed'] == arguments.seeds[0]:
+            os.makedirs(arguments.save, exist_ok=True)
+            prefix = os.path.join(arguments.save, '{network}_{recipe}_{seed}'.format(**row))
+            save(prefix, model, variables, megabytes=15)
         scores = evaluation.scores
         results.add(row | figures | {
             'time': now(),
@@ -494,10 +519,6 @@ def main(argv: list[str] | None = None) -> None:
             f'{figures["seconds_to_first_step"]:.1f} s to the first, {figures["seconds"]:.1f} s in all'
             + (f', bare step {figures["ms_per_bare_step"]:.2f} ms' if 'ms_per_bare_step' in figures else '')
         )
-        if arguments.save and row['seed'] == arguments.seeds[0]:
-            os.makedirs(arguments.save, exist_ok=True)
-            prefix = os.path.join(arguments.save, '{network}_{recipe}_{seed}'.format(**row))
-            save(prefix, model, variables, megabytes=15)
         kept.remove()
     print(results.table())
     if arguments.chart:
@@ -519,10 +540,11 @@ def planned(
     for seed in arguments.seeds:
         for name in arguments.networks:
             for text in arguments.recipes:
-                for recipe_name, recipe, over in chosen(text, results, name):
+                best_of = partial(runs.best, results, name)
+                for recipe_name, recipe, over in chosen(text, best_of):
                     over = settings | over
                     config = runs.config(name, recipe, seed, arguments.protocol, over)
-                    create_network(config, CAMVID.num_classes)
+                    create_objective(config, create_network(config, CAMVID.num_classes))
                     row = {
                         'protocol': arguments.protocol,
                         'network': name,
@@ -539,12 +561,12 @@ def planned(
 
 
 def _setting(pair: str) -> tuple[str, Any]:
-    """'KEY=VALUE' -> its parts. A value that is no JSON is a word, or numbers or words between commas."""
+    """'KEY=VALUE' -> its parts. A value that is no JSON is a word, or JSON values between commas."""
     key, is_given, text = pair.partition('=')
     if not is_given:
         raise InputError(f'--set {pair}: must be KEY=VALUE, such as train.batch_size=8')
     value = text
-    for written in (text, f'[{text}]'):
+    for written in (text, f'[{text}]') if text else ():
         with contextlib.suppress(ValueError):
             value = json.loads(written)
             break

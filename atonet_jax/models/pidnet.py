@@ -6,6 +6,7 @@ authors' code (github.com/XuJiacong/PIDNet, 4c158cf).
 """
 
 import dataclasses
+import logging
 import re
 from collections.abc import Mapping
 from functools import partial
@@ -27,6 +28,8 @@ from atonet_jax.models.terms import (
     LabelsOnEdges,
     Term,
 )
+
+_log = logging.getLogger(__name__)
 
 HEADS = ('final', 'aux_p', 'boundary')
 
@@ -254,6 +257,7 @@ def _from_authors(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     counted = any(np.any(a) for name, a in arrays.items() if name.endswith('.num_batches_tracked'))
     if not counted or {len(array) for array in of_classes.values()} != {len(_AUTHORS_CAMVID)}:
         return arrays
+    _log.warning("the file's eleven outputs are taken for CamVid's classes in the authors' order, and reordered")
     return dict(arrays) | {name: np.asarray(a)[np.argsort(_AUTHORS_CAMVID)] for name, a in of_classes.items()}
 
 

@@ -119,7 +119,16 @@ def _both(single: WeightNames, pyramid: WeightNames, prefix: str) -> WeightNames
         for part, names in zip(PARTS, (single, pyramid), strict=True)
         for rule in prefixed(names.rules, prefix.format(part))
     )
-    return WeightNames(rules, ignored=rf'(?:\w+\.)?(?:{single.ignored}|{pyramid.ignored})')
+
+
+    def fixed(num_classes):
+        return {
+            f'{prefix.format(part)}{name}': array
+            for part, names in zip(PARTS, (single, pyramid), strict=True)
+            for name, array in names.fixed(num_classes).items()
+        }
+
+    return WeightNames(rules, ignored=rf'(?:\w+\.)?(?:{single.ignored}|{pyramid.ignored})', fixed=fixed)
 
 
 FAMILY = Family(

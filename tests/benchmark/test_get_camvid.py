@@ -58,7 +58,8 @@ def test_a_checkout_that_was_killed_goes_on(public, tmp_path, monkeypatch):
         run(command, **options)
         if 'checkout' in command:
             (folder / 'val' / 'a.png').unlink()
-            (tmp_path / 'public' / '.git' / 'index.lock').touch()
+            for name in ('index', 'config'):
+                (tmp_path / 'public' / '.git' / f'{name}.lock').touch()
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
@@ -78,6 +79,21 @@ def test_a_folder_that_holds_anything_is_left_alone(name, tmp_path, capfd):
     assert 'is taken as it is' in capfd.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {name, 'README.md'}
     assert [*(tmp_path / name).iterdir()] == [given]
+
+
+def test_an_empty_folder_is_filled(public, tmp_path):
+    (tmp_path / 'CamVid').mkdir()
+    get_camvid(str(tmp_path / 'CamVid'), public)
+    assert (tmp_path / 'CamVid' / 'val' / 'a.png').exists()
+
+
+def test_a_clone_of_ones_own_is_left_alone(public, tmp_path):
+    git(tmp_path, 'clone', public, 'mine')
+    shutil.rmtree(tmp_path / 'mine' / 'CamVid' / 'test')
+    (tmp_path / 'mine' / 'CamVid' / 'val' / 'a.png').write_text('mine')
+    get_camvid(str(tmp_path / 'mine' / 'CamVid'), public)
+    assert (tmp_path / 'mine' / 'CamVid' / 'val' / 'a.png').read_text() == 'mine'
+    assert (tmp_path / 'mine' / 'Models').exists()
 
 
 def test_nothing_is_fetched_under_another_name_or_beside_other_files(tmp_path):

@@ -128,7 +128,7 @@ def test_the_loss_is_the_authors(model):
 def test_sides_that_8_does_not_divide_give_logits_at_the_size_that_the_stem_gives(model):
     variables = abstract_variables(model)
     for size, wanted in {(8, 8): (1, 1), (45, 59): (6, 8), (200, 264): (25, 33)}.items():
-        images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+        images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
         outputs = jax.eval_shape(
             lambda v, x: apply(model, v, x, train=True, mutable=['batch_stats'])[0], variables, images
         )

@@ -5,7 +5,7 @@ import pytest
 
 from atonet_jax.models import create_model, network
 from atonet_jax.models.terms import CrossEntropy, Term
-from atonet_jax.torch_weights import from_torch
+from atonet_jax.torch_weights import from_torch, to_torch
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
@@ -29,8 +29,14 @@ def test_names_and_layouts_are_the_authors(published):
     golden.assert_names(*published)
 
 
-def test_the_buffers_of_the_authors_normalisation_are_passed_over(published):
-    expected, model, _ = published
+def test_the_buffers_of_the_authors_normalisation_are_passed_over_and_written_in_the_form_of_2020(published):
+    expected, model, variables = published
+    written = {name: array for name, array in to_torch(variables, model).items() if 'img_' in name}
+    assert (model.form == '2020') == bool(written)
+    if written:
+        np.testing.assert_allclose(written['backbone.img_mean'].ravel(), (73.15, 82.90, 72.3), rtol=1e-6)
+        np.testing.assert_allclose(written['backbone.img_std'].ravel(), (47.67, 48.49, 47.73), rtol=1e-6)
+        assert {array.shape for array in written.values()} == {(1, 3, 1, 1)}
     from_torch(expected.state_dict | {'backbone.img_mean': np.zeros((1, 3, 1, 1), np.float32)}, model)
 
 

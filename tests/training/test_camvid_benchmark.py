@@ -5,6 +5,7 @@ import os
 import pathlib
 import shutil
 import signal
+from functools import partial
 
 import jax
 import numpy as np
@@ -118,8 +119,9 @@ def test_the_best_recipe_is_not_averaged_with_trials_of_another_length(tmp_path,
     results = Results(str(tmp_path / 'results.jsonl'))
     for recipe, epochs, miou in (('pretrained', 80, 0.77), ('pretrained', 8, 0.45), ('pretrained_slow', 80, 0.7)):
         row = {'protocol': 'val', 'network': 'atonet', 'start': 'pretrained', 'recipe': recipe, 'epochs': epochs}
-        results.add(row | {'settings': {}, 'seed': 0, 'miou': miou})
-    assert results.best('atonet', 'pretrained') == 'pretrained'
+        results.add(row | {'settings': {}, 'seed': 0, 'miou': miou, 'frames': 'a'})
+        results.add(row | {'settings': {}, 'seed': 0, 'miou': 1.0, 'frames': 'b', 'recipe': 'pretrained_low'})
+    assert results.best('atonet', 'pretrained', {'frames': 'a'}) == 'pretrained'
     assert 'pretrained, 77.00% on val after 80 epochs, seeds 0, of 3 that were scored' in capsys.readouterr().out
 
 
@@ -130,8 +132,7 @@ def test_results_of_other_frames_or_another_backbone_are_others(root, tmp_path):
         return camvid.Runs(data, str(backbone), float('inf')).sources(camvid.RECIPES['pretrained'], 'val')
 
     fewer = shutil.copytree(root, tmp_path / 'fewer')
-    for kind in ('', 'annot'):
-        (fewer / f'val{kind}' / '0.png').unlink()
+    (fewer / 'val' / '0.png').unlink()
     first, again, other, of_fewer = sources('a', root), sources('a', root), sources('b', root), sources('a', str(fewer))
     assert first == again
     assert first['frames'] == other['frames'] != of_fewer['frames']
@@ -142,10 +143,13 @@ def test_results_of_other_frames_or_another_backbone_are_others(root, tmp_path):
     ('arguments', 'message'),
     [
         (['--networks', 'segnet_basic', 'segnett'], 'segnett'),
-        (['--recipes', 'tiny', 'best:scratch'], 'best:scratch: .* holds no score of segnet_basic on val'),
-        (['--recipes', 'tiny', 'pretrained', '--backbone', 'a.npz'], 'segnet_basic: has no backbone that is published'),
-        (['--set', 'train.batchsize=8'], '--set train.batchsize=8: no such setting, or a value of another type'),
-        (['--set', 'loss=3'], '--set loss=3: no such setting, or a value of another type'),
+        (['--recipes', 'tiny', 'best:scratch'], 'best:scratch: .* holds no score of segnet_basic on these val frames'),
+        (['--recipes', 'tiny', 'pretrained', '--backbone', 'a.npz'], 'segnet_basic: has no backbone'),
+        (['--recipes', 'pretrained', '--networks', 'segnet', '--backbone', 'a.npz'], 'a.npz: cannot be read'),
+        (['--recipes', 'tiny+bins_8_4_2'], 'model.spp_bins=.*: segnet_basic has no such setting'),
+        (['--data', 'nowhere'], '--data nowhere: train has no frames; give the 360x480 repack'),
+        (['--set', 'train.batchsize=8'], 'train.batchsize=8: segnet_basic has no such setting, or'),
+        (['--set', 'loss=3'], 'loss=3: segnet_basic has no such setting, or it is of another type'),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(root, tmp_path, arguments, message, monkeypatch):
@@ -166,9 +170,9 @@ def test_a_damaged_state_is_one_line(tmp_path):
 
 def test_every_row_of_table_4_is_a_variant_that_works(root):
     """Settings and terms of the loss fit the network; none is trained here."""
-    results = Results('')
     runs, given = camvid.Runs(root, '', deadline=float('inf')), set()
-    rows = camvid.chosen('tiny+table4@3', results, 'atonet')
+    best_of = partial(runs.best, Results(''), 'atonet')
+    rows = camvid.chosen('tiny+table4@3', best_of)
     assert [sum(kind in name for name, *_ in rows) for kind in ('+bins', '+aux', '+dagger')] == [3, 9, 1]
     for name, recipe, over in rows:
         config = runs.config('atonet', recipe, 0, 'val', over | {'model.width': 8, 'model.backbone_width': 8})
@@ -179,9 +183,9 @@ def test_every_row_of_table_4_is_a_variant_that_works(root):
             terms = create_objective(config, model).terms
             assert {term.at for term in terms[1:]} == {'labels' if 'dagger' in name else 'output'}
     assert len(given) == 13
-    for wrong in ('tiny+bins_9', 'small', 'tiny@many', 'best:pretrained'):
+    for wrong in ('tiny+bins_9', 'small', 'tiny@many', 'best:scratch'):
         with pytest.raises(InputError):
-            camvid.chosen(wrong, results, 'atonet')
+            camvid.chosen(wrong, best_of)
 
 
 def test_parts_hold_the_same_pixels(root, tmp_path):
@@ -208,6 +212,7 @@ def test_parts_hold_the_same_pixels(root, tmp_path):
         ('loss.mining=true', True),
         ('data.crop_size=[64, 96]', (64, 96)),
         ('data.crop_size=64,96', (64, 96)),
+        ('init_from=', ''),
     ],
 )
 def test_a_setting_is_json_or_a_word(pair, value):
