@@ -93,7 +93,7 @@ def test_sides_that_8_does_not_divide_give_logits_at_the_size_that_the_stem_give
     model = create_model('ddrnet', 3, width=4)
     variables = abstract_variables(model)
     for size, wanted in {(8, 8): (1, 1), (45, 59): (6, 8)}.items():
-        images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+        images = jax.ShapeDtypeStruct((2, *size, 3), jnp.float32)
         outputs = jax.eval_shape(
             lambda v, x: apply(model, v, x, train=True, mutable=['batch_stats'])[0], variables, images
         )
