@@ -72,7 +72,7 @@ class Results:
         for x, y, title in [*published, *(point for points in sets.values() for point in points)]:
             axes.annotate(title, (x, y), xytext=(5, 3), textcoords='offset points', fontsize=7)
         axes.set_xscale('log')
-        axes.margins(x=0.25)
+        axes.margins(x=0.35)
         axes.set_xlabel('ms from one frame to its labels')
         axes.set_ylabel(f'mIoU on {protocol}, %')
         axes.grid(alpha=0.3)
