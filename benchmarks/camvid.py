@@ -19,7 +19,6 @@ main.py; no report is written. CPUs compute in float32, accelerators in bfloat16
 import argparse
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
@@ -30,7 +29,7 @@ import runpy
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import jax
@@ -199,28 +198,25 @@ class Runs:
 
     def sources(self, recipe: Recipe, protocol: str) -> dict[str, str]:
         """What tells the frames and the backbone of a run from others: digests."""
-        splits = [self._frames(part) for split in SPLITS[protocol] for part in (*split.split('+'), '')]
-        sources = {'frames': hashlib.sha256(json.dumps(splits).encode()).hexdigest()[:12]}
+        splits = [[self._frames(part) for part in split.split('+')] for split in SPLITS[protocol]]
+        sources = {'frames': _digest(json.dumps(splits).encode())}
         if recipe.start == 'pretrained':
-            sources['backbone'] = self._backbone_digest()
+            sources['backbone'] = self._backbone_digest
         return sources
 
     def best(self, results: Results, network: str, start: str) -> str:
         """The name of the recipe of a start that is best on these val frames; InputError where none was scored."""
         return results.best(network, start, self.sources(Recipe(start, {}), 'val'))
 
-    @functools.cache  # noqa: B019 - one object a process
+    @cached_property
     def _backbone_digest(self) -> str:
         try:
-            return hashlib.sha256(pathlib.Path(self._backbone).read_bytes()).hexdigest()[:12]
+            return _digest(pathlib.Path(self._backbone).read_bytes())
         except OSError as error:
             raise InputError(f'--backbone {self._backbone}: cannot be read ({error.strerror})') from error
 
-    @functools.cache  # noqa: B019
     def _frames(self, part: str) -> list[str]:
-        """The names of a split's frames, and the size of the first one; nothing for '', which ends a split."""
-        if not part:
-            return []
+        """The size of the first frame of a part, and the names of all."""
         folder = os.path.join(self._root, part)
         try:
             names = sorted(os.listdir(folder))
@@ -364,13 +360,16 @@ class Runs:
         return self._batches[split]
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:12]
+
+
 class KeptState:
     """The state of a run that has not ended, in a file beside the results."""
 
     def __init__(self, results: str, row: dict[str, Any]):
         """row: what identifies the run."""
-        digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:12]
-        self._path = f'{results}.{digest}.state'
+        self._path = f'{results}.{_digest(json.dumps(row, sort_keys=True).encode())}.state'
 
     def restore(self, state) -> tuple[Any, float]:
         """The state that is kept, and the seconds that the run has taken; `state`, which is fresh, where none is.

@@ -55,14 +55,16 @@ class Results:
         for rows in self._alike():
             place = place_of(rows[0])
             if rows[0]['protocol'] == protocol and place in times:
-                best[place] = max(best.get(place, (0.0, '')), (_mean(rows, 'miou'), rows[0]['recipe']))
+                found = _mean(rows, 'miou'), rows[0]['start'], rows[0]['recipe']
+                best[place] = max(best.get(place, found), found)
         figure = Figure(figsize=(8, 5), dpi=120, layout='constrained')
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         sets = {}
-        for place, (miou, recipe) in best.items():
+        for place, (miou, start, recipe) in best.items():
             name, _, device = place
-            sets.setdefault(f'here: {device}', []).append((times[place], 100 * miou, f'{name} ({recipe})'))
+            title = name if recipe == start else f'{name} ({recipe})'
+            sets.setdefault(f'here, {start}: {device}', []).append((times[place], 100 * miou, title))
         for label, points in sets.items():
             axes.scatter(*zip(*[point[:2] for point in points]), label=label)
         published = [(1e3 / row['fps'], row['miou'], row['method']) for row in all_published_rows()

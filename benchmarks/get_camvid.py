@@ -34,7 +34,8 @@ def get_camvid(folder: str, url: str = URL) -> None:
     marker = pathlib.Path(checkout, '.git', 'fetched_by_atonet_jax')  # only a checkout of ours is ever changed
     is_ours = name == _FOLDER and marker.exists()
     is_unfinished = is_ours and marker.read_text() != _FINISHED
-    if not _missing(folder) and not is_unfinished or _others(folder) and not is_ours:
+    is_whole = not _missing(folder) and not is_unfinished
+    if is_whole or (_others(folder) and not is_ours):
         print(f'{folder}: is there, and is taken as it is')
         return
     print(_TERMS.format(url=url))
