@@ -62,9 +62,9 @@ def test_an_encoder_for_other_classes_starts_all_but_its_own_logits_if_asked(tmp
     first, ones = filled('espnet_c', 1)
     path = str(tmp_path / 'encoder.pth')
     write_state_dict(path, to_torch(ones, first))
-    second = create_model('espnet', 4, width=4)
+    second = create_model('espnet', 6, width=4)
     zeros = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(second))
-    with pytest.raises(InputError, match=r'is 5x.*, not 4x.*pretrained_strict=false starts such parts fresh$'):
+    with pytest.raises(InputError, match=r'is 5x.*, not 6x.*pretrained_strict=false starts such parts fresh$'):
         load_backbone(path, second, zeros)
     loaded, fresh = load_backbone(path, second, zeros, strict=False)
     assert fresh == ('encoder_classifier',)
