@@ -166,8 +166,9 @@ def _train(task):
     """A training step of the network's default recipe on two crops of half the image's height and width."""
     import jax
 
+    from atonet_jax.benchmark.macs import count_conv_macs
     from atonet_jax.config import create_network, default_config
-    from atonet_jax.models import init_variables
+    from atonet_jax.models import apply, init_variables
     from atonet_jax.ops import cpu
     from atonet_jax.process.devices import create_mesh
     from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation
@@ -194,7 +195,11 @@ def _train(task):
         state, metrics = step(state, batch, numbers)
         return np.asarray(jax.device_get(metrics['loss']))
 
-    return call, _peak_since(before), {}
+    def forward(variables, images):
+        return apply(model, variables, images, True, mutable=True, rngs={'dropout': jax.random.key(0)})
+
+    images = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.crop_size, 3), np.float32)
+    return call, _peak_since(before), {'forward_macs': count_conv_macs(forward, variables, images)}
 
 
 def _export(task) -> dict[str, Any]:

@@ -157,9 +157,13 @@ def test_the_report_shows_what_was_measured_and_what_is_published():
 
 
 def test_the_report_has_a_table_of_training_steps():
-    systems = {'train': {'median_seconds': 0.5}, 'plain_train': {'median_seconds': 0.6, 'times_of_train': 1.25}}
+    systems = {
+        'train': {'median_seconds': 0.5, 'forward_macs': 2e9},
+        'plain_train': {'median_seconds': 0.6, 'times_of_train': 1.25},
+    }
     lines = report([row_of('erfnet', (512, 1024), 0.2), row_of('enet_paper', (512, 1024), 0.1, systems=systems)])
-    assert '| enet_paper | 256x512 | 500.0 | 600.0 | 1.25 |' in lines.splitlines()
+    assert '| enet_paper | 256x512 | 2.00 | 500.0 | 250.00 | 600.0 | 1.25 |' in lines.splitlines()
+    assert 'forward pass: enet_paper at 512x1024 (250.0 ms).' in lines
     assert '| enet_paper | 364,647 |' not in lines, 'nothing else of it was measured'
 
 
