@@ -7,10 +7,12 @@ four levels of one 7x7 convolution. Layers follow the authors' definitions for C
 (github.com/alexgkendall/SegNet-Tutorial, bb68b64). Their batch normalisation has no running average; this one has.
 """
 
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from atonet_jax import ops
@@ -116,7 +118,7 @@ def describe(model: SegNet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=CAFFE if model.caffe_images else IMAGENET,
         class_weights=MedianFrequency(),
-        weights={'published': _NAMES, 'of xiaoyufenfei': _SHORT_NAMES},
+        weights={'published': _NAMES, 'of xiaoyufenfei': _SHORT_NAMES, 'of say4n': _SAY4N_NAMES},
         backbones=_TORCHVISION_NAMES,
         published=Published(
             title='SegNet',
@@ -164,6 +166,30 @@ _SHORT_NAMES = WeightNames(
         *conv_norm(r'conv(\d)_(\d)_D', r'conv\1\2d', r'bn\1\2d'),
         Rule('conv1_1_D', 'conv11d'),
     )
+)
+
+
+def _upright(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """With the decoder's transposed convolutions, [in, out, 3, 3], as the convolutions of stride 1 that they are."""
+    return {
+        name: np.flip(np.asarray(array), (2, 3)).swapaxes(0, 1)
+        if name.startswith('decoder_convtr_') and np.ndim(array) == 4
+        else array
+        for name, array in arrays.items()
+    }
+
+
+# github.com/say4n/pytorch-segnet, which counts from 0.
+_SAY4N_NAMES = WeightNames(
+    tuple(
+        rule
+        for level, convs in enumerate(BLOCKS)
+        for i in range(convs)
+        for ours, theirs in (('', 'encoder_conv'), ('_D', 'decoder_convtr'))
+        for rule in conv_norm(f'conv{level + 1}_{i + 1}{ours}', f'{theirs}_{level}{i}.0', f'{theirs}_{level}{i}.1')
+    )
+    + (Rule('conv1_1_D', 'decoder_convtr_00.0'),),
+    adapt=_upright,
 )
 _CLASSIFIER = r'classifier\..*'
 _TORCHVISION_NAMES = (

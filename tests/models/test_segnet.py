@@ -66,6 +66,30 @@ def test_files_of_the_port_with_short_names_are_read():
     jax.tree.map(np.testing.assert_array_equal, from_torch(short, model), variables)
 
 
+def test_files_of_the_port_with_a_decoder_of_transposed_convolutions_are_read():
+    model = create_model('segnet', 3, width=2)
+    variables = drawn(model)
+    port = {}
+    for name, array in to_torch(variables, model).items():
+        layer, leaf = name.split('.')
+        level, i = (int(c) - 1 for c in layer if c.isdigit())
+        part = 'decoder_convtr' if '_D' in layer else 'encoder_conv'
+        is_kernel = part == 'decoder_convtr' and array.ndim == 4
+        port[f'{part}_{level}{i}.{int(layer.endswith("_bn"))}.{leaf}'] = (
+            array.transpose(1, 0, 2, 3)[:, :, ::-1, ::-1] if is_kernel else array
+        )
+    assert {'encoder_conv_42.0.weight', 'decoder_convtr_42.1.running_var', 'decoder_convtr_00.0.bias'} < set(port)
+    jax.tree.map(np.testing.assert_array_equal, from_torch(port, model), variables)
+    assert port['decoder_convtr_30.0.weight'].shape == (16, 8, 3, 3)
+    x = np.random.default_rng(0).normal(size=(1, 5, 4, 16)).astype(np.float32)
+    kernel = variables['params']['conv4_1_D']['conv']['kernel']
+    transposed = jax.lax.conv_transpose(
+        x, port['decoder_convtr_30.0.weight'].transpose(2, 3, 1, 0), (1, 1), 'SAME', transpose_kernel=True,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))  # fmt: skip
+    plain = jax.lax.conv(x.transpose(0, 3, 1, 2), kernel.transpose(3, 2, 0, 1), (1, 1), 'SAME').transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(transposed, plain, atol=1e-4)
+
+
 def test_the_convolutions_of_torchvisions_vgg16_are_taken_and_normalisations_start_fresh():
     model = create_model('segnet', 3, width=2)
     variables = drawn(model)
