@@ -2,7 +2,7 @@
 
     python -m benchmarks.learning_curve runs/long --output docs/learning_curve.png
 
-Reads metrics.jsonl of each workdir and prints the points as a table too. Needs requirements-benchmarks.txt.
+Reads metrics.jsonl of each workdir and prints the points as a table too.
 """
 
 import argparse

@@ -11,7 +11,7 @@ alike. Sizes: 512x1024 and the one that the network's figures are published for;
 `--systems train plain_train`, with results in a file of their own, times a training step on two crops of half the
 image's height and width instead, with the package's fast paths for CPUs and without.
 Each network is a line of the results file. A second start measures what is missing or failed. --report writes
-PATH.md and PATH.png. Needs requirements-benchmarks.txt.
+PATH.md and PATH.png.
 """
 
 import argparse

@@ -9,7 +9,7 @@ itself, as in training; PyTorch gets them made. Both have their data on the devi
 compiled; there it is channels_last, and bfloat16 is autocast. Each has a process, set up as it is used. A round lets
 each take its turn of so many steps, so that disturbances hit all alike: medians, and medians of the rounds' ratios. The
 share of the matrix rate is what a step's convolutions would take at the speed of one large matrix product, measured in
-the same run, over what the step takes. Needs requirements-test.txt.
+the same run, over what the step takes. Needs requirements-parity.txt.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Batches on the devices: from the device cache, or from the host pipeline, which alone imports TensorFlow."""
+"""Batches on the devices: from the device cache, or from the host pipeline, which needs TensorFlow."""
 
 import functools
 from collections.abc import Iterator

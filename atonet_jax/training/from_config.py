@@ -1,6 +1,6 @@
 """From the config of a run to what its steps take: augmentation, objective, optimiser, and the numbers of each step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from flax import linen as nn
@@ -79,6 +79,25 @@ def step_options(config: ConfigDict, objective: Objective, fresh: Sequence[str] 
         'augmentation': train_augmentation(config),
         'accumulation': config.train.accumulation,
     }
+
+
+def backbone_rate_warning(config: ConfigDict, groups: Set[str], starts_fresh: bool) -> str:
+    """What to say of `optimizer.backbone_factor` where it does not fit what the run starts from; '' where it does.
+
+    Args:
+        config: of the run.
+        groups: the rate groups that the network's parameters have.
+        starts_fresh: whether a new run starts from no file of weights.
+    """
+    factor = config.optimizer.backbone_factor
+    if factor != 1 and 'backbone' not in groups:
+        return f'config.optimizer.backbone_factor has no effect: {config.model.name} trains all at one rate'
+    if factor < 1 and starts_fresh:
+        return (
+            f'config.optimizer.backbone_factor={factor:g} is for a trained backbone, and this one starts from random '
+            'weights: give its file as config.model.pretrained_backbone, or backbone_factor=1.0'
+        )
+    return ''
 
 
 def create_recipe(

@@ -1,4 +1,4 @@
-"""One training step: the state that it carries on, the loss that it follows, and the update. Needs JAX alone."""
+"""One training step: the state that it carries on, the loss that it follows, and the update. Needs no TensorFlow."""
 
 import functools
 from collections.abc import Callable, Mapping

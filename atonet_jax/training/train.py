@@ -34,6 +34,7 @@ from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import changes_since, check_claim, claim, holds_run, lock, read_fresh, record_fresh
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.from_config import (
+    backbone_rate_warning,
     create_objective,
     create_recipe,
     step_options,
@@ -104,8 +105,9 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
 
     options = step_options(config, objective, fresh)
     groups = set(jax.tree.leaves(options['optimizer'].groups(variables['params'])))
-    if 'backbone' not in groups and config.optimizer.backbone_factor != 1:
-        _log.info('config.optimizer.backbone_factor has no effect: %s trains all at one rate', config.model.name)
+    starts_fresh = not (resumes or config.init_from or config.model.pretrained_backbone)
+    if warning := backbone_rate_warning(config, groups, starts_fresh):
+        _log.warning('%s', warning)
     state = create_state(variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
     _log.info(
         '%s: %d parameters; %d training and %d evaluation images; on %d %s device(s)',

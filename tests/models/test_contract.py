@@ -156,7 +156,7 @@ NOT_IN_INT8_TFLITE = ('segnet_basic', 'dfanet_a', 'dfanet_b', 'sparse_two_column
 CONVOLUTIONS_AS_UNITS = ('fcn8s', 'fcn8s_fc1024', 'fcn8s_original', 'deeplab_largefov', 'sqnet')
 # A few networks that differ much; the others are for `make test-networks`.
 CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
-# Those that `make test` also trains, evaluates, serves and exports; `make test-networks` does so with every network.
+# Those that `make test` also trains, evaluates, serves and exports; `make test-networks` does so with the others.
 LIVES = ('enet_paper', 'fcn8s')
 every_network = pytest.mark.parametrize(
     'name', [pytest.param(name, marks=() if name in CORE else pytest.mark.networks) for name in ROWS]

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from atonet_jax.config import default_config
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
-from atonet_jax.training.from_config import create_objective, create_recipe, step_options
+from atonet_jax.training.from_config import backbone_rate_warning, create_objective, create_recipe, step_options
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule, parameter_group
 
 MODEL = create_model('atonet', 19)
@@ -26,6 +26,17 @@ def rates(peak, **options):
     total_steps = STEPS_PER_EPOCH * EPOCHS
     schedule = learning_rate_schedule(peak=peak, total_steps=total_steps, floor=FLOOR, **options)
     return np.array([schedule(step) for step in range(total_steps)])
+
+
+def test_a_backbone_of_random_weights_at_a_tenth_of_the_rate_is_warned_of():
+    config = default_config()
+    config.optimizer.backbone_factor = 0.1
+    assert 'backbone_factor=0.1 is for a trained backbone' in backbone_rate_warning(config, {'backbone', 'rest'}, True)
+    assert backbone_rate_warning(config, {'backbone', 'rest'}, False) == ''
+    assert 'trains all at one rate' in backbone_rate_warning(config, {'rest'}, False)
+    config.optimizer.backbone_factor = 1.0
+    for groups in ({'backbone', 'rest'}, {'rest'}):
+        assert backbone_rate_warning(config, groups, True) == ''
 
 
 def two_parameters(seed):
