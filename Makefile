@@ -35,10 +35,10 @@ camvid: $(VENV)/ready
 
 test: $(VENV)/ready-test
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -m "not networks" --numprocesses=logical --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not networks" --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
 
 test-networks: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m networks tests/models tests/benchmark --numprocesses=logical --maxprocesses=4 --dist=loadgroup
+	$(BIN)/python -m pytest -m networks tests/models tests/benchmark --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
 
 parity: $(VENV)/ready-parity
 	$(BIN)/python -m pytest tests/parity

@@ -154,9 +154,10 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
         raise InputError(f'{type(model).__name__} has no names in PyTorch; export it as weights')
     flat = _flatten(variables)
     whole = names.whole(model)
-    if not flat.keys() >= _flatten(abstract_variables(whole)).keys():
-        drawn = _flatten(init_variables(whole, seed=0))
-        flat = {path: flat.get(path, array) for path, array in drawn.items()}
+    expected = _flatten(abstract_variables(whole)).keys()
+    if missing := expected - flat.keys():
+        flat |= _flatten(init_variables(whole, 0, missing))
+        flat = {path: flat[path] for path in expected}
     state_dict = dict(names.fixed(model.num_classes))
     for path, array in flat.items():
         name = file_name(path, names)

@@ -22,13 +22,14 @@ os.environ.setdefault('XLA_FLAGS', _FLAGS + _EMITTERS)
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import pytest  # noqa: E402
+from xdist.scheduler import LoadScopeScheduling  # noqa: E402
 
 pytest.register_assert_rewrite(
     'tests.golden_files', 'tests.models.golden', 'tests.parity_cases', 'tests.torch_file_cases'
 )
 
 from atonet_jax.data.synthetic import write_dataset  # noqa: E402
-from atonet_jax.models import create_model  # noqa: E402
+from atonet_jax.models import MODEL_NAMES, create_model  # noqa: E402
 
 _STARTED = pytest.StashKey[float]()
 
@@ -51,35 +52,47 @@ _LONGEST = (
     'process/test_distributed.py',
     'test_docs.py',
     'test_lowering.py',
+    'models/test_goldens.py',
+    'training/test_fault_injection.py',
     'models/test_contract.py',
     'test_parity.py',
     'training/test_train.py',
+    'training/test_losses.py',
     'export/test_export.py',
     'serve/test_serve.py',
 )
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist, which reads the groups
 def pytest_collection_modifyitems(items):
     def place(item):
         name = item.nodeid.partition('::')[0].removeprefix('tests/')
         return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
 
     items.sort(key=place)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_sharing(item)))
 
 
-def _sharing(item):
-    """The tests that one process runs, with --dist=loadgroup: those of a file, in test_contract.py of a network."""
-    file, parameters = item.nodeid.partition('::')[0], item.callspec.params if hasattr(item, 'callspec') else {}
-    network = parameters.get('life') or parameters.get('name')
-    return f'{file}:{network}' if file.endswith('test_contract.py') and network else file
+def _group(nodeid):
+    """The tests that one process runs: those of a file, in test_contract.py those of a network."""
+    file, _, test = nodeid.partition('::')
+    parameters = test.partition('[')[2].removesuffix(']').split('-')
+    networks = [word for word in parameters if word in MODEL_NAMES]
+    return f'{file}:{networks[0]}' if file.endswith('test_contract.py') and networks else file
+
+
+class _ByGroup(LoadScopeScheduling):
+    """xdist's own --dist=loadgroup does nothing with pytest 9.2, which keeps the names of tests elsewhere."""
+
+    def _split_scope(self, nodeid):
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config, log):
+    return _ByGroup(config, log)
 
 
 def pytest_runtest_teardown(item, nextitem):
     """Forgets programs that the next tests do not share: a process may hold no more than some ten thousand."""
-    if nextitem is not None and _sharing(nextitem) != _sharing(item):
+    if nextitem is not None and _group(nextitem.nodeid) != _group(item.nodeid):
         jax.clear_caches()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax.traverse_util import unflatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.extend.core import Jaxpr
 
 from atonet_jax.errors import InputError
@@ -164,12 +164,13 @@ def check_size(model: nn.Module, size: Sequence[int]) -> None:
         )
 
 
-def init_variables(model: nn.Module, seed: int) -> dict[str, Any]:
+def init_variables(model: nn.Module, seed: int, paths: Iterable[str] | None = None) -> dict[str, Any]:
     """Fresh variables of a network for training: {'params'} and whatever other collections it has.
 
-    Compiled once a network, whatever the seed.
+    Compiled once a network, whatever the seed. With `paths`, such as 'params/stem/conv/kernel', these alone are drawn,
+    as they are among all.
     """
-    return _draw(jax.random.key(seed), model)
+    return _draw(jax.random.key(seed), model, None if paths is None else tuple(sorted(paths)))
 
 
 def abstract_variables(model: nn.Module, train: bool = True) -> dict[str, Any]:
@@ -192,9 +193,13 @@ def _initialize(key: jax.Array, model: nn.Module, train: bool) -> tuple[dict[str
     return model.init_with_output({'params': key}, _blank_images(model), train=train)
 
 
-@partial(jax.jit, static_argnames='model')
-def _draw(key: jax.Array, model: nn.Module) -> dict[str, Any]:
-    return _initialize(key, model, train=True)[1]  # the outputs are not computed, as nothing reads them
+@partial(jax.jit, static_argnames=('model', 'paths'))
+def _draw(key: jax.Array, model: nn.Module, paths: tuple[str, ...] | None) -> dict[str, Any]:
+    variables = _initialize(key, model, train=True)[1]  # what nothing reads, as the outputs, is not computed
+    if paths is None:
+        return variables
+    flat = flatten_dict(variables, sep='/')
+    return unflatten_dict({path: flat[path] for path in paths}, sep='/')
 
 
 def prepare(model: nn.Module, variables: Mapping[str, Any], transform_kernels: bool = False) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -64,9 +64,9 @@ def starting_variables(
     Raises:
         InputError: the file or run cannot be read or does not fit.
     """
-    variables = init_variables(model, config.seed)
     if config.init_from and holds_run(config.init_from):
-        return _from_run(config, model, table, variables, mesh), ()
+        return _from_run(config, model, table, mesh), ()
+    variables = init_variables(model, config.seed)
     if config.init_from:
         return published_weights.load_network(config.init_from, model, variables, strict=config.init_strict), ()
     if config.model.pretrained_backbone:
@@ -76,14 +76,12 @@ def starting_variables(
     return variables, ()
 
 
-def _from_run(
-    config: ConfigDict, model: nn.Module, table: ClassTable, variables: Mapping[str, Any], mesh: Mesh
-) -> dict[str, Any]:
-    """The weights of the run in `init_from`. Layers for other classes keep `variables`."""
+def _from_run(config: ConfigDict, model: nn.Module, table: ClassTable, mesh: Mesh) -> dict[str, Any]:
+    """The weights of the run in `init_from`. Layers for other classes are freshly drawn."""
     workdir = config.init_from
     of_run = load_config(workdir)
     source, name = trained_network(of_run, workdir, mesh), of_run.model.name
-    learned, flat = flatten_dict(source.variables, sep='/'), flatten_dict(variables, sep='/')
+    learned, flat = (flatten_dict(tree, sep='/') for tree in (source.variables, abstract_variables(model)))
     of_classes = class_layers(model) if source.class_table.class_names != table.class_names else set()
     misfits = {path for path in flat if path not in learned or learned[path].shape != flat[path].shape}
     of_training = {path for path in flat if path.split('/')[1] in network(model).training_only}  # not in exports
@@ -101,7 +99,8 @@ def _from_run(
     fresh = misfits | of_classes
     named = f'; fresh: {_modules(fresh)}' if fresh else ''
     _log.info('network from step %d of %s%s', source.step, workdir, named)
-    return unflatten_dict({path: flat[path] if path in fresh else learned[path] for path in flat}, sep='/')
+    drawn = flatten_dict(init_variables(model, config.seed, fresh), sep='/') if fresh else {}
+    return unflatten_dict({path: drawn[path] if path in fresh else learned[path] for path in flat}, sep='/')
 
 
 def _modules(paths: Iterable[str]) -> str:

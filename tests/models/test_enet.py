@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.models import create_model, network
+from atonet_jax.models import create_model
 from atonet_jax.models.enet import FORMS, Bottleneck
 from tests.models import golden
 
 NAMES = ['enet_paper', 'enet_davidtvs_2018_03', 'enet_davidtvs_head']
-of_each_form = pytest.mark.parametrize('name', NAMES)
 
 
 @pytest.fixture(scope='module', params=NAMES)
@@ -38,14 +37,6 @@ def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
 )
 def test_parameters_are_the_published_ones(name, num_classes, options, parameters):
     assert count_parameters(create_model(name, num_classes, **options))['parameters'] == parameters
-
-
-@of_each_form
-def test_counts_are_those_that_the_contract_tells(name):
-    model, published = create_model(name, 19), network(name).published
-    size, macs = published.macs
-    assert count_parameters(model)['parameters'] == published.parameters
-    assert count_macs(model, size) == macs
 
 
 @pytest.mark.parametrize(
