@@ -8,12 +8,14 @@
 
 import functools
 import io
+import lzma
 import math
 import pathlib
 import pickle
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,10 +49,10 @@ _SAFETENSORS_DTYPES = {
     'I32': np.int32, 'I16': np.int16, 'I8': np.int8, 'U8': np.uint8, 'BOOL': np.bool_,
 }  # fmt: skip
 
-# What pickle, zipfile, numpy and safetensors raise for bytes that make no sense to them.
+# What pickle, zipfile and its decompressors, numpy and safetensors raise for bytes that make no sense to them.
 _DAMAGE_ERRORS = (
-    pickle.UnpicklingError, zipfile.BadZipFile, safetensors.SafetensorError, struct.error, EOFError, AttributeError,
-    LookupError, MemoryError, OverflowError, RuntimeError, TypeError, ValueError,
+    pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, safetensors.SafetensorError, struct.error,
+    EOFError, AttributeError, LookupError, MemoryError, OSError, OverflowError, RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 
 

@@ -292,7 +292,7 @@ class Worker:
         """Sends a line, unless it is '', and waits for the answer.
 
         Raises:
-            WorkerError: the process ended, or does not answer within `seconds`.
+            WorkerError: the process ended, or does not answer within `seconds` and is ended.
         """
         with contextlib.suppress(OSError):
             if line:
@@ -301,6 +301,7 @@ class Worker:
         try:
             answer = self._lines.get(timeout=max(0.0, seconds))
         except queue.Empty:
+            self._process.kill()  # it would compute beside those that are timed
             raise WorkerError(f'no answer in {seconds:.0f} s') from None
         if answer is None:
             raise WorkerError(self._failure())

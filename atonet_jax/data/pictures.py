@@ -4,6 +4,7 @@ import contextlib
 import functools
 import importlib
 import logging
+import numbers
 import struct
 import sys
 import warnings
@@ -26,7 +27,8 @@ _BITS = (8, 10, 12, 14, 16)  # of samples in use
 _SCALED_BY_PILLOW = ('PPM', 'JPEG2000')  # integers of any declared range come as 16 bits
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SMALLEST, _LARGEST = 258, 262, 340, 341  # TIFF tags
 _said = set()  # bits that were taken for the range of a picture, each said once
-UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error)  # what Pillow raises
+# What Pillow raises.
+UNDECODABLE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, TypeError, OverflowError, struct.error)
 
 # Our own limits, which settings can raise, are checked before anything is decoded.
 PIL.Image.MAX_IMAGE_PIXELS = None
@@ -231,17 +233,19 @@ def _declared_range(image: PIL.Image.Image) -> tuple[float, float] | None:
         return 0, 2**16 - 1
     if image.format == 'TIFF':
         tags = image.tag_v2
-        low, high = _first(tags.get(_SMALLEST, 0)), _first(tags.get(_LARGEST))
-        if high is not None and low < high:
+        low, high = _number(tags.get(_SMALLEST, 0)), _number(tags.get(_LARGEST))
+        if None not in (low, high) and low < high:
             return float(low), float(high)
-        bits = _first(tags.get(_BITS_PER_SAMPLE, 16))
-        if bits < 16:
+        bits = _number(tags.get(_BITS_PER_SAMPLE))
+        if bits is not None and bits < 16:
             return 0, 2**bits - 1
     return None
 
 
-def _first(value):
-    return value[0] if isinstance(value, tuple) else value
+def _number(value):
+    """The first number of a TIFF tag; None where the tag is missing or, in a damaged file, text."""
+    first = value[0] if isinstance(value, tuple) else value
+    return first if isinstance(first, numbers.Real) else None
 
 
 def _to_bytes(values: np.ndarray, sample_range: Sequence[float] | None, name: str) -> np.ndarray:

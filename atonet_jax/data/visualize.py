@@ -53,7 +53,7 @@ def comparison(image: np.ndarray, labels: np.ndarray, predictions: np.ndarray, t
             image,
             overlay(image, labels, table.palette),
             error_map(labels, predictions),
-            overlay(image, predictions, table.palette),
+            overlay(image, table.train_ids(predictions), table.palette),
         ],
         columns=2,
     )

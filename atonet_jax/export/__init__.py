@@ -45,6 +45,11 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
         raise InputError(f'{path}: is the workdir, or holds it; give another --config.export.output')
     if os.path.isdir(path) and not is_model_card(card_path):
         raise InputError(f'{path}: is a folder that no export made; give another --config.export.output')
+    if os.path.exists(card_path) and not is_model_card(card_path):
+        raise InputError(
+            f'{card_path}: is no model card, and the one of {path} would replace it; give another '
+            '--config.export.output'
+        )
     network = trained_network(config, workdir, mesh)
     card = model_card(network, config, workdir)
 

@@ -151,7 +151,7 @@ class _View:
         tops, lefts: of the windows in the scaled image. Those of a mirrored one begin at the right.
         taps: of the rows and the columns of the scaled image in the image itself.
         rows, columns: taps of the result in the scaled image. Rows go on to the end of the last strip.
-        starts: the first row of the scaled image that each strip needs.
+        starts: the first row of the scaled image that each strip needs or adds to.
         shifts: by how much it is below that of the strip before.
         band_height: rows that are needed at a time.
     """
@@ -169,9 +169,11 @@ class _View:
         strips = -(-size[0] // strip)
         self.rows = tuple(np.pad(tap, (0, strips * strip - size[0]), mode='edge') for tap in rows)
         lower, upper, _ = self.rows
-        self.starts = lower[::strip]
-        self.shifts = np.diff(self.starts, prepend=0)
         self._windows = np.searchsorted(self.tops, upper[strip - 1 :: strip], side='right')  # rows of them
+        # In an enlarged image the first window that a strip adds may begin above the rows that the strip needs.
+        first = np.append(self.tops, self.size[0])[[0, *self._windows[:-1]]]
+        self.starts = np.minimum(lower[::strip], first)
+        self.shifts = np.diff(self.starts, prepend=0)
         bottoms = self.tops[self._windows - 1] + self.part[0]
         self.band_height = int(max(bottoms - self.starts))
 

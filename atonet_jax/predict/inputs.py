@@ -8,6 +8,7 @@ import logging
 import os
 import pathlib
 import re
+import string
 import urllib.parse
 import urllib.request
 from collections import Counter
@@ -63,11 +64,11 @@ class Source(NamedTuple):
         """For messages: without the password of an address."""
         if isinstance(self.path, int):
             return f'camera {self.path}'
-        return re.sub(r'//[^/@]*@', '//', self.path) if self.is_address else self.path
+        return _without_password(self.path) if self.is_address else self.path
 
     @property
     def _ending_path(self) -> str:
-        return urllib.parse.urlsplit(self.path).path.lower()
+        return _split(self.path).path.lower()
 
 
 def find_sources(given: str, output: str) -> list[Source]:
@@ -92,12 +93,12 @@ def find_sources(given: str, output: str) -> list[Source]:
         return [Source(int(number), f'camera{number}')]
     scheme = _scheme(given)
     if scheme == 'file':
-        given = urllib.request.url2pathname(urllib.parse.urlsplit(given).path)
+        given = urllib.request.url2pathname(_split(given).path)
     elif scheme in _STREAMS:
         return [_address(given)]
     elif scheme and not os.path.exists(given):
         raise InputError(
-            f'config.predict.input={given}: addresses of {scheme} cannot be read, only those of '
+            f'config.predict.input={_without_password(given)}: addresses of {scheme} cannot be read, only those of '
             f'{", ".join((*_STREAMS, "file"))}; copy it to this machine'
         )
     if os.path.isdir(given):
@@ -135,9 +136,11 @@ def fetched(source: Source) -> BinaryIO:
     Raises:
         InputError: it does not come, or is too large for a picture.
     """
-    parts = urllib.parse.urlsplit(source.path)
+    parts = _split(source.path)
     identity, _, host = parts.netloc.rpartition('@')
-    request = urllib.request.Request(parts._replace(netloc=host).geturl())
+    # Letters beyond ASCII and spaces are quoted; what is quoted already stays.
+    path, query = (urllib.parse.quote(part, safe=string.punctuation) for part in (parts.path, parts.query))
+    request = urllib.request.Request(parts._replace(netloc=host, path=path, query=query).geturl())
     if identity:
         coded = base64.b64encode(urllib.parse.unquote(identity).encode()).decode()
         request.add_unredirected_header('Authorization', f'Basic {coded}')
@@ -157,9 +160,26 @@ def _scheme(text: str) -> str:
     return match[1].lower() if match and (match[0].endswith('//') or match[1].lower() == 'file') else ''
 
 
+def _split(address: str) -> urllib.parse.SplitResult:
+    """Its parts. Raises InputError if it has no host or port that can be told from the rest."""
+    try:
+        parts = urllib.parse.urlsplit(address)
+        _ = parts.port  # raises where it is no number
+    except ValueError as error:  # whose text may hold the password
+        raise InputError(
+            f'config.predict.input={_without_password(address)}: no address that can be read; write it as in '
+            'http://host:80/a.jpg, with [] only around an IPv6 host and other signs of a password as %XX'
+        ) from error
+    return parts
+
+
+def _without_password(address: str) -> str:
+    return re.sub(r'//[^/]*@', '//', address)
+
+
 def _address(given: str) -> Source:
     """Its name is that of the file, or of host and stream."""
-    parts = urllib.parse.urlsplit(given)
+    parts = _split(given)
     path = urllib.parse.unquote(parts.path).strip('/')
     if parts.scheme.lower() in ('http', 'https') and path:
         name = os.path.splitext(os.path.basename(path))[0]

@@ -20,7 +20,7 @@ class Drawing:
         """
         Args:
             image: [H, W, 3] uint8.
-            labels: [H, W] uint8 train ids.
+            labels: [H, W] uint8 train ids, as the network gives them.
             table: the classes.
             legend: train ids in the legend.
         """
@@ -38,7 +38,7 @@ class Drawing:
 
     @functools.cached_property
     def _overlay(self) -> np.ndarray:
-        return visualize.overlay(self._image, self._labels, self._table.palette)
+        return visualize.overlay(self._image, self._table.train_ids(self._labels), self._table.palette)
 
 
 def write_label_png(labels: np.ndarray, path: str, table: ClassTable, ids: str) -> None:

@@ -49,7 +49,7 @@ def problems(paths: list[str]) -> list[str]:
         found.append(f'{len(paths)} label files where the test split has {TEST_IMAGES} images')
     if len(set(map(os.path.basename, paths))) != len(paths):
         found.append('two images of one name')
-    known = np.unique(CITYSCAPES.train_to_raw[: CITYSCAPES.num_classes])
+    known = np.unique(CITYSCAPES.train_to_raw)  # those of the classes, and 0 for pixels of none
     for path in watched(paths, 'checking', len(paths), 'file'):
         with PIL.Image.open(path) as image:
             labels = np.asarray(image)

@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 from starlette.applications import Starlette
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -277,8 +277,8 @@ class _Endpoint:
         output = request.query_params.get('output', 'labels')
         if output not in OUTPUTS:
             raise HTTPException(400, f'output={output!r}: must be one of {", ".join(OUTPUTS)}')
-        # Other sites cannot read answers, but could keep the network busy. Programs do not send this header.
-        if request.headers.get('sec-fetch-site', 'none') not in ('none', 'same-origin'):
+        # Other sites cannot read answers, but could keep the network busy.
+        if _is_of_another_site(request.headers):
             raise HTTPException(403, 'pages of other sites may not use this server; open its own page')
         with contextlib.ExitStack() as place:
             place.enter_context(self._place())
@@ -390,6 +390,17 @@ def _allowed_hosts(host: str) -> list[str]:
     if address.is_unspecified:
         return ['*']
     return ['localhost', '127.0.0.1', '[::1]', host if address.version == 4 else f'[{host}]']
+
+
+def _is_of_another_site(headers: Headers) -> bool:
+    """Whether a page of another site sends the request. Programs send none of these headers.
+
+    Browsers send Sec-Fetch-Site to this machine and over https alone, and Origin always. The first one also holds
+    behind a web server that changes Host.
+    """
+    if 'sec-fetch-site' in headers:
+        return headers['sec-fetch-site'] not in ('none', 'same-origin')
+    return 'origin' in headers and headers['origin'].partition('://')[2] != headers.get('host')
 
 
 def _classes(table: ClassTable) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """benchmarks/networks.py: what it measures, what it keeps, what it says. Its processes are made up but for one test."""
 
 import os
+import signal
 import sys
 
 import numpy as np
@@ -215,6 +216,14 @@ def test_a_process_that_fails_says_why_in_a_line(code, seconds, message, monkeyp
     monkeypatch.setattr(Worker, 'command', (sys.executable, '-S', '-c', code))
     with pytest.raises(WorkerError, match=f'^{message}$'), Worker({}) as worker:
         worker.ask('', seconds)
+
+
+def test_a_process_that_does_not_answer_in_time_is_ended(monkeypatch):
+    monkeypatch.setattr(Worker, 'command', (sys.executable, '-S', '-c', 'import time; time.sleep(60)'))
+    with Worker({}) as worker:
+        with pytest.raises(WorkerError):
+            worker.ask('', 0.2)
+        assert worker._process.wait(10) == -signal.SIGKILL
 
 
 def test_a_process_answers_line_by_line(monkeypatch):

@@ -82,6 +82,19 @@ def test_a_tiff_may_declare_its_range():
     assert (read(encoded(image, 'TIFF')) == 1000 >> 2).all()
 
 
+def retyped(file, tag, kind):
+    """A TIFF whose entry for a tag says that its values are of another kind."""
+    content = file.getvalue()
+    (entry,) = re.findall(re.escape(struct.pack('<H', tag)) + rb'[\x03\x04\x0c]\x00\x01\x00\x00\x00', content)
+    return io.BytesIO(content.replace(entry, struct.pack('<HHI', tag, kind, 1)))
+
+
+@pytest.mark.parametrize('kind', [1, 2], ids=['bytes', 'text'])
+def test_a_tiff_whose_range_is_no_number_declares_none(kind):
+    file = encoded(PIL.Image.fromarray(np.full((6, 9), 1000, np.uint16)), 'TIFF', tiffinfo={341: 2047})
+    assert (read(retyped(file, 341, kind)) == 1000 >> 2).all()
+
+
 @pytest.mark.parametrize('dtype', [np.uint8, np.uint16])
 def test_a_tiff_whose_zero_is_white(dtype):
     image = PIL.Image.fromarray(np.full((6, 9), np.iinfo(dtype).max // 2, dtype))
@@ -231,6 +244,11 @@ def png_header(width, height):
         ('no/such/file.png', 'it: no such file'),
         ('tests', 'it: cannot be read (Is a directory); check its permissions'),
         (io.BytesIO(encoded(PIL.Image.fromarray(PIXELS), 'EPS').getvalue()), 'it: no image that can be read'),
+        # Where the pixels lie (tag 273): text, a ratio, bytes, a float, too large a number.
+        *(
+            (retyped(encoded(PIL.Image.fromarray(PIXELS), 'TIFF'), 273, kind), 'it: cannot be decoded (')
+            for kind in (2, 5, 7, 11, 16)
+        ),
     ],
 )
 def test_what_cannot_be_read_is_said_in_a_line(file, message):

@@ -21,6 +21,15 @@ def test_an_overlay_is_nine_parts_of_the_image_and_eleven_of_the_colour(monkeypa
     assert blended.dtype == np.uint8
 
 
+def test_pixels_that_a_network_gives_to_no_class_show_the_image_in_a_comparison():
+    image = np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)
+    labels = np.full((8, 12), 3, np.uint8)
+    labels[:4] = CITYSCAPES.num_classes  # the output for void
+    predicted = visualize.comparison(image, np.zeros_like(labels), labels, CITYSCAPES)[-8:, -12:]
+    np.testing.assert_array_equal(predicted[:4], image[:4])
+    np.testing.assert_array_equal(predicted[4:], visualize.overlay(image, labels, CITYSCAPES.palette)[4:])
+
+
 def test_a_legend_names_the_classes_that_it_is_asked_for():
     """It is drawn once for the frames of a video, and anew for other classes or another width."""
     picture = np.full((30, 1200, 3), 7, np.uint8)

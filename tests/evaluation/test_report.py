@@ -210,6 +210,15 @@ def test_names_are_text_whatever_they_hold(tmp_path):
         assert name in text_of(path).replace('  ', ' ')
 
 
+def test_pixels_that_a_network_gives_to_no_class_show_the_image(tmp_path):
+    evaluation = made_up(CITYSCAPES)
+    for example in evaluation.examples:
+        example.predictions[:] = CITYSCAPES.num_classes
+    source = source_of(write(tmp_path, evaluation, CITYSCAPES))
+    pictures = re.findall(r'src="(data:image/jpeg[^"]+)"', source)  # of each example: image, labels, predictions
+    assert pictures and pictures[::3] == pictures[2::3] != pictures[1::3]
+
+
 def test_a_report_is_a_few_megabytes_at_most(tmp_path):
     evaluation = made_up(CITYSCAPES, num_images=8, size=(512, 1024))  # noise, the most that pictures can take
     assert os.path.getsize(write(tmp_path, evaluation, CITYSCAPES)) < 6e6

@@ -268,12 +268,21 @@ def test_a_folder_beside_a_file_that_is_no_model_card_is_never_replaced(config, 
         export(config, finished, force=True)
 
 
-def test_a_card_that_is_there_is_not_replaced(config, finished, tmp_path):
+@pytest.mark.parametrize(
+    ('force', 'message'),
+    [
+        (False, 'is there already'),
+        (True, 'is no model card, and the one of .*atonet would replace it'),
+    ],
+)
+def test_a_file_that_is_no_card_is_not_replaced_by_one(config, finished, tmp_path, force, message):
+    """As the config.json of a run would be."""
     config.export.output = str(tmp_path / 'atonet')
-    (tmp_path / 'atonet.json').write_text('mine')
-    with pytest.raises(InputError, match='atonet.json: is there already'):
-        export(config, finished, force=False)
+    (tmp_path / 'atonet.json').write_text('{"model": {}}')
+    with pytest.raises(InputError, match=f'atonet.json: {message}'):
+        export(config, finished, force=force)
     assert os.listdir(tmp_path) == ['atonet.json']
+    assert (tmp_path / 'atonet.json').read_text() == '{"model": {}}'
 
 
 def test_missing_package_is_named(config, finished, tmp_path, monkeypatch):

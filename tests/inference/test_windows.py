@@ -82,8 +82,9 @@ def plain_loop(network, images, window, stride, scales, flip):
         (1, (61, 100), (40, 48), (17, 33), (1.0,), True, 5),
         (1, (97, 55), (40, 24), (17, 11), (0.5, 1.7), False, 4),
         (3, (50, 60), (64, 64), (42, 42), (1.0,), False, 8),
+        (1, (61, 100), (40, 48), (26, 32), (3.0, 4.0), False, 4),
     ],
-    ids=['one by one', 'mirrored and batched', 'scaled', 'larger than the image'],
+    ids=['one by one', 'mirrored and batched', 'scaled', 'larger than the image', 'much enlarged'],
 )
 def test_labels_are_those_of_a_loop_over_all_windows(network, count, size, window, stride, scales, flip, batch_size):
     model, variables = network
@@ -118,9 +119,18 @@ def test_a_window_of_the_whole_image_changes_nothing(network, window):
     np.testing.assert_array_equal(sliding(model, window=window)(variables, images), whole)
 
 
-@pytest.mark.parametrize(('size', 'stride'), [((61, 100), (17, 33)), ((61, 100), (40, 48)), ((80, 49), (99, 99))])
-def test_windows_cover_every_pixel(size, stride):
-    labels = sliding(AlwaysClassTwo(), window=(40, 48), stride=stride)({}, random_images(2, *size))
+@pytest.mark.parametrize(
+    ('size', 'window', 'options'),
+    [
+        ((61, 100), (40, 48), {'stride': (17, 33)}),
+        ((61, 100), (40, 48), {'stride': (40, 48)}),
+        ((80, 49), (40, 48), {'stride': (99, 99)}),
+        ((160, 200), (512, 512), {'height': 512}),
+        ((61, 100), (40, 48), {'height': 250}),
+    ],
+)
+def test_windows_cover_every_pixel(size, window, options):
+    labels = sliding(AlwaysClassTwo(), window=window, **options)({}, random_images(2, *size))
     np.testing.assert_array_equal(labels, np.full((2, *size), 2))
 
 

@@ -90,6 +90,11 @@ def test_what_lies_in_the_output_folder_is_no_input(photos):
         ('file:///no/such.png', 'config.predict.input=/no/such.png: no such file or folder'),
         ('texts', 'config.predict.input=texts: holds no pictures or videos (.png, .jpg, .mp4 and the like), only 1'),
         ('photos/a.cr2', 'config.predict.input=photos/a.cr2: the ending is not that of a known picture or'),
+        ('http://[camera/x.jpg', 'config.predict.input=http://[camera/x.jpg: no address that can be read; write it'),
+        ('rtsp://me:se[cret@cam/x', 'config.predict.input=rtsp://cam/x: no address that can be read; write it'),
+        ('http://me:p#ss@cam/x.jpg', 'config.predict.input=http://cam/x.jpg: no address that can be read; write it'),
+        ('file://[a/x.png', 'config.predict.input=file://[a/x.png: no address that can be read; write it'),
+        ('ftp://me:p@ss@cam/x.png', 'config.predict.input=ftp://cam/x.png: addresses of ftp cannot be read'),
     ],
 )
 def test_what_cannot_be_input_is_said_in_a_line(photos, tmp_path, monkeypatch, given, message):
@@ -134,6 +139,7 @@ def test_more_videos_are_videos(tmp_path, ending):
     ('given', 'name', 'is_video', 'label'),
     [
         ('rtsp://me:secret@cam.lan:554/live/1?a=b', 'cam.lan_live_1', True, 'rtsp://cam.lan:554/live/1?a=b'),
+        ('rtsp://admin:p@ss@10.0.0.64/live', '10.0.0.64_live', True, 'rtsp://10.0.0.64/live'),
         ('https://a.org/b/My%20film.MP4?x=1', 'My_film', True, 'https://a.org/b/My%20film.MP4?x=1'),
         ('http://a.org/pic.JPG', 'pic', False, 'http://a.org/pic.JPG'),
         ('udp://239.0.0.1:1234', '239.0.0.1', True, 'udp://239.0.0.1:1234'),
@@ -160,6 +166,13 @@ def test_a_picture_at_an_address_is_fetched(tmp_path, served):
     (source,) = find_sources(f'{served}/b.png', 'out')
     with pytest.raises(InputError, match=r'/b.png: cannot be fetched \(HTTP Error 404: File not found\); try it'):
         fetched(source)
+
+
+@pytest.mark.parametrize('name', ['Straße 1.png?größe=1', 'Stra%C3%9Fe%201.png'])
+def test_a_picture_whose_address_has_letters_beyond_ascii_is_fetched(tmp_path, served, name):
+    PIL.Image.new('RGB', (8, 4), 'red').save(tmp_path / 'Straße 1.png')
+    (source,) = find_sources(f'{served}/{name}', 'out')
+    assert read_picture(fetched(source), source.label, 100, 'limit').shape == (4, 8, 3)
 
 
 def test_the_password_of_an_address_is_sent_and_not_shown(monkeypatch):

@@ -1,5 +1,6 @@
 """`--mode=predict` from files to files."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -20,6 +21,7 @@ from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.inference.views import predict_labels
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import predict, submission
+from atonet_jax.predict.outputs import Drawing
 from atonet_jax.predict.video import VideoFile
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import trained_network
@@ -126,6 +128,17 @@ def test_a_name_that_is_too_long_stops_nothing_else(config, finished, tmp_path, 
     kinds, whole = config.predict.pictures, (names[0], names[2])
     assert files_below(tmp_path / 'out') == sorted(f'{name}_{kind}.png' for name in whole for kind in kinds)
     assert f'{names[1]}.png: its name is too long for its side_by_side file; rename it' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('kind', ['overlay', 'side_by_side'])
+def test_pixels_that_the_network_gives_to_no_class_show_the_picture(kind):
+    image = picture(0, (32, 1200))  # so wide that it is not enlarged
+    labels = np.full(image.shape[:2], 3, np.uint8)
+    labels[:16] = CITYSCAPES.num_classes
+    table = dataclasses.replace(CITYSCAPES, has_void_output=True)
+    shown = Drawing(image, labels, table, range(table.num_classes)).picture(kind)[:32, -1200:]
+    np.testing.assert_array_equal(shown[:16], image[:16])
+    np.testing.assert_array_equal(shown[16:], visualize.overlay(image, labels, table.palette)[16:])
 
 
 def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp_path):
@@ -353,6 +366,16 @@ def test_no_zip_is_written_that_the_server_would_not_take(config, finished, tmp_
     assert 'no zip, because the test server would refuse it: 2 label files where the test split has 1525' in output
     assert 'where (1024, 2048) uint8 is asked' in output
     assert not (tmp_path / 'out' / 'submission.zip').exists()
+
+
+@pytest.mark.parametrize(('raw_id', 'says'), [(0, []), (7, []), (5, ['holds ids that are no class'])])
+def test_the_server_takes_classes_and_pixels_of_none(tmp_path, monkeypatch, raw_id, says):
+    """0 is what a network with an output for void has written for it."""
+    monkeypatch.setattr(submission, 'TEST_IMAGES', 1)
+    monkeypatch.setattr(submission, 'SIZE', SIZE)
+    path = tmp_path / 'berlin_000000_000019_labelIds.png'
+    save(path, np.full(SIZE, raw_id, np.uint8))
+    assert submission.problems([str(path)]) == [f'{path}: {text}' for text in says]
 
 
 def test_a_zip_of_an_earlier_call_is_called_so(config, finished, tmp_path, capsys):

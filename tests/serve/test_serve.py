@@ -488,11 +488,24 @@ def test_only_its_own_names_and_pages_may_use_it(client, scene):
     for host in ('localhost:8000', '127.0.0.1', '[::1]:8000'):
         assert client.get('/health', headers={'Host': host}).status_code == 200
     assert client.get('/health', headers={'Host': 'evil.example'}).status_code == 400
-    response = client.post('/segment', content=encoded(scene), headers={'Sec-Fetch-Site': 'cross-site'})
-    assert_one_clear_line(response, 403, 'other sites')
-    same = client.post('/segment', content=encoded(scene), headers={'Sec-Fetch-Site': 'same-origin'})
-    assert same.status_code == 200
-    assert not [name for name in same.headers if name.startswith('access-control')]
+    for headers in (
+        {'Sec-Fetch-Site': 'cross-site'},
+        {'Origin': 'http://evil.example'},  # alone, as over plain http from another machine
+        {'Origin': 'http://localhost:3000'},
+        {'Origin': 'null'},
+    ):
+        response = client.post('/segment', content=encoded(scene), headers=headers)
+        assert_one_clear_line(response, 403, 'other sites')
+    for headers in (
+        {'Sec-Fetch-Site': 'same-origin'},
+        {'Origin': 'http://localhost'},
+        {'Origin': 'http://localhost:8000', 'Host': 'localhost:8000'},
+        {'Origin': 'https://street.example', 'Sec-Fetch-Site': 'same-origin'},  # behind a web server
+        {},
+    ):
+        same = client.post('/segment', content=encoded(scene), headers=headers)
+        assert same.status_code == 200, headers
+        assert not [name for name in same.headers if name.startswith('access-control')]
     for host, name, status in (
         ('0.0.0.0', 'evil.example', 200),
         ('192.168.7.7', '192.168.7.7', 200),

@@ -150,7 +150,7 @@ def _shown(example: Example, table: ClassTable) -> dict:
         'image': _data_uri(image, 'JPEG'),
         'labels': _data_uri(visualize.overlay(image, labels, table.palette), 'JPEG'),
         'errors': _data_uri(visualize.error_map(labels, predictions), 'PNG'),
-        'predictions': _data_uri(visualize.overlay(image, predictions, table.palette), 'JPEG'),
+        'predictions': _data_uri(visualize.overlay(image, table.train_ids(predictions), table.palette), 'JPEG'),
         'width': size[0],
         'height': size[1],
     }
