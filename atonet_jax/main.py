@@ -21,6 +21,7 @@ Several processes as one run: docs/scaling.md.
 import gc
 import logging
 import os
+import signal
 import sys
 
 from absl import flags
@@ -43,7 +44,7 @@ MODES = {  # and the extra of pyproject.toml that each needs beside the core
 
 flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.')
 flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
-flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; not needed under srun, mpirun, on a TPU.')
+flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; docs/scaling.md says who needs it.')
 flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
 flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
 flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.')
@@ -143,6 +144,8 @@ def main(argv: list[str]) -> int:
 
 
 def _run_mode(runs: list[str]) -> int:
+    import jax
+
     from atonet_jax.config import expand_home
     from atonet_jax.process.devices import check_platforms, keep_freed_memory
     from atonet_jax.process.distributed import initialize, is_main_process
@@ -156,6 +159,8 @@ def _run_mode(runs: list[str]) -> int:
         keep_freed_memory()
     if flags.FLAGS.mode in ('train', 'evaluate'):
         initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
+    if flags.FLAGS.mode == 'evaluate' and jax.distributed.is_initialized():
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, and training alone asks JAX for it
     check_platforms()
     config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
     expand_home(config)

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -113,6 +114,19 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused(command, monkeypatch)
     assert_one_clear_line(process, 'config.train.batch_size=4', 'split over 3 device')
 
 
+def test_sigterm_ends_an_evaluation_by_several_processes(command, monkeypatch):
+    """JAX takes the signal as it connects them, and only training asks it."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    monkeypatch.setattr('jax.distributed.initialize', lambda *_: None)
+    monkeypatch.setattr('jax.distributed.is_initialized', lambda: True)
+    address = ['--coordinator=localhost:1', '--num_processes=2', '--process_id=0']
+    try:
+        command('--config=configs/tiny.py', '--mode=evaluate', *address)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_missing_config_file_is_named(command):
     assert_one_clear_line(command('--config=configs/none.py'), 'configs/none.py', 'no such file')
 
@@ -216,6 +230,12 @@ def test_bad_data_is_named_before_training(command, scenes, tmp_path, spoil, tex
     process = command('--config=configs/tiny.py', '--config.data.name=cityscapes', f'--config.data.root={root}')
     assert_one_clear_line(process, name, text)
     assert not (tmp_path / 'workdir' / 'checkpoints').exists()
+
+
+def test_scenes_that_cannot_be_written_are_named(command, tmp_path):
+    (tmp_path / 'file').touch()
+    process = command('--config=configs/tiny.py', '--mode=check_data', f'--config.data.root={tmp_path}/file')
+    assert_one_clear_line(process, f'{tmp_path}/file: cannot be written (Not a directory); choose another --config.da')
 
 
 def test_a_copy_is_prepared_and_unfit_data_ends_with_code_1(command, repository, scenes, tmp_path):

@@ -12,12 +12,13 @@ from atonet_jax.data import visualize
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.label_reading import different_reading_text
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_dataset
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.files import make_folder, replacing, write_json, writing
-from atonet_jax.training.augment import augment
+from atonet_jax.training.augment import augment, too_long_text
 from atonet_jax.training.from_config import train_augmentation, with_crop_size
 from atonet_jax.validation import validate
 
@@ -58,9 +59,15 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
         _print_split(reports[split])
         failures += [f'{split}: {kind}' for kind in reports[split].failures]
     warnings = _compare_splits(reports, config)
-    padding = _padding_of_crops(reports.get(config.data.train_split), config)
-    if padding is not None and padding[1]:
-        warnings.append(padding[0])
+    train, padding = reports.get(config.data.train_split), None
+    if train is not None and train.sizes:
+        sizes = _sizes(train)
+        augmentation = train_augmentation(with_crop_size(config, sizes))
+        if too_long := too_long_text(sizes, augmentation):
+            failures.append(f'{train.dataset.split}: {too_long}')
+        padding = padding_text(sizes, augmentation)
+        if padding[1]:
+            warnings.append(padding[0])
     written = [os.path.join(folder, 'report.json')]
     with writing(folder):
         write_json(
@@ -78,7 +85,6 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
         _plot_classes(reports, table, written[-1])
     if padding is not None and not padding[1]:
         print(f'\n{padding[0]}')
-    train = reports.get(config.data.train_split)
     if train is not None and train.dataset.label_paths is not None and len(train.dataset.unusable) < len(train.dataset):
         written.append(os.path.join(folder, 'samples.png'))
         _draw_samples(train, config, written[-1])
@@ -106,11 +112,8 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
         if shared:
             are = '1 image is' if shared == 1 else f'{shared} images are'
             warnings.append(f'{are} both in {train.dataset.split} and in {evaluated.dataset.split}')
-        if (train.dataset.by_color, train.dataset.by_level) != (evaluated.dataset.by_color, evaluated.dataset.by_level):
-            warnings.append(
-                f'label files of {train.dataset.split} and {evaluated.dataset.split} are read in different ways; '
-                'config.data.label_values reads all of them in one'
-            )
+        if different := different_reading_text(train.dataset, evaluated.dataset):
+            warnings.append(different)
         names = train.dataset.class_table.class_names
         unseen = [name for name, t, e in zip(names, train.pixels, evaluated.pixels) if e and not t]
         if unseen:
@@ -121,12 +124,6 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
 def _sizes(report: SplitReport) -> dict[tuple[int, int], int]:
     """{(height, width): number of images}."""
     return {tuple(map(int, size.split('x'))): count for size, count in report.sizes.items()}
-
-
-def _padding_of_crops(train: SplitReport | None, config: ConfigDict) -> tuple[str, bool] | None:
-    """As `padding_text`; None where no image can be read."""
-    sizes = _sizes(train) if train else {}
-    return padding_text(sizes, train_augmentation(with_crop_size(config, sizes))) if sizes else None
 
 
 def _print_split(report: SplitReport) -> None:

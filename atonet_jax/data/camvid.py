@@ -121,8 +121,12 @@ def _frames(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
     """{frame: path} of the files in a folder that end so and are not hidden."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; {_LAYOUT}')
+    try:
+        names = sorted(os.listdir(folder))
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be read ({error.strerror}); check its permissions') from error
     paths = {}
-    for name in sorted(os.listdir(folder)):
+    for name in names:
         if name.startswith('.') or not name.lower().endswith(endings):
             continue
         path = os.path.join(folder, name)

@@ -68,6 +68,7 @@ def load_cityscapes(root: str, split: str) -> SegmentationDataset:
         class_table=CITYSCAPES,
         image_paths=tuple(image_paths),
         label_paths=tuple(label_paths) if has_labels else None,
+        by_level=True,  # optimisers write files of one channel as indices of a palette of its greys
         raw_to_train=None if kind == 'labelIds' else _train_id_identity(),
     )
 

@@ -58,8 +58,9 @@ class DeviceCache:
         check([dataset], mesh)
         self._size = _only_size(dataset)
         self._share = _share(dataset, mesh)
-        needed, free = _needed_bytes(dataset, mesh) / 1e9, _free_bytes(mesh) / 1e9
-        _log.info('%s %s: decoded %.2f GB in the memory of each of %d device(s); %.2f GB are free there',
+        needed, free = _needed_bytes(dataset, mesh) / 1e9, _free_bytes(mesh)
+        free = '' if free is None else f'; {free / 1e9:.2f} GB are free there'
+        _log.info('%s %s: decoded %.2f GB in the memory of each of %d device(s)%s',
                   dataset.name, dataset.split, needed, mesh.size, free)  # fmt: skip
         self._images, self._labels, self._usable = self._load()
         self._host_labels = {}
@@ -169,7 +170,8 @@ def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
     """Whether `auto` chooses the device: an accelerator, one image size, a share within a quarter of free memory."""
     if mesh.devices.flat[0].platform == 'cpu' or len(_sizes(dataset)) != 1:
         return False
-    return _needed_bytes(dataset, mesh) <= _free_bytes(mesh) / 4
+    free = _free_bytes(mesh)
+    return free is not None and _needed_bytes(dataset, mesh) <= free / 4
 
 
 def check(datasets: Sequence[SegmentationDataset], mesh: Mesh) -> None:
@@ -179,7 +181,7 @@ def check(datasets: Sequence[SegmentationDataset], mesh: Mesh) -> None:
         InputError: the images of one have several sizes, or the devices' memory does not hold them all.
     """
     needed, free = sum(_needed_bytes(dataset, mesh) for dataset in datasets), _free_bytes(mesh)
-    if needed > free:
+    if free is not None and needed > free:
         names = ' and '.join(f'{dataset.name} {dataset.split}' for dataset in datasets)
         raise InputError(
             f'config.data.cache=device: {names} take {needed / 1e9:.2f} GB of each device decoded, but '
@@ -214,11 +216,16 @@ def _only_size(dataset: SegmentationDataset) -> tuple[int, int]:
     )
 
 
-def _free_bytes(mesh: Mesh) -> int:
-    """Free memory of the fullest of this process's devices."""
-    statistics = [device.memory_stats() for device in mesh.local_devices]
-    on_host = psutil.virtual_memory().available // len(mesh.local_devices)
-    return min(one['bytes_limit'] - one['bytes_in_use'] if one else on_host for one in statistics)
+def _free_bytes(mesh: Mesh) -> int | None:
+    """Free memory of the fullest of this process's devices.
+
+    None where accelerators do not tell, as with XLA_PYTHON_CLIENT_ALLOCATOR=platform.
+    """
+    devices = mesh.local_devices
+    if devices[0].platform == 'cpu':
+        return psutil.virtual_memory().available // len(devices)
+    statistics = [device.memory_stats() for device in devices]
+    return min(one['bytes_limit'] - one['bytes_in_use'] for one in statistics) if all(statistics) else None
 
 
 def _drawn_ahead(draw: Callable[[int], np.ndarray], steps: range) -> Iterator[np.ndarray]:

@@ -77,6 +77,16 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
     )
 
 
+def different_reading_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:
+    """One line if the label files of two splits are read in different ways; '' if not."""
+    if (train.by_color, train.by_level) == (evaluated.by_color, evaluated.by_level):
+        return ''
+    return (
+        f'label files of {train.split} and {evaluated.split} are read in different ways; {_SETTING} reads all of them '
+        'in one'
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Decision:
     how: str  # 'number', 'grey level' or 'colour'

@@ -17,6 +17,7 @@ from atonet_jax.data.synthetic import write_dataset
 from atonet_jax.data.verify import verify
 from atonet_jax.errors import InputError
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.files import writing
 
 
 def class_table(data: ConfigDict) -> ClassTable:
@@ -70,13 +71,14 @@ def _load_files(data: ConfigDict, split: str) -> SegmentationDataset:
         return load_folder(data.root, split, class_table(data), data.folder, data.label_values)
     if data.name == 'synthetic':
         scenes = data.synthetic
-        write_dataset(
-            data.root,
-            splits={'train': scenes.train_scenes, 'val': scenes.val_scenes},
-            height=scenes.height,
-            width=scenes.width,
-            seed=scenes.seed,
-        )
+        with writing(data.root, '--config.data.root'):
+            write_dataset(
+                data.root,
+                splits={'train': scenes.train_scenes, 'val': scenes.val_scenes},
+                height=scenes.height,
+                width=scenes.width,
+                seed=scenes.seed,
+            )
     return dataclasses.replace(load_cityscapes(data.root, split), name=data.name)
 
 

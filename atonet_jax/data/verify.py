@@ -66,7 +66,8 @@ def verify(
         try:
             fingerprint = dataset.fingerprint(i)
             known = known_good.get(image_path)
-            if known is not None and known.fingerprint == fingerprint:
+            fits = known is not None and known.height * known.width <= dataset.max_pixels
+            if fits and known.fingerprint == fingerprint:
                 return known
             size, orientation = read_image_header(dataset, i)
             read_image(dataset, i) if decode_images else check_image_end(dataset, i)

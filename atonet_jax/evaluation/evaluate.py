@@ -65,6 +65,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
                 'step': network.step,
                 'dataset': dataset.name,
                 'split': dataset.split,
+                'root': config.data.tfds_dir or config.data.root,
                 'images': len(evaluation.per_image),
                 'skipped': [str(reason) for reason in examples.skipped.values()],
                 'seconds': evaluation.seconds,

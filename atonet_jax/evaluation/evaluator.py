@@ -2,6 +2,7 @@
 
 import functools
 import heapq
+import logging
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -22,6 +23,9 @@ from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress
 
+_log = logging.getLogger(__name__)
+
+_FEW_SIZES = 3  # of images: compiling for more is worth a word
 _MOST_EXTREMES = 4  # best examples that are kept, and as many worst ones
 _LONGEST_SIDE = 2048  # pixels of a kept example; of larger ones every second pixel is kept, or every third, ...
 
@@ -91,14 +95,24 @@ class Evaluator:
         Raises:
             InputError: an image is smaller than `options.center_crop`, or than the network takes after `options`.
         """
-        for size in {size for size in batches.examples.dataset.sizes or () if size is not None}:
+        dataset = batches.examples.dataset
+        sizes = {size for size in dataset.sizes or () if size is not None}
+        for size in sizes:
             if options.center_crop:
                 _check_center_crop(size, options.center_crop)
             check_image_size(model, options.center_crop or size, options)
+        if len(sizes) > _FEW_SIZES and not (options.center_crop or options.window):
+            _log.info(
+                'the images of %s %s have %d sizes: a program is compiled for each, once; '
+                '--config.eval.window="(512,512)" takes one for all, and looks at the images window by window',
+                dataset.name,
+                dataset.split,
+                len(sizes),
+            )
         self._batches = batches
         self._options = options
         self._model = model
-        num_classes = batches.examples.dataset.class_table.num_classes
+        num_classes = dataset.class_table.num_classes
         self._shape = num_classes, model.num_classes  # of confusion matrices
         self._step = _compile_eval_step(model, self._shape, options, batches.mesh)
 

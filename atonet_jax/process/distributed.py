@@ -14,16 +14,17 @@ from atonet_jax.errors import InputError
 
 # What launchers tell each process of how many there are: srun, mpirun, and a TPU pod's list of hosts. (A batch script
 # of SLURM that starts Python itself is one process, whatever it has reserved.)
-_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+_SLURM_COUNT, _OPEN_MPI_COUNT = 'SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'
 _HOSTS = 'TPU_WORKER_HOSTNAMES'
+_OPEN_MPI_4 = 'OMPI_MCA_orte_hnp_uri'  # tells JAX where process 0 is; Open MPI 5 does not set it
 
 
 def initialize(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
     """Connects the processes of a run. Does nothing for a single process. Must run before anything asks for devices.
 
     Args:
-        coordinator: 'host:port' of process 0, the same in all processes. None: taken from SLURM, Open MPI or a TPU pod,
-            if they started more than one process.
+        coordinator: 'host:port' of process 0, the same in all processes. None: taken from SLURM, Open MPI 4 or a TPU
+            pod, if they started more than one process.
         num_processes: how many there are.
         process_id: this one's number, from 0.
 
@@ -37,8 +38,13 @@ def initialize(coordinator: str | None, num_processes: int | None, process_id: i
         raise InputError(f'--process_id={process_id}: must be from 0 to {num_processes - 1}, one for each process')
     if not any(given) and not _launched_as_several():
         return
+    if not any(given) and _number(_OPEN_MPI_COUNT) > 1 and _OPEN_MPI_4 not in os.environ:
+        raise InputError(
+            'Open MPI 5 does not say where process 0 is; give --coordinator=HOST:PORT, --num_processes and '
+            '--process_id=$OMPI_COMM_WORLD_RANK (docs/scaling.md)'
+        )
     try:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
+        jax.distributed.initialize(coordinator, num_processes, process_id, _local_device_ids(by_hand=any(given)))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f'the processes of the run do not find each other ({reason}); see docs/scaling.md') from error
@@ -96,5 +102,24 @@ def _broadcast(message: bytes) -> bytes:
 
 
 def _launched_as_several() -> bool:
-    counts = (int(os.environ.get(name, 1)) for name in _COUNTS)
-    return any(count > 1 for count in counts) or ',' in os.environ.get(_HOSTS, '')
+    return max(_number(_SLURM_COUNT), _number(_OPEN_MPI_COUNT)) > 1 or ',' in os.environ.get(_HOSTS, '')
+
+
+def _number(name: str) -> int:
+    return int(os.environ.get(name, 1))
+
+
+def _local_device_ids(by_hand: bool) -> list[int] | None:
+    """Which of the devices that this process sees are its own. []: all; None: as JAX decides.
+
+    Under srun and mpirun JAX takes the device whose number is that of the process on its node. That is wrong where the
+    process has the node to itself, and where the launcher shows each process one device, which then is number 0.
+    """
+    if 'JAX_LOCAL_DEVICE_IDS' in os.environ:  # which JAX obeys
+        return None
+    if 'OMPI_COMM_WORLD_LOCAL_SIZE' in os.environ:  # first, as in JAX: mpirun may have been started by srun
+        is_alone = _number('OMPI_COMM_WORLD_LOCAL_SIZE') == 1
+    else:
+        is_alone = _number(_SLURM_COUNT) == _number('SLURM_STEP_NUM_NODES')  # each node has one task or more
+    sees_one = ',' not in os.environ.get('CUDA_VISIBLE_DEVICES', ',')
+    return [] if by_hand or is_alone or sees_one else None

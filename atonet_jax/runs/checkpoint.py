@@ -40,8 +40,13 @@ _OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def has_checkpoint(workdir: str) -> bool:
+    """Whether one is saved in `workdir`.
+
+    Raises:
+        InputError: the folder of the checkpoints cannot be read.
+    """
     folder = _folder(workdir)
-    return os.path.isdir(folder) and ocp.utils.any_checkpoint_step(folder) is not None
+    return bool(_names(folder)) and ocp.utils.any_checkpoint_step(folder) is not None
 
 
 class Checkpoints:
@@ -57,10 +62,14 @@ class Checkpoints:
             workdir: of the run.
             keep: how many of the latest checkpoints are kept, beside the one with the highest mIoU. None outside of
                 training: unfinished checkpoints of other processes are then left alone.
+
+        Raises:
+            InputError: the folder of the checkpoints cannot be read.
         """
         self._folder = _folder(workdir)
+        names = _names(self._folder)
         if keep is not None:
-            _warn_of_half_written(self._folder)
+            _warn_of_half_written(self._folder, names)
         self._manager = ocp.CheckpointManager(
             self._folder,
             # Given here, because otherwise item_metadata fails until something was saved or restored.
@@ -289,9 +298,19 @@ class Checkpoints:
             ) from error
 
 
-def _warn_of_half_written(folder: str) -> None:
+def _names(folder: str) -> list[str]:
+    """Of all that lies in a folder; [] where there is none."""
+    try:
+        return sorted(os.listdir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise InputError(f'{folder}: cannot be read ({error.strerror}); check its permissions') from error
+
+
+def _warn_of_half_written(folder: str, names: list[str]) -> None:
     """Logs half-written checkpoints of a killed run. Orbax ignores and removes them."""
-    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+    for name in names:
         if ocp.utils.TMP_DIR_SUFFIX in name:
             _log.warning('%s: a half-written checkpoint, skipped', os.path.join(folder, name))
 

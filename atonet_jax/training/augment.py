@@ -6,6 +6,7 @@ and flipping the crop. What else changes, colours and the like (photometric.py),
 """
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import jax
@@ -34,6 +35,21 @@ class _Draws(NamedTuple):
     erasing_aspect: jax.Array
     erasing_down: jax.Array
     erasing_right: jax.Array
+
+
+def too_long_text(sizes: Iterable[tuple[int, int]], augmentation: Augmentation) -> str:
+    """One line if there are images too long for the whole numbers that `_sample_points` counts in; '' if not.
+
+    sizes: (height, width) of the images.
+    """
+    _, highest = augmentation.scale_range
+    longest = max(sizes, key=max, default=(0, 0))
+    if 2 * max(longest) * round(max(longest) * highest) < 2**31:
+        return ''
+    return (
+        f'an image of {longest[0]}x{longest[1]} is too long to be scaled by up to {highest:g}; cut such images, or '
+        'lower config.data.scale_range'
+    )
 
 
 def augment(

@@ -9,7 +9,7 @@ from flax import linen as nn
 
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.runs.state import TrainState
-from atonet_jax.training.step import Objective, StepNumbers, gradient_of, step_inputs
+from atonet_jax.training.step import Objective, StepNumbers, gradient_of, in_parts, key_of_part, step_inputs
 
 
 def first_nonfinite(
@@ -19,6 +19,7 @@ def first_nonfinite(
     *,
     objective: Objective,
     augmentation: Augmentation,
+    accumulation: int = 1,
 ) -> str:
     """Takes a step's forward and backward pass again and names what is first not finite in the order of computation.
 
@@ -27,26 +28,38 @@ def first_nonfinite(
     Args:
         state: before the step.
         batch, numbers: of the step.
-        objective, augmentation: as in `train_step`.
+        objective, augmentation, accumulation: as in `train_step`.
 
     Returns:
         One clause, such as "first in the output of layer3_0/conv1 (17 of 4096 values)".
     """
-    layers = []
+    objective = objective._replace(remat=False)  # which puts layers into programs of their own
+    names = []
 
-    def note(next_fun, args, kwargs, context):
-        outputs = next_fun(*args, **kwargs)
-        arrays = [array for array in jax.tree.leaves(outputs) if isinstance(array, jax.Array)]
-        layers.append(('/'.join(context.module.path) or 'network', [_count(array) for array in arrays]))
-        return outputs
+    def parts_of(state, batch, numbers):
+        """(images, labels, dropout's key) of each part, as the step takes them, and `part` of `gradient_of`."""
+        images, labels, key = step_inputs(objective, state, batch, augmentation, numbers.seed)
+        if accumulation == 1:
+            return [(images, labels, key)], {}
+        images, labels, part = in_parts(objective, state.variables, images, labels, numbers.class_weights, accumulation)
+        return [(images[i], labels[i], key_of_part(key, i)) for i in range(accumulation)], part
 
-    def count(state, batch, numbers):
-        inputs = step_inputs(objective, state, batch, augmentation, numbers.seed)
-        images = inputs[0]
+    def count(variables, images, labels, key, part):
+        """Bad values in each stage of a part, and the collections after it."""
+        layers = []
+
+        def note(next_fun, args, kwargs, context):
+            outputs = next_fun(*args, **kwargs)
+            arrays = [array for array in jax.tree.leaves(outputs) if isinstance(array, jax.Array)]
+            layers.append(('/'.join(context.module.path) or 'network', [_count(array) for array in arrays]))
+            return outputs
+
         with nn.intercept_methods(note):
-            loss, terms, _, gradients = gradient_of(objective, state.variables, *inputs, numbers.class_weights)
+            loss, terms, collections, gradients = gradient_of(
+                objective, variables, images, labels, key, numbers.class_weights, **part
+            )
         stages = [('the images', [_count(images)])]
-        stages += [(f'{kind}/{path}', [_count(leaf)]) for kind, path, leaf in _leaves(state.variables)]
+        stages += [(f'{kind}/{path}', [_count(leaf)]) for kind, path, leaf in _leaves(variables)]
         # A layer is noted as it ends, before those that it is part of; autodiff may trace it more than once.
         stages += [(f'the output of {path}', counts) for path, counts in dict(layers).items()]
         stages += [(f'the loss term {name}', [_count(term)]) for name, term in terms.items()]
@@ -60,14 +73,18 @@ def first_nonfinite(
             stages += [(f'the gradient of {path}', [_count(leaf)]) for path, leaf in by_layer.pop(layer, ())]
         for leaves in by_layer.values():
             stages += [(f'the gradient of {path}', [_count(leaf)]) for path, leaf in leaves]
-        names.extend(name for name, _ in stages)
-        return [counts for _, counts in stages]
+        names[:] = [name for name, _ in stages]
+        return [counts for _, counts in stages], collections
 
-    names = []
-    for name, counts in zip(names, jax.device_get(jax.jit(count)(state, batch, numbers)), strict=True):
-        bad, size = sum(int(bad) for bad, _ in counts), sum(int(size) for _, size in counts)
-        if bad:
-            return f'first in {name} ({bad} of {size} values)'
+    parts, part = jax.jit(parts_of)(state, batch, numbers)
+    variables, counted = state.variables, jax.jit(count)
+    for inputs in parts:
+        counts, collections = counted(variables, *inputs, part)
+        for name, of_stage in zip(names, jax.device_get(counts), strict=True):
+            bad, size = sum(int(bad) for bad, _ in of_stage), sum(int(size) for _, size in of_stage)
+            if bad:
+                return f'first in {name} ({bad} of {size} values)'
+        variables = {**variables, **collections}
     return 'all is finite when the step is taken again'
 
 

@@ -180,6 +180,31 @@ def gradient_of(
     return Gradient(loss, terms, collections, gradient)
 
 
+def in_parts(
+    objective: Objective,
+    variables: Mapping[str, Any],
+    images: jax.Array,
+    labels: jax.Array,
+    class_weights: jax.Array | None,
+    parts: int,
+) -> tuple[jax.Array, jax.Array, dict[str, Any]]:
+    """A batch in parts that are taken one after the other.
+
+    Returns:
+        images [parts, B / parts, H, W, 3], labels [parts, B / parts, H, W], and `part` of `gradient_of`.
+    """
+    outputs, _ = jax.eval_shape(lambda: objective.outputs(variables, images, jax.random.key(0)))
+    total_weights = label_weights(outputs, labels, objective.terms, class_weights=class_weights)
+    # Every parts-th example, so that each device holds its share of every part.
+    images, labels = (array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1) for array in (images, labels))
+    return images, labels, {'total_weights': total_weights, 'parts': parts}
+
+
+def key_of_part(dropout_key: jax.Array, i: jax.Array | int) -> jax.Array:
+    """Dropout's key of part `i` of a batch."""
+    return jax.random.fold_in(dropout_key, _FIRST_PART + i)
+
+
 def accumulated_gradient(
     objective: Objective,
     variables: Mapping[str, Any],
@@ -195,21 +220,15 @@ def accumulated_gradient(
     or weigh pixels by the part's own, such as hard example mining, are means over the parts. Batch normalisation
     normalises by the statistics of a part, and its running statistics take `parts` small steps instead of one.
     """
-    outputs, _ = jax.eval_shape(lambda: objective.outputs(variables, images, dropout_key))
-    total_weights = label_weights(outputs, labels, objective.terms, class_weights=class_weights)
-    # Every parts-th example, so that each device holds its share of every part.
-    images, labels = (array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1) for array in (images, labels))
+    images, labels, part = in_parts(objective, variables, images, labels, class_weights, parts)
 
     def gradient_of_part(collections, images, labels, key):
-        variables_now = {**variables, **collections}
-        return gradient_of(
-            objective, variables_now, images, labels, key, class_weights, total_weights=total_weights, parts=parts
-        )
+        return gradient_of(objective, {**variables, **collections}, images, labels, key, class_weights, **part)
 
-    def take(carry, part):
+    def take(carry, inputs):
         collections, sums = carry
-        images, labels, i = part
-        gradient = gradient_of_part(collections, images, labels, jax.random.fold_in(dropout_key, _FIRST_PART + i))
+        images, labels, i = inputs
+        gradient = gradient_of_part(collections, images, labels, key_of_part(dropout_key, i))
         sums = jax.tree.map(jnp.add, sums, gradient._replace(collections=None))
         return (gradient.collections, sums), None
 

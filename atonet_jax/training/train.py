@@ -18,6 +18,7 @@ from atonet_jax.data import device_cache
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.label_reading import different_reading_text
 from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_examples
 from atonet_jax.errors import InputError, TrainingError
@@ -32,6 +33,7 @@ from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
 from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import changes_since, check_claim, claim, holds_run, lock, read_fresh, record_fresh
+from atonet_jax.training.augment import too_long_text
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.from_config import (
     backbone_rate_warning,
@@ -90,15 +92,19 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
         )
     if train_set.on_device and eval_set.on_device:
         device_cache.check([train_set.dataset, eval_set.dataset], mesh)
-    if shared := shared_images_text(train_set.dataset, eval_set.dataset):
-        _log.warning('%s', shared)
+    for text_of in (shared_images_text, different_reading_text):
+        if warning := text_of(train_set.dataset, eval_set.dataset):
+            _log.warning('%s', warning)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
+    augmentation = train_augmentation(config)
+    if too_long := too_long_text(sizes, augmentation):
+        raise InputError(too_long)
     changes = decided_by_main_process(lambda: check_claim(workdir, config, table))
     if not resumes:
         decided_by_main_process(lambda: record_fresh(workdir, fresh))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
-    padding, is_much = padding_text(sizes, train_augmentation(config))
+    padding, is_much = padding_text(sizes, augmentation)
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
     timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
@@ -134,7 +140,9 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
         _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], recipe))
         recorder = Recorder(workdir, config, table, timeline)
         step_fn = compile_train_step(mesh, donate=not config.debug.nans, **options)
-        explain = partial(first_nonfinite, objective=objective, augmentation=options['augmentation'])
+        explain = partial(
+            first_nonfinite, **{key: options[key] for key in ('objective', 'augmentation', 'accumulation')}
+        )
         with _closing(recorder.close, *(partial(_list_skipped, part, workdir) for part in (train_set, eval_set))):
             return _Run(config, workdir, checkpoints, recorder, numbers | here).train(
                 state,
@@ -260,6 +268,7 @@ class _Run:
                 if stop is not None and step < total_steps:
                     self._checkpoints.wait()
                     raise Stopped(stop, step)
+            self._checkpoints.wait()  # while a signal still leaves it the time
         if scores is None:  # resumed where nothing was left to do
             evaluation = evaluator.run(state.averaged or state.variables)
             self._recorder.report(first_step - 1, evaluation)
@@ -272,7 +281,7 @@ class _Run:
             for name in ('loss', 'gradient_norm'):
                 if math.isfinite(metrics[name]):
                     continue
-                where = explain() if explain else '--config.debug.nans=true says in which layer'
+                where = _explained(explain) if explain else '--config.debug.nans=true says in which layer'
                 last = self._last_good_step
                 kept = f'the checkpoint of step {last} in {self._workdir} is kept' if last else 'nothing was saved yet'
                 raise TrainingError(
@@ -287,6 +296,15 @@ class _Run:
             self._numbers |= {'best_miou': scores.miou, 'best_step': step}
         self._recorder.evaluation(step, evaluation, self._numbers)
         return scores
+
+
+def _explained(explain: Callable[[], str]) -> str:
+    try:
+        return explain()
+    except RuntimeError as error:
+        if 'RESOURCE_EXHAUSTED' not in str(error):
+            raise
+        return "the device's memory is too small to find the layer"
 
 
 def _list_skipped(examples: Examples, workdir: str) -> None:

@@ -88,6 +88,13 @@ def test_split_that_cannot_be_loaded_does_not_hide_the_other(config, tmp_path, c
     assert 'cityscapes val: 5 examples' in printed
 
 
+def test_images_too_long_to_be_scaled_are_unfit(tiny_config, tmp_path, capsys):
+    config = tiny_config.copy_and_resolve_references()
+    config.data.scale_range = (1.0, 7e4)
+    assert not check_data(config, str(tmp_path / 'workdir'))
+    assert 'NOT fit to train on: train: an image of 64x128 is too long' in capsys.readouterr().out
+
+
 def test_odd_things_are_warned_of(config, tmp_path, capsys):
     config.train.batch_size = 16
     image = next((tmp_path / 'scenes' / 'leftImg8bit' / 'val').glob('*/*.png'))

@@ -1,7 +1,9 @@
 """CamVid's three shapes are told apart and give the same train ids; the usual split has the usual sizes."""
 
 import dataclasses
+import errno
 import logging
+import os
 
 import numpy as np
 import PIL.Image
@@ -161,6 +163,15 @@ def test_missing_folders_are_told_with_the_layout(tmp_path):
     write_frames(tmp_path, FRAMES, index_label())
     (tmp_path / 'labels').rename(tmp_path / 'annotations')
     assert 'has neither of the folders LabeledApproved_full, labels' in load_error(tmp_path)
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    def refuse(folder):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+    write_frames(tmp_path, FRAMES, index_label())
+    monkeypatch.setattr(os, 'listdir', refuse)
+    assert 'images: cannot be read (Permission denied); check its permissions' in load_error(tmp_path)
 
 
 @pytest.mark.parametrize('folder', ['images', 'labels'])

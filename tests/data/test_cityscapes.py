@@ -76,6 +76,15 @@ def test_palette_label_is_read_by_index(root):
     assert (read_example(load_cityscapes(str(root), 'train'), 0)[1] == 0).all()
 
 
+def test_palette_of_greys_is_read_by_grey(root):
+    """As optimisers make it of a file of one channel."""
+    label = PIL.Image.fromarray(np.arange(48, dtype=np.uint8).reshape(SIZE) % 2, 'P')
+    label.putpalette([7, 7, 7, 26, 26, 26])
+    label.save(label_path(root, 'train', FRAMES[0]))
+    labels = read_example(load_cityscapes(str(root), 'train'), 0)[1]
+    np.testing.assert_array_equal(labels, np.where(np.arange(48).reshape(SIZE) % 2, 13, 0))
+
+
 def load_error(root, split):
     with pytest.raises(DataError) as raised:
         load_cityscapes(str(root), split)

@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -125,6 +126,15 @@ def test_chosen_by_itself_where_an_accelerator_has_room(tiny_config, tmp_path, m
     assert is_on_device(data)
     data.cache = 'none'
     assert not is_on_device(data)
+
+
+@pytest.mark.parametrize(('statistics', 'chosen'), [(None, False), ({'bytes_limit': 10**6, 'bytes_in_use': 0}, True)])
+def test_an_accelerator_that_does_not_tell_its_memory_is_not_chosen(dataset, statistics, chosen):
+    """As with XLA_PYTHON_CLIENT_ALLOCATOR=platform. Whoever asks for it may use it."""
+    device = SimpleNamespace(platform='gpu', memory_stats=lambda: statistics)
+    mesh = SimpleNamespace(devices=np.array([device]), local_devices=[device], size=1)
+    assert device_cache.suits(dataset, mesh) is chosen
+    device_cache.check([dataset], mesh)
 
 
 _WORKER = """

@@ -3,6 +3,8 @@
 import concurrent.futures
 import functools
 import os
+import pathlib
+import shutil
 
 import numpy as np
 import pytest
@@ -155,6 +157,8 @@ def test_interrupted_dataset_is_completed(tmp_path, in_process, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             synthetic.write_dataset(tmp_path / 'broken', **DATASET)
     assert not (tmp_path / 'broken/synthetic.json').exists()
+    for path in (tmp_path / 'broken').rglob('*.png'):
+        os.truncate(path, 0)  # as a power failure leaves it
     synthetic.write_dataset(tmp_path / 'broken', **DATASET)
     assert files_of(tmp_path / 'broken') == files_of(tmp_path / 'whole')
 
@@ -168,6 +172,28 @@ def test_another_process_that_writes_the_same_may_end_first(tmp_path, in_process
     monkeypatch.setattr(synthetic.write, 'watched', ended_elsewhere)
     synthetic.write_dataset(tmp_path, **DATASET)
     assert (tmp_path / 'synthetic.json').exists() and not list(tmp_path.rglob('.*'))
+
+
+def test_another_process_may_begin_at_the_same_time(tmp_path, in_process, monkeypatch):
+    """Its first file is still hidden at the first look; at the second it has begun."""
+    whole, root = tmp_path / 'whole', tmp_path / 'root'
+    synthetic.write_dataset(whole, **DATASET)
+    root.mkdir()
+    (root / '.1-2-3.part').touch()
+    synthetic.write_dataset(root, **DATASET)
+    shutil.rmtree(root)
+
+    def begun_elsewhere(folder):
+        if folder == root:
+            (root / 'leftImg8bit').mkdir(exist_ok=True)
+            shutil.copy(whole / 'synthetic.json', root / 'synthetic.json.part')
+        return iterdir(folder)
+
+    iterdir = pathlib.Path.iterdir
+    root.mkdir()
+    monkeypatch.setattr(pathlib.Path, 'iterdir', begun_elsewhere)
+    synthetic.write_dataset(root, **DATASET)
+    assert files_of(root) == files_of(whole)
 
 
 @pytest.mark.parametrize('change', [{'seed': 6}, {'height': 48}, {'splits': {'train': 4, 'val': 2}}])

@@ -1,5 +1,6 @@
 """Every file is looked at once before a run, and whatever is wrong is named in one line."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -121,6 +122,15 @@ def test_cache_does_not_hide_another_meaning_of_the_labels(root, tmp_path):
     )  # fmt: skip
     with pytest.raises(DataError, match='label value 7'):
         verify(stricter, cache_path=cache)
+
+
+def test_cache_does_not_hide_that_images_are_too_large(root, tmp_path):
+    dataset, cache = load_cityscapes(str(root), 'train'), str(tmp_path / 'verified.json')
+    verify(dataset, cache_path=cache)
+    pixels = SIZE[0] * SIZE[1]
+    verify(dataclasses.replace(dataset, max_pixels=pixels), cache_path=cache)
+    with pytest.raises(DataError, match='raise the limit config.data.max_pixels'):
+        verify(dataclasses.replace(dataset, max_pixels=pixels - 1), cache_path=cache)
 
 
 def test_failed_verification_is_not_remembered(root, tmp_path):

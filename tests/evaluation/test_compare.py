@@ -81,15 +81,17 @@ def test_folders_of_one_name_are_told_apart(runs, tmp_path, capsys):
     assert [row.split()[0] for row in rows] == [runs[0], str(again)]
 
 
-def test_other_classes_splits_and_ways_to_evaluate_are_said(runs, tmp_path, capsys):
+def test_other_classes_data_and_ways_to_evaluate_are_said(runs, tiny_config, tmp_path, capsys):
     write_json(os.path.join(runs[1], 'class_table.json'), CAMVID.to_dict())
     change(runs[1], 'config.json', lambda config: config['eval'].update(flip=True))
-    change(runs[1], 'config.json', lambda config: config['data'].update(eval_split='test'))
+    change(runs[1], 'config.json', lambda config: config['data'].update(eval_split='test', tfds_dir='copy'))
+    change(runs[0], 'evaluation/scores.json', lambda scores: scores.update(dataset='camvid'))
     text = text_of(compare(runs, str(tmp_path)))
     printed = capsys.readouterr().out
     for note in (
         'second has other classes than first',
-        'the scores are on different data (first: synthetic val; second: synthetic test)',
+        f'the scores are on different data (first: camvid val in {tiny_config.data.root}; '
+        'second: synthetic test in copy)',
         'the scores are with different config.eval.flip (first: False; second: True)',
     ):
         assert note in text and note in printed

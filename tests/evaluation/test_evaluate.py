@@ -1,6 +1,8 @@
 """Scores of a split do not depend on how it is batched, and count every pixel once."""
 
+import dataclasses
 import json
+import logging
 import os
 import shutil
 
@@ -153,6 +155,21 @@ def test_what_images_are_too_small_for_is_refused_before_anything_is_read(tiny_c
     settings.update(options)
     with pytest.raises(InputError, match=message):
         Evaluator(create_model('icnet', 19), Batches(examples, create_mesh()), settings)
+
+
+@pytest.mark.parametrize(
+    ('count', 'options', 'said'),
+    [(4, {}, True), (3, {}, False), (4, {'window': (64, 64)}, False), (4, {'center_crop': (64, 64)}, False)],
+)
+def test_images_of_many_sizes_are_told_of(tiny_config, caplog, count, options, said):
+    """Each compiles a program of its own."""
+    dataset = load_dataset(tiny_config.data, 'val')
+    dataset = dataclasses.replace(dataset, sizes=tuple((64, 64 + 32 * (i % count)) for i in range(len(dataset))))
+    settings = tiny_config.eval.copy_and_resolve_references()
+    settings.update(options)
+    with caplog.at_level(logging.INFO):
+        Evaluator(create_network(tiny_config, 19), Batches(Examples(dataset), create_mesh()), settings)
+    assert ('the images of synthetic val have 4 sizes: a program is compiled for each' in caplog.text) == said
 
 
 @pytest.mark.parametrize(

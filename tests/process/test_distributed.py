@@ -133,24 +133,68 @@ def test_half_an_address_is_refused(address, message):
         distributed.initialize(*address)
 
 
+SRUN = {'SLURM_STEP_NUM_TASKS': '4', 'SLURM_STEP_NUM_NODES': '1'}
+MPIRUN = {'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_LOCAL_SIZE': '2', 'OMPI_MCA_orte_hnp_uri': '1.0;tcp://host:1'}
+BY_HAND = ('host:1', 4, 0)
+ALL, AS_JAX_DECIDES = [], None
+
+
+@pytest.fixture
+def joined(monkeypatch):
+    """What JAX is called with, in a process that no launcher has started."""
+    for name in os.environ:
+        if name.startswith(('SLURM_', 'OMPI_', 'TPU_', 'CUDA_VISIBLE_DEVICES', 'JAX_LOCAL_DEVICE_IDS')):
+            monkeypatch.delenv(name)
+    calls = []
+    monkeypatch.setattr(distributed.jax.distributed, 'initialize', lambda *arguments: calls.append(arguments))
+    return calls
+
+
 @pytest.mark.parametrize(
-    ('environment', 'joins'),
+    'environment',
     [
-        ({}, False),
-        ({'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'}, False),  # a batch script that reserved four tasks and runs one
-        ({'SLURM_STEP_NUM_TASKS': '1'}, False),
-        ({'SLURM_STEP_NUM_TASKS': '4'}, True),
-        ({'OMPI_COMM_WORLD_SIZE': '2'}, True),
-        ({'TPU_WORKER_HOSTNAMES': 'localhost'}, False),
-        ({'TPU_WORKER_HOSTNAMES': 'host-0,host-1'}, True),
+        {},
+        {'SLURM_NTASKS': '4', 'SLURM_PROCID': '0'},  # a batch script that reserved four tasks and runs one
+        {'SLURM_STEP_NUM_TASKS': '1'},
+        {'TPU_WORKER_HOSTNAMES': 'localhost'},
     ],
 )
-def test_launchers_are_recognised(monkeypatch, environment, joins):
-    for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'TPU_WORKER_HOSTNAMES'):
-        monkeypatch.delenv(name, raising=False)
+def test_a_single_process_joins_nothing(monkeypatch, joined, environment):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    joined = []
-    monkeypatch.setattr(distributed.jax.distributed, 'initialize', lambda *address: joined.append(address))
     distributed.initialize(None, None, None)
-    assert joined == ([(None, None, None)] if joins else [])
+    assert joined == []
+
+
+@pytest.mark.parametrize(
+    ('environment', 'address', 'devices'),
+    [
+        (SRUN, (), AS_JAX_DECIDES),  # four tasks see the node's GPUs and take one each
+        (SRUN | {'CUDA_VISIBLE_DEVICES': '0,1,2,3'}, (), AS_JAX_DECIDES),
+        (SRUN | {'CUDA_VISIBLE_DEVICES': '0'}, (), ALL),  # --gpus-per-task=1
+        (SRUN | {'SLURM_STEP_NUM_NODES': '2'}, (), AS_JAX_DECIDES),
+        (SRUN | {'SLURM_STEP_NUM_NODES': '4'}, (), ALL),  # --ntasks-per-node=1
+        (SRUN | {'SLURM_STEP_NUM_NODES': '4', 'JAX_LOCAL_DEVICE_IDS': '0,1'}, (), AS_JAX_DECIDES),
+        (SRUN, BY_HAND, ALL),
+        (MPIRUN, (), AS_JAX_DECIDES),
+        (MPIRUN | {'OMPI_COMM_WORLD_LOCAL_SIZE': '1'}, (), ALL),
+        (MPIRUN | {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NUM_NODES': '2'}, (), AS_JAX_DECIDES),
+        ({'OMPI_COMM_WORLD_SIZE': '2'}, BY_HAND, ALL),
+        ({'TPU_WORKER_HOSTNAMES': 'host-0,host-1'}, (), ALL),
+    ],
+)
+def test_launchers_are_recognised_and_give_each_process_its_devices(
+    monkeypatch, joined, environment, address, devices
+):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    address = address or (None, None, None)
+    distributed.initialize(*address)
+    assert joined == [(*address, devices)]
+
+
+def test_open_mpi_5_needs_an_address(monkeypatch, joined):
+    monkeypatch.setenv('OMPI_COMM_WORLD_SIZE', '2')
+    with pytest.raises(InputError, match='Open MPI 5 does not say where process 0 is; give --coordinator=HOST:PORT'):
+        distributed.initialize(None, None, None)
+    assert joined == []

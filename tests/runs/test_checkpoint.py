@@ -9,7 +9,7 @@ import pytest
 
 from atonet_jax.errors import InputError
 from atonet_jax.runs import checkpoint
-from atonet_jax.runs.checkpoint import Checkpoints
+from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 
 
 @pytest.fixture
@@ -38,6 +38,16 @@ def restore(run, monkeypatch, outcomes):
         return checkpoints.restore_latest(None)
     finally:
         checkpoints.close()
+
+
+@pytest.mark.parametrize('opens', [has_checkpoint, Checkpoints])
+def test_a_folder_that_cannot_be_read_is_named(run, monkeypatch, opens):
+    def refuse(folder='.'):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), folder)
+
+    monkeypatch.setattr(os, 'listdir', refuse)
+    with pytest.raises(InputError, match=r'checkpoints: cannot be read \(Permission denied\); check its permissions'):
+        opens(run)
 
 
 def test_an_error_that_passes_moves_no_checkpoint_away(run, monkeypatch):

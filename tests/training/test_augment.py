@@ -14,7 +14,7 @@ from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, window_size
 from atonet_jax.models.contract import IMAGENET
-from atonet_jax.training.augment import augment
+from atonet_jax.training.augment import augment, too_long_text
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
@@ -221,6 +221,15 @@ def test_largest_images_do_not_overflow(rotation):
     }
     _, labels = AUGMENT(batch, Augmentation((8, 8), rotation=rotation))
     np.testing.assert_array_equal(labels[0, :, 0], [1, 1, 2, 2, 3, 3, 4, 4])
+
+
+def test_images_too_long_for_32_bits_are_named():
+    doubled = Augmentation((64, 64), (0.5, 2.0))
+    assert too_long_text({(23170, 64), (64, 64)}, doubled) == ''
+    assert too_long_text({(64, 23171), (64, 64)}, doubled) == (
+        'an image of 64x23171 is too long to be scaled by up to 2; cut such images, or lower config.data.scale_range'
+    )
+    assert too_long_text([(64, 23171)], Augmentation((64, 64))) == ''
 
 
 def test_normalize_is_torchvisions():

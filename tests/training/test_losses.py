@@ -310,9 +310,17 @@ def test_configuration_changes_the_terms_that_it_names():
     assert criteria == [HardExampleShare(0.7, 0.1), *(term.criterion for term in PIDNET_LIKE[1:])]
 
 
-def test_mining_where_nothing_can_be_mined_is_refused():
-    with pytest.raises(InputError, match='config.loss.mining=True: the network has no plain cross-entropy'):
-        configured_terms(PIDNET_LIKE[1:], SimpleNamespace(**NO_CHANGES | {'mining': True}))
+@pytest.mark.parametrize(
+    ('terms', 'changes', 'message'),
+    [
+        (PIDNET_LIKE[1:], {'mining': True}, 'mining=True: the network has no plain cross-entropy'),
+        (PIDNET_LIKE[1:], {'aux_target': 'upsampled_features'}, "aux_target='upsampled_features': the network has"),
+        (MAIN, {'aux_target': 'downsampled_labels'}, "aux_target='downsampled_labels': the network has no auxiliary"),
+    ],
+)
+def test_settings_that_no_term_could_follow_are_refused(terms, changes, message):
+    with pytest.raises(InputError, match=f'config.loss.{message}'):
+        configured_terms(terms, SimpleNamespace(**NO_CHANGES | changes))
 
 
 @pytest.mark.parametrize('weights', [(1.0,), (1.0, 1.0, 1.0)])

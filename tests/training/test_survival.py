@@ -11,6 +11,7 @@ import time
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
@@ -19,14 +20,18 @@ from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluation
 from atonet_jax.evaluation.metrics import Scores
+from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.stopping import Stopped
 from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.metrics import MetricsLog, read_metrics
 from atonet_jax.runs.network import create_network
+from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import lock
+from atonet_jax.training import nonfinite
 from atonet_jax.training import train as train_module
+from atonet_jax.training.step import Objective, Recipe
 from atonet_jax.training.train import train
 from tests.commands import main_command
 from tests.disks import full_disk
@@ -93,6 +98,30 @@ def test_a_signal_that_comes_while_it_evaluates_is_obeyed_afterwards(basic_confi
     monkeypatch.setattr(MetricsLog, 'write', write_and_signal)
     with pytest.raises(Stopped, match='by SIGTERM after step 3'):
         train(basic_config, str(tmp_path))
+
+
+def test_a_signal_does_not_cost_the_run_its_last_checkpoint(
+    finished_basic, basic_config, tmp_path, stepping, monkeypatch
+):
+    """It comes after the last step, while the checkpoint is still being written."""
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
+    config = basic_config.copy_and_resolve_references()
+    config.train.epochs = 3.0
+    wait, signals, killed = Checkpoints.wait, [signal.SIGTERM], []
+
+    def wait_and_signal(self):
+        while signals:
+            os.kill(os.getpid(), signals.pop())
+        wait(self)
+
+    monkeypatch.setattr(Checkpoints, 'wait', wait_and_signal)
+    handler = signal.signal(signal.SIGTERM, lambda *_: killed.append('by SIGTERM'))
+    try:
+        train(config, workdir)
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert not killed
+    assert latest_step(workdir) == 9
 
 
 def wait_for_step(process, workdir, step):
@@ -316,12 +345,20 @@ def test_a_workdir_that_cannot_be_written_is_refused(basic_config, tmp_path):
         train(basic_config, str(tmp_path / 'file' / 'run'))
 
 
-@pytest.mark.parametrize('cause', ['a parameter', 'a step too large'])
-def test_debug_nans_names_where_the_first_bad_number_is(basic_config, tmp_path, monkeypatch, cause):
+@pytest.mark.parametrize(
+    ('cause', 'settings', 'where'),
+    [
+        ('a parameter', {'remat': True}, 'first in params/conv3/conv/kernel (1 of 3136 values)'),
+        ('a step too large', {}, 'first in the output of '),
+        ('a full device', {}, "the device's memory is too small to find the layer; nothing was saved yet"),
+    ],
+)
+def test_debug_nans_names_where_the_first_bad_number_is(basic_config, tmp_path, monkeypatch, cause, settings, where):
     config = basic_config.copy_and_resolve_references()
     config.debug.nans = True
     config.optimizer.learning_rate = 1e18
     config.schedule.name = 'constant'
+    config.train.update(settings)
     if cause == 'a parameter':
         create = train_module.create_state
 
@@ -332,10 +369,31 @@ def test_debug_nans_names_where_the_first_bad_number_is(basic_config, tmp_path, 
             return state
 
         monkeypatch.setattr(train_module, 'create_state', spoiled)
-        where = 'first in params/conv3/conv/kernel (1 of 3136 values)'
-    else:
-        where = 'first in the output of '
+    elif cause == 'a full device':
+
+        def fill(*_, **__):
+            raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore')
+
+        monkeypatch.setattr(train_module, 'first_nonfinite', fill)
     with pytest.raises(TrainingError) as failure:
         train(config, str(tmp_path))
     assert where in str(failure.value), failure.value
     assert '\n' not in str(failure.value)
+
+
+def test_debug_nans_takes_a_batch_in_parts_as_the_step_does(monkeypatch):
+    """One image of the second part is spoiled."""
+    model = create_model('segnet_basic', 5, width=4)
+    images = np.zeros((4, 32, 32, 3), np.float32)
+    images[3, 0, 0, 0] = np.inf
+    labels = np.zeros((4, 32, 32), np.uint8)
+    monkeypatch.setattr(nonfinite, 'step_inputs', lambda *_: (jnp.array(images), jnp.array(labels), jax.random.key(0)))
+    where = nonfinite.first_nonfinite(
+        TrainState(jnp.int32(0), init_variables(model, 0), opt_state=None, averaged=None),
+        {},
+        Recipe({}, {}).at(0),
+        objective=Objective.of(model),
+        augmentation=None,
+        accumulation=2,
+    )
+    assert where == 'first in the images (1 of 6144 values)'

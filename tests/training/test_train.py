@@ -1,5 +1,6 @@
 """Training runs from end to end: what it keeps, refuses, and stops for. Resuming: test_survival.py."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.process.devices import create_mesh
@@ -76,6 +78,20 @@ def test_crops_take_the_size_of_most_images_where_none_is_given(basic_config):
     assert tuple(with_crop_size(config, sizes).data.crop_size) == (128, 64)
     with pytest.raises(InputError, match=r'most training images have 20x96 pixels; give a crop size of at least 33'):
         with_crop_size(config, {(20, 96): 5})
+
+
+def test_what_the_splits_hold_is_judged_before_the_first_step(basic_config, tmp_path, monkeypatch, caplog):
+    def load(data, split, workdir):
+        examples = load_examples(data, split, workdir)
+        examples.dataset = dataclasses.replace(examples.dataset, by_level=split == data.train_split)
+        return examples
+
+    monkeypatch.setattr(train_module, 'load_examples', load)
+    config = basic_config.copy_and_resolve_references()
+    config.data.scale_range = (1.0, 7e4)
+    with pytest.raises(InputError, match='an image of 64x128 is too long to be scaled by up to 70000'):
+        train(config, str(tmp_path))
+    assert 'label files of train and val are read in different ways; config.data.label_values reads' in caplog.text
 
 
 def test_another_network_in_the_workdir_is_refused_and_nothing_is_harmed(finished, tiny_config):

@@ -41,14 +41,14 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
     wanted = {'version': VERSION, 'splits': dict(splits), 'height': height, 'width': width, 'seed': seed}
     parameters = json.dumps(wanted, indent=2) + '\n'
     complete, started = root / PARAMETERS_FILE, root / f'{PARAMETERS_FILE}.part'
-    for path in (complete, started):
-        if path.exists() and path.read_text() != parameters:
-            found = ' '.join(path.read_text().split())
-            raise InputError(f'{path}: holds scenes of {found}, not of {wanted}; choose another folder or delete it')
-    if complete.exists():
+    # Another process may write the same. So what lies there is looked at before the file that says what it is, and the
+    # file of a start before that which it becomes. Hidden files are not written completely yet.
+    is_empty = not root.exists() or all(path.name.startswith('.') for path in root.iterdir())
+    is_started, is_complete = (_holds(path, parameters) for path in (started, complete))
+    if is_complete:
         return
-    if not started.exists():
-        if root.exists() and any(root.iterdir()):
+    if not is_started:
+        if not is_empty:
             raise InputError(f'{root}: holds files that are no synthetic data set; choose an empty or new folder')
         root.mkdir(parents=True, exist_ok=True)
         with replacing(str(started)) as temporary:
@@ -60,7 +60,7 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
             image, labels = root / f'leftImg8bit/{stem}_leftImg8bit.png', root / f'gtFine/{stem}_gtFine_labelIds.png'
             image.parent.mkdir(parents=True, exist_ok=True)
             labels.parent.mkdir(parents=True, exist_ok=True)
-            if not (image.exists() and labels.exists()):
+            if not all(path.exists() and path.stat().st_size for path in (image, labels)):
                 jobs.append((seed, first + frame, height, width, image, labels))
         first += count
     spawn = multiprocessing.get_context('spawn')
@@ -70,6 +70,24 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
             pass
     with contextlib.suppress(FileNotFoundError):  # another process wrote the same, and ended first
         os.replace(started, complete)
+
+
+def _holds(path: pathlib.Path, parameters: str) -> bool:
+    """Whether there is such a file, with these parameters.
+
+    Raises:
+        InputError: it holds others.
+    """
+    try:
+        found = path.read_text()
+    except FileNotFoundError:
+        return False
+    if found != parameters:
+        raise InputError(
+            f'{path}: holds scenes of {" ".join(found.split())}, not of {" ".join(parameters.split())}; choose another '
+            'folder or delete it'
+        )
+    return True
 
 
 def _write_scene(job):

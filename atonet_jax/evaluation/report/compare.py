@@ -22,6 +22,7 @@ _SCORES = {
     'mean_accuracy': 'mean class accuracy, %',
     'frequency_weighted_iou': 'frequency-weighted IoU, %',
 }
+_DATA = ('dataset', 'split', 'root')
 _WAYS = ('center_crop', 'height', 'window', 'window_stride', 'scales', 'flip')  # settings of `eval` that change scores
 
 
@@ -34,7 +35,7 @@ class Run(NamedTuple):
         table: its classes.
         settings: {whole key: value}.
         metrics: lines of metrics.jsonl.
-        scores: those of `_SCORES` by name, and 'step' and 'split'; None if there are none.
+        scores: those of `_SCORES` by name, 'step', and what was scored as in `_DATA`; None if there are none.
         ious: {name: IoU} of the classes that occur.
         ways: how it was evaluated: settings of `eval`.
         source: the file with the scores; None if the run was not evaluated yet.
@@ -104,7 +105,7 @@ def _names(workdirs: Sequence[str]) -> list[str]:
 
 def _read_run(name: str, workdir: str) -> Run:
     config, table, metrics = load_config(workdir), load_class_table(workdir), read_metrics(workdir)
-    scores, ious, options, source = dict.fromkeys((*_SCORES, 'step', 'split')), {}, config.eval, None
+    scores, ious, options, source = dict.fromkeys((*_SCORES, 'step', *_DATA)), {}, config.eval, None
     evaluated = [line for line in metrics if 'eval/miou' in line]
     if os.path.exists(os.path.join(workdir, SCORES_FILE)):
         with reading_scores(workdir) as written:
@@ -115,7 +116,9 @@ def _read_run(name: str, workdir: str) -> Run:
     elif evaluated:
         line = evaluated[-1]
         scores = {key: line.get(f'eval/{key}') for key in _SCORES}
-        scores |= {'step': line['step'], 'split': config.data.eval_split}
+        data = config.data
+        scores |= {'step': line['step'], 'dataset': data.name, 'split': data.eval_split}
+        scores |= {'root': data.tfds_dir or data.root}
         prefix = 'eval/iou/'
         ious = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
         source = f'{METRICS_FILE}, its last evaluation'
@@ -149,7 +152,7 @@ def _notes(runs: list[Run]) -> list[str]:
             )
     scored = [run for run in runs if run.source is not None]
     compared = {
-        'on different data': [f'{run.settings["data.name"]} {run.scores["split"]}' for run in scored],
+        'on different data': ['{dataset} {split} in {root}'.format(**run.scores) for run in scored],
         'from different files': [run.source for run in scored],
         **{f'with different config.eval.{key}': [run.ways[key] or '()' for run in scored] for key in _WAYS},
     }

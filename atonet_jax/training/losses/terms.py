@@ -110,7 +110,8 @@ def configured_terms(terms: Sequence[Term], config: Any) -> tuple[Term, ...]:
             mining, mining_threshold, mining_min_kept: with `mining` every `CrossEntropy` becomes a `HardExampleShare`.
 
     Raises:
-        InputError: the number of weights is not that of the auxiliary terms, or no term can be mined.
+        InputError: the number of weights is not that of the auxiliary terms, none of these is compared with labels, or
+            no term can be mined.
     """
     auxiliary = [term.loss_name for term in terms if term.loss_name != 'main_loss']
     weights = tuple(config.aux_weights)
@@ -119,6 +120,12 @@ def configured_terms(terms: Sequence[Term], config: Any) -> tuple[Term, ...]:
         raise InputError(
             f'config.loss.aux_weights={weights!r}: must be () or {len(auxiliary)} numbers, one an auxiliary term '
             f'of the network ({names})'
+        )
+    on_labels = [term for term in terms if term.loss_name in auxiliary and term.target == 'labels']
+    if config.aux_target and not on_labels:
+        raise InputError(
+            f'config.loss.aux_target={config.aux_target!r}: the network has no auxiliary term that is compared with '
+            'labels; leave it out'
         )
     if config.mining and not any(isinstance(term.criterion, CrossEntropy) for term in terms):
         raise InputError(
@@ -132,7 +139,7 @@ def configured_terms(terms: Sequence[Term], config: Any) -> tuple[Term, ...]:
         changes = {}
         if term.loss_name in weight_of:
             changes['weight'] = weight_of[term.loss_name]
-        if at and term.loss_name in auxiliary and term.target == 'labels':
+        if at and term in on_labels:
             changes['at'] = at
         if config.mining and isinstance(term.criterion, CrossEntropy):
             changes['criterion'] = HardExampleShare(config.mining_threshold, config.mining_min_kept)
