@@ -1,42 +1,59 @@
-"""What takes the time in a network's `Segmenter` on CPUs, by kind of operation.
+"""What takes the time in a network's `Segmenter` on CPUs, or in its training step, by kind of operation.
 
     JAX_PLATFORMS=cpu python -m benchmarks.network_operations dfanet_b dfanet_a espnet
+    JAX_PLATFORMS=cpu python -m benchmarks.network_operations dfanet_b dfanet_a espnet --train
 
-For each network a line a kind: ms of a call, GMAC that it computes, MB that it moves (operands and results, each once;
-most of them lie in the cache), and the rates that follow. Convolutions and matrix products are one kind; the others are
-named after what XLA has fused: additions are depthwise convolutions, biases and sums; pads, copies and concatenations
-move maps alone. The time of each operation is the shortest of `--calls` calls. Weights are random.
+The training step is that of `benchmarks.networks`, on two crops of half the size. For each network a line a kind: ms of
+a call, GMAC that it computes, MB that it moves (operands and results, each once; most of them lie in the cache), and
+the rates that follow. Convolutions and matrix products are one kind; the others are named after what XLA has fused:
+additions are depthwise convolutions, biases and sums; pads, copies and concatenations move maps alone; reductions are
+the label map, and in training the sums of batch normalisation and of the loss. The time of each operation is the
+shortest of `--calls` calls. Weights are random.
 """
 
 import argparse
 import collections
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import create_model, init_variables
+from benchmarks.network_worker import NUM_CLASSES, training_step
 from benchmarks.networks import _size
 from benchmarks.trace_gpu import Program, profile
 
-NUM_CLASSES = 19
 KINDS = {
     'convolutions and products': r'$^',  # by their arithmetic
-    'pools': r'reduce_window|reduce-window',
+    'pools': r'reduce_window|reduce-window|scatter',
     'pads, copies, concatenations': r'pad|copy|concatenate|transpose|bitcast_convert|slice',
-    'label map': r'compare_select|reduce',
+    'reductions': r'compare_select|reduce',
     'element by element': '',
 }
 
 
-def kinds_of(name: str, size: tuple[int, int], calls: int) -> dict[str, np.ndarray]:
-    """{kind: (ms, GMAC, MB)} of a call on one image."""
+def inference(name: str, size: tuple[int, int]) -> tuple[Any, Callable[[], np.ndarray]]:
+    """The compiled program from one image to its label map, and a call of it."""
     model = create_model(name, NUM_CLASSES)
     segment = Segmenter(model, jax.jit(lambda: init_variables(model, 0))())
     program = segment.compile('__call__', (1, *size))
     image = np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8)
-    traced = Program(name, lambda: np.asarray(segment(image)), 0, program.as_text())
+    return program, lambda: np.asarray(segment(image))
+
+
+def training(name: str, size: tuple[int, int]) -> tuple[Any, Callable[[], np.ndarray]]:
+    """The compiled training step, and a call of it."""
+    task = {'network': name, 'options': {}, 'dtype': 'float32', 'size': size, 'system': 'train'}
+    program, call, _ = training_step(task)
+    return program, call
+
+
+def kinds_of(name: str, program: Any, call: Callable[[], np.ndarray], calls: int) -> dict[str, np.ndarray]:
+    """{kind: (ms, GMAC, MB)} of a call."""
+    traced = Program(name, call, 0, program.as_text())
     traced.call()
     shortest = {}
     for _ in range(calls):
@@ -61,12 +78,14 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='+')
     parser.add_argument('--size', type=_size, default=(512, 1024), help='HxW')
+    parser.add_argument('--train', action='store_true', help='the training step')
     parser.add_argument('--calls', type=int, default=8)
     options = parser.parse_args(argv)
     print('| network | operations | ms | GMAC | MB moved | GFLOP/s | GB/s |')
     print('|---|---|---|---|---|---|---|')
     for name in options.networks:
-        sums = kinds_of(name, options.size, options.calls)
+        prepare = training if options.train else inference
+        sums = kinds_of(name, *prepare(name, options.size), options.calls)
         sums['all'] = sum(sums.values())
         for kind in (*KINDS, 'all'):
             ms, gmac, moved = sums[kind]

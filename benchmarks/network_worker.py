@@ -163,7 +163,17 @@ def _plain(task):
 
 
 def _train(task):
-    """A training step of the network's default recipe on two crops of half the image's height and width."""
+    before = _memory('VmRSS')
+    _, call, macs = training_step(task)
+    return call, _peak_since(before), {'forward_macs': macs}
+
+
+def training_step(task: dict[str, Any]) -> tuple[Any, Callable[[], np.ndarray], int]:
+    """A step of the network's default recipe on two crops of half the image's height and width.
+
+    Returns:
+        The compiled program, a call of it that gives the loss, and the multiply-accumulates of its forward pass.
+    """
     import jax
 
     from atonet_jax.benchmark.macs import count_conv_macs
@@ -175,7 +185,6 @@ def _train(task):
     from atonet_jax.training.step import compile_train_step, create_state
     from benchmarks.noise import noise_batch
 
-    before = _memory('VmRSS')
     config = default_config(task['network'])
     config.model.update(task['options'])
     config.model.dtype = task['dtype']
@@ -199,7 +208,7 @@ def _train(task):
         return apply(model, variables, images, True, mutable=True, rngs={'dropout': jax.random.key(0)})
 
     images = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.crop_size, 3), np.float32)
-    return call, _peak_since(before), {'forward_macs': count_conv_macs(forward, variables, images)}
+    return step, call, count_conv_macs(forward, variables, images)
 
 
 def _export(task) -> dict[str, Any]:

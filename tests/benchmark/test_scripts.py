@@ -1,5 +1,7 @@
 """Scripts of benchmarks/ run whole, at sizes that take no time, and print each of their figures."""
 
+import pytest
+
 from benchmarks import network_operations, video
 
 
@@ -11,8 +13,9 @@ def test_a_video_is_timed_in_both_ways_and_by_stages(finished_basic, capsys):
     assert {'bare network', *video.WAYS, 'decode', 'network', *(f'encode {kind}' for kind in video.KINDS)} <= {*names}
 
 
-def test_operations_are_summed_by_kind(capsys):
-    network_operations.main(['segnet_basic', '--size', '64x64', '--calls', '1'])
+@pytest.mark.parametrize('options', [[], ['--train']])
+def test_operations_are_summed_by_kind(capsys, options):
+    network_operations.main(['segnet_basic', '--size', '64x64', '--calls', '1', *options])
     *_, total = capsys.readouterr().out.splitlines()
     name, kind, ms, gmac, *_ = (cell.strip() for cell in total.strip('|').split('|'))
     assert (name, kind) == ('segnet_basic', 'all')
