@@ -42,6 +42,15 @@ class ConvWindow(NamedTuple):
     dilation: Pair
     groups: int
 
+    def output_size(self, size: Pair, kernel_size: Pair) -> Pair:
+        """(H', W') of a map of (H, W)."""
+        sides = zip(size, kernel_size, self.stride, self.padding, self.dilation, strict=True)
+        rows, columns = (
+            (length + sum(padding) - dilation * (taps - 1) - 1) // stride + 1
+            for length, taps, stride, padding, dilation in sides
+        )
+        return rows, columns
+
 
 class TransposedWindow(NamedTuple):
     """What the shapes of a transposed convolution's arrays do not tell.

@@ -7,7 +7,8 @@ import pytest
 
 from atonet_jax.errors import InputError
 from atonet_jax.ops import conv, conv_prepared, conv_transpose, cpu, prepare_kernel
-from atonet_jax.ops.cpu import strips
+from atonet_jax.ops.cpu import patches, strips
+from atonet_jax.ops.window import ConvWindow
 
 CHANNELS, FEATURES = 4, 8
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
@@ -83,6 +84,34 @@ def test_values_and_gradients_are_the_plain_ones(kernel_size, many_strips):
         )
 
     assert_all_equal(x, kernels, {str(case): (ours(*case), plain(*case)) for case in CASES})
+
+
+def test_few_pixels_are_products_of_patches():
+    x, cases, kernels = bfloat16_noise(2, 3, 4, CHANNELS), {}, []
+
+    def case(size, stride, dilation, padding):
+        def plain(x, kernel):
+            return jax.lax.conv_general_dilated(
+                x, kernel, stride, padding, rhs_dilation=dilation, dimension_numbers=DIMENSIONS
+            )
+
+        cases[f'{size}, {stride}, {dilation}, {padding}'] = (
+            lambda x, kernel: conv(x, kernel, stride, padding, dilation),
+            plain,
+        )
+        kernels.append(bfloat16_noise(*size, CHANNELS, 96, seed=1))
+
+    case((3, 3), (1, 1), (1, 1), [(1, 1), (1, 1)])
+    case((5, 2), (1, 1), (1, 1), [(3, 2), (1, 0)])
+    case((3, 3), (2, 1), (1, 2), [(1, 1), (2, 2)])
+    case((2, 3), (1, 1), (1, 1), [(0, 0), (0, 0)])
+    case((3, 4), (1, 1), (1, 1), [(0, 0), (0, 0)])
+    suited = [
+        patches.suits(x, kernel, ConvWindow((1, 1), ((1, 1), (1, 1)), (1, 1), 1))
+        for kernel in (kernels[0], kernels[0][..., :40], kernels[0][:1, :1])
+    ]
+    assert suited == [True, False, False]
+    assert_all_equal(x, kernels, cases)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Which program CPUs run for a convolution and for its gradients.
 
-Winograd's for many channels; whole vectors of output channels; kernel gradients by strips of rows for the rest; taps
-for depthwise convolutions; for other groups one convolution a group, because XLA's own grouped convolutions are slow
-(`benchmarks/cpu_operations.py`). What is left goes by XLA's own program. Values and gradients are those of the plain
-program except for rounding.
+Products of patches for few pixels; Winograd's for many channels; whole vectors of output channels; kernel gradients by
+strips of rows for the rest; taps for depthwise convolutions; for other groups one convolution a group, because XLA's
+own grouped convolutions are slow (`benchmarks/cpu_operations.py`). What is left goes by XLA's own program. Values and
+gradients are those of the plain program except for rounding.
 """
 
 import functools
@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from atonet_jax.ops.cpu import depthwise, strips, winograd
+from atonet_jax.ops.cpu import depthwise, patches, strips, winograd
 from atonet_jax.ops.window import DIMENSIONS, ConvWindow
 
 _MOST_GROUPS = 32  # programs grow with them
@@ -37,14 +37,20 @@ def is_faster(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> bool:
         return False
     if window.groups == 1:
         suits_strips = strips.suits(x.shape[3], kernel.shape[:2], window)
-        return suits_strips or _gains_by_padding(kernel) or _trains_by_winograd(x, kernel, window)
+        is_small = patches.suits(x, kernel, window)
+        return is_small or suits_strips or _gains_by_padding(kernel) or _trains_by_winograd(x, kernel, window)
     return depthwise.suits(kernel) or window.groups <= _MOST_GROUPS
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> jax.Array:
     """`plain` for which CPUs run the programs of this module; `is_faster` must hold."""
-    on_cpu = _convolve_on_cpu if window.groups > 1 else _convolve_padded if _gains_by_padding(kernel) else None
+    if window.groups > 1:
+        on_cpu = _convolve_on_cpu
+    elif patches.suits(x, kernel, window):
+        on_cpu = patches.convolve
+    else:
+        on_cpu = _convolve_padded if _gains_by_padding(kernel) else None
     return _on_cpus(on_cpu, plain, window)(x, kernel)
 
 
@@ -95,6 +101,9 @@ def _convolve_on_cpu(x, kernel, window):
 
 def _gradients_on_cpu(x, kernel, cotangent, window):
     if window.groups == 1:
+        if patches.suits(x, kernel, window):
+            kernel_gradient = patches.kernel_gradient(x, cotangent, kernel.shape, window)
+            return patches.input_gradient(cotangent, kernel, x.shape, window), kernel_gradient
         if _trains_by_winograd(x, kernel, window):
             return winograd.input_gradient(cotangent, kernel), winograd.kernel_gradient(x, cotangent)
         if strips.suits(x.shape[3], kernel.shape[:2], window):
@@ -132,6 +141,8 @@ def _trains_by_winograd(x, kernel, window) -> bool:
     """Where it can, and transforming the kernel is less work than transforming the images."""
     if not is_winograds(kernel, window) or not all(isinstance(length, int) for length in x.shape):
         return False  # of any batch, as exports have it: which is less work is not known
+    if patches.suits(x, kernel, window):
+        return False
     channels, features = kernel.shape[2:]
     tiles = x.shape[0] * -(-x.shape[1] // winograd.TILE) * -(-x.shape[2] // winograd.TILE)
     worth_transforming = channels * features <= tiles * (channels + features)

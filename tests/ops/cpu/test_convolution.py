@@ -42,7 +42,7 @@ def test_convolutions_of_many_channels_go_by_winograd():
         return gradients.lower(*arguments).as_text().count('stablehlo.convolution')
 
     assert convolutions(x, kernel) == 0
-    assert convolutions(x[:, :1, :1], kernel) > 0  # the kernel's transformation would be most of the work
+    assert convolutions(x[:, :4], kernel) > 0  # the kernel's transformation would be most of the work
 
 
 def test_output_channels_that_leave_vectors_half_empty_are_padded():
