@@ -21,7 +21,7 @@ from atonet_jax.evaluation.evaluator import _compile_eval_step
 from atonet_jax.inference import segmenter as inference
 from atonet_jax.inference.windows import _probabilities
 from atonet_jax.models import abstract_variables, network
-from atonet_jax.ops.cpu import strips, winograd
+from atonet_jax.ops.cpu import patches, strips, winograd
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.state import TrainState
 from atonet_jax.training.losses import configured_terms
@@ -72,7 +72,7 @@ def cpu_branches():
     """Names of the functions that are given for CPUs alone while this module's programs are traced.
 
     Partials have none: others take the same function (tests/test_losses.py looks at the loss's). Beside them, the tiny
-    network's convolutions get channels enough for strips, and the deepest for Winograd.
+    network's convolutions get channels and pixels enough for strips, and the deepest for Winograd.
     """
     names = set()
     platform_dependent = jax.lax.platform_dependent
@@ -86,6 +86,7 @@ def cpu_branches():
         patch.setattr(jax.lax, 'platform_dependent', record)
         patch.setattr(winograd, 'LEAST_CHANNELS', 64)
         patch.setattr(strips, 'LEAST_CHANNELS', 1)
+        patch.setattr(patches, 'suits', lambda *_: False)
         jax.clear_caches()  # of what was traced without all this
         yield names
     jax.clear_caches()

@@ -154,7 +154,8 @@ def test_dropout_zeroes_whole_feature_maps_at_a_rate_of_a_tenth(layer_outputs):
     before, after = layer_outputs['head/seg'], layer_outputs['head/Dropout_0']
     dropped = (after == 0).all((1, 2))
     assert 0 < dropped.mean() < 0.3
-    np.testing.assert_allclose(after, np.where(dropped[:, None, None], 0, before / 0.9), rtol=1e-5)
+    expected = np.where(dropped[:, None, None], 0, before / 0.9)
+    np.testing.assert_allclose(after, expected, atol=3e-7 * expected.max())  # two fusions compute it
 
 
 def test_kernels_start_as_torch_and_torchvision_draw_them(tiny_variables):

@@ -54,10 +54,17 @@ def test_output_channels_that_leave_vectors_half_empty_are_padded():
 
 
 @pytest.mark.parametrize('platform', ['cuda', 'tpu'])
-@pytest.mark.parametrize(('features', 'on_cpu'), [(4, 'stablehlo.while'), (128, 'stablehlo.dot_general')])
-def test_accelerators_get_the_plain_program(platform, features, on_cpu):
+@pytest.mark.parametrize(
+    ('size', 'features', 'on_cpu'),
+    [
+        ((128, 64), 4, 'stablehlo.while'),
+        ((128, 64), 128, 'stablehlo.dot_general'),
+        ((2, 4), 128, 'stablehlo.dot_general'),
+    ],
+)
+def test_accelerators_get_the_plain_program(platform, size, features, on_cpu):
     """Three convolutions: forward, and a gradient each of image and kernel; no loop over strips, no product."""
-    x, kernel = jnp.ones((2, 128, 64, 64)), jnp.ones((3, 3, 64, features))
+    x, kernel = jnp.ones((2, *size, 64)), jnp.ones((3, 3, 64, features))
 
     def loss(x, kernel):
         return jnp.sum(jnp.square(conv(x, kernel)))
