@@ -17,7 +17,7 @@ from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
 from atonet_jax.inference.segmenter import prepared_variables
-from atonet_jax.inference.views import check_image_size, predict_labels
+from atonet_jax.inference.views import check_image_size, many_sizes_text, predict_labels
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
@@ -25,7 +25,6 @@ from atonet_jax.process.progress import Progress
 
 _log = logging.getLogger(__name__)
 
-_FEW_SIZES = 3  # of images: compiling for more is worth a word
 _MOST_EXTREMES = 4  # best examples that are kept, and as many worst ones
 _LONGEST_SIDE = 2048  # pixels of a kept example; of larger ones every second pixel is kept, or every third, ...
 
@@ -101,14 +100,9 @@ class Evaluator:
             if options.center_crop:
                 _check_center_crop(size, options.center_crop)
             check_image_size(model, options.center_crop or size, options)
-        if len(sizes) > _FEW_SIZES and not (options.center_crop or options.window):
-            _log.info(
-                'the images of %s %s have %d sizes: a program is compiled for each, once; '
-                '--config.eval.window="(512,512)" takes one for all, and looks at the images window by window',
-                dataset.name,
-                dataset.split,
-                len(sizes),
-            )
+        many = many_sizes_text(f'the images of {dataset.name} {dataset.split}', len(sizes))
+        if many and not (options.center_crop or options.window):
+            _log.info('%s', many)
         self._batches = batches
         self._options = options
         self._model = model

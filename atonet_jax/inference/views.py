@@ -11,6 +11,8 @@ from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax, label_map
 from atonet_jax.models import apply, check_size, network
 
+_FEW_SIZES = 3
+
 
 def resize_to_height(images: jax.Array, height: int) -> jax.Array:
     """[B, H, W, 3] -> [B, height, w, 3], bilinearly, the width in proportion; with height 0 as they are."""
@@ -33,6 +35,19 @@ def check_image_size(model: nn.Module, size: tuple[int, int], options: ConfigDic
     for scale in options.scales:
         seen = round(height * scale), round(width * scale)
         check_size(model, [min(lengths) for lengths in zip(seen, options.window or seen, strict=True)])
+
+
+def many_sizes_text(what: str, count: int) -> str:
+    """One line if images have so many sizes that compiling a program for each is worth a word; '' if not.
+
+    what: the images, such as '12 pictures'.
+    """
+    if count <= _FEW_SIZES:
+        return ''
+    return (
+        f'{what} have {count} sizes: a program is compiled for each, once; --config.eval.window="(512,512)" takes one '
+        'for all, and looks at them window by window'
+    )
 
 
 def predict_labels(

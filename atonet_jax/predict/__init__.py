@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
-from atonet_jax.inference.views import check_image_size, predict_labels
+from atonet_jax.inference.views import check_image_size, many_sizes_text, predict_labels
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
@@ -34,7 +34,6 @@ from atonet_jax.validation import validate
 _log = logging.getLogger(__name__)
 
 _LOOKED_AT = 300  # pictures whose headers are read to see how many sizes there are
-_FEW_SIZES = 3
 
 
 def predict(config: ConfigDict, workdir: str) -> bool:
@@ -80,14 +79,9 @@ def _tell_of_many_sizes(sources: list[Source], max_pixels: int) -> None:
     for path in files[:_LOOKED_AT]:
         with contextlib.suppress(InputError):  # said where it is read
             sizes.add(read_header(path, path, max_pixels, 'config.predict.max_pixels').size)
-    if len(sizes) > _FEW_SIZES:
-        _log.info(
-            '%s%d pictures have %d sizes: a program is compiled for each, once; --config.eval.window="(512,512)" takes '
-            'one for all, and looks at the pictures window by window',
-            'the first ' if len(files) > _LOOKED_AT else '',
-            min(len(files), _LOOKED_AT),
-            len(sizes),
-        )
+    what = f'the first {_LOOKED_AT} pictures' if len(files) > _LOOKED_AT else f'{len(files)} pictures'
+    if text := many_sizes_text(what, len(sizes)):
+        _log.info('%s', text)
 
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
