@@ -111,6 +111,7 @@ def test_few_pixels_are_products_of_patches():
         for kernel in (kernels[0], kernels[0][..., :40], kernels[0][:1, :1])
     ]
     assert suited == [True, False, False]
+    assert conv(x, jnp.ones((5, 6, CHANNELS, 96)), padding=0).size == 0, 'the kernel lies nowhere within the map'
     assert_all_equal(x, kernels, cases)
 
 
