@@ -111,6 +111,11 @@ RECIPES = {
     'pretrained_narrow': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (0.5, 1.5)}),
     # Frames are enlarged in training and in inference; a step takes as long as with the others.
     'pretrained_enlarged': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (1.0, 2.25), 'eval.height': 720}),
+    # The same in crops of three quarters of an enlarged frame, which have 2.25 times as many pixels.
+    'pretrained_enlarged_wide': Recipe(
+        'pretrained',
+        _PRETRAINED | {'data.crop_size': (540, 720), 'data.scale_range': (1.5, 2.25), 'eval.height': 720},
+    ),
     'pretrained_even': Recipe('pretrained', _PRETRAINED | {'loss.class_weights': EVEN}),
     'pretrained_mining': Recipe('pretrained', _PRETRAINED | {'loss.mining': True, 'loss.mining_min_kept': 0.25}),
     'pretrained_sgd': Recipe(

@@ -1,6 +1,5 @@
 """The results of benchmarks/camvid.py: a file of JSON lines, and what is made of it: a Markdown table and a chart."""
 
-import contextlib
 import json
 import os
 from typing import Any
@@ -11,6 +10,7 @@ from atonet_jax.benchmark.benchmark import all_published_rows
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.errors import InputError
 from atonet_jax.process.progress import say
+from benchmarks.json_lines import add_line, read_lines
 
 # Of a run, but for its seed.
 _IDENTITY = ('protocol', 'network', 'recipe', 'start', 'epochs', 'settings', 'frames', 'backbone', 'device')
@@ -21,25 +21,14 @@ class Results:
 
     def __init__(self, path: str):
         self._path = path
-        self.rows = []
-        self._ends_within_a_line = False
-        with contextlib.suppress(FileNotFoundError), open(path) as file:
-            for line in file:
-                self._ends_within_a_line = not line.endswith('\n')  # of a process that was killed
-                with contextlib.suppress(ValueError):
-                    self.rows.append(json.loads(line))
+        self.rows = read_lines(path)
 
     def has(self, row: dict[str, Any]) -> bool:
         row = json.loads(json.dumps(row))
         return any(all(other.get(key) == value for key, value in row.items()) for other in self.rows)
 
     def add(self, row: dict[str, Any]) -> None:
-        os.makedirs(os.path.dirname(os.path.abspath(self._path)), exist_ok=True)
-        with open(self._path, 'a') as file:
-            file.write('\n' * self._ends_within_a_line + json.dumps(row) + '\n')
-            file.flush()
-            os.fsync(file.fileno())
-        self._ends_within_a_line = False
+        add_line(self._path, row)
         self.rows.append(json.loads(json.dumps(row)))
 
     def _runs(self) -> list[dict[str, Any]]:

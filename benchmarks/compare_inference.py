@@ -16,7 +16,6 @@ import argparse
 import os
 import platform
 import tempfile
-import time
 from collections.abc import Callable
 
 import jax
@@ -32,12 +31,12 @@ from atonet_jax.models import create_model
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.torch_weights import from_torch
+from benchmarks.timing import PAUSE, in_turns
 from tests import torch_reference
 
 NUM_CLASSES = 19
 CORES = os.cpu_count()
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
-PAUSE = 0.1  # seconds
 
 
 class EndToEnd(nn.Module):
@@ -157,22 +156,6 @@ def cuda_systems(image: np.ndarray, dtype: str) -> dict[str, Callable[[], object
     return {'PyTorch torch.compile': in_torch, 'ours, JAX': lambda: jax.block_until_ready(segment(jax_image))}
 
 
-def time_interleaved(systems: dict[str, Callable], rounds: int, warmup: int) -> dict[str, np.ndarray]:
-    """Seconds of each call, one of each system a round.
-
-    A pause before each lets the threads of the system before it, which spin while they wait for work, fall asleep.
-    """
-    times = {name: [] for name in systems}
-    for i in range(warmup + rounds):
-        for name, run in systems.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter()
-            run()
-            if i >= warmup:
-                times[name].append(time.perf_counter() - start)
-    return {name: np.array(seconds) for name, seconds in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--size', type=int, nargs=2, default=(512, 1024), help='height and width')
@@ -186,7 +169,8 @@ def main() -> None:
         on_cuda = jax.default_backend() == 'gpu'
         systems = cuda_systems(image, arguments.dtype) if on_cuda else cpu_systems(image, folder)
         labels = {name: _to_numpy(run()) for name, run in systems.items()}
-        times = time_interleaved(systems, arguments.rounds, arguments.warmup)
+        times = in_turns(systems, arguments.rounds, arguments.warmup, PAUSE)
+        times = {name: of_system[:, 0] for name, of_system in times.items()}
 
     device = torch.cuda.get_device_name() if on_cuda else f'{platform.machine()}, {CORES} cores'
     print(f'{device}; {arguments.size[0]}x{arguments.size[1]}, batch 1, '

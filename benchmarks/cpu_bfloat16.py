@@ -12,7 +12,6 @@ requirements-benchmarks.txt.
 import argparse
 import os
 import tempfile
-import time
 from collections.abc import Callable
 
 import jax.numpy as jnp
@@ -29,8 +28,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import load_config
-
-PAUSE = 0.1  # seconds, for threads that spin while they wait for work
+from benchmarks.timing import PAUSE, in_turns
 
 
 def network(name: str) -> TrainedNetwork:
@@ -71,19 +69,6 @@ def systems(trained: TrainedNetwork, image: np.ndarray, folder: str) -> dict[str
     }
 
 
-def measure(runs: dict[str, Callable], rounds: int) -> dict[str, np.ndarray]:
-    """{name: [rounds, 2], milliseconds by the clock and of CPU time}."""
-    times = {name: [] for name in runs}
-    for i in range(1 + rounds):
-        for name, run in runs.items():
-            time.sleep(PAUSE)
-            start = time.perf_counter(), time.process_time()
-            run()
-            if i:
-                times[name].append((time.perf_counter() - start[0], time.process_time() - start[1]))
-    return {name: 1e3 * np.array(each) for name, each in times.items()}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='+', help='names of networks, or folders of runs')
@@ -98,8 +83,8 @@ def main() -> None:
             runs = systems(network(name), image, folder)
             labels = {system: run() for system, run in runs.items()}
             reference = labels['OpenVINO, float32']
-            for system, times in measure(runs, arguments.rounds).items():
-                clock, cpu = np.median(times, axis=0)
+            for system, times in in_turns(runs, arguments.rounds, pause=PAUSE).items():
+                clock, cpu = 1e3 * np.median(times, axis=0)
                 same = 100 * np.mean(labels[system] == reference)
                 print(f'| {name} | {system} | {clock:.1f} | {cpu:.1f} | {same:.2f} |', flush=True)
 

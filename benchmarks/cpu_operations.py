@@ -7,13 +7,13 @@ Prints a table of milliseconds: of the forward pass, and of forward and backward
 """
 
 import argparse
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from atonet_jax import ops
+from benchmarks.timing import in_turns
 
 
 def conv(size, kernel, **options):
@@ -73,18 +73,6 @@ def program(function, arrays, fast, backward):
     return lambda: jax.block_until_ready(compiled(cotangent, *arrays))
 
 
-def milliseconds(programs, rounds):
-    best = [float('inf')] * len(programs)
-    for run in programs:
-        run()
-    for _ in range(rounds):
-        for number, run in enumerate(programs):
-            start = time.perf_counter()
-            run()
-            best[number] = min(best[number], 1e3 * (time.perf_counter() - start))
-    return best
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--rounds', type=int, default=5)
@@ -94,8 +82,9 @@ def main():
     for what, shapes, function in CASES:
         arrays = [jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32) for shape in shapes]
         ways = [(fast, backward) for backward in (False, True) for fast in (False, True)]
-        times = milliseconds([program(function, arrays, *way) for way in ways], rounds)
-        print(f'| {what} | {shapes[0]} | {" | ".join(f"{value:.1f}" for value in times)} |', flush=True)
+        times = in_turns({way: program(function, arrays, *way) for way in ways}, rounds)
+        figures = ' | '.join(f'{1e3 * of_way[:, 0].min():.1f}' for of_way in times.values())
+        print(f'| {what} | {shapes[0]} | {figures} |', flush=True)
 
 
 if __name__ == '__main__':

@@ -32,10 +32,11 @@ import numpy as np
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES, distinct_networks, network
 from atonet_jax.process.progress import Progress, say
+from benchmarks.json_lines import add_line, read_lines
 from benchmarks.network_report import SYSTEMS, TRAINING, draw_chart, failures_of, published_of, report, size_text
 from benchmarks.network_worker import Worker, WorkerError
+from benchmarks.timing import PAUSE
 
-PAUSE = 0.1  # seconds: lets the threads of another process, which spin while they wait for work, fall asleep
 FEWEST_ROUNDS = 3
 
 
@@ -161,26 +162,8 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def read_rows(path: str) -> dict[tuple, dict[str, Any]]:
-    """{(network, size, dtype, device): the last line of it}, without half-written lines of a killed process."""
-    rows = {}
-    with contextlib.suppress(FileNotFoundError), open(path) as file:
-        for line in file:
-            with contextlib.suppress(ValueError):
-                row = json.loads(line)
-                rows[row['network'], tuple(row['size']), row['dtype'], row['device']] = row
-    return rows
-
-
-def add_row(path: str, row: dict[str, Any]) -> None:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    with open(path, 'a+b') as file:
-        whole = file.tell() == 0
-        if not whole:
-            file.seek(-1, os.SEEK_END)
-            whole = file.read(1) == b'\n'
-        file.write(('' if whole else '\n').encode() + json.dumps(row).encode() + b'\n')
-        file.flush()
-        os.fsync(file.fileno())
+    """{(network, size, dtype, device): the last line of it}."""
+    return {(row['network'], tuple(row['size']), row['dtype'], row['device']): row for row in read_lines(path)}
 
 
 def run(options: argparse.Namespace) -> list[Job]:
@@ -213,7 +196,7 @@ def run(options: argparse.Namespace) -> list[Job]:
                 return missing[i:]
             row = job._asdict() | {'options': options.options, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), **machine}
             row |= figures
-            add_row(options.results, row)
+            add_line(options.results, row)
             say(f'{job}: {summary(row)}')
             progress.update(1, str(job))
     return []

@@ -47,6 +47,7 @@ from atonet_jax.training.from_config import create_objective, create_recipe, ste
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
 from benchmarks.compiled_text import Operations  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
+from benchmarks.timing import matrix_rate  # noqa: E402
 
 PROGRAMS = ('label_map', 'torch_label_map', 'train', 'coarse_logits')
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -236,20 +237,6 @@ def seconds_per_call(program: Program, calls: int) -> float:
     return sorted(times)[2]
 
 
-def matrix_rate(length: int, products: int) -> float:
-    """FLOP/s of the fastest of five runs of square bfloat16 matrix products."""
-    matrix = jax.random.normal(jax.random.key(0), (length, length), jnp.bfloat16) * length**-0.5
-    multiply = jax.jit(jnp.matmul)
-    times = []
-    for _ in range(6):  # the first compiles
-        start, x = time.perf_counter(), matrix
-        for _ in range(products):
-            x = multiply(matrix, x)
-        jax.block_until_ready(x)
-        times.append(time.perf_counter() - start)
-    return products * 2 * length**3 / min(times)
-
-
 def report(program: Program, rows: list[dict[str, Any]], wall: float, rate: float) -> str:
     """Markdown: sums by category, and the longest kernels."""
     total = sum(row['ms'] for row in rows)
@@ -296,7 +283,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.tiny:
         size, crop_size, batch_size, options = (64, 128), (64, 64), 2, {'width': 16, 'backbone_width': 8}
     began = time.perf_counter()
-    rate = matrix_rate(256, 2) if arguments.tiny else matrix_rate(8192, 20)
+    rate = matrix_rate('bfloat16', 256, 2) if arguments.tiny else matrix_rate('bfloat16', 8192, 20)
     figures = {'device': device_names(), 'versions': versions('jax', 'jaxlib'), 'matrix_tflop_per_s': rate / 1e12,
                'xla_flags': os.environ.get('XLA_FLAGS', ''), 'programs': {}}  # fmt: skip
     print(f'{figures["device"]}; {figures["versions"]}; bfloat16 matrices: {rate / 1e12:.1f} TFLOP/s', flush=True)

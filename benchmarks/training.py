@@ -15,11 +15,8 @@ the same run, over what the step takes. Needs requirements-parity.txt.
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 
 os.environ.setdefault('XLA_PYTHON_CLIENT_PREALLOCATE', 'false')  # before JAX is imported: PyTorch needs memory too
 
@@ -39,6 +36,7 @@ from atonet_jax.training.augment import augment  # noqa: E402
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule  # noqa: E402
 from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
+from benchmarks.timing import PAUSE, in_turns, matrix_rate  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -46,7 +44,6 @@ PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.01, 0.9, 1e-4, 0.1
 DEVICE_COUNTS = (1, 2, 4, 8)
 TINY = {'width': 16, 'backbone_width': 8}  # for the simulated devices: what splitting costs, not what computing does
 TINY_SIZE, TINY_BATCH_SIZE, TINY_STEPS = (64, 128), 8, 10
-PAUSE = 0.2  # seconds, in which threads that spin while they wait for work fall asleep
 
 
 class OurTraining:
@@ -111,20 +108,6 @@ class TorchTraining:
         return sum(torch_reference.loss_terms(self._network(images), labels))
 
 
-def matrix_rate(dtype: str, length: int, products: int) -> float:
-    """FLOP/s of the fastest of five runs of square matrix products."""
-    matrix = jax.random.normal(jax.random.key(0), (length, length), jnp.dtype(dtype)) * length**-0.5
-    multiply = jax.jit(jnp.matmul)
-    times = []
-    for _ in range(6):  # the first compiles
-        start, x = time.perf_counter(), matrix
-        for _ in range(products):
-            x = multiply(matrix, x)
-        jax.block_until_ready(x)
-        times.append(time.perf_counter() - start)
-    return products * 2 * length**3 / min(times)
-
-
 class Worker:
     """A system in a process of its own, as it is used; it takes a turn when told to."""
 
@@ -137,10 +120,10 @@ class Worker:
             raise SystemExit(f'{arguments[1]}: could not take a step; its error is above')
         self.ready = json.loads(first)
 
-    def turn(self) -> float:
-        """Seconds."""
+    def turn(self) -> None:
         print(file=self._process.stdin, flush=True)
-        return float(self._process.stdout.readline())
+        if not self._process.stdout.readline():
+            raise SystemExit('a system ended in the middle; its error is above')
 
     def end(self) -> None:
         self._process.stdin.close()
@@ -158,9 +141,8 @@ def work(arguments: argparse.Namespace) -> None:
         training = full_size_training(arguments)
     print(json.dumps({'loss': training.run(1)}), flush=True)
     for _ in sys.stdin:
-        start = time.perf_counter()
         training.run(arguments.steps)
-        print(time.perf_counter() - start, flush=True)
+        print(flush=True)
 
 
 def full_size_training(arguments: argparse.Namespace) -> OurTraining | TorchTraining:
@@ -190,12 +172,10 @@ def compare(arguments: argparse.Namespace) -> None:
     shape = ['--size', *map(str, size), '--batch-size', str(batch_size), '--dtype', dtype, '--steps', str(steps)]
     workers = {name: Worker(['--worker', worker, *shape]) for name, worker in systems.items()}
     turns = {name: worker.turn for name, worker in workers.items()}
-    for _ in range(arguments.warmup):
-        take_turns(turns)
-    rounds = [take_turns(turns) for _ in range(arguments.rounds)]
+    times = in_turns(turns, arguments.rounds, arguments.warmup, PAUSE)
     for worker in workers.values():
         worker.end()
-    times = {name: np.array([seconds[name] for seconds in rounds]) for name in systems}
+    times = {name: of_system[:, 0] for name, of_system in times.items()}
     rate = matrix_rate(dtype, 8192, 20) if on_gpu else matrix_rate(dtype, 2048, 2)
 
     model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
@@ -217,15 +197,6 @@ def compare(arguments: argparse.Namespace) -> None:
               f'| {speed:.3f} | {100 * flops / rate / median:.1f} | {workers[name].ready["loss"]:.4f} |')  # fmt: skip
 
 
-def take_turns(turns: dict[str, Callable[[], float]]) -> dict[str, float]:
-    """Seconds of each, one after the other."""
-    seconds = {}
-    for name, turn in turns.items():
-        time.sleep(PAUSE)
-        seconds[name] = turn()
-    return seconds
-
-
 def _forward(model, variables, images):
     return model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
 
@@ -234,11 +205,8 @@ def compare_device_counts(rounds: int) -> None:
     """Prints what a step of a small network takes when the same batch is split over more devices of the same cores."""
     options = ['--worker', 'devices', '--steps', str(TINY_STEPS)]
     workers = {count: Worker(options, f'--xla_force_host_platform_device_count={count}') for count in DEVICE_COUNTS}
-    turns = {count: worker.turn for count, worker in workers.items()}
-    take_turns(turns)
-    milliseconds = [
-        {count: 1e3 * seconds / TINY_STEPS for count, seconds in take_turns(turns).items()} for _ in range(rounds)
-    ]
+    times = in_turns({count: worker.turn for count, worker in workers.items()}, rounds, pause=PAUSE)
+    milliseconds = {count: 1e3 * of_count[:, 0] / TINY_STEPS for count, of_count in times.items()}
     for worker in workers.values():
         worker.end()
     print(f'{TINY_SIZE[0]}x{TINY_SIZE[1]} crops, batch {TINY_BATCH_SIZE}, a network of {TINY}, float32; '
@@ -246,8 +214,8 @@ def compare_device_counts(rounds: int) -> None:
     print('| simulated CPU devices | ms/step: median | beyond one device, ms |')
     print('|---|---|---|')
     for count in DEVICE_COUNTS:
-        extra = statistics.median(of_round[count] - of_round[1] for of_round in milliseconds)
-        print(f'| {count} | {statistics.median(of_round[count] for of_round in milliseconds):.1f} | {extra:.1f} |')
+        extra = np.median(milliseconds[count] - milliseconds[1])
+        print(f'| {count} | {np.median(milliseconds[count]):.1f} | {extra:.1f} |')
 
 
 def main() -> None:

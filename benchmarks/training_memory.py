@@ -11,8 +11,6 @@ bfloat16 takes float32's memory there, and more, for its convolutions take float
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Mapping
 
 import jax
@@ -29,6 +27,7 @@ from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.training.losses import total_loss
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule
 from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
+from benchmarks.timing import in_turns
 
 NUM_CLASSES = 19
 
@@ -116,16 +115,8 @@ def megabytes(program: jax.stages.Compiled) -> tuple[float, float]:
     return (held + memory.temp_size_in_bytes) / 1e6, memory.temp_size_in_bytes / 1e6
 
 
-def median_times(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Milliseconds of a turn; in each round each takes one. A round before them does not count."""
-    times = {name: [] for name in turns}
-    for counts in [False] + rounds * [True]:
-        for name, turn in turns.items():
-            start = time.perf_counter()
-            turn()
-            if counts:
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: statistics.median(of_one) for name, of_one in times.items()}
+def median_milliseconds(turns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    return {name: 1e3 * float(np.median(times[:, 0])) for name, times in in_turns(turns, rounds).items()}
 
 
 def compare_steps(crops, batch_sizes, dtypes) -> None:
@@ -142,7 +133,7 @@ def compare_steps(crops, batch_sizes, dtypes) -> None:
 
 def time_steps(crop, batch_size, dtype, rounds) -> None:
     turns = {name: TrainingStep(crop, batch_size, dtype, name == 'remat').turn() for name in ('plain', 'remat')}
-    times = median_times(turns, rounds)
+    times = median_milliseconds(turns, rounds)
     print(
         f'{batch_size} crops of {crop[0]}x{crop[1]}, {dtype}: {times["plain"]:.0f} ms a step, with remat '
         f'{times["remat"]:.0f}, {times["remat"] / times["plain"]:.2f} times as long',
@@ -166,7 +157,7 @@ def compare_losses(crop, batch_size, strides, rounds) -> None:
             name: lambda program=program: jax.block_until_ready(program(logits, labels))
             for name, program in programs.items()
         }
-        times = median_times(turns, rounds)
+        times = median_milliseconds(turns, rounds)
         for name, program in programs.items():
             print(f'| {stride} | {name} | {megabytes(program)[1]:.0f} | {times[name]:.1f} |', flush=True)
 

@@ -12,7 +12,7 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -28,6 +28,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import load_config
+from benchmarks.timing import in_turns
 
 KINDS = ('color', 'overlay', 'side_by_side')
 WAYS = {'predict: overlay': ('overlay',), 'predict: all four kinds': ('labels', *KINDS)}
@@ -66,14 +67,14 @@ def main(argv: list[str] | None = None) -> None:
         for name, config.predict.pictures in WAYS.items():
             job = Job(config.copy_and_resolve_references(), network, os.path.join(folder, 'out'))
             ways[name] = partial(predict, job)
-        seconds, cpu_seconds = in_turns(ways, arguments.rounds)
+        times = in_turns(ways, arguments.rounds)
         device = jax.devices()[0].device_kind if jax.default_backend() != 'cpu' else f'{os.cpu_count()} cores'
         print(f'{cpu_name()}, {device}; {config.model.name}, {config.model.dtype}; {arguments.size[0]}x'
               f'{arguments.size[1]}, {len(frames)} frames, {arguments.rounds} rounds')  # fmt: skip
         print('| | ms a frame | CPU ms a frame | frames/s | share of the bare rate, % |\n|---|---|---|---|---|')
-        for name, of_way in seconds.items():
-            wall, cpu = (np.median(times) / len(frames) for times in (of_way, cpu_seconds[name]))
-            share = 100 * np.median(seconds['bare network'] / of_way)
+        for name, of_way in times.items():
+            wall, cpu = np.median(of_way, axis=0) / len(frames)
+            share = 100 * np.median(times['bare network'][:, 0] / of_way[:, 0])
             print(f'| {name} | {1e3 * wall:.1f} | {1e3 * cpu:.1f} | {1 / wall:.2f} | {share:.1f} |')
         print('\n| stage | ms a frame | CPU ms a frame |\n|---|---|---|')
         for name, wall, cpu in stages(frames, source, label, network.class_table, folder):
@@ -89,18 +90,6 @@ def write_video(path: str, count: int, height: int, width: int) -> None:
                 scene, _ = render_scene(seed=0, index=i // pans, height=height, width=2 * width)
             left = i % pans * STEP
             file.write(scene[:, left : left + width])
-
-
-def in_turns(ways: dict[str, Callable[[], None]], rounds: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Seconds and CPU seconds of each call, after one that does not count."""
-    seconds, cpu_seconds = ({name: np.zeros(rounds + 1) for name in ways} for _ in range(2))
-    for i in range(rounds + 1):
-        for name, run in ways.items():
-            start, cpu_start = time.perf_counter(), time.process_time()
-            run()
-            seconds[name][i] = time.perf_counter() - start
-            cpu_seconds[name][i] = time.process_time() - cpu_start
-    return tuple({name: values[1:] for name, values in found.items()} for found in (seconds, cpu_seconds))
 
 
 def stages(frames, source, label, table, folder) -> Iterator[tuple[str, float, float]]:

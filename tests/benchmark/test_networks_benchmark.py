@@ -10,9 +10,10 @@ import pytest
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES, distinct_networks, network
 from benchmarks import networks
+from benchmarks.json_lines import add_line
 from benchmarks.network_report import draw_chart, failures_of, report
 from benchmarks.network_worker import Worker, WorkerError
-from benchmarks.networks import add_row, jobs_of, parse_arguments, read_rows, run
+from benchmarks.networks import jobs_of, parse_arguments, read_rows, run
 
 COUNTS = {'parameters': 364_647, 'file_bytes': 1_500_000, 'macs': 2_000_000_000}
 SECONDS = {'segmenter': 0.1, 'plain': 0.2, 'onnx': 0.05}
@@ -186,7 +187,7 @@ def test_a_line_follows_one_that_a_killed_process_left(tmp_path):
     path = str(tmp_path / 'a.jsonl')
     with open(path, 'w') as file:
         file.write('{"half')
-    add_row(path, row_of('enet_paper', (64, 128), 0.1))
+    add_line(path, row_of('enet_paper', (64, 128), 0.1))
     assert list(read_rows(path)) == [('enet_paper', (64, 128), 'float32', 'made up')]
 
 
