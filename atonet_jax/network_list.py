@@ -2,8 +2,8 @@
 
 from typing import NamedTuple
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import create_model, distinct_networks, network
+from atonet_jax.models.counts import count_macs, count_parameters
 
 _SIZE = 512, 1024  # of an image, where nothing is published
 _HEADINGS = ('network', 'parameters', 'GMACs', 'at', 'licence', 'public weights')

@@ -18,12 +18,12 @@ import numpy as np
 import onnxruntime
 from onnx import TensorProto, helper
 
-from atonet_jax.benchmark.benchmark import count_macs
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.export.onnx.quantization import quantize
 from atonet_jax.export.onnx_format import build
 from atonet_jax.models import create_model, init_variables
+from atonet_jax.models.counts import count_macs
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.runs.network import TrainedNetwork
 

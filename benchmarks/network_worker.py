@@ -122,8 +122,8 @@ def _jax_call(start: Callable, task) -> tuple[Callable, Callable, dict[str, Any]
 
 
 def _segmenter(task):
-    from atonet_jax.benchmark.benchmark import count_macs, count_parameters
     from atonet_jax.inference import Segmenter
+    from atonet_jax.models.counts import count_macs, count_parameters
 
     def start(model, variables, shape):
         segment = Segmenter(model, variables)
@@ -176,9 +176,9 @@ def training_step(task: dict[str, Any]) -> tuple[Any, Callable[[], np.ndarray], 
     """
     import jax
 
-    from atonet_jax.benchmark.macs import count_conv_macs
     from atonet_jax.config import create_network, default_config
     from atonet_jax.models import apply, init_variables
+    from atonet_jax.models.counts import count_conv_macs
     from atonet_jax.ops import cpu
     from atonet_jax.process.devices import create_mesh
     from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation

@@ -36,11 +36,11 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
 from atonet_jax.config import create_network, default_config  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
 from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
 from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
+from atonet_jax.models.counts import count_conv_macs  # noqa: E402
 from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation  # noqa: E402

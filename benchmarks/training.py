@@ -25,10 +25,10 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-from atonet_jax.benchmark.macs import count_conv_macs  # noqa: E402
 from atonet_jax.data.augmentation import Augmentation  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
 from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
+from atonet_jax.models.counts import count_conv_macs  # noqa: E402
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402

@@ -19,11 +19,11 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax import __version__
-from atonet_jax.benchmark.macs import count_conv_macs
 from atonet_jax.config import benchmark_sizes, create_network
 from atonet_jax.data.sources import class_table
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import abstract_variables, apply, init_variables, network
+from atonet_jax.models import init_variables, network
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.files import make_folder, write_json
 from atonet_jax.process.progress import watched
@@ -190,23 +190,6 @@ def summarize(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
         'images_per_second': batch_size / median,
         'seconds': list(seconds),
     }
-
-
-def count_parameters(model: nn.Module) -> dict[str, int]:
-    """{'parameters', 'file_bytes'} for inference. file_bytes counts parameters and BN statistics in float32."""
-    variables = abstract_variables(model, train=False)
-    parameters, numbers = (
-        sum(array.size for array in jax.tree.leaves(tree)) for tree in (variables['params'], variables)
-    )
-    return {'parameters': parameters, 'file_bytes': 4 * numbers}
-
-
-def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of the convolutions for one image of `size`, (height, width)."""
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    return count_conv_macs(
-        lambda variables, images: apply(model, variables, images), abstract_variables(model, train=False), images
-    )
 
 
 def published_rows(size: tuple[int, int]) -> list[dict[str, Any]]:

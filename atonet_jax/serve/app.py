@@ -1,19 +1,13 @@
 """The routes: a page for people, an endpoint for programs. docs/serving.md describes requests and answers."""
 
 import asyncio
-import base64
 import contextlib
 import importlib.resources
-import io
 import ipaddress
 import json
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import anyio.to_thread
-import numpy as np
-import PIL.Image
 from ml_collections import ConfigDict
 from starlette.applications import Starlette
 from starlette.datastructures import Headers, MutableHeaders
@@ -25,17 +19,13 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from atonet_jax.data.labels import ClassTable
-from atonet_jax.data.pictures import TooManyPixels, formats, read_picture
-from atonet_jax.data.visualize import overlay
+from atonet_jax.data.pictures import TooManyPixels
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import network as contract_of
+from atonet_jax.serve.pictures import OUTPUTS, Pictures, class_descriptions
+from atonet_jax.serve.schema import SCHEMA
 
-OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
-SIDE_STEP = 64  # pixels; sides that the network sees are multiples of it
-# Pillow's other formats are rare. HEIF needs pillow-heif.
-FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 UPLOAD_SECONDS = 30  # after which an unfinished upload is dropped
 ANSWER_SECONDS = 30  # the same for an answer that the client does not read
 _PIECE = 65536  # bytes of an answer that are sent at once
@@ -49,92 +39,8 @@ _HEADERS = {
     'X-Content-Type-Options': 'nosniff',
 }
 
-_COUNT = {'type': 'integer', 'minimum': 0}
-_MILLISECONDS = {'type': 'number', 'minimum': 0}
-_CLASS = {
-    'id': {'type': 'integer', 'minimum': 0, 'maximum': 254, 'description': 'train id'},
-    'name': {'type': 'string'},
-    'color': {
-        'type': 'array',
-        'items': {'type': 'integer', 'minimum': 0, 'maximum': 255},
-        'minItems': 3,
-        'maxItems': 3,
-        'description': 'red, green, blue',
-    },
-}
 
-
-def _object(properties: dict[str, Any], description: str) -> dict[str, Any]:
-    return {
-        'type': 'object',
-        'description': description,
-        'properties': properties,
-        'required': list(properties),
-        'additionalProperties': False,
-    }
-
-
-SCHEMA = {
-    '$schema': 'https://json-schema.org/draft/2020-12/schema',
-    'title': 'What --mode=serve answers in JSON',
-    'oneOf': [{'$ref': f'#/$defs/{name}'} for name in ('segmentation', 'classes', 'health', 'error')],
-    '$defs': {
-        'segmentation': _object(
-            {
-                'width': {'type': 'integer', 'minimum': 1},
-                'height': {'type': 'integer', 'minimum': 1},
-                'milliseconds': {'$ref': '#/$defs/milliseconds'},
-                'classes': {
-                    'type': 'array',
-                    'description': 'those in the picture, by train id',
-                    'items': _object(
-                        _CLASS
-                        | {
-                            'pixels': {'type': 'integer', 'minimum': 1},
-                            'share': {'type': 'number', 'exclusiveMinimum': 0, 'maximum': 1},
-                        },
-                        'a class and how much of the picture it covers',
-                    ),
-                },
-                'labels': {
-                    'type': 'string',
-                    'contentEncoding': 'base64',
-                    'contentMediaType': 'image/png',
-                    'description': '8 bit grey, train ids, of the size of the picture',
-                },
-            },
-            'POST /segment?output=json',
-        ),
-        'milliseconds': _object(
-            {name: _MILLISECONDS for name in ('decode', 'compile', 'network', 'encode')},
-            'how long each part took; compile: next to nothing except for the first picture of a shape',
-        ),
-        'classes': {
-            'type': 'array',
-            'description': 'GET /classes: all that the network predicts, by train id',
-            'items': _object(_CLASS, 'a class'),
-        },
-        'health': _object(
-            {
-                'status': {'const': 'ok'},
-                'network': {'type': 'string', 'description': 'the name by which configs choose it'},
-                'title': {'type': 'string', 'description': "the network's, as tables print it"},
-                'source': {'type': 'string', 'description': 'where the network is published'},
-                'requests': _COUNT | {'description': 'of /segment that are being answered or wait'},
-                'max_megabytes': {'type': 'number', 'exclusiveMinimum': 0},
-                'max_pixels': {'type': 'integer', 'minimum': 1},
-                'long_side': {'type': 'integer', 'minimum': SIDE_STEP},
-            },
-            'GET /health',
-        ),
-        'error': _object({'error': {'type': 'string', 'description': 'one line'}}, 'any answer from 400 on'),
-    },
-}
-
-
-def create_app(
-    segment: Segmenter, options: ConfigDict, network: str, sample_range: Sequence[float] = ()
-) -> Starlette:
+def create_app(segment: Segmenter, options: ConfigDict, network: str, sample_range: Sequence[float] = ()) -> Starlette:
     """The page and the endpoint.
 
     Args:
@@ -143,9 +49,9 @@ def create_app(
         network: its name.
         sample_range: `config.data.sample_range`, of pictures of more than 8 bits.
     """
-    endpoint = _Endpoint(_Pictures(segment, options, sample_range), options)
+    endpoint = _Endpoint(Pictures(segment, options, sample_range), options)
     page = importlib.resources.files(__package__).joinpath('page.html').read_text(encoding='utf-8')
-    classes = _classes(segment.class_table)
+    classes = class_descriptions(segment.class_table)
     published = contract_of(segment.model).published
 
     # All are coroutines, because Starlette would run plain functions in threads.
@@ -184,81 +90,6 @@ def create_app(
     )
 
 
-def network_size(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """(width, height) of a picture for the network. There are few such sizes, because each needs its own program.
-
-    The picture is reduced until its long side is at most `long_side`. Then each side becomes the nearest multiple of
-    `SIDE_STEP`, at least `SIDE_STEP`.
-    """
-    factor = min(1, long_side / max(width, height))
-    width, height = (max(1, round(side * factor / SIDE_STEP)) * SIDE_STEP for side in (width, height))
-    return width, height
-
-
-class _Pictures:
-    """Turns the bytes of a picture into those of an answer. One thread at a time calls its methods."""
-
-    def __init__(self, segment: Segmenter, options: ConfigDict, sample_range: Sequence[float]):
-        self._segment = segment
-        self._sample_range = sample_range
-        self._kinds = [kind for kind in FORMATS if kind in formats()]
-        self._table = segment.class_table
-        self._options = options
-        self._compiled = set()
-        self._compile(network_size(1280, 720, options.long_side))  # of many cameras
-
-    def answer(self, body: bytes, output: str) -> tuple[bytes, dict[str, float]]:
-        """The encoded answer, and the milliseconds of each part.
-
-        Raises:
-            InputError: `body` is no picture that can be used.
-        """
-        clock = _Clock()
-        picture = read_picture(
-            io.BytesIO(body),
-            'the picture',
-            self._options.max_pixels,
-            'config.serve.max_pixels',
-            self._kinds,
-            self._sample_range,
-        )
-        height, width = picture.shape[:2]
-        size = network_size(width, height, self._options.long_side)
-        image = np.asarray(PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BILINEAR))
-        clock.stop('decode')
-        self._compile(size)
-        clock.stop('compile')
-        labels = self._table.train_ids(np.asarray(self._segment(image[None]))[0])
-        clock.stop('network')
-        labels = np.asarray(PIL.Image.fromarray(labels).resize((width, height), PIL.Image.Resampling.NEAREST))
-
-        if output == 'labels':
-            content = _png(labels)
-        elif output == 'raw':
-            content = _png(self._table.train_to_raw[labels])
-        elif output == 'color':
-            content = _png(self._table.palette[labels])
-        elif output == 'overlay':
-            content = _png(overlay(picture, labels, self._table.palette))
-        else:
-            values = {
-                'width': width,
-                'height': height,
-                'milliseconds': clock.milliseconds,
-                'classes': _shares(labels, self._table),
-                'labels': base64.b64encode(_png(labels)).decode(),
-            }
-            clock.stop('encode')  # which `values` shows too
-            return json.dumps(values).encode(), clock.milliseconds
-        clock.stop('encode')
-        return content, clock.milliseconds
-
-    def _compile(self, size: tuple[int, int]) -> None:
-        if size not in self._compiled:
-            self._segment.compile('__call__', (1, size[1], size[0]))
-            self._compiled.add(size)
-
-
 class _Endpoint:
     """POST /segment: limits the waiting requests, refuses some unread, and computes one at a time.
 
@@ -266,7 +97,7 @@ class _Endpoint:
         requests: how many are being answered or wait.
     """
 
-    def __init__(self, pictures: _Pictures, options: ConfigDict):
+    def __init__(self, pictures: Pictures, options: ConfigDict):
         self.requests = 0
         self._pictures = pictures
         self._most_requests = options.waiting + 1
@@ -353,19 +184,6 @@ class _Answer(Response):
                     await send({'type': 'http.response.body', 'body': piece, 'more_body': more})
 
 
-class _Clock:
-    """Milliseconds between its stops."""
-
-    def __init__(self):
-        self.milliseconds = {}
-        self._last = time.perf_counter()
-
-    def stop(self, part: str) -> None:
-        now = time.perf_counter()
-        self.milliseconds[part] = round(1000 * (now - self._last), 2)
-        self._last = now
-
-
 class _WithHeaders:
     """Adds `_HEADERS` to every answer."""
 
@@ -401,28 +219,6 @@ def _is_of_another_site(headers: Headers) -> bool:
     if 'sec-fetch-site' in headers:
         return headers['sec-fetch-site'] not in ('none', 'same-origin')
     return 'origin' in headers and headers['origin'].partition('://')[2] != headers.get('host')
-
-
-def _classes(table: ClassTable) -> list[dict[str, Any]]:
-    return [
-        {'id': i, 'name': name, 'color': [int(value) for value in color]}
-        for i, (name, color) in enumerate(zip(table.class_names, table.class_colors, strict=True))
-    ]
-
-
-def _shares(labels: np.ndarray, table: ClassTable) -> list[dict[str, Any]]:
-    pixels = np.bincount(labels.ravel(), minlength=table.num_classes).tolist()
-    return [
-        description | {'pixels': pixels[i], 'share': pixels[i] / labels.size}
-        for i, description in enumerate(_classes(table))
-        if pixels[i]
-    ]
-
-
-def _png(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    PIL.Image.fromarray(values).save(file, 'PNG', compress_level=1)  # higher levels take many times as long
-    return file.getvalue()
 
 
 def _error(status: int, text: str, headers: dict[str, str] | None = None) -> Response:

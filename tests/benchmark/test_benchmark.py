@@ -14,8 +14,6 @@ from atonet_jax.benchmark.benchmark import (
     BOUNDARIES,
     all_published_rows,
     benchmark,
-    count_macs,
-    count_parameters,
     published_rows,
     summarize,
     time_in_turns,
@@ -23,6 +21,7 @@ from atonet_jax.benchmark.benchmark import (
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import MODEL_NAMES, create_model, network
+from atonet_jax.models.counts import count_macs, count_parameters
 from tests.commands import run_command
 
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from atonet_jax.benchmark.macs import count_conv_macs
+from atonet_jax.models.counts import count_conv_macs
 from benchmarks import trace_gpu
 from benchmarks.compiled_text import Operations
 from benchmarks.trace_gpu import category

@@ -22,10 +22,10 @@ import jax
 import numpy as np
 from flax import linen as nn
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import apply, create_model, network
 from atonet_jax.models.blocks import BatchNorm
 from atonet_jax.models.contract import IMAGENET
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.torch_weights import from_torch, to_torch
 
 FOLDER = pathlib.Path(__file__).parent.parent / 'golden'

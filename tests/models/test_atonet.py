@@ -7,10 +7,10 @@ import pytest
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from atonet_jax.benchmark.macs import convolutions, count_conv_macs
 from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.models.atonet import LEVELS
 from atonet_jax.models.blocks import ConvNorm
+from atonet_jax.models.counts import convolutions, count_conv_macs
 from atonet_jax.ops.cpu import fast_paths
 
 SIZES = [(33, 33), (64, 128), (97, 161), (180, 240)]

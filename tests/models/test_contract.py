@@ -19,7 +19,6 @@ import pytest
 from flax.traverse_util import flatten_dict, path_aware_map
 
 from atonet_jax import ops
-from atonet_jax.benchmark.macs import convolutions
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.synthetic import render_scene
@@ -39,6 +38,7 @@ from atonet_jax.models import (
     prepare,
 )
 from atonet_jax.models.contract import GROUPS
+from atonet_jax.models.counts import convolutions
 from atonet_jax.models.terms import LabelsOnEdges
 from atonet_jax.predict import predict
 from atonet_jax.process.devices import create_mesh

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.terms import CrossEntropy, HardExampleCount
 from atonet_jax.torch_weights import backbone_from_torch, from_torch
 from tests.models import golden as goldens

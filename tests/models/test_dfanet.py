@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
-from atonet_jax.benchmark.macs import count_conv_macs
 from atonet_jax.models import create_model, network
+from atonet_jax.models.counts import count_conv_macs, count_macs, count_parameters
 from atonet_jax.models.dfanet import Attention, Decoder
 from atonet_jax.models.terms import Term
 from atonet_jax.torch_weights import from_torch, to_torch

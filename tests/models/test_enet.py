@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import create_model
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.enet import FORMS, Bottleneck
 from tests.models import golden
 

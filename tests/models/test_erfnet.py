@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import abstract_variables, apply, create_model, network, prepare
 from atonet_jax.models.contract import Normalization
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.erfnet import FactorizedBlock
 from atonet_jax.models.terms import Term
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch

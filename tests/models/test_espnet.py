@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.espnet import Pyramid
 from atonet_jax.models.terms import Term
 from atonet_jax.published_weights import load_backbone

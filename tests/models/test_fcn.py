@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from atonet_jax import ops
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import abstract_variables, create_model, network, prepare
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.fcn import _OFFSETS, CAFFE, crop, enlarge
 from atonet_jax.models.vgg import BLOCKS
 from atonet_jax.torch_weights import backbone_from_torch, to_torch

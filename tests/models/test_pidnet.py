@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.benchmark.macs import count_conv_macs
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.models import abstract_variables, apply, create_model, network, prepare
+from atonet_jax.models.counts import count_conv_macs
 from atonet_jax.models.terms import (
     BalancedBinaryCrossEntropy,
     CrossEntropy,

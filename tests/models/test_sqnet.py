@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import abstract_variables, create_model, network
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.terms import HardExampleShare, Term
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from tests.models import golden as goldens

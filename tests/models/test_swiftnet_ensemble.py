@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from atonet_jax import ops
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import apply, create_model, network
 from atonet_jax.models.contract import IMAGENET
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.swiftnet import CITYSCAPES
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
 from tests.models.test_contract import drawn_variables, tiny, training_options

@@ -7,8 +7,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from atonet_jax import ops
-from atonet_jax.benchmark.benchmark import count_macs, count_parameters
 from atonet_jax.models import abstract_variables, apply, create_model, network
+from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.terms import ExcessMean, Term
 from atonet_jax.models.two_column import crop_cells, from_cells, largest, to_cells
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch

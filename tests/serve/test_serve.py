@@ -34,7 +34,9 @@ from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, network
 from atonet_jax.serve import listen
-from atonet_jax.serve.app import OUTPUTS, SCHEMA, create_app, network_size
+from atonet_jax.serve.app import create_app
+from atonet_jax.serve.pictures import OUTPUTS, network_size
+from atonet_jax.serve.schema import SCHEMA
 from atonet_jax.validation import validate
 
 COLORS = ((128, 64, 128), (0, 200, 0), (250, 170, 30), (0, 0, 142), (220, 20, 60))
@@ -316,7 +318,7 @@ def test_failure_of_the_server_is_answered_too(segment, scene, monkeypatch):
         raise ZeroDivisionError
 
     app = create_app(segment, serve_options(), 'atonet')
-    monkeypatch.setattr('atonet_jax.serve.app.read_picture', fail)
+    monkeypatch.setattr('atonet_jax.serve.pictures.read_picture', fail)
     client = Client(app, raise_app_exceptions=False)
     assert_one_clear_line(client.post('/segment', content=encoded(scene)), 500, 'failed')
 

@@ -1,12 +1,32 @@
-"""Counts a traced program's convolutions; nothing is computed."""
+"""How large a network is, and what it computes. Programs are traced for that; nothing is computed."""
 
 import math
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
+from flax import linen as nn
 from jax.extend.core import jaxprs_in_params
 
+from atonet_jax.models import abstract_variables, apply
 from atonet_jax.ops import cpu
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """{'parameters', 'file_bytes'} for inference. file_bytes counts parameters and BN statistics in float32."""
+    variables = abstract_variables(model, train=False)
+    parameters, numbers = (
+        sum(array.size for array in jax.tree.leaves(tree)) for tree in (variables['params'], variables)
+    )
+    return {'parameters': parameters, 'file_bytes': 4 * numbers}
+
+
+def count_macs(model: nn.Module, size: tuple[int, int]) -> int:
+    """Multiply-accumulates of the convolutions for one image of `size`, (height, width)."""
+    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
+    return count_conv_macs(
+        lambda variables, images: apply(model, variables, images), abstract_variables(model, train=False), images
+    )
 
 
 def convolutions(jaxpr: jax.extend.core.Jaxpr) -> Iterator[jax.extend.core.JaxprEqn]:
