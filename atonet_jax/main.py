@@ -19,6 +19,7 @@ Several processes as one run: docs/scaling.md.
 """
 
 import gc
+import io
 import logging
 import os
 import signal
@@ -63,6 +64,9 @@ def command() -> int:
     Returns:
         The exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors='backslashreplace')  # names of files may hold what the terminal's encoding lacks
     if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
         print(__doc__, flags.FLAGS, sep='\n')
         return 0
@@ -196,7 +200,9 @@ def _run_mode(runs: list[str]) -> int:
         return 0 if check_data(config, workdir) else 1
     elif flags.FLAGS.mode == 'prepare':
         from atonet_jax.data.sources import prepare_copy
+        from atonet_jax.validation import validate
 
+        validate(config)
         print(f'written: {prepare_copy(config.data)}')
     elif flags.FLAGS.mode == 'serve':
         from atonet_jax.serve import serve

@@ -93,7 +93,9 @@ def load_backbone(
         hint = '; --config.model.pretrained_strict=false starts such parts fresh' if lacks else ''
         raise InputError(f'{path}: does not fit the backbone of {type(model).__name__}: {error}{hint}') from error
     fresh = () if strict else fresh_modules(state_dict, model, variables)
-    ignored = [name for name in state_dict if re.fullmatch(backbone_names(state_dict, model).ignored, name)]
+    names = backbone_names(state_dict, model)
+    known = names_in_file(model, names)
+    ignored = [name for name in names.adapt(state_dict) if name not in known and re.fullmatch(names.ignored, name)]
     said = f'; ignored: {", ".join(ignored)}' if ignored else ''
     said += f'; fresh, at the full learning rate: {", ".join(fresh)}' if fresh else ''
     _log.info('backbone from %s%s', path, said)

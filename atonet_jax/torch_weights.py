@@ -19,6 +19,7 @@ from atonet_jax.models.contract import WeightNames
 
 _log = logging.getLogger(__name__)
 
+_MORE_CLASSES = 60
 _SHOWN = 3  # names of each kind that a message lists
 LEAVES = {
     'kernel': 'weight',
@@ -147,7 +148,7 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     drawn, the same at every call: the original loads the file with strict=True.
 
     Raises:
-        InputError: the network has no vocabulary.
+        InputError: the network has no vocabulary, or `variables` are not whole, or not of this network.
     """
     names = next(iter(network(model).weights.values()), None)
     if names is None:
@@ -155,7 +156,12 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     flat = _flatten(variables)
     whole = names.whole(model)
     expected = _flatten(abstract_variables(whole)).keys()
-    if missing := expected - flat.keys():
+    missing = expected - flat.keys()
+    lacks = sorted(path for path in missing if not names.is_optional(module_of(path)))
+    if wrong := lacks or sorted(flat.keys() - expected):
+        what = 'lack' if lacks else 'have, beyond those of the network,'
+        raise InputError(f'{type(model).__name__}: the variables {what} {len(wrong)}: {_first(wrong)}')
+    if missing:
         flat |= _flatten(init_variables(whole, 0, missing))
         flat = {path: flat[path] for path in expected}
     state_dict = dict(names.fixed(model.num_classes))
@@ -181,7 +187,8 @@ def names_in_file(model: nn.Module, names: WeightNames) -> set[str]:
 def class_layers(model: nn.Module) -> set[str]:
     """Paths of the variables in modules whose shapes depend on the number of classes."""
     ours = _flatten(abstract_variables(model))
-    others = _flatten(abstract_variables(model.clone(num_classes=model.num_classes + 1)))
+    # Some have a share of the classes as channels, rounded down: one class more would not show.
+    others = _flatten(abstract_variables(model.clone(num_classes=model.num_classes + _MORE_CLASSES)))
     modules = {module_of(path) for path, array in ours.items() if array.shape != others[path].shape}
     return {path for path in ours if module_of(path) in modules}
 

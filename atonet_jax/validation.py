@@ -14,6 +14,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.models.contract import GROUPS
 
 _LARGEST_SEED = 2**63 - 1  # that JAX takes
+_SMALLEST_SCALE = 0.1
 CLASS_WEIGHTS = ('balanced', 'enet', 'equal')
 CACHES = ('auto', 'none', 'memory', 'disk', 'device')
 ON_CORRUPT = ('error', 'skip')
@@ -165,7 +166,10 @@ def _check_data(config: ConfigDict, checks: _Checks) -> None:
     checks.size('data.crop_size', optional=True)
     least = min(config.data.crop_size, default=SMALLEST_CROP)
     checks.require(least >= SMALLEST_CROP, 'data.crop_size', f'at least {SMALLEST_CROP} both ways')
-    checks.low_and_high('data.scale_range', 0, math.inf, 'lowest and highest scale')
+    wanted = f'lowest and highest scale, at least {_SMALLEST_SCALE}'  # a crop is cut from so many times its size
+    checks.low_and_high('data.scale_range', 0, math.inf, wanted)
+    checks.require(config.data.scale_range[0] >= _SMALLEST_SCALE, 'data.scale_range', wanted)
+    checks.positive('data.synthetic.train_scenes', 'data.synthetic.val_scenes')
     for name in ('class_aware_crops', 'brightness', 'contrast', 'saturation', 'blur', 'erasing'):
         checks.between(0, 1, f'data.augmentation.{name}')
     checks.between(0, 0.5, 'data.augmentation.hue')

@@ -1,7 +1,7 @@
 """Trains and scores networks on CamVid, 360x480: recipes by networks by seeds, in one process.
 
-    python -m benchmarks.camvid --data data/camvid --protocol val --recipes scratch pretrained --minutes 3
-    python -m benchmarks.camvid --data data/camvid --protocol test --recipes best:scratch best:pretrained --seeds 0 1 2
+    python -m benchmarks.camvid --data data/camvid --backbone resnet18.npz --recipes scratch pretrained --minutes 3
+    python -m benchmarks.camvid --data data/camvid --protocol test --recipes best:scratch --seeds 0 1 2
     python -m benchmarks.camvid --data data/camvid --protocol val --recipes scratch+table4     # the paper's Table 4
     python -m benchmarks.camvid --protocol test --networks --chart runs/camvid.png    # of the results that are there
 
@@ -67,6 +67,7 @@ from benchmarks.camvid_results import Results, place_of
 SPLITS = {'val': ('train', 'val'), 'test': ('train+val', 'test')}
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+FRAME = 360, 480  # height and width in the repack
 EVEN = (1.0,) * CAMVID.num_classes
 
 
@@ -76,7 +77,7 @@ def base_settings() -> dict[str, Any]:
     return {
         'model.dtype': 'float32' if on_cpu else 'bfloat16',
         'data.cache': 'device',
-        'data.crop_size': (360, 480),
+        'data.crop_size': FRAME,
         'eval.batch_size': 4 if on_cpu else 16,
         'eval.pictures': 0,
     }
@@ -191,8 +192,6 @@ class Runs:
             except (KeyError, TypeError, AttributeError) as error:
                 raise InputError(f'{key}={value}: {network} has no such setting, or it is of another type') from error
         if recipe.start == 'pretrained':
-            if not self._backbone:
-                raise InputError('recipes with a pretrained backbone need --backbone=FILE')
             if not contract_of(network).backbones:
                 raise InputError(f'--networks {network}: has no backbone that is published alone; leave out {network}')
             config.model.pretrained_backbone = self._backbone
@@ -215,6 +214,8 @@ class Runs:
 
     @cached_property
     def _backbone_digest(self) -> str:
+        if not self._backbone:
+            raise InputError('recipes with a pretrained backbone need --backbone=FILE')
         try:
             return _digest(pathlib.Path(self._backbone).read_bytes())
         except OSError as error:
@@ -334,23 +335,23 @@ class Runs:
         if time.monotonic() > self._deadline:
             raise OutOfTimeError
 
-    def time_label_maps(self, results: Results, protocol: str, settings: dict[str, Any]) -> None:
-        """Adds what is not there yet: the time of each network and height that was trained with on these devices."""
+    def time_label_maps(self, results: Results, protocol: str) -> None:
+        """Adds what is not there yet: the time of each `place_of` that was trained on these devices."""
         device = device_names()
         trained = {place_of(row) for row in results.rows if (row['protocol'], row.get('device')) == (protocol, device)}
-        for name, height, _ in sorted(trained):
-            row = {'protocol': 'latency', 'network': name, 'height': height, 'device': device}
-            if not results.has(row):
-                results.add(row | {'ms': self._milliseconds_of_label_map(name, height, settings), 'time': now()})
+        for place in sorted(trained):
+            if place not in results.times():
+                name, height, options, _ = place
+                row = {'protocol': 'latency', 'network': name, 'height': height, 'options': json.loads(options)}
+                ms = self._milliseconds_of_label_map(name, height, row['options'])
+                results.add(row | {'device': device, 'ms': ms, 'time': now()})
 
-    def _milliseconds_of_label_map(self, name: str, height: int, settings: dict[str, Any]) -> float:
+    def _milliseconds_of_label_map(self, name: str, height: int, options: dict[str, Any]) -> float:
         """The median time from one frame to its labels. Random weights take as long as trained ones."""
-        of_model = {key: value for key, value in settings.items() if key.startswith(('model.', 'data.crop_size'))}
-        config = self.config(name, Recipe('scratch', {}), 0, 'test', of_model)
-        model = create_network(config, CAMVID.num_classes)
-        size = tuple(config.data.crop_size)
-        segment = Segmenter(model, init_variables(model, 0), height=height, shapes=[(1, *size)])
-        frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
+        options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+        model = create_network(self.config(name, Recipe('scratch', {}), 0, 'test', options), CAMVID.num_classes)
+        segment = Segmenter(model, init_variables(model, 0), height=height, shapes=[(1, *FRAME)])
+        frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *FRAME, 3), np.uint8))
         times = []
         for _ in range(2 + _TIMED_CALLS):
             start = time.perf_counter()
@@ -365,6 +366,11 @@ class Runs:
         return self._batches[split]
 
 
+def digest_of(row: dict[str, Any]) -> str:
+    """What tells a run from others, in names of files."""
+    return _digest(json.dumps(row, sort_keys=True).encode())
+
+
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:12]
 
@@ -374,7 +380,7 @@ class KeptState:
 
     def __init__(self, results: str, row: dict[str, Any]):
         """row: what identifies the run."""
-        self._path = f'{results}.{_digest(json.dumps(row, sort_keys=True).encode())}.state'
+        self._path = f'{results}.{digest_of(row)}.state'
 
     def restore(self, state) -> tuple[Any, float]:
         """The state that is kept, and the seconds that the run has taken; `state`, which is fresh, where none is.
@@ -507,8 +513,8 @@ def main(argv: list[str] | None = None) -> None:
             continue
         if arguments.save and row['seed'] == arguments.seeds[0]:
             os.makedirs(arguments.save, exist_ok=True)
-            prefix = os.path.join(arguments.save, '{network}_{recipe}_{seed}'.format(**row))
-            save(prefix, model, variables, megabytes=15)
+            name = '{protocol}_{network}_{recipe}_{epochs:g}_{seed}'.format(**row)
+            save(os.path.join(arguments.save, f'{name}_{digest_of(row)}'), model, variables, megabytes=15)
         scores = evaluation.scores
         results.add(row | figures | {
             'time': now(),
@@ -526,7 +532,7 @@ def main(argv: list[str] | None = None) -> None:
         kept.remove()
     print(results.table())
     if arguments.chart:
-        runs.time_label_maps(results, arguments.protocol, settings)
+        runs.time_label_maps(results, arguments.protocol)
         results.draw(arguments.chart, arguments.protocol)
     if left:
         print(f'left: {"; ".join(left)}; the same command goes on with them')

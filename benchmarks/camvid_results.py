@@ -12,6 +12,8 @@ from atonet_jax.errors import InputError
 from atonet_jax.process.progress import say
 from benchmarks.json_lines import add_line, read_lines
 
+# The first follows from the device, the others are of training alone.
+_NO_OPTIONS = 'model.dtype', 'model.aux_levels', 'model.remat', 'model.pretrained_strict'
 # Of a run, but for its seed.
 _IDENTITY = ('protocol', 'network', 'recipe', 'start', 'epochs', 'settings', 'frames', 'backbone', 'device')
 
@@ -34,12 +36,16 @@ class Results:
     def _runs(self) -> list[dict[str, Any]]:
         return [row for row in self.rows if 'miou' in row]
 
+    def times(self) -> dict[tuple, float]:
+        """{`place_of`: milliseconds of a label map}."""
+        return {place_of(row): row['ms'] for row in self.rows if row['protocol'] == 'latency'}
+
     def draw(self, path: str, protocol: str) -> None:
         """Draws mean mIoU against the time of a label map, and published figures as hollow marks."""
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
-        times = {place_of(row): row['ms'] for row in self.rows if row['protocol'] == 'latency'}
+        times = self.times()
         best = {}
         for rows in self._alike():
             place = place_of(rows[0])
@@ -51,7 +57,7 @@ class Results:
         axes = figure.subplots()
         sets = {}
         for place, (miou, start, recipe) in best.items():
-            name, _, device = place
+            name, _, _, device = place
             title = name if recipe == start else f'{name} ({recipe})'
             sets.setdefault(f'here, {start}: {device}', []).append((times[place], 100 * miou, title))
         for label, points in sets.items():
@@ -125,10 +131,16 @@ class Results:
         return '\n'.join(lines)
 
 
-def place_of(row: dict[str, Any]) -> tuple[str, int, str]:
-    """Network, the height that frames are enlarged to (0: none), and device: what decides the time of a label map."""
-    is_latency = row['protocol'] == 'latency'
-    return row['network'], row.get('height', 0) if is_latency else row['settings'].get('eval.height', 0), row['device']
+def place_of(row: dict[str, Any]) -> tuple[str, int, str, str]:
+    """What decides the time of a label map: network, the height that frames are enlarged to (0: none), the network's
+    options as JSON, and device."""
+    if row['protocol'] == 'latency':
+        height, options = row.get('height', 0), row.get('options', {})
+    else:
+        settings = row['settings']
+        height = settings.get('eval.height', 0)
+        options = {key: value for key, value in settings.items() if key.startswith('model.') and key not in _NO_OPTIONS}
+    return row['network'], height, json.dumps(options, sort_keys=True), row['device']
 
 
 def _mean(rows: list[dict[str, Any]], name: str) -> float:

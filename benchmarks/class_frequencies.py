@@ -26,7 +26,7 @@ def main() -> None:
         counts += np.bincount(labels.ravel(), minlength=256)
     counts = counts[: dataset.class_table.num_classes]
     frequencies = counts / counts.sum()
-    weights = frequencies**-0.5
+    weights = np.divide(1, np.sqrt(frequencies), out=np.zeros(len(counts)), where=counts > 0)  # 0 of absent classes
     weights /= np.sum(frequencies * weights)
     print('| class | % of pixels | weight |')
     print('|---|---|---|')

@@ -21,13 +21,15 @@ import onnx
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.synthetic import render_scene
+from atonet_jax.errors import InputError
 from atonet_jax.export.onnx_format import build
 from atonet_jax.inference import Segmenter
-from atonet_jax.models import create_model, init_variables
+from atonet_jax.models import MODEL_NAMES, create_model, init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import load_config
+from benchmarks import command
 from benchmarks.timing import PAUSE, in_turns
 
 
@@ -35,6 +37,8 @@ def network(name: str) -> TrainedNetwork:
     """The registered network `name` with random weights, or that of the run in the folder `name`."""
     if os.path.isdir(name):
         return trained_network(load_config(name), name, create_mesh())
+    if name not in MODEL_NAMES:
+        raise InputError(f'{name}: no network has this name, and no folder')
     model = create_model(name, CITYSCAPES.num_classes)
     return TrainedNetwork(model, init_variables(model, 0), CITYSCAPES, step=None)
 
@@ -90,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

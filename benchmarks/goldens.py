@@ -47,6 +47,8 @@ def main() -> int:
     parser.add_argument('--networks', nargs='+', help='names of goldens; none: all')
     arguments = parser.parse_args()
     names = arguments.networks or [name for name in MODEL_NAMES if (arguments.folder / f'{name}.npz').exists()]
+    if not names:
+        sys.exit(f'error: {arguments.folder}: holds no goldens')
     print(f'| network | outputs | largest error | of | allowed |\n{5 * "|---"}|')
     misses = 0
     for name in names:

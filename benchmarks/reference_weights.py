@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 import tempfile
 
 import jax
@@ -36,6 +35,7 @@ from atonet_jax.models.contract import Family, Network
 from atonet_jax.ops import resize
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.network import config_of_file, trained_network
+from benchmarks import command
 
 REFERENCES = pathlib.Path(__file__).with_suffix('.json')
 
@@ -124,4 +124,4 @@ def miou(counts: np.ndarray) -> float:
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    command.run(main)

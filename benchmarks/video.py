@@ -28,6 +28,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import load_config
+from benchmarks import command
 from benchmarks.timing import in_turns
 
 KINDS = ('color', 'overlay', 'side_by_side')
@@ -126,4 +127,4 @@ def stages(frames, source, label, table, folder) -> Iterator[tuple[str, float, f
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

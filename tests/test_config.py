@@ -46,6 +46,8 @@ BAD_VALUES = [
     ('data.augmentation.erasing_area', (0.5, 0.2)),
     ('data.scale_range', (2.0, 1.0)),
     ('data.scale_range', (0.0, 1.0)),
+    ('data.scale_range', (0.01, 1.0)),
+    ('data.synthetic.val_scenes', 0),
     ('data.scale_range', (1.0, float('inf'))),
     ('loss.aux_weights', (1.0, 1.0, -1.0)),
     ('loss.aux_weights', (1.0, 1.0, float('nan'))),

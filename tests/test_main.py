@@ -1,6 +1,7 @@
 """The command line: what bad input prints, and that it harms nothing."""
 
 import errno
+import io
 import json
 import os
 import pickle
@@ -14,6 +15,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from atonet_jax import main
 from atonet_jax.data.synthetic import write_dataset
 from atonet_jax.runs.workdir import LOCK_FILE
 from tests.commands import run_command
@@ -308,6 +310,15 @@ def test_the_second_start_of_a_command_takes_its_compiled_programs_from_the_cach
     first = start()
     assert first
     assert start() == first
+
+
+def test_a_name_that_the_terminal_cannot_write_ends_nothing(monkeypatch):
+    screen = io.TextIOWrapper(io.BytesIO(), 'ascii')
+    monkeypatch.setattr(sys, 'stdout', screen)
+    monkeypatch.setattr(sys, 'argv', ['main.py', '--help'])
+    assert main.command() == 0
+    print('stra\xdfe caf\udce9.png', file=screen, flush=True)
+    assert screen.buffer.getvalue().endswith(b'stra\\xdfe caf\\udce9.png\n')
 
 
 def test_help_does_not_wait_for_jax(repository):

@@ -102,6 +102,9 @@ def benchmark(config: ConfigDict, workdir: str) -> dict[str, Any]:
     if config.eval.height:
         print(f'config.eval.height={config.eval.height} is not applied: sizes are those that the network sees')
     options = config.benchmark
+    if config.model.dtype not in options.dtypes:
+        given = "--config.benchmark.dtypes=\"('float32','bfloat16')\""
+        print(f'config.model.dtype={config.model.dtype} is not timed: config.benchmark.dtypes says which; give {given}')
     for dtype in options.dtypes:
         segment = Segmenter(model.clone(dtype=jnp.dtype(dtype)), variables)
         for batch_size, size in itertools.product(options.batch_sizes, benchmark_sizes(config)):

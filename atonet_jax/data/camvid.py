@@ -48,11 +48,11 @@ def load_camvid(root: str, split: str, label_values: str = 'auto') -> Segmentati
     parts = split_parts(split, _PARTS)
     for suffix in ('annot', '_labels'):
         if os.path.isdir(os.path.join(root, f'train{suffix}')):
-            dataset = _load_repack(root, split, parts, suffix)
+            dataset, layout = _load_repack(root, split, parts, suffix), f'train beside train{suffix}'
             break
     else:
-        dataset = _load_frames(root, split, parts)
-    _log.info('%s: CamVid %s, %d frames', root, split, len(dataset))
+        dataset, layout = _load_frames(root, split, parts), 'all frames in one folder'
+    _log.info('%s: CamVid %s, %d frames; layout: %s', root, split, len(dataset), layout)
     return decide_reading(dataset, label_values)
 
 

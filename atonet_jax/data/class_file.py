@@ -69,7 +69,7 @@ def read_class_file(path: str, name: str) -> ClassTable:
         if value == IGNORE_LABEL and not ignore:
             raise fault(number, f'value {IGNORE_LABEL} of {row["name"]!r} is always ignored; choose another')
         class_name = None if ignore else class_of_row
-        if class_name == row['name']:
+        if class_name == row['name'] and not (class_name in names and 'class' in row):
             if class_name in names:
                 raise fault(number, f'{class_name!r} is there twice; give its second value "class": "{class_name}"')
             names.append(class_name)
@@ -86,7 +86,10 @@ def read_class_file(path: str, name: str) -> ClassTable:
             f'be from 2 to {UNKNOWN_LABEL - 1}; give the background, say, a class of its own'
         )
     spares = iter(_spare_colors(len(entries)))
-    class_colors = {row: color or next(spares) for row, _, color, class_name in entries if class_name == row}
+    class_colors = {}
+    for row, _, color, class_name in entries:
+        if class_name == row and row not in class_colors:
+            class_colors[row] = color or next(spares)
     return ClassTable(
         name=name,
         class_names=tuple(names),
@@ -140,7 +143,9 @@ def _color(value: str | list) -> tuple[int, int, int]:
         return tuple(bytes.fromhex(value[1:]))
     numbers = re.findall(r'-?\d+', value) if isinstance(value, str) else value
     try:
-        red, green, blue = map(int, numbers)
+        red, green, blue = (int(number) for number in numbers)
+        if [red, green, blue] != [float(number) for number in numbers]:
+            raise ValueError  # parts of 255 are no colours
         return tuple(bytes((red, green, blue)))
     except (TypeError, ValueError):
         raise ValueError(f'color is {value!r}; write #rrggbb, or three numbers of 0..255') from None

@@ -68,6 +68,7 @@ class SegmentationDataset:
         by_color: the kinds of label file (`label_files.KINDS`) whose pixels are colours of `class_table`. In files of
             the other kinds they are numbers.
         by_level: whether the numbers of files of kind 'grey_palette' are the greys and not the indices.
+        ways: {kind of label file that was found: how it is read}; empty if there was nothing to decide.
         reading: how label files are read and why, in a sentence; '' if there was nothing to decide.
         doubt: what speaks against it, or ''.
         raw_to_train: [256] uint8, train id of each number, `UNKNOWN_LABEL` if a number has no meaning. None:
@@ -89,6 +90,7 @@ class SegmentationDataset:
     label_paths: tuple[str, ...] | None
     by_color: frozenset[str] = frozenset()
     by_level: bool = False
+    ways: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reading: str = ''
     doubt: str = ''
     raw_to_train: np.ndarray | None = None

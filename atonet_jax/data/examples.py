@@ -1,5 +1,6 @@
 """Decoded examples of a split, read each time or kept in memory or on disk. Bad ones are reported or skipped."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -18,6 +19,8 @@ from atonet_jax.process.files import replacing
 _log = logging.getLogger(__name__)
 
 _memory_caches = weakref.WeakSet()  # of this process, which share its memory
+_disk_caches = weakref.WeakSet()  # the same of disks
+_LEFT_FREE = 0.5e9  # bytes of a disk, for checkpoints
 
 Decoded = tuple[np.ndarray, np.ndarray]
 
@@ -129,7 +132,12 @@ class _MemoryCache:
 
 
 class _DiskCache:
-    """One file for each example. Its name depends on the source files, so that a changed source is decoded again."""
+    """One file for each example. Its name depends on the source files, so that a changed source is decoded again.
+
+    Attributes:
+        disk: the file system.
+        missing: bytes that are still to be written.
+    """
 
     def __init__(self, dataset: SegmentationDataset, folder: str):
         self._dataset = dataset
@@ -138,7 +146,9 @@ class _DiskCache:
         self._lock = threading.Lock()
         try:
             os.makedirs(folder, exist_ok=True)
-            free = shutil.disk_usage(folder).free
+            self.disk = os.stat(folder).st_dev
+            free = shutil.disk_usage(folder).free - _LEFT_FREE
+            free = max(0, free - sum(cache.missing for cache in _disk_caches if cache.disk == self.disk))
         except OSError as error:
             raise InputError(
                 f'config.data.cache_dir={folder}: cannot be used ({error.strerror}); choose another'
@@ -149,13 +159,14 @@ class _DiskCache:
         }
         there = sum(map(os.path.exists, self._paths.values()))
         needed = decoded_bytes(dataset)
-        missing = needed * (len(self._paths) - there) // max(1, len(self._paths))
+        self.missing = needed * (len(self._paths) - there) // max(1, len(self._paths))
         _announce(dataset, folder, needed, f'{there} of {len(self._paths)} are there, {_gigabytes(free)} are free')
-        if missing > free:
+        if self.missing > free:
             raise InputError(
-                f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(missing)} more in {folder}, '
-                f'but {_gigabytes(free)} are free; give another config.data.cache_dir or choose none'
+                f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(self.missing)} more in '
+                f'{folder}, but {_gigabytes(free)} are free; give another config.data.cache_dir or choose none'
             )
+        _disk_caches.add(self)
 
     def read(self, i: int) -> Decoded | None:
         height, width = self._dataset.sizes[i]
@@ -169,9 +180,12 @@ class _DiskCache:
         if self._full:
             return
         try:
+            if shutil.disk_usage(self._folder).free < _LEFT_FREE:  # others write there too
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             with replacing(self._paths[i], durable=False) as temporary, open(temporary, 'wb') as file:
                 for array in example:
                     file.write(np.ascontiguousarray(array))
+            self.missing = max(0, self.missing - sum(array.nbytes for array in example))
         except OSError as error:
             with self._lock:
                 first, self._full = not self._full, True

@@ -298,7 +298,7 @@ def _decoding(path: str) -> Iterator[None]:
         yield
     except DataError:  # a ValueError too
         raise
-    except UNDECODABLE as error:
+    except (*UNDECODABLE, MemoryError) as error:  # OpenJPEG's word for damage
         if isinstance(error, PIL.UnidentifiedImageError):  # whose text is the name of an object
             reason = 'not an image'
         else:
@@ -335,6 +335,8 @@ def _with_palette(image: PIL.Image.Image, kind: str) -> tuple[str, np.ndarray | 
     """Kind and [n, 3] uint8 palette of an image that is not decoded yet."""
     if kind != 'palette':
         return kind, None
+    if image.palette is None or not image.palette.palette:
+        raise ValueError('its palette is missing')
     palette_alone = PIL.Image.new('P', (1, 1))
     palette_alone.palette = image.palette.copy()
     palette = np.array(palette_alone.getpalette(), np.uint8).reshape(-1, 3)

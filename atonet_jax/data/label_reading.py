@@ -36,7 +36,7 @@ _KIND_TEXT = {
 
 
 def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> SegmentationDataset:
-    """The data set with `by_color`, `reading` and `doubt`.
+    """The data set with `by_color`, `by_level`, `ways`, `reading` and `doubt`.
 
     Args:
         dataset: a split with labels.
@@ -68,6 +68,7 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
         asked,
         by_color=frozenset(KINDS) if by_color and by_color == set(decisions) else by_color,
         by_level=any(decision.how == 'grey level' for decision in decisions.values()),
+        ways={kind: decisions[kind].how for kind in found},
         reading='; '.join(
             f'label files {_KIND_TEXT[kind]} ({len(files[kind])}) are read by {decision.how}'
             f'{decision.why and f", because {decision.why}"}'
@@ -78,12 +79,13 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
 
 
 def different_reading_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:
-    """One line if the label files of two splits are read in different ways; '' if not."""
-    if (train.by_color, train.by_level) == (evaluated.by_color, evaluated.by_level):
+    """One line if label files of a kind that two splits share are read in different ways; '' if not."""
+    kinds = [kind for kind, way in train.ways.items() if evaluated.ways.get(kind, way) != way]
+    if not kinds:
         return ''
     return (
-        f'label files of {train.split} and {evaluated.split} are read in different ways; {_SETTING} reads all of them '
-        'in one'
+        f'label files {_KIND_TEXT[kinds[0]]} are read by {train.ways[kinds[0]]} in {train.split} and by '
+        f'{evaluated.ways[kinds[0]]} in {evaluated.split}; {_SETTING} reads all of them in one way'
     )
 
 

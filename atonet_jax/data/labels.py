@@ -62,9 +62,10 @@ class ClassTable:
 
     @functools.cached_property
     def train_to_raw(self) -> np.ndarray:
-        """[256] uint8: train id -> its first raw id; for values that are no class, that of the first ignored label."""
+        """[256] uint8: train id -> its first raw id; for values that are no class, that of the first ignored
+        label, or `IGNORE_LABEL`."""
         ignored = (label.raw_id for label in self.raw_labels if label.train_id == IGNORE_LABEL)
-        table = np.full(256, next(ignored, 0), np.uint8)
+        table = np.full(256, next(ignored, IGNORE_LABEL), np.uint8)
         for label in reversed(self.raw_labels):
             if label.train_id != IGNORE_LABEL:
                 table[label.train_id] = label.raw_id

@@ -75,7 +75,8 @@ class CopyBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         digest = hashlib.sha256()
         for position, (i, name, image, label) in enumerate(_encoded_examples(dataset)):
             _add(digest, name, image, label)
-            yield _key(position, len(dataset)), {'id': name, 'image': image, 'label': _plain_label(dataset, i, label)}
+            label = _plain_label(dataset, i, label, self._kept['label_values'])
+            yield _key(position, len(dataset)), {'id': name, 'image': image, 'label': label}
         self._kept['splits'][part]['sha256'] = digest.hexdigest()
 
 
@@ -151,21 +152,18 @@ def _description(datasets: Mapping[str, SegmentationDataset]) -> dict:
     """The content of metadata.json, without the digests of the examples. These are known after writing."""
     first = next(iter(datasets.values()))
     for part, dataset in datasets.items():
-        if (dataset.name, dataset.class_table, _label_values(dataset)) != (
-            first.name,
-            first.class_table,
-            _label_values(first),
-        ):
+        if (dataset.name, dataset.class_table) != (first.name, first.class_table):
             raise DataError(
-                f'{dataset.name} {part}: has other classes, or another kind of label files, than {first.name} '
-                f'{first.split}; prepare them in different folders'
+                f'{dataset.name} {part}: has other classes than {first.name} {first.split}; prepare them in different '
+                'folders'
             )
+    label_values = _label_values(datasets)
     return {
         'name': first.name,
         'class_table': first.class_table.to_dict(),
-        'label_values': _label_values(first),
+        'label_values': label_values,
         'splits': {
-            part: {'raw_to_train': None if _label_values(dataset) == 'color' else dataset.train_ids.tolist()}
+            part: {'raw_to_train': None if label_values == 'color' else dataset.train_ids.tolist()}
             for part, dataset in datasets.items()
         },
     }
@@ -199,16 +197,16 @@ def _key(position: int, count: int) -> int:
     return (run << _KEY_BITS) // _RUNS + position
 
 
-def _label_values(dataset: SegmentationDataset) -> str:
-    """What the label files of a copy hold: 'color' if all of the source do, else 'index'."""
-    return 'color' if dataset.by_color == set(KINDS) else 'index'
+def _label_values(datasets: Mapping[str, SegmentationDataset]) -> str:
+    """What the label files of a copy hold: 'color' if all of the sources do, else 'index'."""
+    return 'color' if all(dataset.by_color == set(KINDS) for dataset in datasets.values()) else 'index'
 
 
-def _plain_label(dataset: SegmentationDataset, i: int, label: bytes) -> bytes:
-    """Label file `i` as a PNG that TensorFlow reads as this package does."""
-    if _label_values(dataset) == 'color':
+def _plain_label(dataset: SegmentationDataset, i: int, label: bytes, label_values: str) -> bytes:
+    """Label file `i` as a PNG of `label_values` that TensorFlow reads as this package does."""
+    if label_values == 'color':
         return label if label.startswith(_PNG) else _as_png(PIL.Image.open(io.BytesIO(label)))
-    if label.startswith(_PNG) and label[24:26] == _GREY:
+    if label.startswith(_PNG) and label[24:26] == _GREY and 'grey' not in dataset.by_color:
         return label
     pixels = read_label_pixels(dataset, i)
     values = pixels.values

@@ -73,9 +73,10 @@ def grid(pictures: Sequence[np.ndarray], columns: int) -> np.ndarray:
 def with_legend(picture: np.ndarray, table: ClassTable, present: np.ndarray) -> PIL.Image.Image:
     """`picture` [H, W, 3] uint8 above the names and colours of the classes in `present` (train ids).
 
-    A small picture is enlarged by a whole factor first, for the eye.
+    A small picture is enlarged by a whole factor first, for the eye; a narrow strip no more than its length allows.
     """
-    factor = max(1, _WIDTH // picture.shape[1])
+    height, width = picture.shape[:2]
+    factor = max(1, min(_WIDTH // width, 4 * _WIDTH // height))
     if factor > 1:
         picture = picture.repeat(factor, axis=0).repeat(factor, axis=1)
     classes = [(table.class_names[c], table.class_colors[c]) for c in present if c < table.num_classes]

@@ -1,6 +1,7 @@
 """`--mode=evaluate`: scores, pictures and a report of a trained network on a split."""
 
 import csv
+import glob
 import io
 import os
 
@@ -106,7 +107,10 @@ def _images_csv(scores: list[ImageScore]) -> str:
 
 
 def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> list[str]:
-    """Draws examples beside their labels, predictions and errors into PNG files; returns their paths."""
+    """Draws examples beside their labels, predictions and errors into PNG files; returns their paths.
+
+    Those of an earlier evaluation are removed.
+    """
     paths = []
     for example in examples:
         picture = visualize.comparison(example.image, example.labels, example.predictions, table)
@@ -114,4 +118,7 @@ def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> l
         paths.append(os.path.join(folder, f'example_{example.index:04d}.png'))
         with replacing(paths[-1]) as temporary:
             visualize.with_legend(picture, table, present).save(temporary)
+    for path in glob.glob(os.path.join(glob.escape(folder), 'example_[0-9]*.png')):
+        if path not in paths:
+            os.remove(path)
     return paths

@@ -1,5 +1,6 @@
 """`--mode=export`: a trained network for other programs, loaded back and compared before the command says done."""
 
+import contextlib
 import glob
 import importlib
 import os
@@ -64,10 +65,12 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
             else:
                 form.write(unchecked, network, config)
                 result = form.check(unchecked, network, config)
+            write_json(f'{unchecked}.json', card)  # while what is there already is whole
             if os.path.isdir(path) or os.path.isdir(unchecked):  # files replace each other at one stroke
-                _remove(path)
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(path, f'{unchecked}.old')
             os.replace(unchecked, path)
-            write_json(card_path, card)
+            os.replace(f'{unchecked}.json', card_path)
         finally:
             for left in glob.glob(f'{glob.escape(unchecked)}*'):
                 _remove(left)

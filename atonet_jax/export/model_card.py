@@ -34,6 +34,8 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
         del program['calibration_images'], program['int8_tolerance']
     if options.format == 'tflite':
         program['batch_size'] = options.batch_size or 1
+    if options.dynamic_size:
+        program['size_multiple_of'] = contract.multiple_of
     published = contract.published
     return {
         'model': model,

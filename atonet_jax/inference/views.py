@@ -67,25 +67,24 @@ def predict_labels(
         model: the network.
         variables: of the network, prepared or of training.
         images: at their own size. `SlidingWindows` takes those that are too large to look at whole.
-        height: to which the images are resized first (`resize_to_height`).
-        scales: factors by which they are resized then.
+        height: to which the images are resized, bilinearly, with their width in proportion; 0: as they are.
+        scales: factors on that size. Each view is resized from the image itself, at one stroke.
         flip: also looks at the mirrored images.
     """
     size = images.shape[1:3]
     contract = network(model)
-    images = resize_to_height(contract.normalization(images), height)
-    resized = images.shape[1:3]
+    images = contract.normalization(images)
 
     def logits(images):
         return apply(model, variables, images)['logits']
 
     if not flip and tuple(scales) == (1.0,):
-        return label_map(logits(images), size, contract.upsampling)
+        return label_map(logits(resize_to_height(images, height)), size, contract.upsampling)
 
     def probabilities(images):
         return jax.nn.softmax(ops.resize(logits(images), images.shape[1:3], contract.upsampling))
 
-    summed = jnp.zeros(())
+    resized, summed = resized_size(size, height), jnp.zeros(())
     for scale in scales:
         scaled = ops.resize_bilinear(images, tuple(max(1, round(length * scale)) for length in resized))
         summed += ops.resize_bilinear(probabilities(scaled), size)

@@ -230,16 +230,19 @@ class Job:
                 write_png(drawing.picture(kind), path)
 
     def _video(self, source: Source, signals: StopSignals) -> None:
+        """A video. What goes wrong is a failure of this one alone."""
+        try:
+            self._check_name(source)
+            self._frames(source, signals)
+        except InputError as error:
+            self.failures.append(str(error))
+
+    def _frames(self, source: Source, signals: StopSignals) -> None:
         from atonet_jax.predict.video import Video, VideoFile  # takes a moment to import
 
         paths = self._paths(source)
         everything = range(self._table.num_classes)  # one legend for all frames
-        try:
-            self._check_name(source)
-            video = Video(source, self._options.max_pixels, self._options.max_frames)
-        except InputError as error:
-            self.failures.append(str(error))
-            return
+        video = Video(source, self._options.max_pixels, self._options.max_frames)
         most = self._options.max_frames
         expected = min(filter(None, (most, video.frame_count)), default=None)
         count, failures_before = 0, len(self.failures)

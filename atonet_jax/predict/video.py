@@ -21,6 +21,7 @@ from atonet_jax.process.files import temporary_path  # noqa: E402
 
 _USUAL_RATE = 25.0  # frames a second, if a camera or file does not say
 _RATES = (0.01, 1000.0)  # frames a second that are taken for true
+_LONGEST_SIDE = 8190  # pixels that OpenCV's MPEG-4 writer takes
 _REORDERED = 32  # frames, at most, between the order in a file and that of their times
 
 
@@ -189,9 +190,16 @@ class VideoFile:
     def write(self, frame: np.ndarray) -> None:
         """Writes a frame, [H, W, 3] uint8 RGB. All have one size; an odd side loses a row or column of pixels.
 
+        Frames that are larger than MPEG-4 allows are reduced to what it does.
+
         Raises:
             InputError: it cannot be written, or the frame has another size.
         """
+        height, width = frame.shape[:2]
+        if max(height, width) > _LONGEST_SIDE:
+            factor = _LONGEST_SIDE / max(height, width)
+            reduced = max(2, round(width * factor)), max(2, round(height * factor))
+            frame = cv2.resize(frame, reduced, interpolation=cv2.INTER_AREA)
         frame = frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2]
         if self._writer is None:
             try:

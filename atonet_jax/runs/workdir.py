@@ -120,8 +120,10 @@ def lock(workdir: str) -> Iterator[None]:
         yield
 
 
-def check_claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
+def check_claim(workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = True) -> list[str]:
     """Whether a run may begin in `workdir`, or go on from the one that is there.
+
+    has_begun: whether that one has a checkpoint. Before that, the training state and what it starts from may change.
 
     Returns:
         Changes of the config since the run began, one line for each key; empty for a new run.
@@ -131,12 +133,12 @@ def check_claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> li
     """
     if not holds_run(workdir):
         return []
-    changes = changes_since(workdir, config, class_table)
+    changes = changes_since(workdir, config, class_table, has_begun)
     state = [change for change in changes if change.startswith(_STATE_KEYS)]
     averages = [each.optimizer.ema_decay > 0 for each in (load_config(workdir), config)]
     if averages[0] != averages[1]:
         state += [change for change in changes if change.startswith('config.optimizer.ema_decay ')]
-    if state:
+    if state and has_begun:
         raise InputError(
             f'{workdir}: its training state does not fit ({"; ".join(state)}); give a new --workdir, which '
             f'--config.init_from={workdir} starts from the weights of this one'
@@ -144,12 +146,18 @@ def check_claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> li
     return changes
 
 
-def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> None:
+def claim(workdir: str, config: ConfigDict, class_table: ClassTable, goes_on: bool = False) -> None:
     """Starts a run in `workdir`, or goes on with the one there, after `check_claim`.
+
+    A run that goes on without being told what it started from keeps that in its config.
 
     Raises:
         InputError: the workdir cannot be written.
     """
+    if goes_on:
+        earlier, config = load_config(workdir), config.copy_and_resolve_references()
+        for section, key in ((config, 'init_from'), (config.model, 'pretrained_backbone')):
+            section[key] = section[key] or (earlier if section is config else earlier.model)[key]
     with writing(workdir):
         os.makedirs(workdir, exist_ok=True)
         write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
@@ -182,8 +190,10 @@ def holds_run(workdir: str) -> bool:
     return os.path.exists(os.path.join(workdir, CONFIG_FILE))
 
 
-def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> list[str]:
-    """Changes of `config` since the run in `workdir` began, one line for each key.
+def changes_since(
+    workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = True
+) -> list[str]:
+    """Changes of `config` since the run in `workdir` began, one line for each key. has_begun: as in `check_claim`.
 
     Raises:
         InputError: there is no run, or it is one of another network, of other classes, or from other weights.
@@ -192,7 +202,7 @@ def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable) -> 
     for key, value in (
         ('config.init_from', config.init_from), ('config.model.pretrained_backbone', config.model.pretrained_backbone)
     ):  # fmt: skip
-        if value and any(change.startswith(f'{key} ') for change in changes):
+        if has_begun and value and any(change.startswith(f'{key} ') for change in changes):
             raise InputError(
                 f'{key}={value}: {workdir} holds a run that has begun already; give a new --workdir to use these '
                 f'weights, or leave {key} as it was'

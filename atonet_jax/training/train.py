@@ -51,6 +51,9 @@ from atonet_jax.validation import validate, validate_batches, validate_classes
 
 _log = logging.getLogger(__name__)
 
+_DECIDE_SCORES = ('config.eval.', *(f'config.data.{key} ' for key in ('eval_split', 'name', 'root', 'tfds_dir')))
+_DECIDE_NO_SCORES = tuple(f'config.eval.{key} ' for key in ('batch_size', 'pictures', 'output', 'checkpoint'))
+
 
 def train(config: ConfigDict, workdir: str) -> Scores:
     """Trains from scratch, or on from the latest checkpoint in `workdir`; returns the scores of the final state.
@@ -68,11 +71,11 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     validate_batches(config, mesh.size)
     table = class_table(config.data)
     validate_classes(config, table.num_classes)
+    resumes = decided_by_main_process(lambda: has_checkpoint(workdir))
     if holds_run(workdir):
-        changes_since(workdir, config, table)  # refuses another network before any data is read
+        changes_since(workdir, config, table, resumes)  # refuses another network before any data is read
     model = create_network(config, table.num_classes)
     objective = create_objective(config, model)
-    resumes = decided_by_main_process(lambda: has_checkpoint(workdir))
     if resumes:
         variables, fresh = blank_variables(model), read_fresh(workdir)
     else:
@@ -100,7 +103,9 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
     augmentation = train_augmentation(config)
     if too_long := too_long_text(sizes, augmentation):
         raise InputError(too_long)
-    changes = decided_by_main_process(lambda: check_claim(workdir, config, table))
+    changes = decided_by_main_process(lambda: check_claim(workdir, config, table, resumes))
+    if resumes and (warning := incomparable_text(changes)):
+        _log.warning('%s', warning)
     if not resumes:
         decided_by_main_process(lambda: record_fresh(workdir, fresh))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
@@ -135,7 +140,7 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
             numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
             changes += [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
-        decided_by_main_process(lambda: claim(workdir, config, table))
+        decided_by_main_process(lambda: claim(workdir, config, table, resumes))
         recipe = create_recipe(config, timeline.num_images, timeline.total_steps, timeline.offset, weights)
         _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], recipe))
         recorder = Recorder(workdir, config, table, timeline)
@@ -321,6 +326,17 @@ def _list_skipped(examples: Examples, workdir: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)  # a split may be named train/a
         write_json(path, reasons)
     _log.warning('%d of %d images of %s were skipped; %s lists them', len(reasons), len(examples), dataset.split, path)
+
+
+def incomparable_text(changes: list[str]) -> str:
+    """One line if changes since a run began make scores of other images, or of other views of them; '' if not."""
+    changes = [c for c in changes if c.startswith(_DECIDE_SCORES) and not c.startswith(_DECIDE_NO_SCORES)]
+    if not changes:
+        return ''
+    return (
+        f'{"; ".join(changes)}: scores may not be comparable with those before, among which the best one may be; '
+        '--config.eval.checkpoint=latest takes the last checkpoint'
+    )
 
 
 def shared_images_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:

@@ -83,9 +83,12 @@ def test_weights_are_those_of_the_run_in_the_workdir(config, finished, tmp_path)
     assert benchmark(config, workdir)['model']['weights'].startswith(f'{workdir}, step ')
 
 
-def test_batch_counts_in_throughput_and_not_in_macs_an_image(config, tmp_path):
+def test_batch_counts_in_throughput_and_not_in_macs_an_image(config, tmp_path, capsys):
     config.benchmark.batch_sizes = (1, 2)
+    config.model.dtype = 'bfloat16'
     one, two = benchmark(config, str(tmp_path))['measurements']
+    assert 'config.model.dtype=bfloat16 is not timed: config.benchmark.dtypes says which' in capsys.readouterr().out
+    assert one['dtype'] == 'float32'
     assert one['conv_macs_per_image'] == two['conv_macs_per_image']
     for row in two['boundaries'].values():
         assert row['images_per_second'] == pytest.approx(2 / row['median_seconds'])

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from atonet_jax.data.class_file import read_class_file
@@ -59,6 +60,7 @@ def test_values_and_colors_may_be_left_out(tmp_path):
         ('name,value\nroad,255\n', "row 1: value 255 of 'road' is always ignored"),
         ('name,value\nroad,1\nroad,2\n', "row 2: 'road' is there twice; give its second value"),
         ('name,value\n,1\n', 'row 1: has no name'),
+        ('[{"name": "road", "color": [0.5, 0.25, 0.75]}]', 'row 1: color is [0.5, 0.25, 0.75]; write #rrggbb, or'),
         ('name,colour\nroad,#000000\n', "row 1: 'colour' is unknown; known are name, color, value, class, ignore"),
         ('name,color\nroad,#12\n', "row 1: color is '#12'; write #rrggbb"),
         ('name,color\nroad,1 2 300\n', "row 1: color is '1 2 300'; write #rrggbb"),
@@ -117,3 +119,15 @@ def test_values_of_the_wrong_kind(tmp_path, row, message):
 def test_a_value_with_a_point_is_no_value(tmp_path):
     with pytest.raises(DataError, match="row 1: value is '7.0'; write a whole number of 0..255"):
         read(tmp_path, 'name,value\nroad,7.0\n')
+
+
+def test_a_class_may_have_several_rows_of_its_name(tmp_path):
+    table = read(tmp_path, 'name,value,color,class\ncar,1,1 1 1,\nroad,2,2 2 2,\ncar,3,3 3 3,car\n')
+    assert table.class_names == ('car', 'road') and table.class_colors == ((1, 1, 1), (2, 2, 2))
+    np.testing.assert_array_equal(table.raw_to_train[1:4], [0, 1, 0])
+
+
+def test_void_has_no_raw_id_of_a_class():
+    raw_labels = RawLabel('a', 0, None, 0), RawLabel('b', 7, None, 1)
+    table = ClassTable('two', ('a', 'b'), ((1, 1, 1), (2, 2, 2)), raw_labels)
+    np.testing.assert_array_equal(table.train_to_raw[[0, 1, 2, 255]], [0, 7, 255, 255])

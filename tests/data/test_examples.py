@@ -84,6 +84,7 @@ def test_cache_that_does_not_fit_is_refused(dataset, tmp_path, monkeypatch):
     Free = collections.namedtuple('Free', ['available', 'free'])
     monkeypatch.setattr(module.psutil, 'virtual_memory', lambda: Free(300, 300))
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: Free(300, 300))
+    monkeypatch.setattr(module, '_LEFT_FREE', 0)
     with pytest.raises(InputError, match='config.data.cache=memory: tiny train takes 0.00 GB decoded.*choose disk'):
         Examples(dataset, cache='memory')
     with pytest.raises(InputError, match='config.data.cache=disk: tiny train takes 0.00 GB more in .*choose none'):
@@ -94,6 +95,20 @@ def test_what_the_disk_holds_already_needs_no_room(dataset, tmp_path, monkeypatc
     assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: shutil._ntuple_diskusage(0, 0, 0))
     assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+
+
+def test_caches_on_one_disk_share_what_is_free_and_leave_some(dataset, tmp_path, monkeypatch, caplog):
+    needed, left = decoded_bytes(dataset), module._LEFT_FREE
+    free = collections.namedtuple('_', 'free')
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: free(left + needed + 1))
+    first = Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'first'))
+    with pytest.raises(InputError, match='GB are free; give another config.data.cache_dir'):
+        Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'second'))
+    assert_reads_all(first, dataset)
+    second = Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'second'))
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: free(left - 1))
+    assert_reads_all(second, dataset)
+    assert not os.listdir(tmp_path / 'second') and 'the cache cannot grow (No space left on device)' in caplog.text
 
 
 def test_folder_that_cannot_be_made_is_refused(dataset, tmp_path):

@@ -43,14 +43,14 @@ def error_of(path, by_color=()):
     return str(raised.value)
 
 
-def save_png(path, samples, bits, color_type):
+def save_png(path, samples, bits, color_type, palette=bytes(range(12))):
     """[H, W] or [H, W, channels] integers as a PNG of any depth."""
     samples = samples.reshape(len(samples), -1).astype(np.uint32)
     places = np.arange(bits - 1, -1, -1)
     rows = [b'\0' + np.packbits((row[:, None] >> places & 1).astype(np.uint8).ravel()).tobytes() for row in samples]
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color_type]
     header = struct.pack('>IIBBBBB', samples.shape[1] // channels, len(samples), bits, color_type, 0, 0, 0)
-    palette = [(b'PLTE', bytes(range(12)))] if color_type == 3 else []
+    palette = [(b'PLTE', palette)] if color_type == 3 and palette is not None else []
     with open(path, 'wb') as file:
         file.write(b'\x89PNG\r\n\x1a\n')
         for kind, content in ((b'IHDR', header), *palette, (b'IDAT', zlib.compress(b''.join(rows))), (b'IEND', b'')):
@@ -62,6 +62,13 @@ def save_png(path, samples, bits, color_type):
 def test_samples_of_any_depth_are_the_numbers(path, bits, color_type):
     save_png(path, NUMBERS, bits, color_type)
     np.testing.assert_array_equal(read_labels(dataset_of(path), 0, SIZE), EXPECTED)
+
+
+@pytest.mark.parametrize('palette', [None, b''])
+def test_a_palette_that_is_missing_is_damage(path, palette):
+    save_png(path, NUMBERS, 8, 3, palette)
+    with pytest.raises(DataError, match=f'{path}: cannot be decoded .* replace the file'):
+        read_labels(dataset_of(path), 0, SIZE)
 
 
 @pytest.mark.parametrize('color_type', [0, 3])

@@ -9,7 +9,7 @@ import pytest
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.label_files import KINDS, read_labels
-from atonet_jax.data.label_reading import decide_reading
+from atonet_jax.data.label_reading import decide_reading, different_reading_text
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, ClassTable, RawLabel
 
 SIZE = (4, 6)
@@ -142,6 +142,18 @@ def test_kinds_of_file_that_differ_are_each_read_in_their_way(tmp_path):
     for i in range(3):
         np.testing.assert_array_equal(labels_of(dataset, i), TRAIN_IDS)
     assert dataset.reading.count(' (1) are read by ') == 3
+
+
+def test_splits_are_told_of_only_where_a_kind_of_file_is_read_in_two_ways(tmp_path):
+    greys = palette_file(TRAIN_IDS, {1: (2,) * 3, 2: (1,) * 3}, 3)
+    numbers = PIL.Image.fromarray(TRAIN_IDS)
+    datasets = {}
+    for name, files, setting in (('a', [greys, numbers], 'auto'), ('b', [numbers], 'auto'), ('c', [greys], 'index')):
+        (tmp_path / name).mkdir()
+        datasets[name] = decide(tmp_path / name, files, PLAIN, setting)
+    assert different_reading_text(datasets['a'], datasets['b']) == ''
+    text = different_reading_text(datasets['a'], datasets['c'])
+    assert 'with a palette of greys are read by grey level in train and by number in' in text and 'label_values' in text
 
 
 def test_a_grey_file_among_colours_that_could_be_both_is_refused(tmp_path):

@@ -210,6 +210,20 @@ def test_label_files_of_many_kinds_become_pngs_of_numbers(tmp_path):
         np.testing.assert_array_equal(pixels[..., 0], expected)
 
 
+def test_a_split_of_colors_beside_one_of_numbers_becomes_numbers(tmp_path):
+    image = write(tmp_path / 'image.png', np.zeros((*SIZE, 3), np.uint8))
+    of_table = [(label.raw_id, label.color) for label in OWN_TABLE.raw_labels]
+    places = np.indices(SIZE).sum(0) % 2
+    numbers, colors = (np.array(values, np.uint8)[places] for values in zip(*of_table))
+    splits = {}
+    for part, pixels, kinds in (('train', numbers, frozenset()), ('val', colors, frozenset(KINDS))):
+        label = write(tmp_path / f'{part}.png', pixels)
+        splits[part] = SegmentationDataset('folder', part, OWN_TABLE, (image,), (label,), kinds)
+    prepare(splits, str(tmp_path / 'tfds'))
+    for part, source in splits.items():
+        assert_decodes_equally(load_tfds(str(tmp_path / 'tfds'), 'folder', part), source)
+
+
 def test_a_bmp_of_colors_becomes_a_png(tmp_path):
     colors = np.array([label.color for label in OWN_TABLE.raw_labels], np.uint8)
     path = write(tmp_path / '0.bmp', colors[np.indices(SIZE).sum(0) % 2])
@@ -479,8 +493,8 @@ def test_what_cannot_be_prepared(root, tmp_path, caplog):
     splits = cityscapes_splits(root, ('val', 'test'))
     assert 'none of the splits test has labels' in error_line(prepare, {'test': splits['test']}, str(tmp_path))
     assert 'cityscapes test: has no labels and is left out' in caplog.text
-    colored = dataclasses.replace(splits['val'], by_color=frozenset(KINDS))
-    assert 'prepare them in different folders' in error_line(prepare, splits | {'train': colored}, str(tmp_path))
+    other = dataclasses.replace(splits['val'], class_table=OWN_TABLE)
+    assert 'prepare them in different folders' in error_line(prepare, splits | {'train': other}, str(tmp_path))
     other = {'val': dataclasses.replace(splits['val'], name='mine')}
     assert "'mine': only cityscapes, camvid" in error_line(prepare, other, str(tmp_path))
     (tmp_path / 'file').write_text('')

@@ -1,6 +1,7 @@
 """Pictures of label maps."""
 
 import numpy as np
+import pytest
 
 from atonet_jax.data import visualize
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL
@@ -42,3 +43,9 @@ def test_a_legend_names_the_classes_that_it_is_asked_for():
     for name, color in zip(CITYSCAPES.class_names, CITYSCAPES.class_colors, strict=True):
         assert (many[30:] == color).all(-1).any(), name
     assert not (few[30:] == CITYSCAPES.class_colors[13]).all(-1).any()
+
+
+@pytest.mark.parametrize(('size', 'factor'), [((30, 40), 27), ((400, 40), 11), ((12000, 48), 1), ((8, 1200), 1)])
+def test_a_small_picture_is_enlarged_within_reason(size, factor):
+    picture = np.zeros((*size, 3), np.uint8)
+    assert np.asarray(visualize.with_legend(picture, CITYSCAPES, [])).shape[1] == factor * size[1]

@@ -208,11 +208,14 @@ def test_a_run_in_a_read_only_folder_is_evaluated_into_another(tiny_config, fini
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob('*')}
     config = tiny_config.copy_and_resolve_references()
     config.eval.update(output=str(tmp_path / 'elsewhere'), pictures=1)
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'example_0007.png').write_bytes(b'of an earlier evaluation')
     monkeypatch.setattr(os, 'access', lambda path, mode: not str(path).startswith(str(workdir)))
     evaluate(config, str(workdir))
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
     written = {path.name for path in (tmp_path / 'elsewhere').iterdir()}
     assert {'scores.json', 'images.csv', 'report.html', 'example_0000.png'} <= written
+    assert 'example_0007.png' not in written
 
 
 def test_data_of_renamed_classes_is_refused_with_the_names(tiny_config, finished, tmp_path):

@@ -1,5 +1,6 @@
 """Each export gives the labels of the run that it was made of, in its own runtime, and no file is lost to one."""
 
+import errno
 import json
 import math
 import os
@@ -154,7 +155,8 @@ def test_an_onnx_file_of_any_size_is_checked_at_two_sizes(tiny_config, finished,
     config = to_export(tiny_config, format='onnx', dynamic_size=True, output=str(tmp_path / 'atonet.onnx'))
     path = export(config, finished, force=False)
     assert 'labels; at 77x158: loaded back' in capsys.readouterr().out
-    assert card_of(path)['program']['dynamic_size'] is True
+    program = card_of(path)['program']
+    assert program['dynamic_size'] is True and program['size_multiple_of'] == 1
     images = render_scene(1, 0, 90, 70)[0][None]
     assert np.mean(run_onnx(path, images) != np.asarray(segment(images))) <= MOST_DIFFERENT
 
@@ -234,6 +236,21 @@ def test_wrong_labels_are_refused_and_an_older_export_stays(config, finished, tm
     with pytest.raises(ExportError):
         export(config, finished, force=True)
     assert sorted(os.listdir(tmp_path)) == ['atonet', 'atonet.json']
+    assert older.read_text() == 'older' and pathlib.Path(f'{path}.json').read_text() == OLDER_CARD
+
+
+@pytest.mark.parametrize('format', ['torch', 'weights'])
+def test_an_export_whose_card_cannot_be_written_replaces_nothing(config, finished, tmp_path, monkeypatch, format):
+    def full(path, values):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    path = tmp_path / 'atonet.pth'
+    older = write_older(path, is_folder=format == 'weights')
+    config.export.update(format=format, output=str(path))
+    monkeypatch.setattr('atonet_jax.export.write_json', full)
+    with pytest.raises(InputError, match='atonet.pth: cannot be written'):
+        export(config, finished, force=True)
+    assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json']
     assert older.read_text() == 'older' and pathlib.Path(f'{path}.json').read_text() == OLDER_CARD
 
 

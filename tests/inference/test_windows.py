@@ -104,6 +104,14 @@ def test_a_height_resizes_the_images_first(network):
     np.testing.assert_array_equal(of_height, of_scale)
 
 
+def test_a_window_of_the_whole_image_changes_nothing_at_other_heights_and_scales(network):
+    model, variables = network
+    images = random_images(1, 60, 92)
+    views = {'height': 45, 'scales': (0.5, 2.0), 'flip': True}
+    whole = jax.jit(lambda images: predict_labels(model, variables, images, **views))(images)
+    np.testing.assert_array_equal(sliding(model, window=(200, 200), **views)(variables, images), whole)
+
+
 def test_a_stride_of_none_is_two_thirds_of_the_window(network):
     model, variables = network
     images = random_images(1, 61, 100)

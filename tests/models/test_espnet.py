@@ -4,15 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables, apply, create_model, network
 from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.espnet import Pyramid
 from atonet_jax.models.terms import Term
-from atonet_jax.published_weights import load_backbone
+from atonet_jax.published_weights import load_backbone, load_network
 from atonet_jax.torch_files import write_state_dict
-from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
+from atonet_jax.torch_weights import backbone_from_torch, class_layers, from_torch, to_torch
 from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
@@ -26,8 +27,8 @@ def published(request):
     return goldens.with_weights(request.param)
 
 
-def filled(name, value):
-    model = create_model(name, 5, width=4)
+def filled(name, value, num_classes=5):
+    model = create_model(name, num_classes, width=4)
     variables = abstract_variables(model)
     return model, jax.tree.map(lambda array: np.full(array.shape, value, np.float32), variables)
 
@@ -71,6 +72,19 @@ def test_an_encoder_for_other_classes_starts_all_but_its_own_logits_if_asked(tmp
     for name, layer in loaded['params'].items():
         is_loaded = name in ones['params'] and name not in fresh
         assert {float(array.min()) for array in jax.tree.leaves(layer)} == {float(is_loaded)}, name
+
+
+def test_a_network_for_other_classes_starts_all_but_what_depends_on_them(tmp_path):
+    """A fifth of the classes too: two channels of 11 and of 12, four of 20."""
+    twenty, ones = filled('espnet', 1, 20)
+    path = str(tmp_path / 'espnet.pth')
+    write_state_dict(path, to_torch(ones, twenty))
+    eleven, zeros = filled('espnet', 0, 11)
+    with pytest.raises(InputError, match='has 20 outputs.*but there are 11 classes.*init_strict=false'):
+        load_network(path, eleven, fresh=zeros)
+    loaded = load_network(path, eleven, fresh=zeros, strict=False)
+    for where, array in flatten_dict(loaded, sep='/').items():
+        assert {float(array.min())} == {float(where not in class_layers(eleven))}, where
 
 
 def test_the_encoder_is_the_backbone_and_the_encoders_own_logits_are_its_head():

@@ -130,6 +130,16 @@ def test_what_is_written_plays_at_the_rate(tmp_path, rate):
     assert cv2.VideoCapture(path).get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=1e-3)
 
 
+def test_frames_larger_than_the_format_takes_are_reduced(tmp_path):
+    path = str(tmp_path / 'film.mp4')
+    with VideoFile(path, 10) as file:
+        for _ in range(2):
+            file.write(np.full((64, 2 * 8190, 3), 99, np.uint8))
+    read = cv2.VideoCapture(path)
+    frame = read.read()[1]
+    assert frame.shape == (32, 8190, 3) and abs(frame.mean() - 99) < 4
+
+
 def test_frames_of_two_sizes_are_no_film(tmp_path):
     path = tmp_path / 'film.mp4'
     two_sizes = pytest.raises(InputError, match='film.mp4: frames change from 64x48 to 32x48; cut the video there')

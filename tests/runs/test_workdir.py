@@ -81,6 +81,17 @@ def test_other_weights_to_start_from_are_not_passed_over_where_a_run_has_begun(t
         section[key] = ''
 
 
+def test_what_a_run_started_from_is_kept_and_may_change_until_it_has_begun(tmp_path):
+    config = default_config()
+    config.init_from, config.optimizer.name = 'first.pth', 'adamw'
+    claim(str(tmp_path), config, CITYSCAPES)
+    again = default_config()
+    claim(str(tmp_path), again, CITYSCAPES, goes_on=True)
+    assert load_config(str(tmp_path)).init_from == 'first.pth' and again.init_from == ''
+    config.init_from, config.optimizer.name = 'second.pth', 'sgd'
+    assert check_claim(str(tmp_path), config, CITYSCAPES, has_begun=False)
+
+
 @pytest.mark.parametrize(('key', 'value'), [('name', 'adamw'), ('ema_decay', 0.99), ('frozen', ('backbone',))])
 def test_run_whose_training_state_would_not_fit_is_refused(tmp_path, key, value):
     config = default_config()

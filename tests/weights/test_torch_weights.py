@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 import pytest
-from flax.traverse_util import flatten_dict
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from atonet_jax.config import create_network
 from atonet_jax.data.labels import CITYSCAPES
@@ -149,6 +149,14 @@ def test_other_classes_load_all_but_the_heads_and_only_if_asked(tiny_model, tiny
     for path, array in flatten_dict(loaded).items():
         is_fresh = 'classifier' in path
         np.testing.assert_array_equal(array, flatten_dict(tiny_variables)[path] if is_fresh else others[path])
+
+
+def test_variables_that_are_not_whole_or_of_another_network_are_not_filled_up(tiny_model, tiny_variables):
+    flat = flatten_dict(tiny_variables)
+    path = next(path for path in flat if path[:2] == ('params', 'head'))
+    for changed, said in ((flat.keys() - {path}, 'lack 1: params/head'), (flat.keys() | {('params', 'x', 'y')}, 'x/y')):
+        with pytest.raises(InputError, match=said):
+            to_torch(unflatten_dict({path: flat.get(path, np.zeros(1)) for path in changed}), tiny_model)
 
 
 def test_a_backbone_of_another_width_is_no_head_to_be_left_fresh(tiny_model, tiny_variables, tmp_path):

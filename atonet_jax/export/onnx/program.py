@@ -51,7 +51,7 @@ def merge(values: Sequence[Any]) -> Any:
     first = values[0]
     if all(value is first for value in values):
         return first
-    if isinstance(first, (int, float, np.number)) and not isinstance(first, bool):
+    if isinstance(first, (bool, int, float, np.number)):
         return first if all(value == first for value in values) else Varied(values)
     if isinstance(first, (tuple, list)):
         if len({len(value) for value in values}) > 1:

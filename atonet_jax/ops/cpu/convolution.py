@@ -35,6 +35,9 @@ def is_faster(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> bool:
     """Whether `convolve` has a faster program for CPUs than XLA's own, of values or of gradients."""
     if x.dtype not in (jnp.float32, jnp.bfloat16):
         return False
+    size = x.shape[1:3]
+    if all(isinstance(length, int) for length in size) and min(window.output_size(size, kernel.shape[:2])) < 1:
+        return False  # gives no pixel
     if window.groups == 1:
         suits_strips = strips.suits(x.shape[3], kernel.shape[:2], window)
         is_small = patches.suits(x, kernel, window)
