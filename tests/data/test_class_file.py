@@ -60,7 +60,6 @@ def test_values_and_colors_may_be_left_out(tmp_path):
         ('name,value\nroad,255\n', "row 1: value 255 of 'road' is always ignored"),
         ('name,value\nroad,1\nroad,2\n', "row 2: 'road' is there twice; give its second value"),
         ('name,value\n,1\n', 'row 1: has no name'),
-        ('[{"name": "road", "color": [0.5, 0.25, 0.75]}]', 'row 1: color is [0.5, 0.25, 0.75]; write #rrggbb, or'),
         ('name,colour\nroad,#000000\n', "row 1: 'colour' is unknown; known are name, color, value, class, ignore"),
         ('name,color\nroad,#12\n', "row 1: color is '#12'; write #rrggbb"),
         ('name,color\nroad,1 2 300\n', "row 1: color is '1 2 300'; write #rrggbb"),
@@ -107,6 +106,7 @@ def test_missing_file_is_named(tmp_path):
         ({'value': 7.9}, 'value is 7.9; write a whole number'),
         ({'value': float('inf')}, 'value is inf; write a whole number'),
         ({'value': True}, 'value is True; write a whole number'),
+        ({'color': [0.5, 0, 1]}, 'color is [0.5, 0, 1]; write #rrggbb, or three numbers of 0..255'),
         ({'class': ['x']}, "class is ['x']; write the name of another row"),
     ],
 )
