@@ -66,8 +66,11 @@ class Results:
                      if row['table'] == 'Table 2, CamVid test' and row['fps'] and row['miou']]  # fmt: skip
         axes.scatter(*zip(*[point[:2] for point in published]), facecolors='none', edgecolors='gray',
                      label='published, 720x960, on other machines')  # fmt: skip
-        for x, y, title in [*published, *(point for points in sets.values() for point in points)]:
-            axes.annotate(title, (x, y), xytext=(5, 3), textcoords='offset points', fontsize=7)
+        marks = [*published, *(point for points in sets.values() for point in points)]
+        rightmost = max((x for x, _, _ in marks), default=0)
+        for x, y, title in marks:
+            side, offset = ('right', -5) if x == rightmost else ('left', 5)
+            axes.annotate(title, (x, y), xytext=(offset, 3), textcoords='offset points', fontsize=7, ha=side)
         axes.set_xscale('log')
         axes.margins(x=0.35)
         axes.set_xlabel('ms from one frame to its labels')
