@@ -156,8 +156,8 @@ def claim(workdir: str, config: ConfigDict, class_table: ClassTable, goes_on: bo
     """
     if goes_on:
         earlier, config = load_config(workdir), config.copy_and_resolve_references()
-        for section, key in ((config, 'init_from'), (config.model, 'pretrained_backbone')):
-            section[key] = section[key] or (earlier if section is config else earlier.model)[key]
+        config.init_from = config.init_from or earlier.init_from
+        config.model.pretrained_backbone = config.model.pretrained_backbone or earlier.model.pretrained_backbone
     with writing(workdir):
         os.makedirs(workdir, exist_ok=True)
         write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
@@ -190,9 +190,7 @@ def holds_run(workdir: str) -> bool:
     return os.path.exists(os.path.join(workdir, CONFIG_FILE))
 
 
-def changes_since(
-    workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = True
-) -> list[str]:
+def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = True) -> list[str]:
     """Changes of `config` since the run in `workdir` began, one line for each key. has_begun: as in `check_claim`.
 
     Raises:
