@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from atonet_jax.benchmark.benchmark import all_published_rows
+from atonet_jax.benchmark.published import all_published_rows
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.errors import InputError
 from atonet_jax.process.progress import say

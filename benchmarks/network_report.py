@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from atonet_jax.benchmark.benchmark import all_published_rows
+from atonet_jax.benchmark.published import all_published_rows
 from atonet_jax.models import distinct_networks, network
 
 COMMON_SIZE = 512, 1024

@@ -1,9 +1,7 @@
 """`--mode=benchmark`: the network's time to four kinds of output, beside the figures that are published."""
 
-import csv
 import itertools
 import os
-import pathlib
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +17,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax import __version__
+from atonet_jax.benchmark.published import published_rows
 from atonet_jax.config import benchmark_sizes, create_network
 from atonet_jax.data.sources import class_table
 from atonet_jax.inference.segmenter import Segmenter
@@ -55,13 +54,6 @@ CONVENTIONS = {
     'parameters': 'of inference, without auxiliary heads; the file holds them and BN statistics as float32',
     'published': 'batch 1, float32, forward to full-resolution logits, no argmax, images on the device, other '
     'hardware; what the tables call GFLOPs are multiply-accumulates',
-}
-
-_PUBLISHED_TABLES = {
-    'table1_cityscapes_test.csv': 'Table 1, Cityscapes test',
-    'table2_camvid_test.csv': 'Table 2, CamVid test',
-    'table3_architectures_cityscapes_val.csv': 'Table 3, Cityscapes val, centre crop',
-    'own_papers_cityscapes_test.csv': 'its own paper, Cityscapes test',
 }
 
 
@@ -193,29 +185,6 @@ def summarize(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:
         'images_per_second': batch_size / median,
         'seconds': list(seconds),
     }
-
-
-def published_rows(size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Rows of `all_published_rows` for images of `size`, (height, width)."""
-    return [
-        {key: value for key, value in row.items() if key not in ('height', 'width')}
-        for row in all_published_rows()
-        if (row['height'], row['width']) == tuple(size)
-    ]
-
-
-def all_published_rows() -> list[dict[str, Any]]:
-    """The figures of ATONet's paper, and those of networks that it lacks; None for an empty cell."""
-    rows = []
-    for name, title in _PUBLISHED_TABLES.items():
-        with open(pathlib.Path(__file__).with_name('published') / name, newline='') as file:
-            for row in csv.DictReader(file):
-                figures = {
-                    key: float(row[key]) if row.get(key) else None for key in ('gflops', 'params_m', 'fps', 'miou')
-                }
-                size = {key: int(row[key]) for key in ('height', 'width')}
-                rows.append({'table': title, 'method': row['method'], **size, **figures})
-    return rows
 
 
 def environment() -> dict[str, Any]:

@@ -10,14 +10,8 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from atonet_jax.benchmark.benchmark import (
-    BOUNDARIES,
-    all_published_rows,
-    benchmark,
-    published_rows,
-    summarize,
-    time_in_turns,
-)
+from atonet_jax.benchmark.benchmark import BOUNDARIES, benchmark, summarize, time_in_turns
+from atonet_jax.benchmark.published import all_published_rows, published_rows
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import MODEL_NAMES, create_model, network
