@@ -34,7 +34,7 @@ camvid: $(VENV)/ready
 	$(BIN)/python main.py --workdir=$(CAMVID_RUN) --mode=export --force
 
 test: $(VENV)/ready-test
-	$(BIN)/ruff check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -m "not networks" --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
 
 test-networks: $(VENV)/ready-test

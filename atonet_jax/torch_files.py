@@ -1,9 +1,9 @@
 """Files of PyTorch weights as numpy arrays, without PyTorch and without running anything that a file contains.
 
-    .safetensors    a table of contents and raw numbers, by the library of that name
-    .npz            NumPy's archive of arrays, one a name
-    .pth, .pt       what `torch.save` writes: a pickle that describes the tensors, and their numbers apart from it. Both
-                    lie in a zip archive, or one after the other in the legacy format (PyTorch before 1.6)
+.safetensors    a table of contents and raw numbers, by the library of that name
+.npz            NumPy's archive of arrays, one a name
+.pth, .pt       what `torch.save` writes: a pickle that describes the tensors, and their numbers apart from it. Both
+                lie in a zip archive, or one after the other in the legacy format (PyTorch before 1.6)
 """
 
 import functools

@@ -45,9 +45,7 @@ def train(seed: int, args: argparse.Namespace) -> HistGradientBoostingClassifier
         chosen = rng.choice(len(scene_targets), min(share, len(scene_targets)), replace=False)
         features.append(scene_features[chosen])
         targets.append(scene_targets[chosen])
-    classifier = HistGradientBoostingClassifier(
-        learning_rate=0.3, max_iter=15, early_stopping=False, random_state=seed
-    )
+    classifier = HistGradientBoostingClassifier(learning_rate=0.3, max_iter=15, early_stopping=False, random_state=seed)
     return classifier.fit(np.concatenate(features), np.concatenate(targets))
 
 

@@ -53,6 +53,7 @@ PROGRAMS = ('label_map', 'torch_label_map', 'train', 'coarse_logits')
 NUM_CLASSES = CITYSCAPES.num_classes
 _SHOWN = 22
 
+
 class Program(NamedTuple):
     """A compiled program with the arguments that it is called with.
 

@@ -85,9 +85,7 @@ class TorchTraining:
         """seed: of dropout."""
         self._network = torch_reference.ATONet(NUM_CLASSES)
         self._network.load_state_dict(reference.state_dict())
-        self._optimizer = torch_reference.recipe_optimizer(
-            self._network, PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR
-        )
+        self._optimizer = torch_reference.recipe_optimizer(self._network, PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR)
         self._schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self._optimizer, T_max=EPOCHS, eta_min=1e-6)
         self._steps_per_epoch = steps_per_epoch
         self._steps = 0

@@ -30,9 +30,7 @@ def get_config(network: str = 'atonet') -> ConfigDict:
     )
     config.data.augmentation.update(brightness=0.3, contrast=0.3, saturation=0.3)
     config.loss.class_weights = CLASS_WEIGHTS
-    config.optimizer.update(
-        name='adamw', learning_rate=1e-3, weight_decay=0.02, backbone_factor=1.0, ema_decay=0.998
-    )
+    config.optimizer.update(name='adamw', learning_rate=1e-3, weight_decay=0.02, backbone_factor=1.0, ema_decay=0.998)
     config.schedule.update(per='step', warmup_epochs=2.0)
     config.train.update(batch_size=16, epochs=100.0, eval_every_epochs=100.0)
     config.eval.update(batch_size=4, checkpoint='latest')  # test chooses nothing

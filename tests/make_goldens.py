@@ -1,7 +1,7 @@
 """Writes tests/golden/ from PyTorch. By hand, where something new is compared:
 
-    python -m pip install -r requirements-parity.txt
-    python -m tests.make_goldens
+python -m pip install -r requirements-parity.txt
+python -m tests.make_goldens
 """
 
 import os

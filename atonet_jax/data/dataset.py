@@ -147,9 +147,7 @@ class SegmentationDataset:
         if self.by_color:
             tables = zlib.crc32(self.color_train_ids, tables)
         kinds = '+'.join(sorted(self.by_color))
-        return (
-            f'{kinds} {self.by_level} {tables} {self.unknown_as_void} {self.label_orientation} {self.sample_range}'
-        )
+        return f'{kinds} {self.by_level} {tables} {self.unknown_as_void} {self.label_orientation} {self.sample_range}'
 
 
 def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:

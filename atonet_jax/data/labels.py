@@ -146,7 +146,7 @@ CITYSCAPES = ClassTable(
         RawLabel('motorcycle', 32, (0, 0, 230), 17),
         RawLabel('bicycle', 33, (119, 11, 32), 18),
     ),
-)
+)  # fmt: skip
 
 # Train ids 0..10 in the order of the 11-class repack, whose index 11 is void.
 CAMVID = ClassTable(
@@ -192,7 +192,7 @@ CAMVID = ClassTable(
         RawLabel('Void', 30, (0, 0, 0), _IGNORED),
         RawLabel('Wall', 31, (64, 192, 0), 1),
     ),
-)
+)  # fmt: skip
 
 CLASS_TABLES = {'cityscapes': CITYSCAPES, 'camvid': CAMVID, 'synthetic': CITYSCAPES}  # by data set
 DATA_NAMES = (*CLASS_TABLES, 'folder')  # whose classes are in a file of its own

@@ -130,9 +130,7 @@ class Segmenter:
 
 
 @functools.cache  # traced once for all segmenters of a network
-def _jitted(
-    function: Callable, model: nn.Module, height: int, whole: NamedSharding, split: NamedSharding
-) -> Callable:
+def _jitted(function: Callable, model: nn.Module, height: int, whole: NamedSharding, split: NamedSharding) -> Callable:
     return jax.jit(functools.partial(function, model, height), in_shardings=(whole, split), out_shardings=split)
 
 

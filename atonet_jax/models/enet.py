@@ -351,9 +351,7 @@ def _paper_names() -> WeightNames:
                 Rule(f'{ours}/act', f'{theirs}.prelu_out'),
             )
     rules.append(Rule('classifier', 'fullconv'))
-    return WeightNames(
-        tuple(rules), void=(_AUTHORS_OUTPUTS,), heights={_AUTHORS_OUTPUTS: 512}, adapt=_from_authors
-    )
+    return WeightNames(tuple(rules), void=(_AUTHORS_OUTPUTS,), heights={_AUTHORS_OUTPUTS: 512}, adapt=_from_authors)
 
 
 _AUTHORS_OUTPUTS = 20  # of their model for Cityscapes, the first of them for pixels of no class

@@ -120,7 +120,6 @@ def _both(single: WeightNames, pyramid: WeightNames, prefix: str) -> WeightNames
         for rule in prefixed(names.rules, prefix.format(part))
     )
 
-
     def fixed(num_classes):
         return {
             f'{prefix.format(part)}{name}': array

@@ -97,9 +97,7 @@ def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
         yield
     except OSError as error:
         way_on = 'free space or ' if error.errno in FULL else ''
-        raise InputError(
-            f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}'
-        ) from error
+        raise InputError(f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}') from error
 
 
 def write_text(path: str, text: str) -> None:

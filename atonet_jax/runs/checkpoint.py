@@ -197,9 +197,7 @@ class Checkpoints:
             name: ocp.args.StandardRestore(jax.tree.map(ocp.utils.to_shape_dtype_struct, tree))
             for name, tree in _items(state).items()
         }
-        restored = self._manager.restore(
-            step, args=ocp.args.Composite(**items, numbers=ocp.args.JsonRestore())
-        )
+        restored = self._manager.restore(step, args=ocp.args.Composite(**items, numbers=ocp.args.JsonRestore()))
         restored_state = TrainState(
             step=restored.optimizer['step'],
             variables=restored.variables,

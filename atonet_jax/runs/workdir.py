@@ -1,24 +1,24 @@
 """The files of a workdir, except the checkpoints. Every mode but train starts from them.
 
-    config.json         every setting of the run
-    class_table.json    the classes that it predicts
-    fresh_modules.json  parts of the backbone that its file lacked (config.model.pretrained_strict=false), if any
-    class_pixels.json   training pixels of each class, where class weights are counted from them
-    verified_SPLIT.json files that were checked and found good
-    skipped_SPLIT.json  images that were left out, and why, if any
-    decoded/            decoded images, with data.cache=disk
-    environment.json    time, devices and versions of each start of training
-    metrics.jsonl       a line of figures every few steps, and one for each evaluation
-    checkpoints/        the training state (checkpoint.py)
-    unusable/           checkpoints that could not be read
-    lock                held by the process that trains here
-    tensorboard/        the figures again, and pictures
-    report.html         the last evaluation during training, and curves of the run
-    check_data/         findings of `--mode=check_data`
-    predictions/        files of `--mode=predict`
-    evaluation/         scores, pictures and report of `--mode=evaluate`
-    benchmark/          figures of `--mode=benchmark`
-    export/             files of `--mode=export`
+config.json         every setting of the run
+class_table.json    the classes that it predicts
+fresh_modules.json  parts of the backbone that its file lacked (config.model.pretrained_strict=false), if any
+class_pixels.json   training pixels of each class, where class weights are counted from them
+verified_SPLIT.json files that were checked and found good
+skipped_SPLIT.json  images that were left out, and why, if any
+decoded/            decoded images, with data.cache=disk
+environment.json    time, devices and versions of each start of training
+metrics.jsonl       a line of figures every few steps, and one for each evaluation
+checkpoints/        the training state (checkpoint.py)
+unusable/           checkpoints that could not be read
+lock                held by the process that trains here
+tensorboard/        the figures again, and pictures
+report.html         the last evaluation during training, and curves of the run
+check_data/         findings of `--mode=check_data`
+predictions/        files of `--mode=predict`
+evaluation/         scores, pictures and report of `--mode=evaluate`
+benchmark/          figures of `--mode=benchmark`
+export/             files of `--mode=export`
 """
 
 import errno

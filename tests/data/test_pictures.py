@@ -107,6 +107,7 @@ def test_a_tiff_whose_zero_is_white(dtype):
 @pytest.mark.parametrize('compression', [1, 5])
 def test_colours_of_twelve_bits_in_a_tiff(compression):
     import cv2  # Pillow writes no TIFF of 16-bit colours
+
     values = np.random.default_rng(0).integers(0, 4096, (6, 9, 3), np.uint16)
     _, content = cv2.imencode('.tif', values, [cv2.IMWRITE_TIFF_COMPRESSION, compression])
     np.testing.assert_array_equal(read(io.BytesIO(content.tobytes())), values[..., ::-1] >> 4)

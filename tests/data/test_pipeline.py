@@ -123,10 +123,7 @@ def test_windows_are_cut_from_the_decoded_example_with_zeros_beyond(dataset):
 
 @pytest.mark.parametrize('num_shards', [1, 2])
 def test_eval_gives_each_example_once_in_order_with_padding(dataset, num_shards):
-    shards = [
-        eval_batches(dataset, batch_size=4, shard_index=s, num_shards=num_shards)
-        for s in range(num_shards)
-    ]
+    shards = [eval_batches(dataset, batch_size=4, shard_index=s, num_shards=num_shards) for s in range(num_shards)]
     batches = [jax.tree.map(lambda *parts: np.concatenate(parts), *batch) for batch in zip(*shards, strict=True)]
     assert [batch['index'].tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, -1]]
     for batch in batches:

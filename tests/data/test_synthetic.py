@@ -20,7 +20,7 @@ FREQUENCY_RANGES = {
     'vegetation': (0.07, 0.20), 'terrain': (0.007, 0.035), 'sky': (0.07, 0.20), 'person': (0.005, 0.025),
     'rider': (0.001, 0.008), 'car': (0.025, 0.08), 'truck': (0.002, 0.025), 'bus': (0.002, 0.025),
     'train': (0.002, 0.03), 'motorcycle': (0.001, 0.01), 'bicycle': (0.003, 0.016),
-}
+}  # fmt: skip
 DATASET = {'splits': {'train': 3, 'val': 2}, 'height': 32, 'width': 64, 'seed': 5, 'workers': 1}
 
 

@@ -124,7 +124,9 @@ ROWS = {
         {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'}, learning_rate=5e-5, cancelled='attention/fc/bias'
     ),
     'dfanet_b': Row(
-        {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'}, learning_rate=5e-5, cancelled='attention/fc/bias',
+        {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'},
+        learning_rate=5e-5,
+        cancelled='attention/fc/bias',
         files_of='dfanet_a',
     ),
     'sparse_two_column': Row({'width': 4}),

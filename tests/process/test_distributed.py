@@ -183,9 +183,7 @@ def test_a_single_process_joins_nothing(monkeypatch, joined, environment):
         ({'TPU_WORKER_HOSTNAMES': 'host-0,host-1'}, (), ALL),
     ],
 )
-def test_launchers_are_recognised_and_give_each_process_its_devices(
-    monkeypatch, joined, environment, address, devices
-):
+def test_launchers_are_recognised_and_give_each_process_its_devices(monkeypatch, joined, environment, address, devices):
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     address = address or (None, None, None)

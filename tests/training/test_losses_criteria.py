@@ -180,9 +180,7 @@ def test_value_equals_the_plain_form_and_gradient_its_slope(term, reference):
         return  # no gradient flows through one factor: see below
     direction = np.random.default_rng(1).normal(size=gradient.shape)
     logits = outputs[term.output].astype(np.float64)
-    ahead, behind = (
-        reference(outputs | {term.output: logits + step * direction}, labels) for step in (1e-6, -1e-6)
-    )
+    ahead, behind = (reference(outputs | {term.output: logits + step * direction}, labels) for step in (1e-6, -1e-6))
     np.testing.assert_allclose(np.sum(gradient * direction), (ahead - behind) / 2e-6, rtol=1e-3)
 
 

@@ -198,9 +198,7 @@ def test_the_arrays_of_the_authors_of_enet_are_those_of_torch7_with_void_first()
         np.testing.assert_allclose(loaded['params'][ours]['widen']['bn']['scale'], factor * arrays[name], rtol=1e-6)
 
     ours = from_torch(counters, model)  # a file of a run of this package has PyTorch's counters
-    np.testing.assert_array_equal(
-        ours['params']['stage2_0']['widen']['bn']['scale'], counters['stage2.0.bn3.weight']
-    )
+    np.testing.assert_array_equal(ours['params']['stage2_0']['widen']['bn']['scale'], counters['stage2.0.bn3.weight'])
 
 
 class AlwaysVoid(nn.Module):

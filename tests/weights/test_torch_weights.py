@@ -128,7 +128,7 @@ def test_resnet_50_is_refused_as_a_backbone(published, tiny_model, tiny_variable
     with pytest.raises(InputError) as error:
         load_backbone(str(path), tiny_model, tiny_variables)
     assert str(error.value) == (
-        f"{path}: does not fit the backbone of ATONet: 2 unexpected: layer1.0.conv3.weight, "
+        f'{path}: does not fit the backbone of ATONet: 2 unexpected: layer1.0.conv3.weight, '
         'layer1.0.downsample.0.weight; 1 misshapen: layer1.0.conv1.weight is 8x8x1x1, not 8x8x3x3'
     )
 

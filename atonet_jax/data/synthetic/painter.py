@@ -40,7 +40,9 @@ class Painter:
         self.scale, self.cx, self.cy = self.focal * height, width / 2 - 0.5, horizon * height - 0.5  # pixels
         azimuth, elevation = rng.uniform(0, 2 * math.pi), rng.uniform(*SUN_ELEVATION)
         self.sun = (
-            math.cos(elevation) * math.sin(azimuth), math.sin(elevation), math.cos(elevation) * math.cos(azimuth)
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+            math.cos(elevation) * math.cos(azimuth),
         )
         self.ambient = rng.uniform(*AMBIENT)
         self.surfaces = Image.new('I', (width, height))  # 0 is the sky
@@ -96,7 +98,7 @@ class Painter:
         return lambda outline, paint: self.fill(plane, outline, label, paint)
 
     def extrude(self, frame: Frame, profile: Outline, half: float, label: int, paints: Sequence[Paint], side: Paint,
-                taper: float = 0.0):
+                taper: float = 0.0):  # fmt: skip
         """Draws a body of constant width over a side view.
 
         Args:

@@ -55,7 +55,7 @@ def _draw_rider(painter, rng, frame, seat, pedal, grip):
     side(bar(*knee, *pedal, 0.16), trousers * 0.9)
     side(rectangle(pedal[0] - 0.08, pedal[1] - 0.08, pedal[0] + 0.2, pedal[1] + 0.03), DARK)
     side([(su - 0.18, sv), (su + 0.08, sv + 0.55), (shoulder[0], sv + 0.68), (su + 0.38, sv + 0.42), (su + 0.18, sv)],
-         coat)
+         coat)  # fmt: skip
     side(bar(*shoulder, *elbow, 0.14), coat * 0.8)
     side(bar(*elbow, *grip, 0.12), coat * 0.8)
     side(ellipse(su + 0.42, sv + 0.8, 0.13, 0.15, 10), skin)

@@ -69,8 +69,7 @@ class Street:
         right, left = int(rng.integers(0, 2)), int(rng.integers(0, 3))
         edges = [shift + lane * (k - 0.5) for k in range(-left, right + 2)]
         self.strips = [
-            Strip(x0, x1, 'lane', math.pi if k < left else 0.0)
-            for k, (x0, x1) in enumerate(itertools.pairwise(edges))
+            Strip(x0, x1, 'lane', math.pi if k < left else 0.0) for k, (x0, x1) in enumerate(itertools.pairwise(edges))
         ]
         self.lines = [(x, 0.08, 6.0 if rng.random() < 0.4 else 3.0) for x in edges[1:-1]]
         if rng.random() < 0.6:
@@ -118,9 +117,7 @@ class Street:
         rng = self.rng
         gray = random_gray(rng, 0.24, 0.62, 0.02)
         paving = random_gray(rng, 0.35, 0.8, 0.04)
-        slabs = functools.partial(
-            shade_slabs, color=paving, length=rng.uniform(0.7, 1.3), depth=rng.uniform(0.6, 1.1)
-        )
+        slabs = functools.partial(shade_slabs, color=paving, length=rng.uniform(0.7, 1.3), depth=rng.uniform(0.6, 1.1))
         soil = np.array([0.42, 0.34, 0.24]) * rng.uniform(0.7, 1.2)
         grass = random_leaf(rng) * 1.1 + rng.uniform(0, 0.12, 3) * [1, 1, 0.3]
         paved = (RAW['sidewalk'], slabs)

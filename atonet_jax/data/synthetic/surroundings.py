@@ -34,7 +34,7 @@ def draw_house(painter, rng, frame, width, depth, height):
         shop=random_color(rng), bay=rng.uniform(1.8, 3.4), storey=rng.uniform(2.8, 3.6),
         window=(rng.uniform(0.35, 0.75), 0.28, rng.uniform(0.72, 0.85)), bricks=rng.choice([0.0, 0.0, 0.15]),
         shift=rng.uniform(0, 200), has_shop=rng.random() < 0.4, top=height,
-    )
+    )  # fmt: skip
     outward = -math.copysign(depth, frame.camera_b)
     roof = rng.uniform(0.0, 3.0) if rng.random() < 0.5 else 0.0
     tiles = functools.partial(shade_courses, color=random_color(rng) * 0.7, mortar=DARK, length=0.6, height=0.5)
@@ -56,7 +56,7 @@ def random_boundary(rng, kind: str) -> Callable:
         return functools.partial(
             draw_wall, color=color, mortar=random_contrast(rng, color), height=rng.uniform(0.9, 2.2),
             length=course * rng.uniform(1.8, 2.4), course=course,
-        )
+        )  # fmt: skip
     if kind == 'fence':
         period = rng.uniform(0.3, 0.5)
         return functools.partial(

@@ -28,7 +28,7 @@ def draw_car(painter, rng, frame):
     profile = [
         (-length, 0.25), (-length, belt - 0.05), (rear, belt), (rear + 0.35, height), (front - 0.75, height),
         (front, belt), (length - 0.05, 0.5 * height), (length, 0.25),
-    ]
+    ]  # fmt: skip
     painter.shadow(frame, length + 0.1, half + 0.15)
     painter.extrude(frame, profile, half, label, [body, body, glass, body, glass, body, body], body, taper=0.14)
     if b := frame.near_side(half):
@@ -68,7 +68,7 @@ def draw_truck(painter, rng, frame):
     if b := frame.near_side(half):
         side = painter.brush(frame.side(b), label)
         side([(split + 0.5, 1.5), (split + 0.5, cab_top - 0.3), (length - 0.5, cab_top - 0.3), (length - 0.2, 1.5)],
-             glass)
+             glass)  # fmt: skip
         _draw_wheels(side, (-length + 0.9, -length + 2.1, length - 1.0), 0.52, hub)
     if a := frame.near_end(length):
         end = painter.brush(frame.end(a), label)
@@ -86,11 +86,11 @@ def draw_bus(painter, rng, frame):
     livery = functools.partial(
         shade_livery, color=body, trim=trim, glass=glass, window=(1.25, 2.4), bay=rng.uniform(1.3, 1.7), pillar=0.16,
         stripes=((0.7, 1.0),), doors=4.6,
-    )
+    )  # fmt: skip
     profile = [
         (-length, 0.35), (-length, top - 0.2), (-length + 0.2, top),
         (length - 0.2, top), (length, top - 0.2), (length, 0.35),
-    ]
+    ]  # fmt: skip
     painter.shadow(frame, length, half + 0.2)
     painter.extrude(frame, profile, half, label, [body, body, body * 0.8, body, body], livery)
     if b := frame.near_side(half):
@@ -119,13 +119,13 @@ def draw_train(painter, rng, frame):
     livery = functools.partial(
         shade_livery, color=body, trim=trim, glass=glass, window=(1.9, 2.75), bay=1.1, pillar=0.4,
         stripes=((0.15, 0.4), (0.95, 1.2), (1.4, 1.65), (3.0, 3.2)), doors=car,
-    )
+    )  # fmt: skip
     nose = functools.partial(shade_chevrons, color=trim, other=body, period=0.8)
     joint = car - 0.15
     profile = [
         (-joint, 0.12), (-joint - 0.12, 1.6), (-joint + 0.3, top - 0.3), (-joint + 0.9, top), (joint - 0.9, top),
         (joint - 0.3, top - 0.3), (joint + 0.12, 1.6), (joint, 0.12),
-    ]
+    ]  # fmt: skip
     paints = [nose, glass, body, body * 0.7, body, glass, nose]
     heading = math.atan2(frame.sin, frame.cos)
     cars = [Frame(*frame.at(offset, 0, 0)[::2], heading) for offset in (-2 * car, 0, 2 * car)]

@@ -37,9 +37,7 @@ class Varied(tuple):
 Size = int | Varied
 
 
-FIXED_SIZE = (
-    'export it with a fixed size and batch size (config.export.dynamic_size=False, config.export.batch_size=N)'
-)
+FIXED_SIZE = 'export it with a fixed size and batch size (config.export.dynamic_size=False, config.export.batch_size=N)'
 
 
 class VariesError(NotImplementedError):
@@ -424,6 +422,4 @@ def _refuse_traces(programs: Sequence[Program]):
     ops = zip(*(program.steps for program in programs), strict=False)
     place = next((f' first in {versions[0].place}' for versions in ops if len({step.op for step in versions}) > 1), '')
     shapes = ' and '.join(str(list(program.given.shape)) for program in programs[:2])
-    raise InputError(
-        f'ONNX: the network computes other steps for images of {shapes}{place}; {FIXED_SIZE}'
-    )
+    raise InputError(f'ONNX: the network computes other steps for images of {shapes}{place}; {FIXED_SIZE}')

@@ -87,9 +87,7 @@ class PixelOrder(NamedTuple):
         return values.reshape(values.shape[0], -1)
 
 
-def pixel_losses(
-    logits: jax.Array, labels: jax.Array, upsampling: str = 'half_pixel'
-) -> tuple[jax.Array, PixelOrder]:
+def pixel_losses(logits: jax.Array, labels: jax.Array, upsampling: str = 'half_pixel') -> tuple[jax.Array, PixelOrder]:
     """Cross-entropy of every pixel, the logits enlarged to the labels' size; 0 where the label is ignored.
 
     The enlarged logits never become one array. A half-pixel enlargement by whole factors goes phase by phase: a phase
