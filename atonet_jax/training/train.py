@@ -1,16 +1,16 @@
 """The training run: `--mode=train`."""
 
 import logging
-import math
 import os
 import pathlib
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax.config import create_network
@@ -19,19 +19,18 @@ from atonet_jax.data.batches import Batches
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.label_reading import different_reading_text
+from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.padding import padding_text
 from atonet_jax.data.sources import class_table, load_examples
-from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import network
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
 from atonet_jax.process.files import write_json, writing
-from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
-from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import changes_since, check_claim, claim, holds_run, lock, read_fresh, record_fresh
 from atonet_jax.training.augment import too_long_text
 from atonet_jax.training.class_weights import class_weights
@@ -43,9 +42,10 @@ from atonet_jax.training.from_config import (
     train_augmentation,
     with_crop_size,
 )
+from atonet_jax.training.loop import Loop
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.recorder import Recorder
-from atonet_jax.training.step import Recipe, StepNumbers, compile_train_step, create_state
+from atonet_jax.training.step import Objective, compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.validation import validate, validate_batches, validate_classes
 
@@ -77,27 +77,30 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     model = create_network(config, table.num_classes)
     objective = create_objective(config, model)
     if resumes:
-        variables, fresh = blank_variables(model), read_fresh(workdir)
+        start = _Start(resumes, blank_variables(model), read_fresh(workdir))
     else:
-        variables, fresh = starting_variables(config, model, table, mesh)
+        start = _Start(resumes, *starting_variables(config, model, table, mesh))
     with ExitStack() as held:
         decided_by_main_process(lambda: held.enter_context(lock(workdir)))
         if decided_by_main_process(lambda: has_checkpoint(workdir)) != resumes:
             raise InputError(f'{workdir}: another run has just saved there; give the same command again to go on')
-        return _train(config, workdir, mesh, table, objective, variables, fresh, resumes)
+        return _train(config, workdir, mesh, table, objective, start)
 
 
-def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -> Scores:
+class _Start(NamedTuple):
+    """Whether training goes on from a checkpoint, the variables (blank then), and which modules no file has filled."""
+
+    resumes: bool
+    variables: dict[str, Any]
+    fresh: Sequence[str]
+
+
+def _train(
+    config: ConfigDict, workdir: str, mesh: Mesh, table: ClassTable, objective: Objective, start: _Start
+) -> Scores:
     """`train` in a workdir that is ours."""
-    with main_process_first('data'):
-        train_set, eval_set = (
-            load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
-        )
-    if train_set.on_device and eval_set.on_device:
-        device_cache.check([train_set.dataset, eval_set.dataset], mesh)
-    for text_of in (shared_images_text, different_reading_text):
-        if warning := text_of(train_set.dataset, eval_set.dataset):
-            _log.warning('%s', warning)
+    resumes = start.resumes
+    train_set, eval_set = _load(config, workdir, mesh)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
     augmentation = train_augmentation(config)
@@ -107,19 +110,19 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
     if resumes and (warning := incomparable_text(changes)):
         _log.warning('%s', warning)
     if not resumes:
-        decided_by_main_process(lambda: record_fresh(workdir, fresh))
+        decided_by_main_process(lambda: record_fresh(workdir, start.fresh))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
     padding, is_much = padding_text(sizes, augmentation)
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
     timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
 
-    options = step_options(config, objective, fresh)
-    groups = set(jax.tree.leaves(options['optimizer'].groups(variables['params'])))
+    options = step_options(config, objective, start.fresh)
+    groups = set(jax.tree.leaves(options['optimizer'].groups(start.variables['params'])))
     starts_fresh = not (resumes or config.init_from or config.model.pretrained_backbone)
     if warning := backbone_rate_warning(config, groups, starts_fresh):
         _log.warning('%s', warning)
-    state = create_state(variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
+    state = create_state(start.variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
     _log.info(
         '%s: %d parameters; %d training and %d evaluation images; on %d %s device(s)',
         config.model.name,
@@ -149,7 +152,7 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
             first_nonfinite, **{key: options[key] for key in ('objective', 'augmentation', 'accumulation')}
         )
         with _closing(recorder.close, *(partial(_list_skipped, part, workdir) for part in (train_set, eval_set))):
-            return _Run(config, workdir, checkpoints, recorder, numbers | here).train(
+            return Loop(config, workdir, checkpoints, recorder, numbers | here).run(
                 state,
                 step_fn,
                 recipe,
@@ -163,6 +166,20 @@ def _train(config, workdir, mesh, table, objective, variables, fresh, resumes) -
                 ),
                 explain if config.debug.nans else None,
             )
+
+
+def _load(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[Examples, Examples]:
+    """The images of training and of evaluation."""
+    with main_process_first('data'):
+        train_set, eval_set = (
+            load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
+        )
+    if train_set.on_device and eval_set.on_device:
+        device_cache.check([train_set.dataset, eval_set.dataset], mesh)
+    for text_of in (shared_images_text, different_reading_text):
+        if warning := text_of(train_set.dataset, eval_set.dataset):
+            _log.warning('%s', warning)
+    return train_set, eval_set
 
 
 @contextmanager
@@ -200,116 +217,6 @@ def _course(config, workdir, timeline, changes, samples, recipe) -> str:
     if any(change.startswith(('config.train.batch_size ', 'config.train.accumulation ')) for change in changes):
         line += f'; batch normalisation sees {timeline.batch_size // config.train.accumulation} images at a time'
     return line
-
-
-class _Run:
-    """The loop over steps."""
-
-    def __init__(self, config: ConfigDict, workdir: str, checkpoints: Checkpoints, recorder: Recorder, numbers: dict):
-        """
-        Args:
-            config: of the run.
-            workdir: of the run.
-            checkpoints: in the workdir.
-            recorder: of the workdir; it knows the timeline.
-            numbers: as they are saved with the state: 'best_miou', 'best_step', 'seconds' of training and 'samples' so
-                far, 'images' and 'devices' of now. 'epochs' so far are added.
-        """
-        self._config = config
-        self._workdir = workdir
-        self._checkpoints = checkpoints
-        self._recorder = recorder
-        self._numbers = numbers
-
-    def train(
-        self,
-        state: TrainState,
-        step_fn: Callable,
-        recipe: Recipe,
-        evaluator: Evaluator,
-        batches: Iterator[dict[str, jax.Array]],
-        explain: Callable[[TrainState, dict[str, jax.Array], StepNumbers], str] | None,
-    ) -> Scores:
-        """Steps from `state.step` to the end of the timeline, evaluating and saving on the way.
-
-        The figures of steps are looked at a few at a time, so that the device never waits for the host; a loss that is
-        no number stays one, and is found at the next look, which comes before anything is saved.
-
-        Raises:
-            Stopped: a signal said so; the last step is saved.
-            TrainingError: the loss or its gradient is no finite number any more; or nothing can be saved.
-        """
-        train, timeline, scores = self._config.train, self._recorder.timeline, None
-        total_steps, first_step = timeline.total_steps, timeline.start_step + 1
-        self._last_good_step = timeline.start_step
-        pending = []
-        started, before_this = time.perf_counter(), dict(self._numbers)
-        with self._recorder.progress() as progress, StopSignals() as signals:
-            for step, batch in enumerate(batches, first_step):
-                of_step = recipe.at(step - 1)
-                before, (state, metrics) = state, step_fn(state, batch, of_step)
-                pending.append((step, metrics))
-                stop = signals.received(step)
-                evaluates = step == total_steps or timeline.passes(step, train.eval_every_epochs)
-                saves = evaluates or step % train.checkpoint_every_steps == 0 or stop is not None
-                if saves or explain or step == first_step or step % train.log_every_steps == 0:
-                    self._check(pending, explain and (lambda: explain(before, batch, of_step)))
-                    progress.look(pending)
-                    pending = []
-                if saves:
-                    self._numbers |= {
-                        'seconds': before_this['seconds'] + time.perf_counter() - started,
-                        'samples': before_this['samples'] + (step - timeline.start_step) * timeline.batch_size,
-                        'epochs': timeline.epoch(step),
-                    }
-                    scores = self._evaluate(step, state, evaluator) if evaluates else None
-                    self._recorder.sync(step)
-                    miou = scores.miou if scores is not None and not math.isnan(scores.miou) else None
-                    self._checkpoints.save(state, dict(self._numbers), miou)
-                    self._last_good_step = step
-                    progress.restart()
-                    if stop is None and step < total_steps:
-                        stop = signals.received(step)  # which came while it evaluated
-                if stop is not None and step < total_steps:
-                    self._checkpoints.wait()
-                    raise Stopped(stop, step)
-            self._checkpoints.wait()  # while a signal still leaves it the time
-        if scores is None:  # resumed where nothing was left to do
-            evaluation = evaluator.run(state.averaged or state.variables)
-            self._recorder.report(first_step - 1, evaluation)
-            scores = evaluation.scores
-        return scores
-
-    def _check(self, pending: list[tuple[int, dict[str, jax.Array]]], explain: Callable[[], str] | None) -> None:
-        """Stops at the first loss that is no number."""
-        for step, metrics in jax.device_get(pending):
-            for name in ('loss', 'gradient_norm'):
-                if math.isfinite(metrics[name]):
-                    continue
-                where = _explained(explain) if explain else '--config.debug.nans=true says in which layer'
-                last = self._last_good_step
-                kept = f'the checkpoint of step {last} in {self._workdir} is kept' if last else 'nothing was saved yet'
-                raise TrainingError(
-                    f'step {step}: {name} is {metrics[name]}; {where}; {kept}; start again with a lower '
-                    'config.optimizer.learning_rate or more config.schedule.warmup_epochs'
-                )
-
-    def _evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> Scores:
-        evaluation = evaluator.run(state.averaged or state.variables)
-        scores = evaluation.scores
-        if scores.miou > self._numbers['best_miou']:
-            self._numbers |= {'best_miou': scores.miou, 'best_step': step}
-        self._recorder.evaluation(step, evaluation, self._numbers)
-        return scores
-
-
-def _explained(explain: Callable[[], str]) -> str:
-    try:
-        return explain()
-    except RuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
-            raise
-        return "the device's memory is too small to find the layer"
 
 
 def _list_skipped(examples: Examples, workdir: str) -> None:
