@@ -30,7 +30,7 @@ from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh, split_by_batch
-from atonet_jax.process.distributed import decided_by_main_process, initialize, is_main_process
+from atonet_jax.process.distributed import in_main_process, initialize, is_main_process
 from atonet_jax.runs.workdir import lock
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer
 from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
@@ -130,7 +130,7 @@ def decide(locked):
 
     def told(decision):
         try:
-            return decided_by_main_process(decision)
+            return in_main_process(decision)
         except InputError as error:
             return str(error)
 

@@ -1,6 +1,7 @@
-"""A full disk, as far as a process can have one to itself."""
+"""A full disk, as far as a process can have one to itself, and what stands on it."""
 
 import contextlib
+import pathlib
 import resource
 import signal
 
@@ -16,3 +17,8 @@ def full_disk(size):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+def contents(folder):
+    """{name: text} of the files in a folder."""
+    return {path.name: path.read_text() for path in pathlib.Path(folder).iterdir()}

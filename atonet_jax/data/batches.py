@@ -10,7 +10,7 @@ from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.device_cache import DeviceCache
 from atonet_jax.data.examples import Examples
 from atonet_jax.process.devices import split_by_batch
-from atonet_jax.process.distributed import decided_by_main_process
+from atonet_jax.process.distributed import in_main_process
 
 
 class Batches:
@@ -30,7 +30,7 @@ class Batches:
         examples.dataset.require_labels()
         self.examples = examples
         self.mesh = mesh
-        self._is_on_device = decided_by_main_process(lambda: examples.on_device)  # `auto` may differ
+        self._is_on_device = in_main_process(lambda: examples.on_device)  # `auto` may differ
 
     def train(
         self, *, batch_size: int, augmentation: Augmentation, seed: int, start_sample: int, num_steps: int

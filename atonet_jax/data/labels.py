@@ -97,6 +97,16 @@ class ClassTable:
         )
 
 
+def class_difference(ours: ClassTable, other: ClassTable) -> str:
+    """How the classes of a run differ from those of the data, in words; '' if they are the same."""
+    if ours.num_classes != other.num_classes:
+        return f'it has the {ours.num_classes} classes of {ours.name}, not the {other.num_classes} of {other.name}'
+    pairs = enumerate(zip(ours.class_names, other.class_names, strict=True))
+    differ = [f'class {i} was {mine!r}, is {theirs!r}' for i, (mine, theirs) in pairs if mine != theirs]
+    more = f', and {len(differ) - 3} more classes' if len(differ) > 3 else ''
+    return ', '.join(differ[:3]) + more
+
+
 _IGNORED = IGNORE_LABEL
 
 CITYSCAPES = ClassTable(

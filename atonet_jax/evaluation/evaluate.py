@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.data import visualize
 from atonet_jax.data.batches import Batches
-from atonet_jax.data.labels import ClassTable
+from atonet_jax.data.labels import ClassTable, class_difference
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator, Example, ImageScore
@@ -20,7 +20,6 @@ from atonet_jax.process.distributed import is_main_process, main_process_first
 from atonet_jax.process.files import make_folder, replacing, write_json, write_text, writing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
-from atonet_jax.runs.workdir import class_difference
 from atonet_jax.validation import validate
 
 

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from atonet_jax.data.examples import Decoded, Examples
+from atonet_jax.data.labels import class_difference
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
@@ -21,7 +22,6 @@ from atonet_jax.export.comparison import labels_of, network_inputs
 from atonet_jax.process.progress import Progress
 from atonet_jax.runs.environment import device_names
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.runs.workdir import class_difference
 
 _log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """Several processes as one run: how they find each other, and which one writes."""
 
-import json
 import os
+import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -67,24 +67,24 @@ def main_process_first(name: str) -> Iterator[None]:
             multihost_utils.sync_global_devices(name)
 
 
-def decided_by_main_process(decide: Callable[[], Any]) -> Any:
-    """What `decide` returns in the main process, where alone it runs; all processes get it, or end as that one does.
+def in_main_process(call: Callable[[], Any]) -> Any:
+    """Calls in the main process only; what that returns is returned in all of them.
 
     Args:
-        decide: returns what JSON can hold.
+        call: returns what `pickle` can hold.
 
     Raises:
-        InputError: in the other processes, where `decide` raised anything; it says what.
+        InputError: in the other processes, if the call raised anything in the main process; it says what.
     """
     if jax.process_count() == 1:
-        return decide()
+        return call()
     outcome, failure = {}, None
     if is_main_process():
         try:
-            outcome = {'result': decide()}
+            outcome = {'result': call()}
         except Exception as error:
             outcome, failure = {'failure': str(error)}, error
-    outcome = json.loads(_broadcast(json.dumps(outcome).encode()))
+    outcome = pickle.loads(_broadcast(pickle.dumps(outcome)))
     if failure is not None:
         raise failure
     if 'failure' in outcome:

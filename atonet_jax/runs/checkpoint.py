@@ -26,7 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.process.devices import replicated
-from atonet_jax.process.distributed import decided_by_main_process, is_main_process
+from atonet_jax.process.distributed import in_main_process, is_main_process
 from atonet_jax.process.files import sync, sync_tree
 from atonet_jax.runs.state import TrainState
 
@@ -109,7 +109,7 @@ class Checkpoints:
                 raise InputError(f'{self._folder}: no checkpoint; train first, or name another --workdir')
             return step
 
-        return decided_by_main_process(find)
+        return in_main_process(find)
 
     def save(self, state: TrainState, numbers: dict[str, float], miou: float | None) -> None:
         """Starts to save `state`, with `miou` if it was just evaluated.
@@ -157,7 +157,7 @@ class Checkpoints:
                 'from a copy, or give a new --workdir'
             )
 
-        step, failures = decided_by_main_process(find)
+        step, failures = in_main_process(find)
         for bad, reason in failures:
             _log.warning(
                 'checkpoint %d cannot be read (%s): it is now in %s, and the run continues from step %d',

@@ -21,8 +21,9 @@ from atonet_jax.data.sources import class_table
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables, create_model, init_variables, network
 from atonet_jax.process.devices import replicated
+from atonet_jax.runs.changes import check_network
 from atonet_jax.runs.checkpoint import Checkpoints
-from atonet_jax.runs.workdir import changes_since, holds_run, load_class_table, load_config
+from atonet_jax.runs.workdir import holds_run, load_class_table, load_config
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import class_layers
 
@@ -172,7 +173,7 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
             table, model = dataclasses.replace(table, has_void_output=True), with_void
         variables = jax.device_put(published_weights.load_network(config.init_from, model), replicated(mesh))
         return TrainedNetwork(model, variables, table, None, config.eval.height)
-    changes_since(workdir, config, table)
+    check_network(workdir, config, table)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         step = checkpoints.step(config.eval.checkpoint)
         averaged = config.optimizer.ema_decay > 0

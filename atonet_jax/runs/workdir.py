@@ -44,9 +44,6 @@ ENVIRONMENT_FILE = 'environment.json'
 SCORES_FILE = 'evaluation/scores.json'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
-# Settings that change no shape of a parameter.
-_FREE_MODEL_KEYS = ('config.model.dtype ', 'config.model.pretrained_backbone ', 'config.model.pretrained_strict ')
-_STATE_KEYS = ('config.optimizer.name ', 'config.optimizer.frozen ')  # a training state depends on these
 
 
 def load_config(workdir: str) -> ConfigDict:
@@ -120,41 +117,15 @@ def lock(workdir: str) -> Iterator[None]:
         yield
 
 
-def check_claim(workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = True) -> list[str]:
-    """Whether a run may begin in `workdir`, or go on from the one that is there.
-
-    has_begun: whether that one has a checkpoint. Before that, the training state and what it starts from may change.
-
-    Returns:
-        Changes of the config since the run began, one line for each key; empty for a new run.
-
-    Raises:
-        InputError: the workdir belongs to a run with another network, other classes, or another kind of training state.
-    """
-    if not holds_run(workdir):
-        return []
-    changes = changes_since(workdir, config, class_table, has_begun)
-    state = [change for change in changes if change.startswith(_STATE_KEYS)]
-    averages = [each.optimizer.ema_decay > 0 for each in (load_config(workdir), config)]
-    if averages[0] != averages[1]:
-        state += [change for change in changes if change.startswith('config.optimizer.ema_decay ')]
-    if state and has_begun:
-        raise InputError(
-            f'{workdir}: its training state does not fit ({"; ".join(state)}); give a new --workdir, which '
-            f'--config.init_from={workdir} starts from the weights of this one'
-        )
-    return changes
-
-
-def claim(workdir: str, config: ConfigDict, class_table: ClassTable, goes_on: bool = False) -> None:
-    """Starts a run in `workdir`, or goes on with the one there, after `check_claim`.
+def claim(workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = False) -> None:
+    """Starts a run in `workdir`, or goes on with the one there, after `changes.check_training`.
 
     A run that goes on without being told what it started from keeps that in its config.
 
     Raises:
         InputError: the workdir cannot be written.
     """
-    if goes_on:
+    if has_begun:
         earlier, config = load_config(workdir), config.copy_and_resolve_references()
         config.init_from = config.init_from or earlier.init_from
         config.model.pretrained_backbone = config.model.pretrained_backbone or earlier.model.pretrained_backbone
@@ -190,43 +161,6 @@ def holds_run(workdir: str) -> bool:
     return os.path.exists(os.path.join(workdir, CONFIG_FILE))
 
 
-def changes_since(workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = True) -> list[str]:
-    """Changes of `config` since the run in `workdir` began, one line for each key. has_begun: as in `check_claim`.
-
-    Raises:
-        InputError: there is no run, or it is one of another network, of other classes, or from other weights.
-    """
-    changes = list(_differences(load_config(workdir), config))
-    for key, value in (
-        ('config.init_from', config.init_from), ('config.model.pretrained_backbone', config.model.pretrained_backbone)
-    ):  # fmt: skip
-        if has_begun and value and any(change.startswith(f'{key} ') for change in changes):
-            raise InputError(
-                f'{key}={value}: {workdir} holds a run that has begun already; give a new --workdir to use these '
-                f'weights, or leave {key} as it was'
-            )
-    network = [c for c in changes if c.startswith('config.model.') and not c.startswith(_FREE_MODEL_KEYS)]
-    difference = class_difference(load_class_table(workdir), class_table)
-    if difference:
-        network.append(difference)
-    if network:
-        raise InputError(
-            f'{workdir}: holds a run of another network ({"; ".join(network)}); '
-            'give a new --workdir, or the settings of that run'
-        )
-    return changes
-
-
-def class_difference(ours: ClassTable, other: ClassTable) -> str:
-    """How the classes of a run differ from those of the data, in words; '' if they are the same."""
-    if ours.num_classes != other.num_classes:
-        return f'it has the {ours.num_classes} classes of {ours.name}, not the {other.num_classes} of {other.name}'
-    pairs = enumerate(zip(ours.class_names, other.class_names, strict=True))
-    differ = [f'class {i} was {mine!r}, is {theirs!r}' for i, (mine, theirs) in pairs if mine != theirs]
-    more = f', and {len(differ) - 3} more classes' if len(differ) > 3 else ''
-    return ', '.join(differ[:3]) + more
-
-
 def record_start(workdir: str, step: int, environment: dict) -> None:
     """Adds a start of training to `environment.json`: the step, and `environment.describe()`."""
     starts = [*read_starts(workdir), {'step': step} | environment]
@@ -256,15 +190,6 @@ def reading_scores(workdir: str) -> Iterator[dict]:
     """
     with reading_json(os.path.join(workdir, SCORES_FILE), 'give --mode=evaluate again, or delete it') as scores:
         yield scores
-
-
-def _differences(earlier: ConfigDict, config: ConfigDict, prefix: str = 'config'):
-    for key in sorted(set(earlier) | set(config)):
-        name, old, new = f'{prefix}.{key}', earlier.get(key), config.get(key)
-        if isinstance(old, ConfigDict) and isinstance(new, ConfigDict):
-            yield from _differences(old, new, name)
-        elif old != new:
-            yield f'{name} was {old!r}, is {new!r}'
 
 
 def _lists_to_tuples(value):

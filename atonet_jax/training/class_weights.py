@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.label_files import read_labels
 from atonet_jax.models.terms import ClassWeights, InverseLogShare, InverseRootShare
-from atonet_jax.process.distributed import decided_by_main_process
+from atonet_jax.process.distributed import in_main_process
 from atonet_jax.process.files import write_json, writing
 from atonet_jax.process.progress import watched
 
@@ -61,7 +61,7 @@ def class_weights(
     rule = _RULES[given[0]] if given else of_network
     if rule is None:
         return None
-    counts = ClassCounts(*decided_by_main_process(lambda: _count_once(dataset, workdir)))
+    counts = in_main_process(lambda: _count_once(dataset, workdir))
     weights = weights_of_counts(rule, counts)
     names = dataset.class_table.class_names
     low, high = weights.argmin(), weights.argmax()

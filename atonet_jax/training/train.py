@@ -27,11 +27,12 @@ from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import network
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.distributed import decided_by_main_process, is_main_process, main_process_first
+from atonet_jax.process.distributed import in_main_process, is_main_process, main_process_first
 from atonet_jax.process.files import write_json, writing
+from atonet_jax.runs.changes import changes_since, check_network, check_training, incomparable_text
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
-from atonet_jax.runs.workdir import changes_since, check_claim, claim, holds_run, lock, read_fresh, record_fresh
+from atonet_jax.runs.workdir import claim, lock, read_fresh, record_fresh
 from atonet_jax.training.augment import too_long_text
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.from_config import (
@@ -51,9 +52,6 @@ from atonet_jax.validation import validate, validate_batches, validate_classes
 
 _log = logging.getLogger(__name__)
 
-_DECIDE_SCORES = ('config.eval.', *(f'config.data.{key} ' for key in ('eval_split', 'name', 'root', 'tfds_dir')))
-_DECIDE_NO_SCORES = tuple(f'config.eval.{key} ' for key in ('batch_size', 'pictures', 'output', 'checkpoint'))
-
 
 def train(config: ConfigDict, workdir: str) -> Scores:
     """Trains from scratch, or on from the latest checkpoint in `workdir`; returns the scores of the final state.
@@ -71,18 +69,17 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     validate_batches(config, mesh.size)
     table = class_table(config.data)
     validate_classes(config, table.num_classes)
-    resumes = decided_by_main_process(lambda: has_checkpoint(workdir))
-    if holds_run(workdir):
-        changes_since(workdir, config, table, resumes)  # refuses another network before any data is read
+    has_begun = in_main_process(lambda: has_checkpoint(workdir))
+    check_network(workdir, config, table, has_begun)  # before any data is read
     model = create_network(config, table.num_classes)
     objective = create_objective(config, model)
-    if resumes:
-        start = _Start(resumes, blank_variables(model), read_fresh(workdir))
+    if has_begun:
+        start = _Start(has_begun, blank_variables(model), read_fresh(workdir))
     else:
-        start = _Start(resumes, *starting_variables(config, model, table, mesh))
+        start = _Start(has_begun, *starting_variables(config, model, table, mesh))
     with ExitStack() as held:
-        decided_by_main_process(lambda: held.enter_context(lock(workdir)))
-        if decided_by_main_process(lambda: has_checkpoint(workdir)) != resumes:
+        in_main_process(lambda: held.enter_context(lock(workdir)))
+        if in_main_process(lambda: has_checkpoint(workdir)) != has_begun:
             raise InputError(f'{workdir}: another run has just saved there; give the same command again to go on')
         return _train(config, workdir, mesh, table, objective, start)
 
@@ -90,7 +87,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
 class _Start(NamedTuple):
     """Whether training goes on from a checkpoint, the variables (blank then), and which modules no file has filled."""
 
-    resumes: bool
+    has_begun: bool
     variables: dict[str, Any]
     fresh: Sequence[str]
 
@@ -99,18 +96,19 @@ def _train(
     config: ConfigDict, workdir: str, mesh: Mesh, table: ClassTable, objective: Objective, start: _Start
 ) -> Scores:
     """`train` in a workdir that is ours."""
-    resumes = start.resumes
+    has_begun = start.has_begun
     train_set, eval_set = _load(config, workdir, mesh)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
     config = with_crop_size(config, sizes)
     augmentation = train_augmentation(config)
     if too_long := too_long_text(sizes, augmentation):
         raise InputError(too_long)
-    changes = decided_by_main_process(lambda: check_claim(workdir, config, table, resumes))
-    if resumes and (warning := incomparable_text(changes)):
+    in_main_process(lambda: check_training(workdir, config, table, has_begun))
+    changes = in_main_process(lambda: changes_since(workdir, config))
+    if has_begun and (warning := incomparable_text(changes)):
         _log.warning('%s', warning)
-    if not resumes:
-        decided_by_main_process(lambda: record_fresh(workdir, start.fresh))
+    if not has_begun:
+        in_main_process(lambda: record_fresh(workdir, start.fresh))
     weights = class_weights(config, network(objective.model).class_weights, train_set.dataset, workdir)
     padding, is_much = padding_text(sizes, augmentation)
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
@@ -119,7 +117,7 @@ def _train(
 
     options = step_options(config, objective, start.fresh)
     groups = set(jax.tree.leaves(options['optimizer'].groups(start.variables['params'])))
-    starts_fresh = not (resumes or config.init_from or config.model.pretrained_backbone)
+    starts_fresh = not (has_begun or config.init_from or config.model.pretrained_backbone)
     if warning := backbone_rate_warning(config, groups, starts_fresh):
         _log.warning('%s', warning)
     state = create_state(start.variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
@@ -135,17 +133,17 @@ def _train(
 
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     numbers = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0, 'samples': 0}
-    here = {'images': len(train_set), 'devices': mesh.size}
+    here, moved = {'images': len(train_set), 'devices': mesh.size}, []
     with _closing(checkpoints.close):
-        if resumes:
+        if has_begun:
             state, saved = checkpoints.restore_latest(state)
             step = int(state.step)
             numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
-            changes += [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
-        decided_by_main_process(lambda: claim(workdir, config, table, resumes))
+            moved = [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
+        in_main_process(lambda: claim(workdir, config, table, has_begun))
         recipe = create_recipe(config, timeline.num_images, timeline.total_steps, timeline.offset, weights)
-        _log.info('%s', _course(config, workdir, timeline, changes, numbers['samples'], recipe))
+        _log.info('%s', _course(config, workdir, timeline, changes, moved, numbers['samples'], recipe))
         recorder = Recorder(workdir, config, table, timeline)
         step_fn = compile_train_step(mesh, donate=not config.debug.nans, **options)
         explain = partial(
@@ -199,14 +197,14 @@ def _closing(*closes: Callable[[], None]) -> Iterator[None]:
             stack.callback(close)
 
 
-def _course(config, workdir, timeline, changes, samples, recipe) -> str:
+def _course(config, workdir, timeline, changes, moved, samples, recipe) -> str:
     """One line: where the run goes on, what has changed, and what is to come."""
     step, total = timeline.start_step, timeline.total_steps
     line = f'resumed from step {step} of {workdir}, after {samples} samples ({timeline.epoch(step):.4g} epochs); '
     if not step:
         line = ''
-    if changes:
-        line += f'changed since: {"; ".join(changes)}; '
+    if changes or moved:
+        line += f'changed since: {"; ".join([*map(str, changes), *moved])}; '
     if step == total:
         return f'{line}nothing is left to train, as config.train.epochs={config.train.epochs:g}'
     left = '1 step' if total - step == 1 else f'{total - step} steps'
@@ -214,7 +212,7 @@ def _course(config, workdir, timeline, changes, samples, recipe) -> str:
         f'left to do: {left} of {timeline.batch_size} images, to epoch {timeline.epoch(total):.4g}, from a learning '
         f'rate of {recipe.learning_rates["rest"](step):.3g} on'
     )
-    if any(change.startswith(('config.train.batch_size ', 'config.train.accumulation ')) for change in changes):
+    if any(change.key in ('train.batch_size', 'train.accumulation') for change in changes):
         line += f'; batch normalisation sees {timeline.batch_size // config.train.accumulation} images at a time'
     return line
 
@@ -233,17 +231,6 @@ def _list_skipped(examples: Examples, workdir: str) -> None:
         os.makedirs(os.path.dirname(path), exist_ok=True)  # a split may be named train/a
         write_json(path, reasons)
     _log.warning('%d of %d images of %s were skipped; %s lists them', len(reasons), len(examples), dataset.split, path)
-
-
-def incomparable_text(changes: list[str]) -> str:
-    """One line if changes since a run began make scores of other images, or of other views of them; '' if not."""
-    changes = [c for c in changes if c.startswith(_DECIDE_SCORES) and not c.startswith(_DECIDE_NO_SCORES)]
-    if not changes:
-        return ''
-    return (
-        f'{"; ".join(changes)}: scores may not be comparable with those before, among which the best one may be; '
-        '--config.eval.checkpoint=latest takes the last checkpoint'
-    )
 
 
 def shared_images_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:

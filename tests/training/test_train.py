@@ -21,7 +21,7 @@ from atonet_jax.runs.network import create_network
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.training import train as train_module
 from atonet_jax.training.from_config import with_crop_size
-from atonet_jax.training.train import incomparable_text, train
+from atonet_jax.training.train import train
 
 TOTAL_STEPS = 6
 
@@ -93,12 +93,6 @@ def test_what_the_splits_hold_is_judged_before_the_first_step(basic_config, tmp_
     with pytest.raises(InputError, match='an image of 64x128 is too long to be scaled by up to 70000'):
         train(config, str(tmp_path))
     assert 'are read by grey level in train and by number in val; config.data.label_values reads' in caplog.text
-
-
-def test_changes_that_make_other_scores_are_told():
-    changes = ['config.data.eval_split was val, is test', 'config.eval.batch_size was 1, is 4', 'config.seed was 1']
-    assert incomparable_text(changes).startswith(f'{changes[0]}: scores may not be comparable')
-    assert incomparable_text(changes[1:]) == ''
 
 
 def test_another_network_in_the_workdir_is_refused_and_nothing_is_harmed(finished, tiny_config):

@@ -236,8 +236,8 @@ def test_fresh_parts_keep_the_full_rate_when_a_run_goes_on(partial_backbone, tin
     monkeypatch.setattr(train, 'step_options', note)
     config = tiny_config.copy_and_resolve_references()
     config.model.update(pretrained_backbone=partial_backbone, pretrained_strict=False)
-    for resumes in (False, True):
-        monkeypatch.setattr(train, 'has_checkpoint', lambda workdir: resumes)
+    for has_begun in (False, True):
+        monkeypatch.setattr(train, 'has_checkpoint', lambda workdir: has_begun)
         with pytest.raises(Seen):
             train.train(config, str(tmp_path / 'run'))
     assert seen == [['backbone', 'frozen', 'rest', 'rest']] * 2
