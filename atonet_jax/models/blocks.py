@@ -6,7 +6,7 @@ kernels for which `ops.prepare_kernel` knows a faster form on CPUs are written t
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,8 +15,7 @@ from flax import linen as nn
 
 from atonet_jax import ops
 from atonet_jax.errors import InputError
-
-Pair = int | tuple[int, int]
+from atonet_jax.ops.window import IntOrPair, Padding, pair
 
 # torch's default for convolutions, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), and for a residual network's backbone the
 # one that torchvision uses, N(0, 2/fan_out).
@@ -82,10 +81,10 @@ class Conv(_Preparing):
     """
 
     features: int
-    kernel_size: Pair = 3
-    stride: Pair = 1
-    padding: Pair | tuple[tuple[int, int], tuple[int, int]] | None = None
-    dilation: Pair = 1
+    kernel_size: IntOrPair = 3
+    stride: IntOrPair = 1
+    padding: Padding | None = None
+    dilation: IntOrPair = 1
     groups: int = 1
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = torch_default_init
@@ -106,7 +105,7 @@ class Conv(_Preparing):
         if not self.is_initializing() and self._is_prepared():
             convolve = functools.partial(ops.conv, **shape)
             return self._convolve_prepared(x, make, convolve, shape if self.transform else None)
-        size = _pair(self.kernel_size)
+        size = pair(self.kernel_size)
         kernel = self.param('kernel', self.kernel_init, (*size, x.shape[-1] // self.groups, self.features))
         x = ops.conv(x, kernel.astype(self.dtype), **shape)
         if self.use_bias:
@@ -123,10 +122,10 @@ class ConvTranspose(nn.Module):
     """
 
     features: int
-    kernel_size: Pair = 3
-    stride: Pair = 2
-    padding: Pair = 1
-    output_padding: Pair = 1
+    kernel_size: IntOrPair = 3
+    stride: IntOrPair = 2
+    padding: IntOrPair = 1
+    output_padding: IntOrPair = 1
     use_bias: bool = False
     kernel_init: nn.initializers.Initializer = torch_default_init
     dtype: jnp.dtype = jnp.float32
@@ -134,7 +133,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, h, w, features] of `dtype`; h = (H - 1) * stride - 2 * padding + kernel + output."""
-        size = _pair(self.kernel_size)
+        size = pair(self.kernel_size)
         kernel = self.param('transposed_kernel', self.kernel_init, (*size, x.shape[-1], self.features))
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = ops.conv_transpose(x, kernel, self.stride, self.padding, self.output_padding)
@@ -208,10 +207,10 @@ class ConvNorm(_Preparing):
     """
 
     features: int
-    kernel_size: Pair = 3
-    stride: Pair = 1
-    padding: Pair | tuple[tuple[int, int], tuple[int, int]] | None = None
-    dilation: Pair = 1
+    kernel_size: IntOrPair = 3
+    stride: IntOrPair = 1
+    padding: Padding | None = None
+    dilation: IntOrPair = 1
     groups: int = 1
     use_bias: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
@@ -243,7 +242,7 @@ class NormConv(nn.Module):
     """Batch normalisation, ReLU, convolution: a block in the order of pre-activation. Attributes as in `ConvNorm`."""
 
     features: int
-    kernel_size: Pair = 3
+    kernel_size: IntOrPair = 3
     groups: int = 1
     use_bias: bool = False
     momentum: float = 0.9
@@ -263,10 +262,10 @@ class ConvTransposeNorm(_Preparing):
     """Transposed convolution, batch normalisation, activation. Attributes as in `ConvTranspose` and `ConvNorm`."""
 
     features: int
-    kernel_size: Pair = 3
-    stride: Pair = 2
-    padding: Pair = 1
-    output_padding: Pair = 1
+    kernel_size: IntOrPair = 3
+    stride: IntOrPair = 2
+    padding: IntOrPair = 1
+    output_padding: IntOrPair = 1
     use_bias: bool = False
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     epsilon: float = 1e-5
@@ -354,7 +353,3 @@ def averages(x: jax.Array) -> list[jax.Array]:
     """What pyramids of DDRNet and PIDNet see of [B, H, W, C]: means of windows of 5x5, 9x9 and 17x17, then of all."""
     pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
     return [*pooled, jnp.mean(x, (1, 2), keepdims=True)]
-
-
-def _pair(size: Pair | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else tuple(size)

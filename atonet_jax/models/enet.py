@@ -22,11 +22,11 @@ from atonet_jax.models.blocks import (
     ConvNorm,
     ConvTranspose,
     ConvTransposeNorm,
-    Pair,
     PReLU,
 )
 from atonet_jax.models.contract import Family, Network, Normalization, Published, Rule, WeightNames, conv_norm
 from atonet_jax.models.terms import InverseLogShare, Term
+from atonet_jax.ops.window import IntOrPair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Form:
     pool: int
     up_kernel_size: int
     last_kernel_size: int
-    asymmetric: tuple[Pair, Pair]
+    asymmetric: tuple[IntOrPair, IntOrPair]
     is_asymmetric_split: bool
     shared_slopes: bool
     shared_slopes_of_sums: bool
@@ -205,7 +205,7 @@ class _Bottleneck(nn.Module):
     def middle_width(self, x: jax.Array) -> int:
         return (self.features if self.form.narrow_by == 'output' else x.shape[-1]) // 4
 
-    def conv_norm(self, features: int, kernel_size: Pair, name: str, **options) -> ConvNorm:
+    def conv_norm(self, features: int, kernel_size: IntOrPair, name: str, **options) -> ConvNorm:
         return ConvNorm(features, kernel_size, **options, activation=None, epsilon=self.form.epsilon, dtype=self.dtype,
                         name=name)  # fmt: skip
 

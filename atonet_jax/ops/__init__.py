@@ -1,7 +1,7 @@
 """Arrays to arrays: convolution, pooling, resizing, normalisation. Maps are [B, H, W, C].
 
-Each function is defined by a plain JAX program. On CPUs some of them run other programs that give the same values and
-gradients faster; `ops.cpu` holds these and the switch that turns them off.
+`ops.plain` defines what GPUs, TPUs and exports run. On CPUs some functions run other programs that give the same values
+and gradients faster; `ops.cpu` holds these and the switch that turns them off.
 """
 
 from atonet_jax.ops import cpu

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from atonet_jax.errors import InputError
+from atonet_jax.ops import plain
 from atonet_jax.ops.cpu import convolution as cpu_convolution
 from atonet_jax.ops.cpu import has_fast_paths, transposed, winograd
 from atonet_jax.ops.window import ConvWindow, IntOrPair, Padding, TransposedWindow, padding_pairs, pair
@@ -47,7 +48,7 @@ def conv(
     kernel = kernel.astype(x.dtype)
     if has_fast_paths() and cpu_convolution.is_faster(x, kernel, window):
         return cpu_convolution.convolve(x, kernel, window)
-    return cpu_convolution.plain(x, kernel, window)
+    return plain.conv(x, kernel, window)
 
 
 def _window(kernel, stride, padding, dilation, groups) -> ConvWindow:
@@ -95,7 +96,7 @@ def conv_transpose(
     kernel = kernel.astype(x.dtype)
     if has_fast_paths() and transposed.is_faster(x, kernel, window):
         return transposed.convolve(x, kernel, window)
-    return transposed.plain(x, kernel, window)
+    return plain.conv_transpose(x, kernel, window)
 
 
 def prepare_kernel(

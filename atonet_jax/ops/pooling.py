@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from atonet_jax.errors import InputError
+from atonet_jax.ops import plain
 from atonet_jax.ops.cpu import has_fast_paths
 from atonet_jax.ops.cpu import pooling as cpu_pooling
+from atonet_jax.ops.places import place_gradient
 from atonet_jax.ops.resize import map_axis
 from atonet_jax.ops.window import IntOrPair, Padding, Pair, PoolWindow, padding_pairs, pair
 
@@ -53,10 +55,10 @@ def max_pool(
     window = _pool_window(x, window, stride, padding, ceil)
     if _for_quantizers.get():
         x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)), mode='edge')
-        return cpu_pooling.plain_max_pool(x, window._replace(padding=((0, 0), (0, 0))))
+        return plain.max_pool(x, window._replace(padding=((0, 0), (0, 0))))
     if has_fast_paths() and cpu_pooling.is_faster(window):
         return cpu_pooling.max_pool(x, window)
-    return cpu_pooling.plain_max_pool(x, window)
+    return plain.max_pool(x, window)
 
 
 def max_pool_with_indices(
@@ -96,7 +98,7 @@ def _forward(x, window):
 
 def _backward(window, saved, cotangents):
     places, x = saved  # of x the shape alone is needed
-    return (cpu_pooling.place_gradient(cotangents[0], places, window, x.shape),)
+    return (place_gradient(cotangents[0], places, window, x.shape),)
 
 
 _largest_and_places.defvjp(_forward, _backward)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atonet_jax.ops import plain
 from atonet_jax.ops.cpu import has_fast_paths, resizing
 
 
@@ -32,7 +33,7 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
             phases = jnp.stack(enlarged_phases(x, new // old, axis), axis + 1)
             x = phases.reshape(*x.shape[:axis], new, *x.shape[axis + 1 :])
         else:
-            x = resizing.plain(x, half_pixel_matrix(old, new), axis)  # on CPUs too
+            x = plain.map_axis(x, half_pixel_matrix(old, new), axis)  # on CPUs too
     return x
 
 
@@ -107,7 +108,7 @@ def map_axis(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
     On CPUs a matrix of few taps a row is no product of matrices (`ops.cpu.resizing`).
     """
     faster = has_fast_paths() and resizing.is_faster(matrix)
-    return (resizing.map_axis if faster else resizing.plain)(x, matrix, axis)
+    return (resizing.map_axis if faster else plain.map_axis)(x, matrix, axis)
 
 
 def half_pixel_matrix(old: int, new: int) -> np.ndarray:

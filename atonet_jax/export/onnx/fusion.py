@@ -75,7 +75,7 @@ def _bias_to_smallest_map(add: Step, producers: dict[Ref, Step], uses: Mapping[R
         step = producers.get(x)
         if step is None or uses[x] != 1 or len(x.shape) != 4 or x.shape[::3] != shape[::3]:
             return []
-        if step.op in ('resize_bilinear', 'resize_nearest', 'resize_align_corners'):
+        if step.op in ('resize_bilinear', 'resize_nearest'):
             return summed(step.inputs[0], shape)
         if step.op in ('add', 'add_any'):
             return [conv for y in step.inputs if y in producers for conv in summed(y, shape)]

@@ -60,11 +60,6 @@ def _resize_bilinear(lowering, step, x):
     return _resize(lowering, step, x, 'half_pixel')
 
 
-@rule('resize_align_corners')
-def _resize_align_corners(lowering, step, x):
-    return _resize(lowering, step, x, 'align_corners')
-
-
 @rule('resize_nearest')
 def _resize_nearest(lowering, step, x):
     x, shape = lowering.whole(x), step.outputs[0].shape

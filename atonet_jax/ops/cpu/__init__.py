@@ -1,7 +1,8 @@
 """What CPUs compute faster: convolutions by Winograd's algorithm, with groups or transposed, and gradients.
 
-The functions of `atonet_jax.ops` choose these programs; nothing else should call them. Other devices always run the
-plain programs (`jax.lax.platform_dependent`), so one traced program can be lowered for several platforms.
+The functions of `atonet_jax.ops` choose these programs; nothing else should call them. Other devices always run
+`ops.plain` (`jax.lax.platform_dependent`), so one traced program can be lowered for several platforms. The loss and the
+label map, which are no operations, choose for CPUs in the same way, under the same switch.
 
 The fast paths have reverse-mode gradients alone (`jax.custom_vjp`). Turn them off for `jax.jvp` and `jax.hessian` of
 convolutions; and to trace a program for export, so that it holds the plain operations.

@@ -11,24 +11,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from atonet_jax.ops import plain
 from atonet_jax.ops.cpu import depthwise, patches, strips, winograd
-from atonet_jax.ops.window import DIMENSIONS, ConvWindow
+from atonet_jax.ops.window import ConvWindow
 
 _MOST_GROUPS = 32  # programs grow with them
 _VECTOR = 16  # float32 numbers
-
-
-def plain(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> jax.Array:
-    """The convolution of [B, H, W, C] with [kh, kw, C / groups, O] by XLA's own program."""
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=window.stride,
-        padding=window.padding,
-        rhs_dilation=window.dilation,
-        dimension_numbers=DIMENSIONS,
-        feature_group_count=window.groups,
-    )
 
 
 def is_faster(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> bool:
@@ -47,20 +35,20 @@ def is_faster(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> bool:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, window: ConvWindow) -> jax.Array:
-    """`plain` for which CPUs run the programs of this module; `is_faster` must hold."""
+    """`plain.conv` for which CPUs run the programs of this module; `is_faster` must hold."""
     if window.groups > 1:
         on_cpu = _convolve_on_cpu
     elif patches.suits(x, kernel, window):
         on_cpu = patches.convolve
     else:
         on_cpu = _convolve_padded if _gains_by_padding(kernel) else None
-    return _on_cpus(on_cpu, plain, window)(x, kernel)
+    return _on_cpus(on_cpu, plain.conv, window)(x, kernel)
 
 
 def _forward(x, kernel, window):
     if not _trains_by_winograd(x, kernel, window):
         return convolve(x, kernel, window), (x, kernel)
-    return _on_cpus(_convolve_by_winograd, plain, window)(x, kernel), (x, kernel)
+    return _on_cpus(_convolve_by_winograd, plain.conv, window)(x, kernel), (x, kernel)
 
 
 def _backward(window, saved, cotangent):
@@ -91,7 +79,7 @@ def _gains_by_padding(kernel) -> bool:
 def _convolve_padded(x, kernel, window):
     features = kernel.shape[3]
     kernel = jnp.pad(kernel, ((0, 0), (0, 0), (0, 0), (0, -features % _VECTOR)))
-    return plain(x, kernel, window)[..., :features]
+    return plain.conv(x, kernel, window)[..., :features]
 
 
 def _convolve_on_cpu(x, kernel, window):
@@ -99,7 +87,7 @@ def _convolve_on_cpu(x, kernel, window):
     if depthwise.suits(kernel):
         return depthwise.convolve(x, kernel, window)
     parts = zip(*_split(window.groups, x, kernel), strict=True)
-    return jnp.concatenate([plain(*part, window._replace(groups=1)) for part in parts], 3)
+    return jnp.concatenate([plain.conv(*part, window._replace(groups=1)) for part in parts], 3)
 
 
 def _gradients_on_cpu(x, kernel, cotangent, window):
@@ -126,12 +114,12 @@ def _split(groups, *arrays):
 
 
 def _plain_gradients(x, kernel, cotangent, window):
-    transposed = jax.linear_transpose(lambda kernel: plain(x, kernel, window), kernel)
+    transposed = jax.linear_transpose(lambda kernel: plain.conv(x, kernel, window), kernel)
     return _plain_input_gradient(x, kernel, cotangent, window), transposed(cotangent)[0]
 
 
 def _plain_input_gradient(x, kernel, cotangent, window):
-    return jax.linear_transpose(lambda x: plain(x, kernel, window), x)(cotangent)[0]
+    return jax.linear_transpose(lambda x: plain.conv(x, kernel, window), x)(cotangent)[0]
 
 
 def is_winograds(kernel: jax.Array, window: ConvWindow) -> bool:

@@ -8,34 +8,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atonet_jax.ops import plain
+
 _MOST_TAPS = 20  # programs grow with them
 
 
-def plain(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
-    """`matrix` [new, old] along axis 1 or 2 of [B, H, W, C], as a product of matrices."""
-    return jnp.einsum(('oh,bhwc->bowc', 'ow,bhwc->bhoc')[axis - 1], matrix.astype(x.dtype), x)
-
-
 def is_faster(matrix: np.ndarray) -> bool:
-    """Whether so few old pixels make up a new one that `map_axis` is faster on CPUs than `plain`."""
+    """Whether so few old pixels make up a new one that `map_axis` is faster on CPUs than `plain.map_axis`."""
     return 0 < np.count_nonzero(matrix, axis=1).max(initial=0) <= min(_MOST_TAPS, matrix.shape[1] // 2)
 
 
 def map_axis(x: jax.Array, matrix: np.ndarray, axis: int) -> jax.Array:
-    """`plain`, for which CPUs run the program of this module; `is_faster` must hold."""
+    """`plain.map_axis`, for which CPUs run the program of this module; `is_faster` must hold."""
 
     def on_cpu(x):
         return _sum_of_taps(x, matrix, axis)
 
     def default(x):
-        return plain(x, matrix, axis)
+        return plain.map_axis(x, matrix, axis)
 
     @jax.custom_vjp
     def apply(x):
         return jax.lax.platform_dependent(x, cpu=on_cpu, default=default)
 
     def backward(_, cotangent):
-        return ((map_axis if is_faster(matrix.T) else plain)(cotangent, matrix.T, axis),)
+        return ((map_axis if is_faster(matrix.T) else plain.map_axis)(cotangent, matrix.T, axis),)
 
     apply.defvjp(lambda x: (apply(x), None), backward)
     return apply(x)

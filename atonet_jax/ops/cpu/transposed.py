@@ -9,32 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from atonet_jax.ops import plain
 from atonet_jax.ops.cpu import strips
 from atonet_jax.ops.window import DIMENSIONS, Pair, TransposedWindow
 
 _FEW_FEATURES = 32
-
-
-def plain(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> jax.Array:
-    """The transposed convolution of [B, H, W, C] with [kh, kw, C, O / groups] by XLA's own program."""
-    height, width, channels, features = kernel.shape
-    groups = window.groups
-    kernel = kernel[::-1, ::-1].reshape(height, width, groups, channels // groups, features)
-    kernel = kernel.transpose(0, 1, 3, 2, 4).reshape(height, width, channels // groups, groups * features)
-    sides = zip((height, width), window.padding, window.output_padding, strict=True)
-    x = jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=[2 * (size - 1 - cut + more,) for size, cut, more in sides],
-        lhs_dilation=window.stride,
-        dimension_numbers=DIMENSIONS,
-        feature_group_count=groups,
-    )
-    # Both sides are padded alike and the first rows cut off: TFLite's converter takes uneven padding, and gives wrong
-    # numbers.
-    above, before = window.output_padding
-    return x[:, above:, before:]
 
 
 def is_faster(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> bool:
@@ -48,8 +27,8 @@ def _is_depthwise(kernel, window):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def convolve(x: jax.Array, kernel: jax.Array, window: TransposedWindow) -> jax.Array:
-    """`plain` for which CPUs run the programs of this module; `is_faster` must hold."""
-    by_default = functools.partial(plain, window=window)
+    """`plain.conv_transpose` for which CPUs run the programs of this module; `is_faster` must hold."""
+    by_default = functools.partial(plain.conv_transpose, window=window)
     if window.groups == 1 and not _gains_by_phases(kernel, window):
         return by_default(x, kernel)
     by_phases = functools.partial(_dense if window.groups == 1 else _depthwise, window=window)
@@ -62,11 +41,11 @@ def _forward(x, kernel, window):
 
 def _backward(window, saved, cotangent):
     def by_default(x, kernel, cotangent):
-        transposed = jax.linear_transpose(lambda kernel: plain(x, kernel, window), kernel)
+        transposed = jax.linear_transpose(lambda kernel: plain.conv_transpose(x, kernel, window), kernel)
         return input_gradient(x, kernel, cotangent), transposed(cotangent)[0]
 
     def input_gradient(x, kernel, cotangent):
-        return jax.linear_transpose(lambda x: plain(x, kernel, window), x)(cotangent)[0]
+        return jax.linear_transpose(lambda x: plain.conv_transpose(x, kernel, window), x)(cotangent)[0]
 
     def on_cpu(x, kernel, cotangent):
         if window.groups > 1:

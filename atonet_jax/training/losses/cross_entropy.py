@@ -9,13 +9,7 @@ import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.ops import (
-    align_corners_matrix,
-    half_pixel_matrix,
-    phase_factors,
-    phase_weights,
-    with_neighbours,
-)
+from atonet_jax.ops import align_corners_matrix, cpu, half_pixel_matrix, phase_factors, phase_weights, with_neighbours
 
 _LOG_NORMALIZER = 'log_normalizer'
 _LEAST_STEPS = 16
@@ -115,6 +109,7 @@ def pixel_losses(logits: jax.Array, labels: jax.Array, upsampling: str = 'half_p
     at_once = _column_phases_at_once(*factors)
     on_cpu = functools.partial(_losses_by_phase, neighbours_once=True, at_once=1)
     elsewhere = functools.partial(_losses_by_phase, neighbours_once=False, at_once=at_once)
+    on_cpu = on_cpu if cpu.has_fast_paths() else elsewhere
     return jax.lax.platform_dependent(logits, order.take(labels), cpu=on_cpu, default=elsewhere), order
 
 
