@@ -213,6 +213,7 @@ class Family:
         choices: {option: the words that it may be}.
         least: {option of a whole number: its least value, where that is not 1}.
         multiples: {option of a whole number: what it must be a multiple of}.
+        changeable: options that may change where weights have been trained, because these fit and mean the same.
         check: raises ValueError, naming the option, where a module's options cannot work for other reasons.
     """
 
@@ -222,6 +223,7 @@ class Family:
     choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     least: Mapping[str, int] = dataclasses.field(default_factory=dict)
     multiples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    changeable: Sequence[str] = ()
     check: Callable[[Any], None] = lambda module: None
 
     def options(self) -> dict[str, Any]:

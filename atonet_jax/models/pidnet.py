@@ -284,4 +284,10 @@ _IMAGENET_NAMES = WeightNames(
     ignored=r'(?!(conv1|layer\d_?d?|compression[34]|diff[34]|pag[34])\.).*',
 )
 
-FAMILY = Family(PIDNet, describe, {'pidnet_s': {}, 'pidnet': {}}, least={'edge_border': 0})
+FAMILY = Family(
+    PIDNet,
+    describe,
+    {'pidnet_s': {}, 'pidnet': {}},
+    least={'edge_border': 0},
+    changeable=('edge_border',),
+)

@@ -81,6 +81,21 @@ def step_options(config: ConfigDict, objective: Objective, fresh: Sequence[str] 
     }
 
 
+def check_floor(config: ConfigDict, groups: Set[str]) -> None:
+    """Checks that the backbone's learning rate, where parameters have it, starts above the floor of the schedule.
+
+    Raises:
+        InputError: it does not, and would rise to it.
+    """
+    options, schedule = config.optimizer, config.schedule
+    rate = options.learning_rate * options.backbone_factor
+    if 'backbone' in groups and schedule.name != 'constant' and schedule.floor >= rate:
+        raise InputError(
+            f"config.schedule.floor={schedule.floor:g}: must be below {rate:g}, the backbone's learning rate "
+            '(optimizer.learning_rate times optimizer.backbone_factor)'
+        )
+
+
 def backbone_rate_warning(config: ConfigDict, groups: Set[str], starts_fresh: bool) -> str:
     """What to say of `optimizer.backbone_factor` where it does not fit what the run starts from; '' where it does.
 
@@ -89,7 +104,9 @@ def backbone_rate_warning(config: ConfigDict, groups: Set[str], starts_fresh: bo
         groups: the rate groups that the network's parameters have.
         starts_fresh: whether a new run starts from no file of weights.
     """
-    factor = config.optimizer.backbone_factor
+    factor, is_frozen = config.optimizer.backbone_factor, 'backbone' in config.optimizer.frozen
+    if is_frozen:
+        return 'config.optimizer.frozen: the backbone stays as it is drawn, at random' if starts_fresh else ''
     if factor != 1 and 'backbone' not in groups:
         return f'config.optimizer.backbone_factor has no effect: {config.model.name} trains all at one rate'
     if factor < 1 and starts_fresh:
