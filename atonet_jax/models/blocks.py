@@ -41,7 +41,7 @@ class _Preparing(nn.Module):
         return self.has_variable('prepared', 'bias') or self.is_mutable_collection('prepared')
 
     def _prepared(self, name: str, make: Callable[[], Any]) -> Any:
-        """A prepared variable. While it is made it is blank, because what follows shall not depend on parameters."""
+        """A prepared variable; zeros while it is made, so that a trace shows which parameters inference still reads."""
         value = self.variable('prepared', name, make).value
         return jnp.zeros_like(value) if self.is_mutable_collection('prepared') else value
 

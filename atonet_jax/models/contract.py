@@ -99,11 +99,11 @@ class WeightNames:
         rules: of every module that owns parameters; the first one that fits a path counts.
         ignored: regular expression for names in files that are passed over.
         whole: module -> the module whose parameters such a file holds, where it has more than the module needs.
-        void: numbers of outputs of published weights that have one for pixels of no class, after those of the classes.
+        void: numbers of outputs of published weights whose last output is for pixels of no class.
         heights: {number of outputs: height of the images that published weights with so many were trained on}.
         options: {number of outputs: options of the module that published weights with so many need}.
         adapt: a file's arrays by name -> as the network takes them, where a published file needs more than names.
-        fixed: number of classes -> arrays that such a file holds whatever was learned.
+        fixed: number of classes -> constant arrays that such a file also holds, such as kernels of fixed upsampling.
     """
 
     rules: tuple[Rule, ...]

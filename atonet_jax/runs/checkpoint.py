@@ -142,8 +142,8 @@ class Checkpoints:
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """`restore` of the latest readable step. Unreadable ones are moved to `workdir/unusable` and logged.
 
-        The main process finds it for all. An error that is none of the content, such as one of the disk or of the
-        devices' memory, ends the run and moves nothing.
+        The main process finds it for all. If reading fails for another reason than damaged content, such as the disk or
+        the devices' memory, the run ends and nothing is moved.
 
         Raises:
             InputError: none can be read, or not now.

@@ -1,4 +1,4 @@
-"""The files of a workdir, except the checkpoints. Every mode but train starts from them.
+"""The files of a workdir, except the checkpoints. Most modes start from them.
 
 config.json         every setting of the run
 class_table.json    the classes that it predicts

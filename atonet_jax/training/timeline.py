@@ -35,7 +35,7 @@ class Timeline(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """What sample numbers are beyond those of a run that had this batch size from its first step; 0 for that."""
+        """How far sample numbers are ahead of step * batch_size; 0 if the batch size never changed."""
         return self.start_sample - self.start_step * self.batch_size
 
     def sample(self, step: int) -> int:
