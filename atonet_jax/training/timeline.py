@@ -46,6 +46,10 @@ class Timeline(NamedTuple):
         """Epochs that are done after `step`."""
         return self.sample(step) / self.num_images
 
+    def whole_epochs(self, step: int) -> int:
+        """Epochs that are complete after `step`."""
+        return self.sample(step) // self.num_images
+
     def passes(self, step: int, epochs: float) -> bool:
         """Whether `step` ends or passes a multiple of so many epochs."""
         period = epochs * self.num_images

@@ -151,7 +151,7 @@ def _train(
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
             moved = [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
         in_main_process(lambda: claim(workdir, config, table))
-        recipe = create_recipe(config, timeline.num_images, timeline.total_steps, timeline.offset, weights)
+        recipe = create_recipe(config, timeline, weights)
         _log.info('%s', _course(config, workdir, timeline, changes, moved, numbers['samples'], recipe))
         recorder = Recorder(workdir, config, table, timeline)
         step_fn = compile_train_step(mesh, donate=not config.debug.nans, **options)

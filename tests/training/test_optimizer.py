@@ -20,6 +20,7 @@ from atonet_jax.training.from_config import (
     step_options,
 )
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule, parameter_group
+from atonet_jax.training.timeline import Timeline
 
 MODEL = create_model('atonet', 19)
 NETWORK = network(MODEL)
@@ -153,7 +154,10 @@ def test_the_backbones_factor_acts_on_what_the_config_says(acts_on, factor_of_de
     config = default_config()
     config.optimizer.update(learning_rate=0.5, weight_decay=0.2, backbone_factor_on=acts_on)
     optimizer = step_options(config, create_objective(config, MODEL))['optimizer']
-    numbers, params = create_recipe(config, num_images=8, total_steps=8).at(0), two_parameters(seed=0)
+    numbers, params = (
+        create_recipe(config, Timeline(batch_size=1, num_images=8, epochs=1.0)).at(0),
+        two_parameters(seed=0),
+    )
     gradient = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(
         gradient, optimizer.init(params), params, numbers.learning_rates, numbers.weight_decays
