@@ -6,7 +6,6 @@ Most sizes are such that no stride divides them. What training gives is compared
 import pytest
 
 from atonet_jax.models import distinct_networks
-from benchmarks.goldens import ALLOWED, errors
 from tests.models import golden
 
 # test_atonet.py compares more of ATONet, and test_erfnet.py the encoder, whose outputs are in ERFNet's golden. The
@@ -17,9 +16,10 @@ WITHOUT = {'atonet', 'erfnet_encoder', 'swiftnet_ens', 'bisenet_coincheung', 'se
 
 @pytest.mark.parametrize('name', [name for name in distinct_networks() if name not in WITHOUT])
 def test_logits_are_those_of_the_golden(name):
-    found = errors(name, golden.FOLDER)
+    expected, _, variables = golden.with_weights(name)
+    found = golden.logits_errors(expected, variables)
     assert found
-    assert max(found.values()) <= ALLOWED, found
+    assert max(found.values()) <= golden.ALLOWED, found
 
 
 def test_every_golden_is_compared():
