@@ -12,8 +12,6 @@ from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
 
-MATCH = 10  # times what rounding alone does
-
 
 @pytest.fixture(scope='module', params=['bisenet_r18', 'bisenet_x39'])
 def published(request):
@@ -26,12 +24,11 @@ def test_training_outputs_are_those_of_the_authors_code(published):
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux_r16', 'aux_r32'}
     for name, output in outputs.items():
-        assert golden.outputs[f'train_{name}'].error(output) <= MATCH, name
+        assert golden.outputs[f'train_{name}'].error(output) <= goldens.ALLOWED, name
 
 
-def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_training(published):
+def test_files_may_lack_the_heads_of_training(published):
     golden, model, variables = published
-    goldens.assert_names(golden, model, variables)
     kept = {name: array for name, array in golden.state_dict.items() if not name.startswith(('heads.0', 'heads.1'))}
     assert set(variables['params']) - set(from_torch(kept, model)['params']) == {'aux_r16', 'aux_r32'}
 

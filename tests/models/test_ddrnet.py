@@ -1,4 +1,4 @@
-"""DDRNet-23-slim is the authors' network: their outputs, counts, names and loss."""
+"""DDRNet-23-slim is the authors' network in training too, with their counts, files and loss."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,6 @@ from atonet_jax.torch_weights import backbone_from_torch, from_torch
 from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
-
-
-MATCH = 10  # times what rounding alone does
 
 
 @pytest.fixture(scope='module')
@@ -48,15 +45,11 @@ def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, m
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux'}
     for name, output in outputs.items():
-        assert golden.outputs[f'train_{name}'].error(output) <= MATCH, name
+        assert golden.outputs[f'train_{name}'].error(output) <= goldens.ALLOWED, name
     errors = goldens.statistics_errors(golden, model, variables)
     assert len(errors) == len(golden.statistics)
     for name, error in errors.items():  # the pyramid's mean is of two values a channel, which magnifies rounding
         assert error <= (1e-3 if name.startswith(('spp.process', 'spp.compression', 'final_layer')) else 1e-4), name
-
-
-def test_names_and_layouts_are_the_authors(golden, model, variables):
-    goldens.assert_names(golden, model, variables)
 
 
 def test_files_beside_losses_without_the_second_head_are_read(golden, model, variables):

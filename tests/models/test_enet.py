@@ -1,4 +1,4 @@
-"""ENet in its three forms gives what other code gives for them, and has the published counts."""
+"""ENet in its three forms has the published counts, and drops whole maps of its branches."""
 
 import jax
 import jax.numpy as jnp
@@ -8,20 +8,6 @@ import pytest
 from atonet_jax.models import create_model
 from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.enet import FORMS, Bottleneck
-from tests.models import golden
-
-NAMES = ['enet_paper', 'enet_davidtvs_2018_03', 'enet_davidtvs_head']
-
-
-@pytest.fixture(scope='module', params=NAMES)
-def published(request):
-    return golden.with_weights(request.param)
-
-
-def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
-    errors = golden.statistics_errors(*published)
-    assert len(errors) in (168, 176)
-    assert max(errors.values()) <= 1e-4
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""FRRN A and B give what other code gives for their definition, and have the published counts."""
+"""FRRN A and B have the published counts, the authors' loss and images, and the original enlargement."""
 
 import numpy as np
 import pytest
@@ -10,23 +10,6 @@ from atonet_jax.models.terms import BootstrappedCrossEntropy, Term
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
-
-STATISTICS = {'frrn_a': 96, 'frrn_b': 112}
-
-
-@pytest.fixture(scope='module', params=STATISTICS)
-def published(request):
-    return golden.with_weights(request.param)
-
-
-def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
-    errors = golden.statistics_errors(*published)
-    assert len(errors) == STATISTICS[request.node.callspec.params['published']]
-    assert max(errors.values()) <= 1e-4
-
-
-def test_names_and_layouts_are_those_of_the_golden(published):
-    golden.assert_names(*published)
 
 
 @pytest.mark.parametrize(

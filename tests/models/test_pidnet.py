@@ -20,7 +20,6 @@ from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 from tests.models import golden as goldens
 
-MATCH = 10  # times what rounding alone does
 # Behind the batch normalisation that sees two values a channel, which magnifies rounding.
 MAGNIFIED = ('spp.scale_process', 'spp.compression', 'dfm', 'final_layer')
 
@@ -60,7 +59,7 @@ def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, m
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux_p', 'boundary'}
     for name, output in outputs.items():
-        assert golden.outputs[f'train_{name}'].error(output) <= MATCH, name
+        assert golden.outputs[f'train_{name}'].error(output) <= goldens.ALLOWED, name
     errors = goldens.statistics_errors(golden, model, variables)
     assert len(errors) == len(golden.statistics)
     for name, error in errors.items():
@@ -70,7 +69,7 @@ def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, m
 def test_prepared_logits_are_those_of_the_authors_code(golden, model, variables):
     prepared = prepare(model, variables, transform_kernels=True)
     logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(prepared, golden.inputs['96x72'])
-    assert golden.outputs['logits_96x72'].error(logits[0]) <= MATCH
+    assert golden.outputs['logits_96x72'].error(logits[0]) <= goldens.ALLOWED
 
 
 def test_outputs_of_the_authors_camvid_files_come_in_the_order_of_the_classes_here():
@@ -85,10 +84,6 @@ def test_outputs_of_the_authors_camvid_files_come_in_the_order_of_the_classes_he
     params = from_torch(file, model)['params']
     for head in ('final', 'aux_p'):
         assert tuple(theirs[int(i)] for i in params[head]['conv2']['bias']) == CAMVID.class_names
-
-
-def test_names_and_layouts_are_the_authors(golden, model, variables):
-    goldens.assert_names(golden, model, variables)
 
 
 def test_a_checkpoint_of_the_authors_training_is_read_with_the_buffers_of_its_losses(tmp_path):

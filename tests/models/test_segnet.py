@@ -1,4 +1,4 @@
-"""SegNet gives what other code gives for its definition; both SegNets have the published counts and names."""
+"""Both SegNets have the published counts and read published files; the basic form is its definition in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -20,25 +20,9 @@ pytestmark = pytest.mark.networks
 VGG = [f'conv{block}_{i}' for block, convs in enumerate(BLOCKS, 1) for i in range(1, convs + 1)]
 
 
-@pytest.fixture(scope='module')
-def published():
-    return golden.with_weights('segnet')
-
-
 def drawn(model):
     generator = np.random.default_rng(0)
     return jax.tree.map(lambda a: generator.normal(size=a.shape).astype(np.float32), abstract_variables(model))
-
-
-def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
-    errors = golden.statistics_errors(*published)
-    assert len(errors) == 50
-    for name, error in errors.items():
-        assert error <= 1e-4, name
-
-
-def test_names_and_layouts_are_those_of_the_golden(published):
-    golden.assert_names(*published)
 
 
 @pytest.mark.parametrize(
