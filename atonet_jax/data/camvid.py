@@ -1,7 +1,7 @@
 """CamVid in the layouts that are in use.
 
 - 701 frames: an image folder and a label folder, whose `<frame>_L.png` (or `<frame>.png`) hold the colours of 32
-  classes, or their indices 0..31 in alphabetical order.
+  classes, or their indices 0..31 in alphabetical order without regard to case.
 - The 360x480 repack: train/ and trainannot/, val/ and valannot/, test/ and testannot/, whose labels hold 0..10 for the
   11 classes and 11 for void; and another with train/ and train_labels/ and so on, whose labels hold colours.
 """

@@ -20,6 +20,14 @@ RAW_IDS = np.arange(32, dtype=np.uint8).reshape(SIZE)
 COLORS = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
 FRAMES = ['0001TP_006690', '0001TP_008550', '0006R0_f00930', '0016E5_00390', '0016E5_07959', 'Seq05VD_f00000']
 
+# codes.txt of the index masks that are published (`labels/*_P.png`).
+CODES = (
+    'Animal', 'Archway', 'Bicyclist', 'Bridge', 'Building', 'Car', 'CartLuggagePram', 'Child', 'Column_Pole', 'Fence',
+    'LaneMkgsDriv', 'LaneMkgsNonDriv', 'Misc_Text', 'MotorcycleScooter', 'OtherMoving', 'ParkingBlock', 'Pedestrian',
+    'Road', 'RoadShoulder', 'Sidewalk', 'SignSymbol', 'Sky', 'SUVPickupTruck', 'TrafficCone', 'TrafficLight', 'Train',
+    'Tree', 'Truck_Bus', 'Tunnel', 'VegetationMisc', 'Void', 'Wall',
+)  # fmt: skip
+
 
 def usual_frames():
     """The names of the 701 frames."""
@@ -72,6 +80,10 @@ def test_every_coding_of_the_32_classes_gives_the_same_train_ids(tmp_path, label
         'Sky': 0, 'Tunnel': 1, 'TrafficCone': 2, 'Road': 3, 'SUVPickupTruck': 8, 'Void': IGNORE_LABEL,
     }  # fmt: skip
     np.testing.assert_array_equal(labels, CAMVID.raw_to_train[RAW_IDS])
+
+
+def test_raw_ids_are_those_of_the_published_index_masks():
+    assert tuple((label.raw_id, label.name) for label in CAMVID.raw_labels) == tuple(enumerate(CODES))
 
 
 def test_repack(tmp_path):
