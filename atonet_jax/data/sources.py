@@ -9,7 +9,7 @@ from atonet_jax.data import device_cache
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.class_file import read_class_file
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, split_file_name, split_parts
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.folder import load_folder
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
@@ -92,7 +92,7 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
     dataset.require_labels()
     dataset = verify(
         dataset,
-        cache_path=os.path.join(workdir, f'verified_{split}.json'),
+        cache_path=os.path.join(workdir, split_file_name('verified', split)),
         on_corrupt=data.on_corrupt,
         for_training=split == data.train_split,
         trust_labels=data.trust_labels,

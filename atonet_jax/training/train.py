@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import create_network
 from atonet_jax.data import device_cache
 from atonet_jax.data.batches import Batches
-from atonet_jax.data.dataset import SegmentationDataset
+from atonet_jax.data.dataset import SegmentationDataset, split_file_name
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.label_reading import different_reading_text
 from atonet_jax.data.labels import ClassTable
@@ -28,7 +28,7 @@ from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import network
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.distributed import in_main_process, is_main_process, main_process_first
-from atonet_jax.process.files import write_json, writing
+from atonet_jax.process.files import write_json
 from atonet_jax.runs.changes import changes_since, check_network, check_training, incomparable_text
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
@@ -218,18 +218,22 @@ def _course(config, workdir, timeline, changes, moved, samples, recipe) -> str:
 
 
 def _list_skipped(examples: Examples, workdir: str) -> None:
-    """Writes which images the main process has skipped in this start, and why."""
+    """Writes which images the main process has skipped in this start, and why. A disk that does not take it ends no
+    run."""
     if not is_main_process():
         return
     dataset = examples.dataset
-    path = os.path.join(workdir, f'skipped_{dataset.split}.json')
+    path = os.path.join(workdir, split_file_name('skipped', dataset.split))
     reasons = {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())}
-    with writing(workdir):
+    try:
         if not reasons:
             pathlib.Path(path).unlink(missing_ok=True)  # of an earlier start
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)  # a split may be named train/a
         write_json(path, reasons)
+    except OSError as error:
+        _log.warning('%s: cannot be written (%s); it would list the images that were skipped', path, error.strerror)
+        return
     _log.warning('%d of %d images of %s were skipped; %s lists them', len(reasons), len(examples), dataset.split, path)
 
 

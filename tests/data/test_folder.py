@@ -7,7 +7,7 @@ import pytest
 from atonet_jax.config import default_config
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.decode import read_example
-from atonet_jax.data.sources import class_table, load_dataset
+from atonet_jax.data.sources import class_table, load_dataset, load_examples
 from atonet_jax.data.verify import verify
 
 SIZE = (4, 6)
@@ -54,6 +54,21 @@ def test_pairs_by_path_below_the_folders(root):
     assert dataset.class_table.class_names == ('road', 'car')
     assert (read_example(dataset, 1)[1] == 1).all()
     assert [read_example(load(root, 'train+val'), i)[1][0, 0] for i in range(3)] == [1, 1, 0]
+
+
+def test_what_is_known_of_a_split_of_many_parts_is_remembered(root, tmp_path, caplog):
+    """File systems take no names of more than 255 bytes."""
+    parts = [f'recorded by day {i:02}' for i in range(15)]
+    for part in parts:
+        write(root, f'images/{part}/{part}.png', np.zeros((*SIZE, 3)))
+        write(root, f'labels/{part}/{part}.png', np.full(SIZE, 3))
+    data = default_config().data
+    data.update(name='folder', root=str(root), cache='none')
+    data.folder.classes = 'classes.csv'
+    for count in (14, 15):
+        assert len(load_examples(data, '+'.join(parts[:count]), str(tmp_path / 'run'))) == count
+    assert len(list((tmp_path / 'run').glob('verified_*.json'))) == 2
+    assert 'cannot be written' not in caplog.text
 
 
 def test_images_of_rarer_formats_are_those_that_have_labels(root, caplog):

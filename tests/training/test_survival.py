@@ -397,3 +397,12 @@ def test_debug_nans_takes_a_batch_in_parts_as_the_step_does(monkeypatch):
         accumulation=2,
     )
     assert where == 'first in the images (1 of 6144 values)'
+
+
+def test_a_list_of_skipped_images_that_cannot_be_written_ends_no_run(
+    finished_basic, basic_config, tmp_path, stepping, caplog
+):
+    workdir = shutil.copytree(finished_basic, tmp_path / 'run')
+    (workdir / 'skipped_train.json').mkdir()
+    train(basic_config, str(workdir))
+    assert f'{workdir}/skipped_train.json: cannot be written (Is a directory)' in caplog.text
