@@ -78,13 +78,14 @@ def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> d
     """{name: path} of the files below `folder` that end in `suffix` and one of `extensions`."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
-    paths, seen = {}, set()
+    paths, holders = {}, {folder: frozenset()}  # {folder: the real paths of those that it was reached through}
     for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:  # a link that leads back
+        real, above = os.path.realpath(parent), holders.pop(parent)
+        if real in above:  # a link that leads back
             folders.clear()
             continue
-        seen.add(os.path.realpath(parent))
         folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
+        holders |= {os.path.join(parent, name): above | {real} for name in folders}
         for file in files:
             path = os.path.join(parent, file)
             stem, extension = os.path.splitext(file)

@@ -136,13 +136,29 @@ def test_two_files_of_one_name_are_refused(root):
     assert 'has the same name as' in load_error(root)
 
 
-def test_links_are_followed_once(root):
+def test_links_are_followed_and_do_not_lead_back(root):
     (root / 'images/train/a/back').symlink_to(root / 'images/train')
     (root / 'images/elsewhere').mkdir()
     write(root, 'images/elsewhere/fourth.png', np.zeros((*SIZE, 3)))
     write(root, 'labels/train/linked/fourth.png', np.full(SIZE, 3))
     (root / 'images/train/linked').symlink_to(root / 'images/elsewhere')
     assert len(verify(load(root))) == 3
+
+
+def test_a_folder_that_two_links_lead_to_counts_under_both_names(root):
+    for kind, pixels in (('images', np.zeros((*SIZE, 3))), ('labels', np.full(SIZE, 3))):
+        write(root, f'{kind}/shared/fourth.png', pixels)
+        for link in ('monday', 'tuesday'):
+            (root / kind / 'train' / link).symlink_to(root / kind / 'shared')
+    names = [path.removeprefix(f'{root}/images/train/') for path in verify(load(root)).image_paths]
+    assert names == ['a/first.jpg', 'b c/second.PNG', 'monday/fourth.png', 'tuesday/fourth.png']
+
+
+def test_links_through_another_folder_do_not_lead_back(root):
+    (root / 'elsewhere').mkdir()
+    (root / 'elsewhere/back').symlink_to(root / 'images/train')
+    (root / 'images/train/away').symlink_to(root / 'elsewhere')
+    assert len(verify(load(root))) == 2
 
 
 def test_class_table_is_that_of_the_file(root):
