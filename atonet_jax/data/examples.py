@@ -154,7 +154,7 @@ class _DiskCache:
                 f'config.data.cache_dir={folder}: cannot be used ({error.strerror}); choose another'
             ) from error
         self._paths = {
-            i: os.path.join(folder, hashlib.sha256(dataset.fingerprint(i).encode()).hexdigest()[:32])
+            i: os.path.join(folder, hashlib.sha256(os.fsencode(dataset.fingerprint(i))).hexdigest()[:32])
             for i in dataset.usable
         }
         there = sum(map(os.path.exists, self._paths.values()))

@@ -54,6 +54,19 @@ def test_each_example_is_decoded_once_where_there_is_a_cache(dataset, decoded, t
     assert decoded == [0, 1, 2] * (2 if cache == 'none' else 1)
 
 
+def test_a_cache_on_disk_takes_names_that_are_no_text(dataset, tmp_path):
+    """File systems take any bytes; Python stands in for those that are not UTF-8."""
+    for kind in ('image', 'label'):
+        os.rename(tmp_path / f'{kind}0.png', os.fsencode(tmp_path) + b'/%s\xe9.png' % kind.encode())
+    paths = [
+        (f'{tmp_path}/{kind}\udce9.png', *known[1:])
+        for kind, known in (('image', dataset.image_paths), ('label', dataset.label_paths))
+    ]
+    dataset = verify(SegmentationDataset('tiny', 'train', CITYSCAPES, *paths))
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+    assert len(os.listdir(tmp_path / 'cache')) == 3
+
+
 def test_a_cache_on_disk_serves_another_run_until_the_files_change(dataset, decoded, tmp_path):
     assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
     assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
