@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
@@ -28,6 +27,7 @@ from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 from atonet_jax.errors import InputError
 from atonet_jax.process.devices import split_by_batch
+from atonet_jax.process.memory import free_memory
 from atonet_jax.process.progress import Progress
 
 _log = logging.getLogger(__name__)
@@ -242,7 +242,7 @@ def _free_bytes(mesh: Mesh) -> int | None:
     """
     devices = mesh.local_devices
     if devices[0].platform == 'cpu':
-        return psutil.virtual_memory().available // len(devices)
+        return free_memory() // len(devices)
     statistics = [device.memory_stats() for device in devices]
     return min(one['bytes_limit'] - one['bytes_in_use'] for one in statistics) if all(statistics) else None
 

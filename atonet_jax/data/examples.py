@@ -9,12 +9,12 @@ import threading
 import weakref
 
 import numpy as np
-import psutil
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.errors import InputError
 from atonet_jax.process.files import replacing
+from atonet_jax.process.memory import free_memory
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +35,13 @@ class Examples:
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, *, cache: str = 'none', cache_dir: str = '', on_corrupt: str = 'error'
+        self,
+        dataset: SegmentationDataset,
+        *,
+        cache: str = 'none',
+        cache_dir: str = '',
+        on_corrupt: str = 'error',
+        processes: int = 1,
     ):
         """
         Args:
@@ -44,6 +50,7 @@ class Examples:
                 process. With 'device', `Batches` keeps them.
             cache_dir: folder for 'disk', which runs and processes can share.
             on_corrupt: 'error' or 'skip', what `check` does about an example that cannot be used.
+            processes: how many on this host make the same of their own; with 'memory' its free memory is for all.
 
         Raises:
             InputError: memory or disk does not hold the cache.
@@ -55,7 +62,7 @@ class Examples:
         self._faults: dict[int, DataError] = dict(dataset.unusable)
         self._cache = None
         if cache == 'memory':
-            self._cache = _MemoryCache(dataset)
+            self._cache = _MemoryCache(dataset, processes)
         elif cache == 'disk':
             self._cache = _DiskCache(dataset, cache_dir)
 
@@ -110,14 +117,15 @@ class _MemoryCache:
         missing: bytes that are still to be written.
     """
 
-    def __init__(self, dataset: SegmentationDataset):
+    def __init__(self, dataset: SegmentationDataset, processes: int):
         needed = decoded_bytes(dataset)
-        free = psutil.virtual_memory().available - sum(cache.missing for cache in _memory_caches)
-        _announce(dataset, 'memory', needed, f'{_gigabytes(free)} are free')
+        free = max(0, free_memory() // processes - sum(cache.missing for cache in _memory_caches))
+        share = f' for each of {processes} processes' if processes > 1 else ''
+        _announce(dataset, 'memory', needed, f'{_gigabytes(free)} are free{share}')
         if needed > free:
             raise InputError(
                 f'config.data.cache=memory: {dataset.name} {dataset.split} takes {_gigabytes(needed)} decoded, but '
-                f'{_gigabytes(free)} of memory are free; choose disk or none'
+                f'{_gigabytes(free)} of memory are free{share}; choose disk or none'
             )
         self.missing = needed
         self._decoded: dict[int, Decoded] = {}

@@ -82,8 +82,14 @@ def _load_files(data: ConfigDict, split: str) -> SegmentationDataset:
     return dataclasses.replace(load_cityscapes(data.root, split), name=data.name)
 
 
-def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
+def load_examples(data: ConfigDict, split: str, workdir: str, processes: int = 1) -> Examples:
     """The examples of a split, all files checked; `workdir` remembers which ones were.
+
+    Args:
+        data: the config's section.
+        split: of the data.
+        workdir: of the run.
+        processes: how many on this host load the split, each for itself.
 
     Raises:
         InputError: the split has no labels, or as in `load_dataset`, `verify`, `Examples` and `device_cache.check`.
@@ -103,7 +109,7 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
     elif cache == 'device':
         device_cache.check([dataset], create_mesh())
     cache_dir = data.cache_dir or os.path.join(workdir, 'decoded')
-    return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
+    return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt, processes=processes)
 
 
 def prepare_copy(data: ConfigDict) -> str:

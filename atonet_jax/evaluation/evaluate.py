@@ -16,7 +16,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator, Example, ImageScore
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.distributed import is_main_process, main_process_first
+from atonet_jax.process.distributed import is_main_process, main_process_first, processes_on_this_host
 from atonet_jax.process.files import make_folder, replacing, write_json, write_text, writing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
@@ -40,9 +40,10 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     table = network.class_table
     folder = config.eval.output or os.path.join(workdir, 'evaluation')
     make_folder(folder, '--config.eval.output')
+    processes = processes_on_this_host()
     with main_process_first('data'):
         kept_in = workdir if os.access(workdir, os.W_OK) else folder  # the run's folder may be read-only
-        examples = load_examples(config.data, config.data.eval_split, kept_in)
+        examples = load_examples(config.data, config.data.eval_split, kept_in, processes)
     dataset = examples.dataset
     difference = class_difference(table, dataset.class_table)
     if difference:

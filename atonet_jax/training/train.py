@@ -27,7 +27,12 @@ from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import network
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.distributed import in_main_process, is_main_process, main_process_first
+from atonet_jax.process.distributed import (
+    in_main_process,
+    is_main_process,
+    main_process_first,
+    processes_on_this_host,
+)
 from atonet_jax.process.files import write_json
 from atonet_jax.runs.changes import changes_since, check_network, check_training, incomparable_text
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
@@ -168,9 +173,11 @@ def _train(
 
 def _load(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[Examples, Examples]:
     """The images of training and of evaluation."""
+    processes = processes_on_this_host()
     with main_process_first('data'):
         train_set, eval_set = (
-            load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
+            load_examples(config.data, split, workdir, processes)
+            for split in (config.data.train_split, config.data.eval_split)
         )
     if train_set.on_device and eval_set.on_device:
         device_cache.check([train_set.dataset, eval_set.dataset], mesh)

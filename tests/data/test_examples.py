@@ -7,6 +7,7 @@ import shutil
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 
 from atonet_jax.data import examples as module
@@ -95,7 +96,7 @@ def test_size_is_said_up_front(dataset, tmp_path, caplog, cache):
 
 def test_cache_that_does_not_fit_is_refused(dataset, tmp_path, monkeypatch):
     Free = collections.namedtuple('Free', ['available', 'free'])
-    monkeypatch.setattr(module.psutil, 'virtual_memory', lambda: Free(300, 300))
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: Free(300, 300))
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: Free(300, 300))
     monkeypatch.setattr(module, '_LEFT_FREE', 0)
     with pytest.raises(InputError, match='config.data.cache=memory: tiny train takes 0.00 GB decoded.*choose disk'):
@@ -158,13 +159,32 @@ def test_a_bad_example_is_an_error_or_a_counted_gap(dataset, caplog):
 
 def test_caches_in_memory_share_what_is_free(dataset, monkeypatch):
     needed = decoded_bytes(dataset)
-    monkeypatch.setattr(module.psutil, 'virtual_memory', lambda: collections.namedtuple('_', 'available')(needed + 1))
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: collections.namedtuple('_', 'available')(needed + 1))
     first = Examples(dataset, cache='memory')
     with pytest.raises(InputError, match='of memory are free'):
         Examples(dataset, cache='memory')
     assert_reads_all(first, dataset)  # what it has taken is no longer among what is free
     second = Examples(dataset, cache='memory')
     del first, second
+
+
+def test_processes_of_a_host_share_what_is_free(dataset, monkeypatch):
+    needed = decoded_bytes(dataset)
+    for free, fits in ((3 * needed, True), (3 * needed - 1, False), (0, False)):
+        monkeypatch.setattr(module, 'free_memory', lambda: free)
+        if fits:
+            Examples(dataset, cache='memory', processes=3)
+            continue
+        with pytest.raises(InputError, match='but 0.00 GB of memory are free for each of 3 processes; choose disk'):
+            Examples(dataset, cache='memory', processes=3)
+
+
+def test_less_than_nothing_is_never_free(dataset, monkeypatch, caplog):
+    first = Examples(dataset, cache='memory')
+    monkeypatch.setattr(module, 'free_memory', lambda: 0)
+    with pytest.raises(InputError, match='but 0.00 GB of memory are free'):
+        Examples(dataset, cache='memory')
+    del first
 
 
 def test_a_split_of_which_nothing_can_be_used_is_an_error(dataset):
