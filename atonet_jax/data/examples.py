@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import logging
+import math
 import os
 import shutil
 import threading
@@ -144,7 +145,7 @@ class _DiskCache:
 
     Attributes:
         disk: the file system.
-        missing: bytes that are still to be written.
+        sizes: {path: bytes} of all its files, those that are still to be written among them.
     """
 
     def __init__(self, dataset: SegmentationDataset, folder: str):
@@ -156,7 +157,6 @@ class _DiskCache:
             os.makedirs(folder, exist_ok=True)
             self.disk = os.stat(folder).st_dev
             free = shutil.disk_usage(folder).free - _LEFT_FREE
-            free = max(0, free - sum(cache.missing for cache in _disk_caches if cache.disk == self.disk))
         except OSError as error:
             raise InputError(
                 f'config.data.cache_dir={folder}: cannot be used ({error.strerror}); choose another'
@@ -165,13 +165,19 @@ class _DiskCache:
             i: os.path.join(folder, hashlib.sha256(os.fsencode(dataset.fingerprint(i))).hexdigest()[:32])
             for i in dataset.usable
         }
-        there = sum(map(os.path.exists, self._paths.values()))
-        needed = decoded_bytes(dataset)
-        self.missing = needed * (len(self._paths) - there) // max(1, len(self._paths))
-        _announce(dataset, folder, needed, f'{there} of {len(self._paths)} are there, {_gigabytes(free)} are free')
-        if self.missing > free:
+        self.sizes = {path: 4 * math.prod(dataset.sizes[i]) for i, path in self._paths.items()}
+        there = set(filter(os.path.exists, self.sizes))
+        planned = {}  # by the other caches, which may share files with this one
+        for cache in _disk_caches:
+            if cache.disk == self.disk:
+                planned |= cache.sizes
+        free = max(0, free - sum(size for path, size in planned.items() if not os.path.exists(path)))
+        missing = sum(size for path, size in self.sizes.items() if path not in there and path not in planned)
+        state = f'{len(there)} of {len(self.sizes)} are there, {_gigabytes(free)} are free'
+        _announce(dataset, folder, decoded_bytes(dataset), state)
+        if missing > free:
             raise InputError(
-                f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(self.missing)} more in '
+                f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(missing)} more in '
                 f'{folder}, but {_gigabytes(free)} are free; give another config.data.cache_dir or choose none'
             )
         _disk_caches.add(self)
@@ -193,7 +199,6 @@ class _DiskCache:
             with replacing(self._paths[i], durable=False) as temporary, open(temporary, 'wb') as file:
                 for array in example:
                     file.write(np.ascontiguousarray(array))
-            self.missing = max(0, self.missing - sum(array.nbytes for array in example))
         except OSError as error:
             with self._lock:
                 first, self._full = not self._full, True

@@ -1,6 +1,7 @@
 """Caches give what decoding gives, say their size first, and a bad example is an error or a counted gap."""
 
 import collections
+import dataclasses
 import logging
 import os
 import shutil
@@ -123,6 +124,22 @@ def test_caches_on_one_disk_share_what_is_free_and_leave_some(dataset, tmp_path,
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: free(left - 1))
     assert_reads_all(second, dataset)
     assert not os.listdir(tmp_path / 'second') and 'the cache cannot grow (No space left on device)' in caplog.text
+
+
+def test_what_two_splits_share_needs_room_on_the_disk_once(dataset, tmp_path, monkeypatch):
+    """As val and train+val do."""
+    needed, left = decoded_bytes(dataset), module._LEFT_FREE
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: collections.namedtuple('_', 'free')(left + needed))
+    last = dataclasses.replace(
+        dataset,
+        image_paths=dataset.image_paths[2:],
+        label_paths=dataset.label_paths[2:],
+        sizes=dataset.sizes[2:],
+    )
+    whole, part = (Examples(split, cache='disk', cache_dir=str(tmp_path / 'cache')) for split in (dataset, last))
+    assert_reads_all(whole, dataset)
+    assert_reads_all(part, last)
+    assert len(os.listdir(tmp_path / 'cache')) == 3
 
 
 def test_folder_that_cannot_be_made_is_refused(dataset, tmp_path):
