@@ -11,7 +11,7 @@ import os
 
 import numpy as np
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, names_in, split_parts
 from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
@@ -121,13 +121,9 @@ def _frames(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
     """{frame: path} of the files in a folder that end so and are not hidden."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; {_LAYOUT}')
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise DataError(f'{folder}: cannot be read ({error.strerror}); check its permissions') from error
     paths = {}
-    for name in names:
-        if name.startswith('.') or not name.lower().endswith(endings):
+    for name in names_in(folder):
+        if not name.lower().endswith(endings):
             continue
         path = os.path.join(folder, name)
         other = paths.setdefault(_frame_name(name), path)

@@ -6,7 +6,7 @@ import hashlib
 import os
 import zlib
 from collections.abc import Mapping
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NoReturn, Protocol
 
 import numpy as np
 
@@ -178,6 +178,23 @@ def split_file_name(what: str, split: str) -> str:
     if len(encoded) > _LONGEST_SPLIT:
         split = f'{split[:40]}-{hashlib.sha256(encoded).hexdigest()[:16]}'
     return f'{what}_{split}.json'
+
+
+def names_in(folder: str) -> list[str]:
+    """The names in a folder, sorted, without hidden ones.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    except OSError as error:
+        refuse_folder(error)
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Raises DataError for a folder that cannot be listed. Otherwise its files would be left out silently."""
+    raise DataError(f'{error.filename}: cannot be read ({error.strerror}); check its permissions') from error
 
 
 def _cannot_open(path: str, error: OSError) -> DataError:

@@ -5,7 +5,7 @@ import os
 
 from ml_collections import ConfigDict
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, refuse_folder, split_parts
 from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import ClassTable
@@ -15,7 +15,7 @@ from atonet_jax.data.split_list import read_split_list
 _log = logging.getLogger(__name__)
 
 _USUAL_EXTENSIONS = ('.png', '.jpg', '.jpeg')  # files of other formats are images only where a label names them
-_HIDDEN = ('.', '__MACOSX')  # what the names of files and folders begin with that are passed over
+_HIDDEN = ('.', '__MACOSX', 'lost+found')  # what the names of files and folders begin with that are passed over
 
 
 def load_folder(
@@ -32,8 +32,8 @@ def load_folder(
         label_values: as in `decide_reading`.
 
     Raises:
-        DataError: a part is empty or named twice; a folder or list is missing, holds nothing, or two files have one
-            name; or as in `decide_reading`.
+        DataError: a part is empty or named twice; a folder or list is missing, unreadable or holds nothing, or two
+            files have one name; or as in `decide_reading`.
     """
     image_paths, label_paths = [], []
     for part in split_parts(split):
@@ -79,7 +79,7 @@ def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> d
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
     paths, holders = {}, {folder: frozenset()}  # {folder: the real paths of those that it was reached through}
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
         real, above = os.path.realpath(parent), holders.pop(parent)
         if real in above:  # a link that leads back
             folders.clear()

@@ -1,5 +1,8 @@
 """Anyone's folders become pairs by name, with their own classes."""
 
+import errno
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -159,6 +162,20 @@ def test_links_through_another_folder_do_not_lead_back(root):
     (root / 'elsewhere/back').symlink_to(root / 'images/train')
     (root / 'images/train/away').symlink_to(root / 'elsewhere')
     assert len(verify(load(root))) == 2
+
+
+@pytest.mark.parametrize('folder', ['images/train', 'images/train/a', 'labels/train/b c'])
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch, folder):
+    """Who runs the tests may read everything."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == str(root / folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert load_error(root) == f'{root}/{folder}: cannot be read (Permission denied); check its permissions'
 
 
 def test_class_table_is_that_of_the_file(root):
