@@ -25,11 +25,25 @@ def read_split_list(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: not UTF-8 text; save it as UTF-8') from error
     ending = f'(?:{"|".join(map(re.escape, suffixes()))})'
-    names = [re.sub(rf'(?i)({ending})\s.*', r'\1', line) for line in lines if line]
-    names = [os.path.normpath(name) for name in names]
+    names = [os.path.normpath(_without_label(line, ending)) for line in lines if line]
     names = [name for name in names if not os.path.basename(name).startswith('.')]
     counts = Counter(re.sub(rf'(?i){ending}$', '', name) for name in names)
     repeated = [name for name, count in counts.items() if count > 1]
     if repeated:
         raise DataError(f'{path}: {min(repeated)} is there more than once; list each image once')
     return names
+
+
+def _without_label(line: str, ending: str) -> str:
+    """A line of a list up to where the path of another file follows the name of the image.
+
+    ending: a pattern of the endings of images.
+    """
+    line = line.partition('\t')[0].rstrip()
+    for match in reversed(list(re.finditer(rf'(?i){ending}(?= )', line))):
+        name, rest = line[: match.end()], line[match.end() :].strip()
+        stem = os.path.splitext(os.path.basename(name))[0]
+        # Otherwise the name itself goes on, as in 'photo.jpg (2).jpg'.
+        if '/' in rest.partition(' ')[0] or os.path.basename(rest).startswith(stem):
+            line = name
+    return line

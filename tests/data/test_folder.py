@@ -11,6 +11,7 @@ from atonet_jax.config import default_config
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.sources import class_table, load_dataset, load_examples
+from atonet_jax.data.split_list import read_split_list
 from atonet_jax.data.verify import verify
 
 SIZE = (4, 6)
@@ -258,6 +259,23 @@ def test_hidden_files_and_folders_are_passed_over(root):
             path.write_bytes(b'\0\5\x16\7')
     (root / 'val.txt').write_text('._third.png\nthird.png\n')
     assert len(verify(load(root, 'val'))) == len(verify(load(root, 'val', list='{split}.txt'))) == 1
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        '{}.jpg',
+        '{}.jpg /elsewhere/labels/{}.png',
+        '{}.jpg my labels/{}_mask.png',
+        '{}.jpg {}_mask.png',
+        '{}.jpg\tmask 7.png',
+        '{}.jpg depth/{}.png labels/{}.png',
+    ],
+)
+@pytest.mark.parametrize('name', ['photo', 'photo.jpg (2)', 'a day of/photo.jpg (2).jpg copy'])
+def test_a_list_names_files_with_spaces_and_endings_in_their_names(tmp_path, line, name):
+    (tmp_path / 'train.txt').write_text(f'{line.replace("{}", name)}\n')
+    assert read_split_list(str(tmp_path / 'train.txt')) == [f'{name}.jpg']
 
 
 def test_names_in_lists_may_end_as_labels_do(root):
