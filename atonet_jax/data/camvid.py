@@ -16,7 +16,7 @@ from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
 from atonet_jax.data.pictures import suffixes
-from atonet_jax.data.split_list import read_split_list
+from atonet_jax.data.split_list import read_split_list, refuse_repeated
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def load_camvid(root: str, split: str, label_values: str = 'auto') -> Segmentati
         label_values: as in `decide_reading`.
 
     Raises:
-        DataError: unknown split, a missing folder, a split without frames, two files of one frame; or as in
-            `decide_reading`.
+        DataError: unknown split, a missing folder, a split without frames or with one twice, two files of one frame; or
+            as in `decide_reading`.
     """
     parts = split_parts(split, _PARTS)
     for suffix in ('annot', '_labels'):
@@ -99,6 +99,7 @@ def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationD
 def _dataset(root, split, image_paths, label_paths, raw_to_train) -> SegmentationDataset:
     if not image_paths:
         raise DataError(f'{root}: no frames in CamVid split {split}; {_LAYOUT}')
+    refuse_repeated(image_paths, f'split {split}')  # the lists of its parts may share frames
     return SegmentationDataset(
         name='camvid',
         split=split,

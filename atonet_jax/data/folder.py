@@ -10,7 +10,7 @@ from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import suffixes
-from atonet_jax.data.split_list import read_split_list
+from atonet_jax.data.split_list import read_split_list, refuse_repeated
 
 _log = logging.getLogger(__name__)
 
@@ -32,8 +32,8 @@ def load_folder(
         label_values: as in `decide_reading`.
 
     Raises:
-        DataError: a part is empty or named twice; a folder or list is missing, unreadable or holds nothing, or two
-            files have one name; or as in `decide_reading`.
+        DataError: a part is empty or named twice; a folder or list is missing, unreadable or holds nothing; two
+            files have one name; an image is in two parts; or as in `decide_reading`.
     """
     image_paths, label_paths = [], []
     for part in split_parts(split):
@@ -70,6 +70,7 @@ def load_folder(
             label = others.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
             image_paths.append(images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png')))
             label_paths.append(labels.get(name, label))
+    refuse_repeated(image_paths, f'split {split}')  # parts may have lists of the same folder
     dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths))
     return decide_reading(dataset, label_values)
 

@@ -3,6 +3,7 @@
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.pictures import suffixes
@@ -15,7 +16,7 @@ def read_split_list(path: str) -> list[str]:
     file as in SegNet's lists. Line endings of Windows and names with spaces are fine.
 
     Raises:
-        DataError: the file is missing or no text.
+        DataError: the file is missing or no text, or an image is there twice.
     """
     try:
         with open(path, encoding='utf-8-sig') as file:
@@ -27,11 +28,15 @@ def read_split_list(path: str) -> list[str]:
     ending = f'(?:{"|".join(map(re.escape, suffixes()))})'
     names = [os.path.normpath(_without_label(line, ending)) for line in lines if line]
     names = [name for name in names if not os.path.basename(name).startswith('.')]
-    counts = Counter(re.sub(rf'(?i){ending}$', '', name) for name in names)
-    repeated = [name for name, count in counts.items() if count > 1]
-    if repeated:
-        raise DataError(f'{path}: {min(repeated)} is there more than once; list each image once')
+    refuse_repeated((re.sub(rf'(?i){ending}$', '', name) for name in names), path)
     return names
+
+
+def refuse_repeated(images: Iterable[str], where: str) -> None:
+    """Raises DataError if an image is named twice in `where`: a list, or a split whose parts were joined."""
+    repeated = [image for image, count in Counter(images).items() if count > 1]
+    if repeated:
+        raise DataError(f'{where}: {min(repeated)} is there more than once; list each image once')
 
 
 def _without_label(line: str, ending: str) -> str:

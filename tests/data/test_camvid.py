@@ -152,6 +152,15 @@ def test_split_files_come_before_the_usual_split(tmp_path):
         load_camvid(str(tmp_path), 'test')
 
 
+def test_a_frame_in_the_lists_of_two_parts_is_refused(tmp_path):
+    write_frames(tmp_path, FRAMES, index_label())
+    for part, line in (('train', FRAMES[0]), ('val', f'val/{FRAMES[0]}.png'), ('test', FRAMES[1])):
+        (tmp_path / f'{part}.txt').write_text(f'{line}\n')
+    message = load_error(tmp_path, 'train+val')
+    assert message.startswith('split train+val: ') and f'{FRAMES[0]}.png is there more than once' in message
+    assert len(load_camvid(str(tmp_path), 'train+test')) == 2
+
+
 def load_error(root, split='train'):
     with pytest.raises(DataError) as raised:
         load_camvid(str(root), split)

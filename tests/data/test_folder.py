@@ -233,6 +233,15 @@ def test_a_list_with_a_name_with_and_without_extension_names_it_twice(root):
     assert 'a/first is there more than once' in load_error(root, list='{split}.txt')
 
 
+def test_an_image_in_the_lists_of_two_parts_is_refused(root):
+    (root / 'one.txt').write_text('a/first.jpg\n')
+    (root / 'two.txt').write_text('b c/second.PNG\na/first\n')
+    options = {'images': 'images/train', 'labels': 'labels/train', 'list': '{split}.txt'}
+    message = load_error(root, 'one+two', **options)
+    assert message.startswith('split one+two: ') and 'a/first.jpg is there more than once; list each' in message
+    assert len(load(root, 'two', **options)) == 2
+
+
 @pytest.mark.parametrize(('ending', 'kind'), [('.bmp', 'BMP'), ('.TIF', 'TIFF'), ('.tiff', 'TIFF'), ('.gif', 'GIF')])
 def test_labels_in_other_lossless_formats(root, ending, kind):
     for name in ('a/first', 'b c/second'):
