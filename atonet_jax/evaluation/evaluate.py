@@ -1,9 +1,11 @@
 """`--mode=evaluate`: scores, pictures and a report of a trained network on a split."""
 
 import csv
-import glob
 import io
+import json
 import os
+import pathlib
+import re
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -59,9 +61,11 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
 
     print(scores.table(table.class_names))  # whether the disk takes them or not
     origin = environment.describe()
+    scores_path = os.path.join(folder, 'scores.json')
     with writing(folder):
+        earlier = _pictures_listed(scores_path)
         write_json(
-            os.path.join(folder, 'scores.json'),
+            scores_path,
             {
                 'step': network.step,
                 'dataset': dataset.name,
@@ -71,6 +75,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
                 'skipped': [str(reason) for reason in examples.skipped.values()],
                 'seconds': evaluation.seconds,
                 'options': config.eval.to_dict(),
+                'pictures': [_picture_name(example) for example in evaluation.examples],
                 'environment': origin,
                 **scores.to_dict(table.class_names),
                 'confusion': evaluation.confusion.tolist(),
@@ -78,6 +83,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         )
         write_text(os.path.join(folder, 'images.csv'), _images_csv(evaluation.per_image))
         pictures = write_pictures(evaluation.examples, table, folder)
+        for path in {os.path.join(folder, name) for name in earlier}.difference(pictures):
+            pathlib.Path(path).unlink(missing_ok=True)
         weights = config.init_from if network.step is None else f'step {network.step}'
         report = os.path.join(folder, 'report.html')
         write_report(
@@ -87,7 +94,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
           'with compilation')  # fmt: skip
     if evaluation.skipped:
         print(f'{evaluation.skipped} images that cannot be read were skipped')
-    print(f'scores: {os.path.join(folder, "scores.json")}')
+    print(f'scores: {scores_path}')
     print(f'scores of each image: {os.path.join(folder, "images.csv")}')
     for picture in pictures:
         print(f'picture: {picture}')
@@ -107,18 +114,25 @@ def _images_csv(scores: list[ImageScore]) -> str:
 
 
 def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> list[str]:
-    """Draws examples beside their labels, predictions and errors into PNG files; returns their paths.
-
-    Those of an earlier evaluation are removed.
-    """
+    """Draws examples beside their labels, predictions and errors into PNG files; returns their paths."""
     paths = []
     for example in examples:
         picture = visualize.comparison(example.image, example.labels, example.predictions, table)
         present = np.union1d(example.labels, example.predictions)
-        paths.append(os.path.join(folder, f'example_{example.index:04d}.png'))
+        paths.append(os.path.join(folder, _picture_name(example)))
         with replacing(paths[-1]) as temporary:
             visualize.with_legend(picture, table, present).save(temporary)
-    for path in glob.glob(os.path.join(glob.escape(folder), 'example_[0-9]*.png')):
-        if path not in paths:
-            os.remove(path)
     return paths
+
+
+def _picture_name(example: Example) -> str:
+    return f'example_{example.index:04d}.png'
+
+
+def _pictures_listed(scores_path: str) -> list[str]:
+    """The names of the pictures that the evaluation wrote whose scores are there. Others in the folder are not ours."""
+    try:
+        listed = json.loads(pathlib.Path(scores_path).read_text())['pictures']
+        return [name for name in listed if re.fullmatch(r'example_\d+\.png', name)]
+    except (OSError, ValueError, KeyError, TypeError):  # no file, no JSON, or of a version that listed none
+        return []
