@@ -14,6 +14,7 @@ import numpy as np
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.errors import InputError
+from atonet_jax.process.distributed import gathered
 from atonet_jax.process.files import replacing
 from atonet_jax.process.memory import free_memory
 
@@ -31,7 +32,7 @@ class Examples:
 
     Attributes:
         dataset: the split.
-        skipped: {index: reason} of the unusable examples that were met so far.
+        skipped: {index: reason} of the unusable examples that this process has met so far; see `gather_skipped`.
         on_device: whether `Batches` is to keep the split in the devices' memory.
     """
 
@@ -105,6 +106,12 @@ class Examples:
                 )
             self.skipped[i] = self._faults[i]
             _log.warning('skipped: %s', self._faults[i])
+
+    def gather_skipped(self) -> None:
+        """Adds to `skipped` what the other processes of the run have skipped. All processes call this alike."""
+        if self._on_corrupt == 'skip':
+            for skipped in gathered(self.skipped):
+                self.skipped |= skipped
 
 
 def decoded_bytes(dataset: SegmentationDataset) -> int:

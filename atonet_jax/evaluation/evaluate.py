@@ -55,6 +55,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         )
 
     evaluation = Evaluator(network.model, Batches(examples, mesh), config.eval).run(network.variables)
+    examples.gather_skipped()
     scores = evaluation.scores
     if not is_main_process():
         return scores
@@ -72,7 +73,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
                 'split': dataset.split,
                 'root': config.data.tfds_dir or config.data.root,
                 'images': len(evaluation.per_image),
-                'skipped': [str(reason) for reason in examples.skipped.values()],
+                'skipped': [str(reason) for _, reason in sorted(examples.skipped.items())],
                 'seconds': evaluation.seconds,
                 'options': config.eval.to_dict(),
                 'pictures': [_picture_name(example) for example in evaluation.examples],

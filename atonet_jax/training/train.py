@@ -34,6 +34,7 @@ from atonet_jax.process.distributed import (
     processes_on_this_host,
 )
 from atonet_jax.process.files import write_json
+from atonet_jax.process.stopping import Stopped
 from atonet_jax.runs.changes import changes_since, check_network, check_training, incomparable_text
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
@@ -154,7 +155,8 @@ def _train(
         explain = partial(
             first_nonfinite, **{key: options[key] for key in ('objective', 'augmentation', 'accumulation')}
         )
-        with _closing(recorder.close, *(partial(_list_skipped, part, workdir) for part in (train_set, eval_set))):
+        listing = (partial(_list_skipped, part, workdir) for part in (train_set, eval_set))
+        with _closing(recorder.close, *listing), _gathering_skipped(train_set, eval_set):
             return Loop(config, workdir, checkpoints, recorder, numbers | here).run(
                 state,
                 step_fn,
@@ -224,8 +226,21 @@ def _course(config, workdir, timeline, changes, moved, samples, recipe) -> str:
     return line
 
 
+@contextmanager
+def _gathering_skipped(*parts: Examples) -> Iterator[None]:
+    """After the body each process knows what the others have skipped, unless an error has ended one of them."""
+    try:
+        yield
+    except Stopped:  # in all processes
+        for part in parts:
+            part.gather_skipped()
+        raise
+    for part in parts:
+        part.gather_skipped()
+
+
 def _list_skipped(examples: Examples, workdir: str) -> None:
-    """Writes which images the main process has skipped in this start, and why. A disk that does not take it ends no
+    """Writes which images were skipped in this start, and why. A disk that does not take it ends no
     run."""
     if not is_main_process():
         return

@@ -174,6 +174,17 @@ def test_a_bad_example_is_an_error_or_a_counted_gap(dataset, caplog):
     assert caplog.text.count('skipped: ') == 1 and 'image1.png' in caplog.text
 
 
+def test_what_other_processes_skip_can_be_gathered(dataset, monkeypatch):
+    others = {2: DataError('another process cannot read it', 'missing file')}
+    monkeypatch.setattr(module, 'gathered', lambda value: [value, others])
+    strict, lenient = Examples(dataset), Examples(dataset, on_corrupt='skip')
+    lenient.skipped[1] = DataError('damaged')
+    for examples in (strict, lenient):
+        examples.gather_skipped()
+    assert strict.skipped == {}
+    assert {i: str(reason) for i, reason in lenient.skipped.items()} == {1: 'damaged', 2: str(others[2])}
+
+
 def test_caches_in_memory_share_what_is_free(dataset, monkeypatch):
     needed = decoded_bytes(dataset)
     monkeypatch.setattr(psutil, 'virtual_memory', lambda: collections.namedtuple('_', 'available')(needed + 1))
