@@ -16,3 +16,8 @@ class TrainingError(RuntimeError):
 def first_line(error: BaseException) -> str:
     """The first line of another program's error; without a text, the name of its type."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether XLA says that the devices have no room for a program or its arrays."""
+    return 'RESOURCE_EXHAUSTED' in str(error)

@@ -27,7 +27,7 @@ import sys
 
 from absl import flags
 
-from atonet_jax.errors import ExportError, InputError, TrainingError, first_line
+from atonet_jax.errors import ExportError, InputError, TrainingError, first_line, is_out_of_memory
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.files import FULL
 
@@ -87,7 +87,7 @@ def command() -> int:
               file=sys.stderr)  # fmt: skip
         return 2
     except RuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        if not is_out_of_memory(error):
             raise
         mode = flags.FLAGS.mode
         less = _TAKES_LESS_MEMORY.get(mode, 'smaller images or batches take less')

@@ -56,9 +56,11 @@ def from_torch(
     Raises:
         MismatchError: an InputError that counts missing, unexpected and misshapen names and lists the first of each;
             nothing is loaded by halves.
+        InputError: the file has learned what is constant in this network.
     """
     expected = _flatten(abstract_variables(model))
     names = vocabulary_of(state_dict, model, expected)
+    _check_fixed(state_dict, names.fixed(model.num_classes))
     state_dict = names.adapt(state_dict)
     free = set() if strict else class_layers(model)
     loaded = _convert(state_dict, expected, names, free)
@@ -67,6 +69,13 @@ def from_torch(
         _log.info('left fresh: %s', ', '.join(sorted(left)))
     kept = {path: array for path, array in _flatten(fresh or {}).items() if path in expected}
     return unflatten_dict(kept | loaded, sep='/')
+
+
+def _check_fixed(state_dict: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray]) -> None:
+    for name, constant in fixed.items():
+        array = np.asarray(state_dict.get(name, constant))
+        if array.shape == constant.shape and not np.allclose(array, constant, atol=1e-3):
+            raise InputError(f'{name}: was learned, and the network has fixed numbers there: it cannot use this file')
 
 
 def backbone_from_torch(

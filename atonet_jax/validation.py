@@ -208,9 +208,9 @@ def _check_optimizer(config: ConfigDict, checks: _Checks) -> None:
     checks.require(is_part, 'optimizer.frozen', f'of {", ".join(GROUPS)}, and not all of them')
     checks.one_of('schedule.name', ('cosine', 'poly', 'steps', 'constant'))
     checks.one_of('schedule.per', ('epoch', 'step'))
-    lowest = options.learning_rate * min(1, options.backbone_factor)
-    wanted = f'from 0 to below {lowest:g}, the lowest learning rate of a parameter'
-    checks.require(0 <= schedule.floor < lowest, 'schedule.floor', wanted)
+    has_floor = schedule.name != 'constant'
+    wanted = f'from 0 to below optimizer.learning_rate={options.learning_rate:g}'
+    checks.require(not has_floor or 0 <= schedule.floor < options.learning_rate, 'schedule.floor', wanted)
     checks.positive('schedule.power', 'schedule.step_epochs')
     checks.require(0 < schedule.step_factor <= 1, 'schedule.step_factor', 'greater than 0 and at most 1')
     is_shorter = 0 <= schedule.warmup_epochs < config.train.epochs

@@ -244,14 +244,15 @@ class Runs:
         data = config.data
         train_set, eval_set = (self.batches(config, split) for split in (data.train_split, data.eval_split))
         num_images = len(train_set.examples)
-        total_steps = Timeline(config.train.batch_size, num_images, config.train.epochs).total_steps
+        timeline = Timeline(config.train.batch_size, num_images, config.train.epochs)
+        total_steps = timeline.total_steps
         variables, fresh = starting_variables(config, model, CAMVID, self._mesh)
         options = step_options(config, create_objective(config, model), fresh)
         step_fn = compile_train_step(self._mesh, **options)
         with tempfile.TemporaryDirectory() as folder:  # for the counts
             dataset = train_set.examples.dataset
             weights = class_weights(config, contract_of(model).class_weights, dataset, folder)
-        recipe = create_recipe(config, num_images, total_steps, class_weights=weights)
+        recipe = create_recipe(config, timeline, weights)
         averaging = config.optimizer.ema_decay > 0
         state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
         state, seconds_before = kept.restore(state)

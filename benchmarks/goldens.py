@@ -12,33 +12,8 @@ import argparse
 import pathlib
 import sys
 
-import jax
-
-from atonet_jax import ops
-from atonet_jax.models import MODEL_NAMES, apply, create_model, network
-from atonet_jax.torch_weights import from_torch
-from tests.models import golden
-
-ALLOWED = 10
-
-
-def errors(name: str, folder: pathlib.Path) -> dict[str, float]:
-    """{output: its error}, for a registered network."""
-    expected = golden.load(name, folder)
-    model = create_model(name, expected.num_classes)
-    variables = from_torch(expected.state_dict, model)
-    run = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])
-    found = {}
-    for size, images in expected.inputs.items():
-        if size == 'train':
-            continue
-        logits = run(variables, images)
-        for output, of_original in expected.outputs.items():
-            if output.startswith('logits') and output.endswith(f'_{size}'):
-                # The original's logits are those of the network, or enlarged to the image.
-                enlarged = ops.resize(logits, of_original.shape[:2], network(model).upsampling)
-                found[output] = float(of_original.error(enlarged[0]))
-    return found
+from atonet_jax.models import MODEL_NAMES
+from tests.models.golden import ALLOWED, logits_errors, with_weights
 
 
 def main() -> int:
@@ -52,7 +27,8 @@ def main() -> int:
     print(f'| network | outputs | largest error | of | allowed |\n{5 * "|---"}|')
     misses = 0
     for name in names:
-        found = errors(name, arguments.folder)
+        expected, _, variables = with_weights(name, arguments.folder)
+        found = logits_errors(expected, variables)
         worst = max(found, key=found.get)
         misses += found[worst] > ALLOWED
         print(f'| {name} | {len(found)} | {found[worst]:.2f} | {worst} | {ALLOWED} |', flush=True)

@@ -72,11 +72,12 @@ def pytest_collection_modifyitems(items):
 
 
 def _group(nodeid):
-    """The tests that one process runs: those of a file, in test_contract.py those of a network."""
+    """The tests that one process runs: those of a file, in two files those of a network."""
     file, _, test = nodeid.partition('::')
     parameters = test.partition('[')[2].removesuffix(']').split('-')
     networks = [word for word in parameters if word in MODEL_NAMES]
-    return f'{file}:{networks[0]}' if file.endswith('test_contract.py') and networks else file
+    is_split = networks and file.endswith(('test_contract.py', 'test_goldens.py'))
+    return f'{file}:{networks[0]}' if is_split else file
 
 
 class _ByGroup(LoadScopeScheduling):

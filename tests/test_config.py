@@ -100,7 +100,6 @@ BAD_VALUES = [
     ('export.dynamic_size', True),  # of the format weights
     ('schedule.floor', -1.0),
     ('schedule.floor', 0.5),
-    ('schedule.floor', 0.005),  # between the rates of the backbone and of the head
     ('data.sample_range', (7, 7)),
     ('model.aux_levels', (3.0,)),
     ('schedule.power', 0.0),

@@ -4,20 +4,34 @@
 takes its scenes and that network too, unless the command has an option of ATONet's.
 """
 
+import argparse
+import asyncio
+import importlib.metadata
 import json
+import mimetypes
 import os
+import pathlib
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+import urllib.parse
 
+import httpx
 import numpy as np
 import PIL.Image
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import main as command_line
+from atonet_jax.config import default_config
+from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.serve import listen
+from atonet_jax.serve.app import create_app
 from tests.commands import fresh_flags, fresh_logging
+from tests.test_packaging import PROJECT, pins
 
 _MARK = re.compile(r'# needs (Cityscapes|CamVid|published weights|a GPU|a TPU|a camera|several machines)$')
 _COMMAND = re.compile(r'(python|make|pip|srun|mpirun|gcloud|CUDA_VISIBLE_DEVICES|curl|\.venv)\b')
@@ -31,6 +45,8 @@ _TINY_ATONET = '--config.model.width=16', '--config.model.backbone_width=8'
 _OF_ATONET = '--config.model.', '--config.loss.aux', '--mode=benchmark'  # which need that network
 _SIZE = 64, 128
 NOT_FOR_TESTS = ('torch', 'sklearn')  # which scripts of benchmarks/ need: requirements-benchmarks.txt
+OPTIONAL = {'ai-edge-litert', 'pillow-heif', 'tensorboard'}  # which users may add; no requirements file has them
+_SERVED_SIDE = 64  # of pictures, for the network
 
 
 def commands_of(text):
@@ -67,6 +83,7 @@ def world(repository, finished_basic, tmp_path_factory):
     (folder / 'tests').symlink_to(repository / 'tests')
     image = np.random.default_rng(0).integers(0, 256, (*_SIZE, 3), np.uint8)
     for path in (
+        'street.jpg',
         'photos/a.jpg',
         'photos/trip/b.jpg',
         *(f'data/images/{part}/{i}.png' for part in ('train', 'val') for i in range(4)),
@@ -97,6 +114,8 @@ def run_main(arguments, tiny_config):
         arguments += [f'--config.data.synthetic.{key}={scenes[key]}' for key in scenes]
     if '--mode=benchmark' in arguments:
         arguments += ['--config.benchmark.rounds=1', '--config.benchmark.warmup=0', f'--config.benchmark.sizes={_SIZE}']
+    if '--mode=serve' in arguments:
+        arguments += [f'--config.serve.long_side={_SERVED_SIDE}']
     if '--mode=export' in arguments:
         arguments += [f'--config.export.size={_SIZE}', '--force']
     if begins and (any(a.startswith(_OF_ATONET) for a in arguments) or any(':' in a for a in arguments)):
@@ -113,38 +132,89 @@ def noise(seed, i, height, width):
     return image, image[..., 0]
 
 
+@pytest.fixture(scope='module')
+def app(world):
+    """What `--mode=serve` serves of runs/demo."""
+    options = default_config().serve
+    options.long_side = _SERVED_SIDE
+    return create_app(Segmenter.from_workdir(str(world / 'runs' / 'demo')), options, 'segnet_basic')
+
+
 @pytest.mark.parametrize('command', list(all_commands()))
-def test_a_command_in_the_documents(command, world, helps, repository, tiny_config, monkeypatch):
-    if _MARK.search(command):
-        return
-    command = command.partition(' #')[0].partition(' |')[0]
-    words = shlex.split(command.replace('.venv/bin/', ''))
+def test_a_command_in_the_documents(command, world, app, helps, repository, tiny_config, monkeypatch):
+    is_elsewhere = _MARK.search(command)
     monkeypatch.chdir(world)
     # On the even areas of rendered scenes, rounding decides where the maxima of SegNet's pools lie.
     monkeypatch.setattr('atonet_jax.export.comparison.render_scene', noise)
-    match words:
-        case ['python', 'main.py', *_] if '--mode=serve' in words:
-            assert '--mode=serve' in (repository / 'tests' / 'serve' / 'test_serve.py').read_text()
-        case ['python', 'main.py', *arguments]:
-            assert run_main(arguments, tiny_config) == 0
-        case ['python', '-m', 'pytest', path, *_]:
-            assert os.path.exists(path)
-        case ['python', '-m', module, *arguments]:
-            # Scripts that measure take minutes: here they say whether they know the options.
-            known = helps[module]
-            if known.startswith('needs '):
-                assert known.split()[1] in NOT_FOR_TESTS, 'all other packages are in requirements-test.txt'
-                known = f'usage: {options_in_source(repository, module)}'
-            assert known.startswith('usage:')
-            assert all(argument in known for argument in arguments if argument.startswith('--'))
-        case ['curl', *_]:
-            assert "'^curl .*'" in (repository / 'tests' / 'serve' / 'test_serve.py').read_text()  # which runs them
-        case ['make', target, *_]:
-            assert re.search(rf'^{target}:', (world / 'Makefile').read_text(), re.MULTILINE)
-        case ['pip', 'install', *_]:
-            pass
-        case _:
-            pytest.fail(f'{command}: say what it needs, or let it run here')
+    monkeypatch.setattr('atonet_jax.serve.listen', lambda host, port: listen(host, 0))  # the port may be taken here
+    monkeypatch.setattr('atonet_jax.serve._Server.run', lambda self, sockets: None)  # a server ends as it begins
+    for part in command.partition(' #')[0].partition(' |')[0].split(' && '):
+        match shlex.split(part.replace('.venv/bin/', '')):
+            case ['pip', 'install', *arguments]:
+                assert_installable(arguments, repository)
+            case _ if is_elsewhere:
+                pass
+            case ['python', 'main.py', *arguments]:
+                assert run_main(arguments, tiny_config) == 0
+            case ['python', '-m', 'pytest', path, *_]:
+                assert os.path.exists(path)
+            case ['python', '-m', module, *arguments]:
+                # Scripts that measure take minutes: here they say whether they know the options.
+                known = helps[module]
+                if known.startswith('needs '):
+                    assert known.split()[1] in NOT_FOR_TESTS, 'all other packages are in requirements-test.txt'
+                    known = f'usage: {options_in_source(repository, module)}'
+                assert known.startswith('usage:')
+                assert all(argument in known for argument in arguments if argument.startswith('--'))
+            case ['curl', *arguments]:
+                assert_answered(arguments, app)
+            case ['make', target, *_]:
+                assert re.search(rf'^{target}:', (world / 'Makefile').read_text(), re.MULTILINE)
+            case ['tensorboard', '--logdir', folder]:
+                assert os.path.isdir(folder)
+            case _:
+                pytest.fail(f'{part}: say what it needs, or let it run here')
+
+
+def assert_answered(arguments, app):
+    """What `curl` would send with these arguments is answered, at the default address, with what `-o` names."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('--data-binary', required=True)
+    parser.add_argument('-o', dest='output', required=True)
+    parser.add_argument('url')
+    asked, options = parser.parse_args(arguments), default_config().serve
+    address = urllib.parse.urlsplit(asked.url)
+    assert (address.scheme, address.hostname, address.port) == ('http', options.host, options.port)
+    assert asked.data_binary.startswith('@'), 'curl sends the text itself, not the file'
+    body = pathlib.Path(asked.data_binary.removeprefix('@')).read_bytes()
+
+    async def post():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:
+            return await client.post(asked.url, content=body)
+
+    answer = asyncio.run(post())
+    assert answer.status_code == 200, answer.text
+    assert answer.headers['content-type'] == mimetypes.guess_type(asked.output)[0]
+
+
+def assert_installable(arguments, repository):
+    """`pip install` is given files that are there, and packages and extras that some file here declares."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument('-r', action='append', default=[])
+    parser.add_argument('-c', action='append', default=[])
+    parser.add_argument('packages', nargs='*')
+    asked = parser.parse_args(arguments)
+    for file in asked.r + asked.c:
+        assert (repository / file).is_file(), file
+    known = {canonicalize_name(pin.name) for file in repository.glob('requirements*.txt') for pin in pins(file.name)}
+    for package in asked.packages:
+        if package.startswith('.'):  # the checkout
+            wanted, extras = Requirement(f'atonet_jax{package[1:]}'), PROJECT['optional-dependencies']
+        else:
+            wanted = Requirement(package)
+            assert canonicalize_name(wanted.name) in known | OPTIONAL, package
+            extras = importlib.metadata.metadata(wanted.name).get_all('Provides-Extra') if wanted.extras else ()
+        assert wanted.extras <= set(extras), package
 
 
 def options_in_source(repository, module):

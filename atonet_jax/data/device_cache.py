@@ -194,7 +194,7 @@ def suits(dataset: SegmentationDataset, mesh: Mesh) -> bool:
 
 
 def check(datasets: Sequence[SegmentationDataset], mesh: Mesh) -> None:
-    """Looks whether splits can be kept together.
+    """Checks that splits can be kept together.
 
     Raises:
         InputError: the images of one have several sizes, or the devices' memory does not hold them all.

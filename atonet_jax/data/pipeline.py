@@ -1,8 +1,8 @@
 """From decoded examples to batches on the devices.
 
 The host cuts out bytes. Scaling, flipping and normalising happen on the device (training/augment.py). The example of a
-training sample and its augmentation are pure functions of (seed, sample number). So training can start at any sample,
-and repeats exactly.
+training sample and the geometry of its crop are pure functions of (seed, sample number). So training can start at any
+sample, and repeats exactly.
 """
 
 import collections

@@ -60,7 +60,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     if not is_main_process():
         return scores
 
-    print(scores.table(table.class_names))  # whether the disk takes them or not
+    print(scores.table(table.class_names))  # before writing: a full disk must not lose them
     origin = environment.describe()
     scores_path = os.path.join(folder, 'scores.json')
     with writing(folder):

@@ -27,7 +27,7 @@ def resized_size(size: tuple[int, int], height: int) -> tuple[int, int]:
 
 
 def check_image_size(model: nn.Module, size: tuple[int, int], options: ConfigDict) -> None:
-    """Looks whether the network takes images of `size`, (height, width), as the config's section `eval` looks at them.
+    """Checks that the network takes images of `size`, (height, width), in the views of the config's section `eval`.
 
     Raises:
         InputError: at some scale, or through the windows, they are too small.

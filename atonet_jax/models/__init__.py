@@ -150,7 +150,7 @@ def apply(
 
 
 def check_size(model: nn.Module, size: Sequence[int]) -> None:
-    """Looks whether a network takes images of (height, width).
+    """Checks that a network takes images of (height, width).
 
     Raises:
         InputError: they are smaller than the network takes.

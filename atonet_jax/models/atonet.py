@@ -173,4 +173,4 @@ _PUBLISHED_NAMES = WeightNames(
     whole=lambda model: model.clone(aux_levels=LEVELS),  # all five heads are in every published file
 )
 
-FAMILY = Family(ATONet, describe, {'atonet': {}}, check=check)
+FAMILY = Family(ATONet, describe, {'atonet': {}}, changeable=('dropout_rate',), check=check)

@@ -41,7 +41,7 @@ class _Preparing(nn.Module):
         return self.has_variable('prepared', 'bias') or self.is_mutable_collection('prepared')
 
     def _prepared(self, name: str, make: Callable[[], Any]) -> Any:
-        """A prepared variable. While it is made it is blank, because what follows shall not depend on parameters."""
+        """A prepared variable; zeros while it is made, so that a trace shows which parameters inference still reads."""
         value = self.variable('prepared', name, make).value
         return jnp.zeros_like(value) if self.is_mutable_collection('prepared') else value
 
@@ -347,9 +347,3 @@ class Classifier(nn.Module):
 def spp_grid(rows: int, size: tuple[int, int]) -> tuple[int, int]:
     """(rows, columns) of a pooled grid over a map of (height, width), whose cells are as square as can be."""
     return rows, max(1, round(rows * size[1] / size[0]))
-
-
-def averages(x: jax.Array) -> list[jax.Array]:
-    """What pyramids of DDRNet and PIDNet see of [B, H, W, C]: means of windows of 5x5, 9x9 and 17x17, then of all."""
-    pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
-    return [*pooled, jnp.mean(x, (1, 2), keepdims=True)]

@@ -99,11 +99,11 @@ class WeightNames:
         rules: of every module that owns parameters; the first one that fits a path counts.
         ignored: regular expression for names in files that are passed over.
         whole: module -> the module whose parameters such a file holds, where it has more than the module needs.
-        void: numbers of outputs of published weights that have one for pixels of no class, after those of the classes.
+        void: numbers of outputs of published weights whose last output is for pixels of no class.
         heights: {number of outputs: height of the images that published weights with so many were trained on}.
         options: {number of outputs: options of the module that published weights with so many need}.
         adapt: a file's arrays by name -> as the network takes them, where a published file needs more than names.
-        fixed: number of classes -> arrays that such a file holds whatever was learned.
+        fixed: number of classes -> constant arrays that such a file also holds, such as kernels of fixed upsampling.
     """
 
     rules: tuple[Rule, ...]
@@ -213,6 +213,7 @@ class Family:
         choices: {option: the words that it may be}.
         least: {option of a whole number: its least value, where that is not 1}.
         multiples: {option of a whole number: what it must be a multiple of}.
+        changeable: options that may change where weights have been trained, because these fit and mean the same.
         check: raises ValueError, naming the option, where a module's options cannot work for other reasons.
     """
 
@@ -222,6 +223,7 @@ class Family:
     choices: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
     least: Mapping[str, int] = dataclasses.field(default_factory=dict)
     multiples: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    changeable: Sequence[str] = ()
     check: Callable[[Any], None] = lambda module: None
 
     def options(self) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import ConvNorm, NormConv, averages, kaiming_fan_out_init
+from atonet_jax.models.blocks import ConvNorm, NormConv, kaiming_fan_out_init
 from atonet_jax.models.contract import Family, Network, Published, WeightNames, conv_norm, prefixed
-from atonet_jax.models.pidnet import Head, head_names, sequence_names
+from atonet_jax.models.dual_resolution import Head, averages, head_names, sequence_names
 from atonet_jax.models.resnet import STAGE_RULES, Bottleneck, Stage, block_names
 from atonet_jax.models.terms import CrossEntropy, HardExampleCount, Term
 

@@ -95,4 +95,9 @@ _NAMES = WeightNames(
     (*TORCHVISION_RULES, Rule('fc6', 'features.32'), Rule('fc7', 'features.35'), Rule('fc8', 'features.38'))
 )
 
-FAMILY = Family(DeepLabLargeFOV, describe, {'deeplab_largefov': {}, 'deeplab': {}})
+FAMILY = Family(
+    DeepLabLargeFOV,
+    describe,
+    {'deeplab_largefov': {}, 'deeplab': {}},
+    changeable=('dropout_rate',),
+)

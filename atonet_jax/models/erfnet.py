@@ -223,5 +223,6 @@ FAMILY = Family(
     describe,
     {'erfnet': {}, 'erfnet_encoder': {'head': 'encoder'}},
     choices={'head': HEADS},
+    changeable=('dropout_rates',),
     check=check,
 )

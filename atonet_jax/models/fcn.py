@@ -185,5 +185,6 @@ FAMILY = Family(
         'fcn8s_original': {'form': 'original'},
     },
     choices={'form': FORMS},
+    changeable=('dropout_rate',),
     check=check,
 )

@@ -17,8 +17,9 @@ import numpy as np
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, averages, kaiming_fan_out_init
-from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm, prefixed
+from atonet_jax.models.blocks import ConvNorm, NormConv, kaiming_fan_out_init
+from atonet_jax.models.contract import Family, Network, Published, WeightNames, conv_norm, prefixed
+from atonet_jax.models.dual_resolution import Head, averages, head_names, sequence_names
 from atonet_jax.models.resnet import BasicBlock, Bottleneck, Stage, block_names
 from atonet_jax.models.terms import (
     BalancedBinaryCrossEntropy,
@@ -168,27 +169,6 @@ class BoundaryFusion(nn.Module):
         return x + norm(name='conv_i')(context + edge * details, train)
 
 
-class Head(nn.Module):
-    """Logits of a map.
-
-    Attributes:
-        width: channels within.
-        features: output channels.
-        dtype: compute type of all but the logits.
-    """
-
-    width: int
-    features: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, features] float32."""
-        x = nn.relu(BatchNorm(dtype=self.dtype, name='bn')(x, train))
-        x = _ConvNorm(self.width, 3, dtype=self.dtype, name='conv1')(x, train)
-        return Conv(self.features, 1, use_bias=True, kernel_init=kaiming_fan_out_init, name='conv2')(x)
-
-
 def describe(model: PIDNet) -> Network:
     term = partial(Term, upsampling='align_corners')
     return Network(
@@ -213,20 +193,6 @@ def describe(model: PIDNet) -> Network:
             weights='Cityscapes, CamVid, ImageNet; the authors',
             rows=('PIDNet-S',),
         ),
-    )
-
-
-def sequence_names(path: str, name: str, first: int = 0) -> tuple[Rule, ...]:
-    """The rules of a `NormConv`, whose normalisation is the element `first` of a sequence."""
-    return conv_norm(path, f'{name}.{first + 2}', f'{name}.{first}')
-
-
-def head_names(path: str, name: str, optional: bool = False) -> tuple[Rule, ...]:
-    """The rules of a `Head`."""
-    return (
-        Rule(f'{path}/bn', f'{name}.bn1', optional),
-        *conv_norm(f'{path}/conv1', f'{name}.conv1', f'{name}.bn2', optional),
-        Rule(f'{path}/conv2', f'{name}.conv2', optional),
     )
 
 
@@ -284,4 +250,10 @@ _IMAGENET_NAMES = WeightNames(
     ignored=r'(?!(conv1|layer\d_?d?|compression[34]|diff[34]|pag[34])\.).*',
 )
 
-FAMILY = Family(PIDNet, describe, {'pidnet_s': {}, 'pidnet': {}}, least={'edge_border': 0})
+FAMILY = Family(
+    PIDNet,
+    describe,
+    {'pidnet_s': {}, 'pidnet': {}},
+    least={'edge_border': 0},
+    changeable=('edge_border',),
+)

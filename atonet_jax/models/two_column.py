@@ -234,5 +234,6 @@ FAMILY = Family(
     describe,
     {'sparse_two_column': {}},
     choices={'form': FORMS, 'train_form': FORMS},
+    changeable=('form', 'train_form'),
     check=check,
 )

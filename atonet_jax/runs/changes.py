@@ -7,13 +7,17 @@ from ml_collections import ConfigDict
 
 from atonet_jax.data.labels import ClassTable, class_difference
 from atonet_jax.errors import InputError
+from atonet_jax.models import family
 from atonet_jax.runs.workdir import holds_run, load_class_table, load_config
 
 _STARTING_WEIGHTS = ('init_from', 'model.pretrained_backbone')
-# Settings of the network that change no shape of a parameter.
+# Settings of every network that trained weights do not depend on; `models.Family.changeable` has those of one.
 _SAME_NETWORK = ('model.dtype', 'model.pretrained_backbone', 'model.pretrained_strict')
 # The data of an evaluation, and settings of it that change no score.
-_EVALUATION_DATA = ('data.eval_split', 'data.name', 'data.root', 'data.tfds_dir')
+_EVALUATION_DATA = (
+    'data.eval_split', 'data.name', 'data.root', 'data.tfds_dir', 'data.folder.', 'data.label_values',
+    'data.unknown_as_void', 'data.label_orientation', 'data.sample_range',
+)  # fmt: skip
 _SAME_SCORES = ('eval.batch_size', 'eval.pictures', 'eval.output', 'eval.checkpoint')
 
 
@@ -59,7 +63,8 @@ def check_network(workdir: str, config: ConfigDict, class_table: ClassTable, has
                     f'config.{change.key}={change.now}: {workdir} holds a run that has begun already; give a new '
                     f'--workdir to use these weights, or leave config.{change.key} as it was'
                 )
-    network = [str(c) for c in changes if c.key.startswith('model.') and c.key not in _SAME_NETWORK]
+    same = {*_SAME_NETWORK, *(f'model.{option}' for option in family(config.model.name).changeable)}
+    network = [str(change) for change in changes if change.key.startswith('model.') and change.key not in same]
     if holds_run(workdir) and (difference := class_difference(load_class_table(workdir), class_table)):
         network.append(difference)
     if network:
@@ -86,9 +91,19 @@ def check_training(workdir: str, config: ConfigDict, class_table: ClassTable, ha
         )
 
 
-def incomparable_text(changes: Sequence[Change]) -> str:
-    """One line if changes make scores of other images, or of other views of them, than before; '' if not."""
+def reads_other_values(workdir: str, class_table: ClassTable) -> bool:
+    """Whether label files gave the classes of the run in `workdir` by other values or colours than now."""
+
+    def values(table):
+        return {(label.raw_id, label.color, label.train_id) for label in table.raw_labels}
+
+    return holds_run(workdir) and values(load_class_table(workdir)) != values(class_table)
+
+
+def incomparable_text(changes: Sequence[Change], has_other_labels: bool) -> str:
+    """One line if changes make scores of other images, labels or views than before; '' if not."""
     texts = [str(change) for change in changes if _changes_scores(change.key)]
+    texts += ['label files give the classes by other values than before'] if has_other_labels else []
     if not texts:
         return ''
     return (
@@ -104,7 +119,7 @@ def _changes_state(change: Change) -> bool:
 
 
 def _changes_scores(key: str) -> bool:
-    return key in _EVALUATION_DATA or (key.startswith('eval.') and key not in _SAME_SCORES)
+    return key.startswith(_EVALUATION_DATA) or (key.startswith('eval.') and key not in _SAME_SCORES)
 
 
 def _differences(earlier: ConfigDict, config: ConfigDict, prefix: str = '') -> Iterator[Change]:

@@ -10,7 +10,7 @@ import pathlib
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,15 +19,14 @@ import jax
 import orbax.checkpoint as ocp
 import tensorstore
 from flax import linen as nn
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.errors import InputError, TrainingError, is_out_of_memory
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.process.devices import replicated
-from atonet_jax.process.distributed import in_main_process, is_main_process
-from atonet_jax.process.files import sync, sync_tree
+from atonet_jax.process.distributed import in_main_process
+from atonet_jax.process.files import sync, sync_tree, writing
 from atonet_jax.runs.state import TrainState
 
 MIOU = 'miou'
@@ -35,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _PAUSES = (0.5, 2.0)  # seconds before a checkpoint that could not be read is tried again
 _TREES = ('variables', 'optimizer', 'averaged')
+_SCORE = 'metrics'  # Orbax's name of the part that holds the mIoU
 # An error with one of these codes, or with none, is of a damaged checkpoint, which is moved away. Others may pass.
 _OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
@@ -64,12 +64,20 @@ class Checkpoints:
                 training: unfinished checkpoints of other processes are then left alone.
 
         Raises:
-            InputError: the folder of the checkpoints cannot be read.
+            InputError: the folder of the checkpoints, or a score in it, cannot be read.
         """
         self._folder = _folder(workdir)
         names = _names(self._folder)
         if keep is not None:
             _warn_of_half_written(self._folder, names)
+        for step, reason in in_main_process(lambda: _damaged_scores(self._folder, names)):
+            if keep is None:
+                raise InputError(
+                    f'{os.path.join(self._folder, step, _SCORE)}: is damaged ({reason}); delete it, and the checkpoint '
+                    'counts as one without a score'
+                )
+            aside = in_main_process(lambda step=step: self._set_aside(os.path.join(step, _SCORE)))
+            _log.warning('checkpoint %s: its score cannot be read (%s), and is now in %s', step, reason, aside)
         self._manager = ocp.CheckpointManager(
             self._folder,
             # Given here, because otherwise item_metadata fails until something was saved or restored.
@@ -134,8 +142,8 @@ class Checkpoints:
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """`restore` of the latest readable step. Unreadable ones are moved to `workdir/unusable` and logged.
 
-        The main process finds it for all. An error that is none of the content, such as one of the disk or of the
-        devices' memory, ends the run and moves nothing.
+        The main process finds it for all. If reading fails for another reason than damaged content, such as the disk or
+        the devices' memory, the run ends and nothing is moved.
 
         Raises:
             InputError: none can be read, or not now.
@@ -143,6 +151,12 @@ class Checkpoints:
 
         def find():
             failures = []
+            latest = pathlib.Path(self._folder, str(self.latest_step()))
+            if not (latest / 'optimizer').exists() and (latest / 'variables').exists():
+                raise InputError(
+                    f'{os.path.dirname(self._folder)}: holds weights alone, which training cannot go on from; start a '
+                    'new run from them: --config.init_from=FOLDER and another --workdir'
+                )
             for step in sorted(self._manager.all_steps(), reverse=True):
                 try:
                     _patiently(self._read_alone, step)
@@ -159,10 +173,13 @@ class Checkpoints:
 
         step, failures = in_main_process(find)
         for bad, reason in failures:
+            aside = in_main_process(lambda bad=bad: self._set_aside(str(bad)))
             _log.warning(
                 'checkpoint %d cannot be read (%s): it is now in %s, and the run continues from step %d',
-                bad, reason, self._set_aside(bad), step,
+                bad, reason, aside, step,
             )  # fmt: skip
+        if failures:
+            self._manager.reload()
         restore = partial(self.restore, state)
         try:  # several processes restore together, so that none can try again alone
             return _patiently(restore, step) if jax.process_count() == 1 else restore(step)
@@ -221,7 +238,7 @@ class Checkpoints:
         try:
             return self._restore_variables(step, model, mesh, 'averaged' if averaged else 'variables')
         except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
-            if 'RESOURCE_EXHAUSTED' in str(error):  # the devices have no room for it
+            if is_out_of_memory(error):
                 raise
             raise InputError(
                 f'{self._folder}: checkpoint {step} cannot be read ({_reason(error)}); copy it again, or give another '
@@ -270,17 +287,15 @@ class Checkpoints:
         finally:
             self._manager.close()
 
-    def _set_aside(self, step: int) -> str:
-        """Moves a checkpoint away, because a new one will be saved at its step. Returns the new folder."""
+    def _set_aside(self, name: str) -> str:
+        """Moves a checkpoint, or a part of one, away. Returns the folder in which it is now."""
         folder = os.path.join(os.path.dirname(self._folder), 'unusable')
-        if is_main_process():
-            os.makedirs(folder, exist_ok=True)
-            target = os.path.join(folder, str(step))
+        target = os.path.join(folder, name)
+        with writing(folder):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
             if os.path.exists(target):
                 shutil.rmtree(target)
-            os.replace(os.path.join(self._folder, str(step)), target)
-        multihost_utils.sync_global_devices('set aside')
-        self._manager.reload()
+            shutil.move(os.path.join(self._folder, name), target)  # the checkpoints may be a link to another disk
         return folder
 
     @contextmanager
@@ -304,6 +319,22 @@ def _names(folder: str) -> list[str]:
         return []
     except OSError as error:
         raise InputError(f'{folder}: cannot be read ({error.strerror}); check its permissions') from error
+
+
+def _damaged_scores(folder: str, names: Iterable[str]) -> list[tuple[str, str]]:
+    """(step, why) of checkpoints whose score is no JSON, over which Orbax would fail whichever checkpoint is wanted."""
+    damaged = []
+    for step in filter(str.isdecimal, names):
+        path = pathlib.Path(folder, step, _SCORE, _SCORE)
+        try:
+            json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError):  # without a score
+            continue
+        except ValueError as error:
+            damaged.append((step, str(error)))
+        except OSError as error:
+            raise InputError(f'{path}: cannot be read ({error.strerror}); give the same command again') from error
+    return damaged
 
 
 def _warn_of_half_written(folder: str, names: list[str]) -> None:

@@ -78,10 +78,14 @@ def starting_variables(
 
 
 def _from_run(config: ConfigDict, model: nn.Module, table: ClassTable, mesh: Mesh) -> dict[str, Any]:
-    """The weights of the run in `init_from`. Layers for other classes are freshly drawn."""
+    """The weights of the run in `init_from`, at its `eval.checkpoint`. Layers for other classes are freshly drawn."""
     workdir = config.init_from
     of_run = load_config(workdir)
-    source, name = trained_network(of_run, workdir, mesh), of_run.model.name
+    of_run.eval.checkpoint = config.eval.checkpoint
+    try:
+        source, name = trained_network(of_run, workdir, mesh), of_run.model.name
+    except InputError as error:
+        raise InputError(f'config.init_from={workdir}: {error}') from error
     learned, flat = (flatten_dict(tree, sep='/') for tree in (source.variables, abstract_variables(model)))
     of_classes = class_layers(model) if source.class_table.class_names != table.class_names else set()
     misfits = {path for path in flat if path not in learned or learned[path].shape != flat[path].shape}
@@ -173,6 +177,7 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
             table, model = dataclasses.replace(table, has_void_output=True), with_void
         variables = jax.device_put(published_weights.load_network(config.init_from, model), replicated(mesh))
         return TrainedNetwork(model, variables, table, None, config.eval.height)
+    load_config(workdir)  # says so where there is no run
     check_network(workdir, config, table)
     with contextlib.closing(Checkpoints(workdir)) as checkpoints:
         step = checkpoints.step(config.eval.checkpoint)

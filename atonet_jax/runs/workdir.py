@@ -1,4 +1,4 @@
-"""The files of a workdir, except the checkpoints. Every mode but train starts from them.
+"""The files of a workdir, except the checkpoints. Most modes start from them.
 
 config.json         every setting of the run
 class_table.json    the classes that it predicts
@@ -117,22 +117,26 @@ def lock(workdir: str) -> Iterator[None]:
         yield
 
 
-def claim(workdir: str, config: ConfigDict, class_table: ClassTable, has_begun: bool = False) -> None:
+def claim(workdir: str, config: ConfigDict, class_table: ClassTable) -> None:
     """Starts a run in `workdir`, or goes on with the one there, after `changes.check_training`.
-
-    A run that goes on without being told what it started from keeps that in its config.
 
     Raises:
         InputError: the workdir cannot be written.
     """
-    if has_begun:
-        earlier, config = load_config(workdir), config.copy_and_resolve_references()
-        config.init_from = config.init_from or earlier.init_from
-        config.model.pretrained_backbone = config.model.pretrained_backbone or earlier.model.pretrained_backbone
     with writing(workdir):
         os.makedirs(workdir, exist_ok=True)
         write_json(os.path.join(workdir, CLASS_TABLE_FILE), class_table.to_dict())
         write_json(os.path.join(workdir, CONFIG_FILE), config.to_dict())
+
+
+def with_start(config: ConfigDict, workdir: str) -> ConfigDict:
+    """The config with the weights that the run in `workdir` started from, where it names none itself."""
+    if not holds_run(workdir):
+        return config
+    earlier, config = load_config(workdir), config.copy_and_resolve_references()
+    config.init_from = config.init_from or earlier.init_from
+    config.model.pretrained_backbone = config.model.pretrained_backbone or earlier.model.pretrained_backbone
+    return config
 
 
 def record_fresh(workdir: str, modules: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from atonet_jax.models import abstract_outputs, check_size, network
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
 from atonet_jax.training.step import Objective, Recipe
+from atonet_jax.training.timeline import Timeline
 
 
 def with_crop_size(config: ConfigDict, sizes: Mapping[tuple[int, int], int]) -> ConfigDict:
@@ -81,6 +82,21 @@ def step_options(config: ConfigDict, objective: Objective, fresh: Sequence[str] 
     }
 
 
+def check_floor(config: ConfigDict, groups: Set[str]) -> None:
+    """Checks that the backbone's learning rate, where parameters have it, starts above the floor of the schedule.
+
+    Raises:
+        InputError: it does not, and would rise to it.
+    """
+    options, schedule = config.optimizer, config.schedule
+    rate = options.learning_rate * options.backbone_factor
+    if 'backbone' in groups and schedule.name != 'constant' and schedule.floor >= rate:
+        raise InputError(
+            f"config.schedule.floor={schedule.floor:g}: must be below {rate:g}, the backbone's learning rate "
+            '(optimizer.learning_rate times optimizer.backbone_factor)'
+        )
+
+
 def backbone_rate_warning(config: ConfigDict, groups: Set[str], starts_fresh: bool) -> str:
     """What to say of `optimizer.backbone_factor` where it does not fit what the run starts from; '' where it does.
 
@@ -89,7 +105,9 @@ def backbone_rate_warning(config: ConfigDict, groups: Set[str], starts_fresh: bo
         groups: the rate groups that the network's parameters have.
         starts_fresh: whether a new run starts from no file of weights.
     """
-    factor = config.optimizer.backbone_factor
+    factor, is_frozen = config.optimizer.backbone_factor, 'backbone' in config.optimizer.frozen
+    if is_frozen:
+        return 'config.optimizer.frozen: the backbone stays as it is drawn, at random' if starts_fresh else ''
     if factor != 1 and 'backbone' not in groups:
         return f'config.optimizer.backbone_factor has no effect: {config.model.name} trains all at one rate'
     if factor < 1 and starts_fresh:
@@ -100,42 +118,29 @@ def backbone_rate_warning(config: ConfigDict, groups: Set[str], starts_fresh: bo
     return ''
 
 
-def create_recipe(
-    config: ConfigDict,
-    num_images: int,
-    total_steps: int,
-    offset: int = 0,
-    class_weights: tuple[float, ...] | None = None,
-) -> Recipe:
+def create_recipe(config: ConfigDict, timeline: Timeline, class_weights: tuple[float, ...] | None = None) -> Recipe:
     """The numbers of the steps of a run.
 
     Args:
         config: of the run.
-        num_images: of an epoch.
-        total_steps: of the whole run.
-        offset: as in `Timeline`.
+        timeline: of the run, from this start on.
         class_weights: one a class; None: all alike.
     """
-    batch_size = config.train.batch_size
-    ahead = offset / batch_size
-
-    def epoch_of_step(step):
-        return (step * batch_size + offset) // num_images
-
+    ahead = timeline.offset / timeline.batch_size
     factors = {'backbone': config.optimizer.backbone_factor, 'rest': 1.0}
     learning_rates = {
         group: learning_rate_schedule(
             peak=factor * config.optimizer.learning_rate,
             name=config.schedule.name,
-            total_steps=total_steps + ahead,
+            total_steps=timeline.total_steps + ahead,
             # The published run steps torch's scheduler once an epoch, so that the rate is constant within it.
-            epoch_of_step=epoch_of_step if config.schedule.per == 'epoch' else None,
-            total_epochs=config.train.epochs,
+            epoch_of_step=timeline.whole_epochs if config.schedule.per == 'epoch' else None,
+            total_epochs=timeline.epochs,
             floor=config.schedule.floor,
             power=config.schedule.power,
             step_epochs=config.schedule.step_epochs,
             step_factor=config.schedule.step_factor,
-            warmup_steps=round(config.schedule.warmup_epochs * num_images / batch_size),
+            warmup_steps=round(config.schedule.warmup_epochs * timeline.num_images / timeline.batch_size),
             ahead=ahead,
         )
         for group, factor in factors.items()

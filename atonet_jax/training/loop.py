@@ -5,9 +5,10 @@ import time
 from collections.abc import Callable, Iterator
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.errors import TrainingError
+from atonet_jax.errors import TrainingError, is_out_of_memory
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.stopping import Stopped, StopSignals
@@ -15,6 +16,8 @@ from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.state import TrainState
 from atonet_jax.training.recorder import Recorder
 from atonet_jax.training.step import Recipe, StepNumbers
+
+_GENTLER = 'start again with a lower config.optimizer.learning_rate or more config.schedule.warmup_epochs'
 
 
 class Loop:
@@ -52,7 +55,7 @@ class Loop:
 
         Raises:
             Stopped: a signal said so; the last step is saved.
-            TrainingError: the loss or its gradient is no finite number any more; or nothing can be saved.
+            TrainingError: the loss, its gradient or the parameters are not finite any more; or nothing can be saved.
         """
         train, timeline, scores = self._config.train, self._recorder.timeline, None
         total_steps, first_step = timeline.total_steps, timeline.start_step + 1
@@ -65,8 +68,9 @@ class Loop:
                 before, (state, metrics) = state, step_fn(state, batch, of_step)
                 pending.append((step, metrics))
                 stop = signals.received(step)
-                evaluates = step == total_steps or timeline.passes(step, train.eval_every_epochs)
-                saves = evaluates or step % train.checkpoint_every_steps == 0 or stop is not None
+                is_due = step == total_steps or timeline.passes(step, train.eval_every_epochs)
+                evaluates = is_due and stop is None  # which may leave too little time for it
+                saves = is_due or step % train.checkpoint_every_steps == 0 or stop is not None
                 if saves or explain or step == first_step or step % train.log_every_steps == 0:
                     self._check(pending, explain and (lambda: explain(before, batch, of_step)))
                     progress.look(pending)
@@ -77,6 +81,7 @@ class Loop:
                         'samples': before_this['samples'] + (step - timeline.start_step) * timeline.batch_size,
                         'epochs': timeline.epoch(step),
                     }
+                    _check_finite(step, state, self._kept())
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
                     self._recorder.sync(step)
                     miou = scores.miou if scores is not None and not math.isnan(scores.miou) else None
@@ -85,7 +90,7 @@ class Loop:
                     progress.restart()
                     if stop is None and step < total_steps:
                         stop = signals.received(step)  # which came while it evaluated
-                if stop is not None and step < total_steps:
+                if stop is not None and (step < total_steps or scores is None):
                     self._checkpoints.wait()
                     raise Stopped(stop, step)
             self._checkpoints.wait()  # while a signal still leaves it the time
@@ -102,15 +107,25 @@ class Loop:
                 if math.isfinite(metrics[name]):
                     continue
                 where = _explained(explain) if explain else '--config.debug.nans=true says in which layer'
-                last = self._last_good_step
-                kept = f'the checkpoint of step {last} in {self._workdir} is kept' if last else 'nothing was saved yet'
-                raise TrainingError(
-                    f'step {step}: {name} is {metrics[name]}; {where}; {kept}; start again with a lower '
-                    'config.optimizer.learning_rate or more config.schedule.warmup_epochs'
-                )
+                raise TrainingError(f'step {step}: {name} is {metrics[name]}; {where}; {self._kept()}; {_GENTLER}')
+
+    def _kept(self) -> str:
+        last = self._last_good_step
+        return f'the checkpoint of step {last} in {self._workdir} is kept' if last else 'nothing was saved yet'
 
     def _evaluate(self, step: int, state: TrainState, evaluator: Evaluator) -> Scores:
-        evaluation = evaluator.run(state.averaged or state.variables)
+        try:
+            evaluation = evaluator.run(state.averaged or state.variables)
+        except Exception as error:
+            if jax.process_count() > 1:  # the others are not here to save with
+                raise
+            self._checkpoints.save(state, dict(self._numbers), None)
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"step {step} is saved, but the device's memory is too small to evaluate it; a smaller "
+                '--config.eval.batch_size takes less, and so does --config.eval.window="(512,512)"'
+            ) from error
         scores = evaluation.scores
         if scores.miou > self._numbers['best_miou']:
             self._numbers |= {'best_miou': scores.miou, 'best_step': step}
@@ -118,10 +133,16 @@ class Loop:
         return scores
 
 
+def _check_finite(step: int, state: TrainState, kept: str) -> None:
+    """Refuses to save a step whose update went beyond all numbers, of which the loss before it knows nothing."""
+    if not all(np.isfinite(array).all() for array in jax.tree.leaves(jax.device_get(state.variables))):
+        raise TrainingError(f'step {step}: its update made parameters that are not finite; {kept}; {_GENTLER}')
+
+
 def _explained(explain: Callable[[], str]) -> str:
     try:
         return explain()
     except RuntimeError as error:
-        if 'RESOURCE_EXHAUSTED' not in str(error):
+        if not is_out_of_memory(error):
             raise
         return "the device's memory is too small to find the layer"

@@ -21,7 +21,7 @@ def first_nonfinite(
     augmentation: Augmentation,
     accumulation: int = 1,
 ) -> str:
-    """Takes a step's forward and backward pass again and names what is first not finite in the order of computation.
+    """Repeats a step's forward and backward pass, and names the first value that is NaN or infinite.
 
     Compiles the step anew with a count of bad values of every layer, so it is for the step that went wrong alone.
 

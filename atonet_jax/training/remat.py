@@ -8,7 +8,7 @@ from flax import linen as nn
 
 
 def rematerialized() -> AbstractContextManager:
-    """While it is entered, networks that are applied keep of each unit its inputs alone.
+    """Inside this context a network keeps only the inputs of each unit, and computes the rest again for the gradient.
 
     A unit is each outermost module below the network; a module that is a sequence of others (`is_sequence = True`) is
     looked into. Saves memory on accelerators; XLA undoes it on CPUs (benchmarks/training_memory.py).

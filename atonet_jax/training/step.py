@@ -22,7 +22,7 @@ from atonet_jax.training.losses import label_weights, total_loss
 from atonet_jax.training.optimizer import Optimizer, Schedule
 from atonet_jax.training.remat import rematerialized
 
-_AUGMENTATION, _FIRST_PART = 1, 2  # set random numbers apart: those of dropout in a whole batch, these, in parts
+_AUGMENTATION, _FIRST_PART = 1, 2  # folded into dropout's key: augmentation and each part of a batch draw other numbers
 
 
 class StepNumbers(NamedTuple):
@@ -59,7 +59,7 @@ class Recipe(NamedTuple):
     class_weights: tuple[float, ...] | None = None
 
     def at(self, step: int) -> StepNumbers:
-        """Those of the step after so many."""
+        """The numbers of the step that follows so many."""
         return StepNumbers(
             {group: np.float32(rate(step)) for group, rate in self.learning_rates.items()},
             {group: np.float32(decay) for group, decay in self.weight_decays.items()},

@@ -35,7 +35,7 @@ class Timeline(NamedTuple):
 
     @property
     def offset(self) -> int:
-        """What sample numbers are beyond those of a run that had this batch size from its first step; 0 for that."""
+        """How far sample numbers are ahead of step * batch_size; 0 if the batch size never changed."""
         return self.start_sample - self.start_step * self.batch_size
 
     def sample(self, step: int) -> int:
@@ -45,6 +45,10 @@ class Timeline(NamedTuple):
     def epoch(self, step: int) -> float:
         """Epochs that are done after `step`."""
         return self.sample(step) / self.num_images
+
+    def whole_epochs(self, step: int) -> int:
+        """Epochs that are complete after `step`."""
+        return self.sample(step) // self.num_images
 
     def passes(self, step: int, epochs: float) -> bool:
         """Whether `step` ends or passes a multiple of so many epochs."""

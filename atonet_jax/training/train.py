@@ -35,14 +35,21 @@ from atonet_jax.process.distributed import (
 )
 from atonet_jax.process.files import write_json
 from atonet_jax.process.stopping import Stopped
-from atonet_jax.runs.changes import changes_since, check_network, check_training, incomparable_text
+from atonet_jax.runs.changes import (
+    changes_since,
+    check_network,
+    check_training,
+    incomparable_text,
+    reads_other_values,
+)
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
-from atonet_jax.runs.workdir import claim, lock, read_fresh, record_fresh
+from atonet_jax.runs.workdir import claim, lock, read_fresh, record_fresh, with_start
 from atonet_jax.training.augment import too_long_text
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.from_config import (
     backbone_rate_warning,
+    check_floor,
     create_objective,
     create_recipe,
     step_options,
@@ -105,13 +112,14 @@ def _train(
     has_begun = start.has_begun
     train_set, eval_set = _load(config, workdir, mesh)
     sizes = Counter(size for size in train_set.dataset.sizes if size is not None)
-    config = with_crop_size(config, sizes)
+    config = with_crop_size(with_start(config, workdir) if has_begun else config, sizes)
     augmentation = train_augmentation(config)
     if too_long := too_long_text(sizes, augmentation):
         raise InputError(too_long)
     in_main_process(lambda: check_training(workdir, config, table, has_begun))
     changes = in_main_process(lambda: changes_since(workdir, config))
-    if has_begun and (warning := incomparable_text(changes)):
+    has_other_labels = in_main_process(lambda: reads_other_values(workdir, table))
+    if has_begun and (warning := incomparable_text(changes, has_other_labels)):
         _log.warning('%s', warning)
     if not has_begun:
         in_main_process(lambda: record_fresh(workdir, start.fresh))
@@ -123,6 +131,7 @@ def _train(
 
     options = step_options(config, objective, start.fresh)
     groups = set(jax.tree.leaves(options['optimizer'].groups(start.variables['params'])))
+    check_floor(config, groups)
     starts_fresh = not (has_begun or config.init_from or config.model.pretrained_backbone)
     if warning := backbone_rate_warning(config, groups, starts_fresh):
         _log.warning('%s', warning)
@@ -147,8 +156,8 @@ def _train(
             numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
             moved = [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
-        in_main_process(lambda: claim(workdir, config, table, has_begun))
-        recipe = create_recipe(config, timeline.num_images, timeline.total_steps, timeline.offset, weights)
+        in_main_process(lambda: claim(workdir, config, table))
+        recipe = create_recipe(config, timeline, weights)
         _log.info('%s', _course(config, workdir, timeline, changes, moved, numbers['samples'], recipe))
         recorder = Recorder(workdir, config, table, timeline)
         step_fn = compile_train_step(mesh, donate=not config.debug.nans, **options)

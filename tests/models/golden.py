@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from atonet_jax import ops
 from atonet_jax.models import apply, create_model, network
 from atonet_jax.models.blocks import BatchNorm
 from atonet_jax.models.contract import IMAGENET
@@ -31,6 +32,7 @@ from atonet_jax.torch_weights import from_torch, to_torch
 FOLDER = pathlib.Path(__file__).parent.parent / 'golden'
 PIXELS = 400  # of each output that a copy keeps
 RAISED = 0.5  # the least variance of those that `Golden.raised` names
+ALLOWED = 10  # the largest `Output.error` of a match: times what rounding alone does
 
 
 class Output(NamedTuple):
@@ -49,7 +51,7 @@ class Output(NamedTuple):
     rounding: float
 
     def error(self, output: jax.Array) -> float:
-        """The largest difference of an output, [..., H, W, C], in units of `rounding`. Up to 10 is a match."""
+        """The largest difference of an output, [..., H, W, C], in units of `rounding`. Up to `ALLOWED` is a match."""
         assert output.shape[-3:] == self.shape
         return np.abs(np.asarray(output)[..., *self.places.T, :] - self.values).max() / self.rounding
 
@@ -58,6 +60,7 @@ class Golden(NamedTuple):
     """One network's golden.
 
     Attributes:
+        name: of the network.
         num_classes: of its logits.
         state_dict: weights and running statistics, in torch's names and layouts.
         inputs: {'64x128': [1, 64, 128, 3] float32 normalised}, and 'train' of two images where there is such a key.
@@ -66,6 +69,7 @@ class Golden(NamedTuple):
         raised: variances that were raised to `RAISED`: of few values.
     """
 
+    name: str
     num_classes: int
     state_dict: dict[str, np.ndarray]
     inputs: dict[str, jax.Array]
@@ -100,6 +104,7 @@ def load(name: str, folder: pathlib.Path = FOLDER) -> Golden:
         inputs['train'] = IMAGENET(arrays['train_input'])
     state_dict = {entry: _drawn(entry, shape, description, arrays) for entry, shape in description['state_dict']}
     return Golden(
+        name,
         description['num_classes'],
         state_dict,
         inputs,
@@ -181,11 +186,33 @@ def statistics_errors(golden: Golden, model: nn.Module, variables: Mapping[str, 
     return errors
 
 
-def with_weights(name: str) -> tuple[Golden, nn.Module, dict[str, Any]]:
-    """The golden `name`, its network, and the network's variables, with the golden's weights."""
-    golden = load(name)
+def with_weights(name: str, folder: pathlib.Path = FOLDER) -> tuple[Golden, nn.Module, dict[str, Any]]:
+    """The golden `name`, its network, and the network's variables, with the golden's weights.
+
+    The network has all that its files hold: ERFNet has the encoder's head too, which only training reads.
+    """
+    golden = load(name, folder)
     model = create_model(name, golden.num_classes)
-    return golden, model, from_torch(golden.state_dict, model)
+    names = next(iter(network(model).weights.values()))
+    whole = names.whole(model)
+    return golden, whole, from_torch(golden.state_dict, whole)
+
+
+def logits_errors(golden: Golden, variables: Mapping[str, Any]) -> dict[str, float]:
+    """How far the logits of the registered network are off, by the name of the output. Up to `ALLOWED` is a match."""
+    model = create_model(golden.name, golden.num_classes)
+    run = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])
+    errors = {}
+    for size, images in golden.inputs.items():
+        if size == 'train':
+            continue
+        logits = run(variables, images)
+        for output, of_original in golden.outputs.items():
+            if output.startswith('logits') and output.endswith(f'_{size}'):
+                # The original's logits are those of the network, or enlarged to the image.
+                enlarged = ops.resize(logits, of_original.shape[:2], network(model).upsampling)
+                errors[output] = float(of_original.error(enlarged[0]))
+    return errors
 
 
 def assert_names(golden: Golden, model: nn.Module, variables: Mapping[str, Any]) -> None:

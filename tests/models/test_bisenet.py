@@ -12,8 +12,6 @@ from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
 
-MATCH = 10  # times what rounding alone does
-
 
 @pytest.fixture(scope='module', params=['bisenet_r18', 'bisenet_x39'])
 def published(request):
@@ -26,29 +24,31 @@ def test_training_outputs_are_those_of_the_authors_code(published):
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux_r16', 'aux_r32'}
     for name, output in outputs.items():
-        assert golden.outputs[f'train_{name}'].error(output) <= MATCH, name
+        assert golden.outputs[f'train_{name}'].error(output) <= goldens.ALLOWED, name
 
 
-def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_training(published):
+def test_files_may_lack_the_heads_of_training(published):
     golden, model, variables = published
-    goldens.assert_names(golden, model, variables)
     kept = {name: array for name, array in golden.state_dict.items() if not name.startswith(('heads.0', 'heads.1'))}
     assert set(variables['params']) - set(from_torch(kept, model)['params']) == {'aux_r16', 'aux_r32'}
 
 
 @pytest.mark.parametrize(
-    ('name', 'num_classes', 'size', 'parameters', 'in_training', 'macs'),
+    ('name', 'num_classes', 'parameters'),
     [
-        ('bisenet', 19, (360, 640), 12_894_163, 13_194_489, 11_581_049_856),
-        ('bisenet_x39', 19, (768, 1536), 1_541_963, 1_842_289, 15_616_081_920),
-        ('bisenet_r18', 11, (720, 960), 12_893_643, 13_191_905, 34_315_437_056),
-        ('bisenet_coincheung', 19, (1024, 2048), 13_275_539, 13_425_721, 118_338_256_896),
+        ('bisenet_r18', 19, 13_194_489),
+        ('bisenet_r18', 11, 13_191_905),
+        ('bisenet_x39', 19, 1_842_289),
+        ('bisenet_coincheung', 19, 13_425_721),
     ],
 )
-def test_counts_are_the_published_ones(name, num_classes, size, parameters, in_training, macs):
-    goldens.assert_counts(name, num_classes, size, parameters, macs)
+def test_parameters_with_the_heads_of_training_are_the_published_ones(name, num_classes, parameters):
     trained = abstract_variables(create_model(name, num_classes))['params']
-    assert sum(array.size for array in jax.tree.leaves(trained)) == in_training
+    assert sum(array.size for array in jax.tree.leaves(trained)) == parameters
+
+
+def test_counts_of_11_classes_are_the_published_ones():
+    goldens.assert_counts('bisenet_r18', 11, (720, 960), 12_893_643, 34_315_437_056)
 
 
 def test_the_loss_is_over_hard_pixels_of_three_outputs_at_full_size():

@@ -1,4 +1,4 @@
-"""DDRNet-23-slim is the authors' network: their outputs, counts, names and loss."""
+"""DDRNet-23-slim is the authors' network in training too, with their counts, files and loss."""
 
 import jax
 import jax.numpy as jnp
@@ -6,15 +6,11 @@ import numpy as np
 import pytest
 
 from atonet_jax.models import abstract_variables, apply, create_model, network
-from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.terms import CrossEntropy, HardExampleCount
 from atonet_jax.torch_weights import backbone_from_torch, from_torch
 from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
-
-
-MATCH = 10  # times what rounding alone does
 
 
 @pytest.fixture(scope='module')
@@ -32,15 +28,10 @@ def variables(golden, model):
     return from_torch(golden.state_dict, model)
 
 
-def test_counts_are_the_published_ones():
-    model = create_model('ddrnet_23_slim', 19)
-    published = network(model).published
-    size, macs = published.macs
-    assert count_macs(model, size) == macs == 36_281_319_424
-    assert count_parameters(model)['parameters'] == published.parameters == 5_695_987
-    assert sum(array.size for array in jax.tree.leaves(abstract_variables(model)['params'])) == 5_734_342
-    assert count_macs(create_model('ddrnet', 11), (720, 960)) == 12_008_760_320
-    assert count_parameters(create_model('ddrnet', 11))['parameters'] == 5_695_467
+def test_counts_in_training_and_of_11_classes_are_the_published_ones():
+    trained = abstract_variables(create_model('ddrnet', 19))['params']
+    assert sum(array.size for array in jax.tree.leaves(trained)) == 5_734_342
+    goldens.assert_counts('ddrnet', 11, (720, 960), 5_695_467, 12_008_760_320)
 
 
 def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, model, variables):
@@ -48,15 +39,11 @@ def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, m
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux'}
     for name, output in outputs.items():
-        assert golden.outputs[f'train_{name}'].error(output) <= MATCH, name
+        assert golden.outputs[f'train_{name}'].error(output) <= goldens.ALLOWED, name
     errors = goldens.statistics_errors(golden, model, variables)
     assert len(errors) == len(golden.statistics)
     for name, error in errors.items():  # the pyramid's mean is of two values a channel, which magnifies rounding
         assert error <= (1e-3 if name.startswith(('spp.process', 'spp.compression', 'final_layer')) else 1e-4), name
-
-
-def test_names_and_layouts_are_the_authors(golden, model, variables):
-    goldens.assert_names(golden, model, variables)
 
 
 def test_files_beside_losses_without_the_second_head_are_read(golden, model, variables):

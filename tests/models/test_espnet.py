@@ -1,4 +1,4 @@
-"""ESPNet and ESPNet-C are the authors' networks: their outputs, counts, names and loss, with both decoders."""
+"""ESPNet and ESPNet-C have the authors' counts, files and loss, with both decoders."""
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +14,16 @@ from atonet_jax.models.terms import Term
 from atonet_jax.published_weights import load_backbone, load_network
 from atonet_jax.torch_files import write_state_dict
 from atonet_jax.torch_weights import backbone_from_torch, class_layers, from_torch, to_torch
-from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
 
-
 NAMES = ['espnet', 'espnet_camvid', 'espnet_c']
-
-
-@pytest.fixture(scope='module', params=NAMES)
-def published(request):
-    return goldens.with_weights(request.param)
 
 
 def filled(name, value, num_classes=5):
     model = create_model(name, num_classes, width=4)
     variables = abstract_variables(model)
     return model, jax.tree.map(lambda array: np.full(array.shape, value, np.float32), variables)
-
-
-def test_statistics_of_a_training_batch_are_those_of_the_authors_code(published):
-    errors = goldens.statistics_errors(*published)
-    assert len(errors) == len(published[0].statistics) in (42, 32)
-    assert max(errors.values()) <= 1e-4
-
-
-def test_names_and_layouts_are_the_authors(published):
-    goldens.assert_names(*published)
 
 
 def test_a_file_of_the_other_decoder_is_refused():

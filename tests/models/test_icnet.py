@@ -2,13 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from atonet_jax.models import abstract_variables, apply, create_model, network
-from atonet_jax.models.counts import count_macs, count_parameters
+from atonet_jax.models.counts import count_parameters
 from atonet_jax.models.terms import Term
-from atonet_jax.torch_weights import from_torch, to_torch
+from atonet_jax.torch_weights import from_torch
 from tests.models import golden as goldens
 
 pytestmark = pytest.mark.networks
@@ -33,17 +32,13 @@ def test_training_outputs_and_statistics_are_those_of_the_golden(golden, model, 
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux_sub4', 'aux_sub2'}
     for name in ('aux_sub4', 'aux_sub2'):
-        assert golden.outputs[f'train_{name}'].error(outputs[name]) <= 10, name
+        assert golden.outputs[f'train_{name}'].error(outputs[name]) <= goldens.ALLOWED, name
     errors = goldens.statistics_errors(golden, model, variables)
     assert len(errors) == len(golden.statistics) == 126
     assert max(errors.values()) <= 1e-3, 'maps at a 32nd have 96 values a channel'
 
 
-def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_training(golden, model, variables):
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
-    for name, array in golden.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
+def test_files_may_lack_the_heads_of_training(golden, model, variables):
     of_training = ('conv_sub4_cls', 'conv_sub2_cls')
     kept = {name: array for name, array in golden.state_dict.items() if not name.startswith(of_training)}
     assert set(variables['params']) - set(from_torch(kept, model)['params']) == {'aux_sub4', 'aux_sub2'}
@@ -52,19 +47,13 @@ def test_names_and_layouts_are_the_authors_and_files_may_lack_the_heads_of_train
 @pytest.mark.parametrize(
     ('options', 'num_classes', 'size', 'parameters', 'macs'),
     [
-        ({}, 19, (1024, 2048), 6_699_987, 29_028_777_984),
         ({}, 11, (720, 960), 6_698_955, 9_433_712_640),
         ({'width': 64}, 19, (1024, 2048), 25_524_659, 87_468_015_616),
         ({'width': 64}, 11, (720, 960), 25_523_627, 28_425_768_960),
     ],
 )
 def test_counts_are_the_verified_ones(options, num_classes, size, parameters, macs):
-    model = create_model('icnet', num_classes, **options)
-    assert count_parameters(model)['parameters'] == parameters
-    assert count_macs(model, size) == macs
-    if num_classes == 19:
-        published = network(model).published
-        assert (published.parameters, published.macs) == (parameters, (size, macs))
+    goldens.assert_counts('icnet', num_classes, size, parameters, macs, **options)
 
 
 def test_the_heads_of_training_and_both_widths_have_the_verified_counts():

@@ -7,7 +7,7 @@ import pytest
 
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.models import abstract_variables, apply, create_model, network, prepare
-from atonet_jax.models.counts import count_conv_macs
+from atonet_jax.models.counts import count_parameters
 from atonet_jax.models.terms import (
     BalancedBinaryCrossEntropy,
     CrossEntropy,
@@ -20,7 +20,6 @@ from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 from tests.models import golden as goldens
 
-MATCH = 10  # times what rounding alone does
 # Behind the batch normalisation that sees two values a channel, which magnifies rounding.
 MAGNIFIED = ('spp.scale_process', 'spp.compression', 'dfm', 'final_layer')
 
@@ -40,27 +39,17 @@ def variables(golden, model):
     return from_torch(golden.state_dict, model)
 
 
-def count(variables):
-    return sum(array.size for array in jax.tree.leaves(variables['params']))
-
-
-def test_counts_are_the_published_ones():
-    model = create_model('pidnet_s', 19)
-    published = network(model).published
-    size, macs = published.macs
-    assert (size, macs) == ((1024, 2048), 47_194_226_688)
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    assert count_conv_macs(lambda v, x: apply(model, v, x), abstract_variables(model), images) == macs
-    assert count(abstract_variables(model, train=False)) == published.parameters == 7_625_715
-    assert count(abstract_variables(model)) == 7_720_935
-    assert count(abstract_variables(create_model('pidnet_s', 11), train=False)) == 7_624_683
+def test_parameters_in_training_and_of_11_classes_are_the_published_ones():
+    trained = abstract_variables(create_model('pidnet_s', 19))['params']
+    assert sum(array.size for array in jax.tree.leaves(trained)) == 7_720_935
+    assert count_parameters(create_model('pidnet_s', 11))['parameters'] == 7_624_683
 
 
 def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, model, variables):
     outputs, _ = goldens.train_mode(model, variables, golden.inputs['train'])
     assert set(outputs) == {'logits', 'aux_p', 'boundary'}
     for name, output in outputs.items():
-        assert golden.outputs[f'train_{name}'].error(output) <= MATCH, name
+        assert golden.outputs[f'train_{name}'].error(output) <= goldens.ALLOWED, name
     errors = goldens.statistics_errors(golden, model, variables)
     assert len(errors) == len(golden.statistics)
     for name, error in errors.items():
@@ -70,7 +59,7 @@ def test_training_outputs_and_statistics_are_those_of_the_authors_code(golden, m
 def test_prepared_logits_are_those_of_the_authors_code(golden, model, variables):
     prepared = prepare(model, variables, transform_kernels=True)
     logits = jax.jit(lambda v, x: apply(model, v, x)['logits'])(prepared, golden.inputs['96x72'])
-    assert golden.outputs['logits_96x72'].error(logits[0]) <= MATCH
+    assert golden.outputs['logits_96x72'].error(logits[0]) <= goldens.ALLOWED
 
 
 def test_outputs_of_the_authors_camvid_files_come_in_the_order_of_the_classes_here():
@@ -85,10 +74,6 @@ def test_outputs_of_the_authors_camvid_files_come_in_the_order_of_the_classes_he
     params = from_torch(file, model)['params']
     for head in ('final', 'aux_p'):
         assert tuple(theirs[int(i)] for i in params[head]['conv2']['bias']) == CAMVID.class_names
-
-
-def test_names_and_layouts_are_the_authors(golden, model, variables):
-    goldens.assert_names(golden, model, variables)
 
 
 def test_a_checkpoint_of_the_authors_training_is_read_with_the_buffers_of_its_losses(tmp_path):

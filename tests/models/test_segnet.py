@@ -1,4 +1,4 @@
-"""SegNet gives what other code gives for its definition; both SegNets have the published counts and names."""
+"""Both SegNets have the published counts and read published files; the basic form is its definition in NumPy."""
 
 import jax
 import jax.numpy as jnp
@@ -20,38 +20,20 @@ pytestmark = pytest.mark.networks
 VGG = [f'conv{block}_{i}' for block, convs in enumerate(BLOCKS, 1) for i in range(1, convs + 1)]
 
 
-@pytest.fixture(scope='module')
-def published():
-    return golden.with_weights('segnet')
-
-
 def drawn(model):
     generator = np.random.default_rng(0)
     return jax.tree.map(lambda a: generator.normal(size=a.shape).astype(np.float32), abstract_variables(model))
 
 
-def test_statistics_of_a_training_batch_are_those_of_the_golden(published):
-    errors = golden.statistics_errors(*published)
-    assert len(errors) == 50
-    for name, error in errors.items():
-        assert error <= 1e-4, name
-
-
-def test_names_and_layouts_are_those_of_the_golden(published):
-    golden.assert_names(*published)
-
-
 @pytest.mark.parametrize(
-    ('name', 'num_classes', 'size', 'parameters', 'macs'),
+    ('name', 'size', 'parameters', 'macs'),
     [
-        ('segnet', 19, (360, 640), 29_453_971, 143_344_926_720),
-        ('segnet', 11, (360, 480), 29_449_355, 106_712_432_640),
-        ('segnet_basic', 19, (360, 640), 1_417_107, 79_036_416_000),
-        ('segnet_basic', 11, (720, 960), 1_416_587, 236_755_353_600),
+        ('segnet', (360, 480), 29_449_355, 106_712_432_640),
+        ('segnet_basic', (720, 960), 1_416_587, 236_755_353_600),
     ],
 )
-def test_counts_are_those_of_the_authors_definitions(name, num_classes, size, parameters, macs):
-    golden.assert_counts(name, num_classes, size, parameters, macs)
+def test_counts_of_11_classes_are_those_of_the_authors_definitions(name, size, parameters, macs):
+    golden.assert_counts(name, 11, size, parameters, macs)
 
 
 def test_files_of_the_port_with_short_names_are_read():

@@ -1,4 +1,4 @@
-"""SQNet gives what other code gives for it, in both of its forms that have outputs, and has the counts of all three."""
+"""SQNet has the counts and the losses of its three forms, and takes torchvision's SqueezeNet."""
 
 import jax
 import numpy as np
@@ -6,55 +6,23 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from atonet_jax.models import abstract_variables, create_model, network
-from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.models.terms import HardExampleShare, Term
 from atonet_jax.torch_weights import backbone_from_torch, from_torch, to_torch
-from tests.models import golden as goldens
+from tests.models import golden
 
 pytestmark = pytest.mark.networks
-
-
-@pytest.fixture(scope='module', params=['sqnet', 'sqnet_zh320'])
-def published(request):
-    """(golden, model, its variables)."""
-    golden = goldens.load(request.param)
-    model = create_model(request.param, golden.num_classes)
-    return golden, model, from_torch(golden.state_dict, model)
-
-
-def test_statistics_of_a_training_batch_are_those_of_the_golden():
-    golden = goldens.load('sqnet_zh320')
-    model = create_model('sqnet_zh320', golden.num_classes)
-    errors = goldens.statistics_errors(golden, model, from_torch(golden.state_dict, model))
-    assert len(errors) == 78
-    assert max(errors.values()) <= 1e-4
-
-
-def test_names_and_layouts_are_those_of_the_golden(published):
-    golden, model, variables = published
-    back = to_torch(variables, model)
-    assert {name for name in back if not name.endswith('num_batches_tracked')} == set(golden.state_dict)
-    for name, array in golden.state_dict.items():
-        np.testing.assert_array_equal(back[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize(
     ('name', 'options', 'num_classes', 'size', 'parameters', 'macs'),
     [
-        ('sqnet', {}, 19, (1024, 2048), 4_863_763, 178_392_137_728),
         ('sqnet', {}, 11, (720, 960), 4_859_147, 57_999_974_400),
         ('sqnet', {'form': 'bn'}, 19, (1024, 2048), 4_868_243, 178_392_137_728),
-        ('sqnet_zh320', {}, 19, (1024, 2048), 4_808_976, 147_178_651_648),
         ('sqnet_zh320', {}, 11, (720, 960), 4_797_560, 46_542_816_000),
     ],
 )
 def test_counts_are_those_of_the_forms(name, options, num_classes, size, parameters, macs):
-    model = create_model(name, num_classes, **options)
-    assert count_parameters(model)['parameters'] == parameters
-    assert count_macs(model, size) == macs
-    if num_classes == 19:
-        published = network(model).published
-        assert (published.parameters, published.macs) == (parameters, (size, macs))
+    golden.assert_counts(name, num_classes, size, parameters, macs, **options)
 
 
 def test_with_batch_normalisation_the_logits_alone_have_a_bias_of_their_own():

@@ -1,4 +1,4 @@
-"""The architectures of Table 3 give what other code gives for their definitions, and have their counts."""
+"""The architectures of Table 3 train as ATONet does, and no file of a backbone is taken for theirs."""
 
 import numpy as np
 import pytest
@@ -12,58 +12,26 @@ from tests.models import golden
 
 pytestmark = pytest.mark.networks
 
-
-STATISTICS = {
-    'table3_aggregation': 52,
-    'table3_aggregation_final1x1': 52,
-    'table3_encoder_decoder': 56,
-    'table3_multi_pathway': 54,
-    'table3_dilation': 44,
-}
-
-
-@pytest.fixture(scope='module', params=STATISTICS)
-def published(request):
-    return golden.with_weights(request.param)
+NAMES = [
+    'table3_aggregation',
+    'table3_aggregation_final1x1',
+    'table3_encoder_decoder',
+    'table3_multi_pathway',
+    'table3_dilation',
+]
 
 
-def test_statistics_of_a_training_batch_are_those_of_the_golden(published, request):
-    errors = golden.statistics_errors(*published)
-    assert len(errors) == STATISTICS[request.node.callspec.params['published']]
-    assert max(errors.values()) <= 1e-4
-
-
-def test_names_and_layouts_are_those_of_the_golden(published):
-    golden.assert_names(*published)
-
-
-def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(published, monkeypatch):
-    expected, *_ = published
-    monkeypatch.setattr(published_weights, 'MODEL_NAMES', tuple(STATISTICS))  # others take time to trace
+@pytest.mark.parametrize('name', NAMES)
+def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(name, monkeypatch):
+    file = golden.load(name).state_dict
+    monkeypatch.setattr(published_weights, 'MODEL_NAMES', tuple(NAMES))  # others take time to trace
     kept = ('conv1', 'bn1', 'layer')
-    backbone = {name: array for name, array in expected.state_dict.items() if name.startswith(kept)}
+    backbone = {entry: array for entry, array in file.items() if entry.startswith(kept)}
     assert identify(backbone | {'fc.weight': np.zeros((10, 64)), 'fc.bias': np.zeros(10)}) is None
-    assert identify(expected.state_dict) is not None
+    assert identify(file) is not None
 
 
-@pytest.mark.parametrize(
-    ('name', 'parameters', 'macs'),
-    [
-        ('table3_aggregation', 12_581_331, 66_446_163_968),
-        ('table3_aggregation_final1x1', 12_450_259, 57_856_229_376),
-        ('table3_encoder_decoder', 12_418_003, 61_949_870_080),
-        ('table3_multi_pathway', 12_674_131, 87_082_139_648),
-        ('table3_dilation', 11_916_755, 204_637_995_008),
-        ('table3_encoder_decoder_b', 12_483_795, 62_016_978_944),
-        ('table3_multi_pathway_b', 12_686_995, 87_098_916_864),
-        ('table3_multi_pathway_c', 12_673_299, 72_066_531_328),
-    ],
-)
-def test_counts_are_those_of_the_definitions(name, parameters, macs):
-    golden.assert_counts(name, 19, (1024, 1024), parameters, macs)
-
-
-@pytest.mark.parametrize('name', STATISTICS)
+@pytest.mark.parametrize('name', NAMES)
 def test_training_is_that_of_atonet_without_its_auxiliary_heads(name):
     model = create_model(name, 5, width=4, backbone_width=4)
     contract, of_atonet = network(model), network('atonet')

@@ -54,7 +54,6 @@ def dense(variables, images):
 @pytest.mark.parametrize(
     ('form', 'num_classes', 'size', 'parameters', 'giga_macs'),
     [
-        ('sparse', 19, (1024, 2048), 3_506_343, 45.35),
         ('dense', 19, (1024, 2048), 3_506_343, 73.34),
         ('sparse', 19, (512, 1024), 3_506_343, 11.34),
         ('dense', 19, (512, 1024), 3_506_343, 19.37),

@@ -1,12 +1,21 @@
 """A run goes on with settings that fit it; what has changed is told, and what it cannot go on with is refused."""
 
+import dataclasses
+
 import pytest
 
 from atonet_jax.config import default_config
 from atonet_jax.data.labels import CAMVID, CITYSCAPES
 from atonet_jax.errors import InputError
-from atonet_jax.runs.changes import Change, changes_since, check_network, check_training, incomparable_text
-from atonet_jax.runs.workdir import claim, load_config
+from atonet_jax.runs.changes import (
+    Change,
+    changes_since,
+    check_network,
+    check_training,
+    incomparable_text,
+    reads_other_values,
+)
+from atonet_jax.runs.workdir import claim, load_config, with_start
 from tests.disks import contents
 
 
@@ -49,9 +58,8 @@ def test_what_a_run_started_from_is_kept_and_may_change_until_it_has_begun(tmp_p
     config = default_config()
     config.init_from, config.optimizer.name = 'first.pth', 'adamw'
     claim(str(tmp_path), config, CITYSCAPES)
-    again = default_config()
-    claim(str(tmp_path), again, CITYSCAPES, has_begun=True)
-    assert load_config(str(tmp_path)).init_from == 'first.pth' and again.init_from == ''
+    assert with_start(default_config(), str(tmp_path)).init_from == 'first.pth'
+    assert with_start(config, str(tmp_path / 'none')) == config
     config.init_from, config.optimizer.name = 'second.pth', 'sgd'
     check_training(str(tmp_path), config, CITYSCAPES, has_begun=False)
 
@@ -86,6 +94,26 @@ def test_run_of_other_classes_is_refused_and_the_workdir_unharmed(tmp_path):
 
 def test_changes_that_make_other_scores_are_told():
     changes = [Change('data.eval_split', 'val', 'test'), Change('eval.batch_size', 1, 4), Change('seed', 1, 2)]
-    told = incomparable_text(changes)
+    told = incomparable_text(changes, has_other_labels=False)
     assert told.startswith("config.data.eval_split was 'val', is 'test': new scores may not be comparable")
-    assert incomparable_text(changes[1:]) == ''
+    assert incomparable_text(changes[1:], has_other_labels=False) == ''
+    assert incomparable_text([Change('data.folder.list', 'a', 'b')], has_other_labels=False)
+    assert incomparable_text([], has_other_labels=True).startswith('label files give the classes by other values')
+
+
+def test_label_files_that_are_read_by_other_values_are_noticed(tmp_path):
+    claim(str(tmp_path), default_config(), CITYSCAPES)
+    assert not reads_other_values(str(tmp_path), CITYSCAPES)
+    merged = [label._replace(train_id=0) for label in CITYSCAPES.raw_labels]
+    assert reads_other_values(str(tmp_path), dataclasses.replace(CITYSCAPES, raw_labels=tuple(merged)))
+
+
+@pytest.mark.parametrize(
+    ('name', 'option', 'value'), [('sparse_two_column', 'form', 'dense'), ('pidnet_s', 'edge_border', 0)]
+)
+def test_options_that_weights_do_not_depend_on_may_change(tmp_path, name, option, value):
+    config = default_config(name)
+    claim(str(tmp_path), config, CITYSCAPES)
+    config.model[option] = value
+    check_network(str(tmp_path), config, CITYSCAPES)
+    assert [change.key for change in changes_since(str(tmp_path), config)] == [f'model.{option}']

@@ -4,12 +4,14 @@ import errno
 import os
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from atonet_jax.errors import InputError
 from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
+from atonet_jax.runs.state import TrainState
 
 
 @pytest.fixture
@@ -18,7 +20,8 @@ def run(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, '_PAUSES', (0.0, 0.0))
     checkpoints = Checkpoints(str(tmp_path), keep=2)
     for step in (1, 2):
-        checkpoints.save_variables(step, {'params': {'a': np.full(3, step)}})
+        state = TrainState(jnp.int32(step), {'params': {'a': jnp.full(3, step)}}, {'mean': jnp.zeros(3)}, None)
+        checkpoints.save(state, {}, miou=step / 10)
     checkpoints.close()
     return str(tmp_path)
 
@@ -90,6 +93,36 @@ def test_a_checkpoint_whose_content_is_whole_is_never_moved(run, monkeypatch):
 def test_a_damaged_checkpoint_is_moved_away_and_the_one_before_taken(run, monkeypatch, error):
     assert restore(run, monkeypatch, {2: [error] * 3, 1: [None]}) == 1
     assert os.listdir(os.path.join(run, 'unusable')) == ['2']
+
+
+def test_checkpoints_on_another_disk_are_moved_away_too(run, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+    monkeypatch.setattr(os, 'rename', refuse)
+    assert restore(run, monkeypatch, {2: [ValueError('no JSON')] * 3, 1: [None]}) == 1
+    assert os.path.exists(os.path.join(run, 'unusable', '2', 'variables'))
+    assert not os.path.exists(os.path.join(run, 'checkpoints', '2'))
+
+
+def test_a_damaged_score_is_named_and_training_goes_on_without_it(run, caplog):
+    os.truncate(os.path.join(run, 'checkpoints', '2', 'metrics', 'metrics'), 0)
+    with pytest.raises(InputError, match='2/metrics: is damaged .*; delete it, and the checkpoint counts as one with'):
+        Checkpoints(run)
+    checkpoints = Checkpoints(run, keep=2)
+    assert (checkpoints.step('latest'), checkpoints.step('best')) == (2, 1)
+    checkpoints.close()
+    assert 'checkpoint 2: its score cannot be read' in caplog.text
+    assert os.listdir(os.path.join(run, 'unusable', '2')) == ['metrics']
+
+
+def test_training_in_a_folder_of_weights_alone_says_how_to_start_from_them(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    checkpoints.save_variables(1, {'params': {'a': np.zeros(3)}})
+    checkpoints.wait()
+    with pytest.raises(InputError, match=f'{tmp_path}: holds weights alone.*config.init_from=FOLDER and another'):
+        checkpoints.restore_latest(None)
+    checkpoints.close()
 
 
 def test_a_process_can_read_a_checkpoint_without_the_others(finished, tmp_path):

@@ -34,6 +34,20 @@ def test_a_run_of_the_same_classes_gives_all_that_it_has_learned(finished, tiny_
         np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 
+def test_a_start_takes_the_checkpoint_that_is_asked_for_and_its_faults_name_the_setting(
+    finished, tiny_config, monkeypatch
+):
+    def refuse(of_run, workdir, mesh):
+        raise InputError(f'no {of_run.eval.checkpoint}')
+
+    monkeypatch.setattr('atonet_jax.runs.network.trained_network', refuse)
+    config = tiny_config.copy_and_resolve_references()
+    for which in ('best', 'latest'):
+        config.eval.checkpoint = which
+        with pytest.raises(InputError, match=f'config.init_from={finished}: no {which}'):
+            started_from(finished, config, CITYSCAPES)
+
+
 def test_layers_of_other_classes_start_fresh_and_are_named(finished, tiny_config, caplog):
     others = dataclasses.replace(
         CITYSCAPES,

@@ -9,10 +9,18 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from atonet_jax.config import default_config
+from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
-from atonet_jax.training.from_config import backbone_rate_warning, create_objective, create_recipe, step_options
+from atonet_jax.training.from_config import (
+    backbone_rate_warning,
+    check_floor,
+    create_objective,
+    create_recipe,
+    step_options,
+)
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule, parameter_group
+from atonet_jax.training.timeline import Timeline
 
 MODEL = create_model('atonet', 19)
 NETWORK = network(MODEL)
@@ -37,6 +45,20 @@ def test_a_backbone_of_random_weights_at_a_tenth_of_the_rate_is_warned_of():
     config.optimizer.backbone_factor = 1.0
     for groups in ({'backbone', 'rest'}, {'rest'}):
         assert backbone_rate_warning(config, groups, True) == ''
+    config.optimizer.update(backbone_factor=0.1, frozen=('backbone',))
+    assert 'stays as it is drawn, at random' in backbone_rate_warning(config, {'frozen', 'rest'}, True)
+    assert backbone_rate_warning(config, {'frozen', 'rest'}, False) == ''
+
+
+def test_a_floor_above_the_rate_of_the_backbone_is_refused_where_parameters_have_that():
+    config = default_config()
+    config.optimizer.update(learning_rate=1e-3, backbone_factor=0.1)
+    config.schedule.floor = 5e-4
+    check_floor(config, {'rest', 'frozen'})
+    with pytest.raises(InputError, match="floor=0.0005: must be below 0.0001, the backbone's learning rate"):
+        check_floor(config, {'rest', 'backbone'})
+    config.schedule.name = 'constant'
+    check_floor(config, {'rest', 'backbone'})
 
 
 def two_parameters(seed):
@@ -132,7 +154,10 @@ def test_the_backbones_factor_acts_on_what_the_config_says(acts_on, factor_of_de
     config = default_config()
     config.optimizer.update(learning_rate=0.5, weight_decay=0.2, backbone_factor_on=acts_on)
     optimizer = step_options(config, create_objective(config, MODEL))['optimizer']
-    numbers, params = create_recipe(config, num_images=8, total_steps=8).at(0), two_parameters(seed=0)
+    numbers, params = (
+        create_recipe(config, Timeline(batch_size=1, num_images=8, epochs=1.0)).at(0),
+        two_parameters(seed=0),
+    )
     gradient = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(
         gradient, optimizer.init(params), params, numbers.learning_rates, numbers.weight_decays

@@ -24,7 +24,7 @@ from atonet_jax.evaluation.evaluator import Evaluation
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.stopping import Stopped
+from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.metrics import MetricsLog, read_metrics
@@ -100,6 +100,66 @@ def test_a_signal_that_comes_while_it_evaluates_is_obeyed_afterwards(basic_confi
     monkeypatch.setattr(MetricsLog, 'write', write_and_signal)
     with pytest.raises(Stopped, match='by SIGTERM after step 3'):
         train(basic_config, str(tmp_path))
+
+
+def test_no_evaluation_is_begun_after_a_signal(finished_basic, basic_config, tmp_path, stepping, monkeypatch):
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
+    config = basic_config.copy_and_resolve_references()
+    config.train.epochs = 3.0
+    monkeypatch.setattr(StopSignals, 'received', lambda self, step: signal.SIGTERM if step == 9 else None)
+    with pytest.raises(Stopped, match='by SIGTERM after step 9'):
+        train(config, workdir)
+    assert stepping.evaluated == [] and latest_step(workdir) == 9
+    train(config, workdir)  # evaluates what is left
+
+
+@pytest.mark.parametrize(
+    ('error', 'raised', 'text'),
+    [
+        (ValueError('a picture'), ValueError, 'a picture'),
+        (
+            RuntimeError('RESOURCE_EXHAUSTED: 9 bytes'),
+            TrainingError,
+            'step 9 is saved, but .* a smaller --config.eval.b',
+        ),
+    ],
+)
+def test_a_step_is_saved_though_it_cannot_be_evaluated(
+    finished_basic, basic_config, tmp_path, stepping, monkeypatch, error, raised, text
+):
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
+    config = basic_config.copy_and_resolve_references()
+    config.train.epochs = 3.0
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(train_module.Evaluator, 'run', fail)
+    with pytest.raises(raised, match=text):
+        train(config, workdir)
+    assert latest_step(workdir) == 9
+
+
+def test_an_update_beyond_all_numbers_is_not_saved(finished_basic, basic_config, tmp_path, stepping, monkeypatch):
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
+    config = basic_config.copy_and_resolve_references()
+    config.train.update(epochs=3.0, checkpoint_every_steps=1)
+    compile_step = train_module.compile_train_step
+
+    def compile_and_spoil(*args, **options):
+        def step(state, *arguments):
+            state, metrics = compile_step(*args, **options)(state, *arguments)
+            if int(state.step) == 8:
+                state = state.replace(variables=jax.tree.map(lambda array: array * np.inf, state.variables))
+            return state, metrics
+
+        return step
+
+    monkeypatch.setattr(train_module, 'compile_train_step', compile_and_spoil)
+    message = 'step 8: its update made parameters that are not finite; the checkpoint of step 7 .* is kept; start again'
+    with pytest.raises(TrainingError, match=message):
+        train(config, workdir)
+    assert latest_step(workdir) == 7
 
 
 def test_a_signal_does_not_cost_the_run_its_last_checkpoint(

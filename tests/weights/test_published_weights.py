@@ -17,7 +17,7 @@ from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.report import write_report
-from atonet_jax.models import abstract_variables, create_model
+from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.predict.outputs import write_label_png
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.published_weights import identify, load_backbone, load_network, named_otherwise
@@ -30,10 +30,12 @@ from tests.commands import fresh_flags
 
 
 def arrays_of(name, outputs, **options):
-    """What a file of the network holds: in each array a number of its own."""
+    """What a file of the network holds: in each array that is learned a number of its own."""
     model = create_model(name, outputs, **options)
     blank = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
-    return {entry: np.full_like(array, 1 + i) for i, (entry, array) in enumerate(to_torch(blank, model).items())}
+    arrays = to_torch(blank, model)
+    fixed = next(iter(network(model).weights.values())).fixed(outputs)
+    return {entry: np.full_like(array, 1 + i) for i, (entry, array) in enumerate(arrays.items())} | fixed
 
 
 def config_for(path, tmp_path, *arguments):
@@ -74,6 +76,9 @@ def test_the_fixed_kernels_of_a_file_tell_the_original_fcn():
     assert identify({name: array for name, array in arrays.items() if 'upscore' not in name}) == 'fcn8s'
     for name in ('fcn8s', 'fcn8s_original'):  # both take them
         from_torch(arrays, create_model(name, 21, width=4, fc_features=16))
+    arrays['upscore8.weight'] = arrays['upscore8.weight'] + np.float32(0.1)
+    with pytest.raises(InputError, match='upscore8.weight: was learned, and the network has fixed numbers there'):
+        from_torch(arrays, create_model('fcn8s_original', 21, width=4, fc_features=16))
 
 
 def test_options_that_published_weights_need_are_said(tmp_path, caplog):

@@ -24,9 +24,9 @@ def kernel_gradient(
     """Gradient of a [kh, kw, C, O] kernel, summed in float32, in x's dtype.
 
     It is a sum of convolutions along rows, each over a strip of rows that stays in the cache. In a strip, the
-    cotangent's columns are convolved with those of x. What the rows of the kernel see lies side by side, as channels,
-    and so do columns that one step of the stride covers: no stride is left. All pixels of a column are summed over at
-    once, so the products are of large matrices. The batch is the outer axis of what is summed over: split over devices,
+    cotangent's columns are convolved with those of x. Rows under the kernel, and columns under one step of the stride,
+    are stacked as channels, so that the inner convolution has stride 1. All pixels of a column are summed over at once,
+    so the products are of large matrices. The batch is the outer axis of what is summed over: split over devices,
     each device sums its own part.
     """
     kernel_height, kernel_width, channels, features = kernel_shape

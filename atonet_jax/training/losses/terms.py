@@ -149,7 +149,7 @@ def configured_terms(terms: Sequence[Term], config: Any) -> tuple[Term, ...]:
 
 
 def check_terms(outputs: Mapping[str, jax.Array], terms: Sequence[Term]) -> None:
-    """Looks whether outputs and terms belong together.
+    """Checks that outputs and terms belong together.
 
     Raises:
         InputError: an output that no term takes, a term without its output, two terms of one name, or an edge output
