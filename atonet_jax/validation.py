@@ -240,6 +240,8 @@ def _check_eval(config: ConfigDict, checks: _Checks) -> None:
     checks.not_negative('eval.pictures')
     height, scales = config.eval.height, config.eval.scales
     checks.require(isinstance(height, int) and height >= 0, 'eval.height', 'a whole number, or 0')
+    wanted = '() unless config.eval.height is 0, because the crop would be resized to that height; give one of the two'
+    checks.require(not (config.eval.center_crop and height), 'eval.center_crop', wanted)
     checks.require(scales and _are_finite(scales) and min(scales) > 0, 'eval.scales', 'numbers greater than 0')
 
 

@@ -22,15 +22,17 @@ from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.cityscapes import load_cityscapes
+from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.device_cache import DeviceCache
 from atonet_jax.data.examples import Examples
+from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.pipeline import eval_batches, prefetch_to_device, train_batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh, split_by_batch
-from atonet_jax.process.distributed import in_main_process, initialize, is_main_process
+from atonet_jax.process.distributed import in_main_process, initialize, is_main_process, processes_on_this_host
 from atonet_jax.runs.workdir import lock
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer
 from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
@@ -139,6 +141,19 @@ def decide(locked):
     return {'codes': multihost_utils.process_allgather(np.array([zlib.crc32(t.encode()) for t in texts], np.uint32))}
 
 
+def gather():
+    """{'here': [processes], 'code': [processes]}: how many processes each finds on this host, and a checksum of what it
+    knows to be skipped after each process has skipped an image of its own."""
+    paths = tuple(f'{i}.png' for i in range(3))
+    examples = Examples(SegmentationDataset('missing', 'val', CITYSCAPES, paths, paths), on_corrupt='skip')
+    examples.read(jax.process_index())
+    examples.check(jax.process_index())
+    examples.gather_skipped()
+    skipped = ' '.join(f'{i} {reason}' for i, reason in sorted(examples.skipped.items()))
+    found = {'here': processes_on_this_host(), 'code': zlib.crc32(skipped.encode())}
+    return {name: multihost_utils.process_allgather(np.uint32(number)) for name, number in found.items()}
+
+
 def cached(scenes):
     """{'equal': [processes]}: whether a process's part of the device cache's batches is that of the host pipeline."""
     mesh, shard = create_mesh(), {'shard_index': jax.process_index(), 'num_shards': jax.process_count()}
@@ -185,6 +200,8 @@ def main():
             made = other_modes(**options)
         elif name == 'decide':
             made = decide(**options)
+        elif name == 'gather':
+            made = gather()
         elif name == 'cached':
             made = cached(scenes)
         else:

@@ -193,6 +193,12 @@ def test_the_name_alone_does_not_change_the_network():
         validate(changed_config({'model.name': 'enet'}))
 
 
+def test_a_centre_crop_is_refused_beside_a_height():
+    """The crop would be resized to the rows of the whole image, and its scores would be those of another scale."""
+    with pytest.raises(InputError, match=r'^config.eval.center_crop=.*unless config.eval.height is 0'):
+        validate(changed_config({'eval.center_crop': (64, 64), 'eval.height': 512}))
+
+
 def test_class_weights_that_do_not_fit_the_classes_are_named():
     config = changed_config({'loss.class_weights': (1.0,) * 18})
     validate_classes(config, 18)

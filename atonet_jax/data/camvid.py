@@ -1,7 +1,7 @@
 """CamVid in the layouts that are in use.
 
 - 701 frames: an image folder and a label folder, whose `<frame>_L.png` (or `<frame>.png`) hold the colours of 32
-  classes, or their indices 0..31 in alphabetical order.
+  classes, or their indices 0..31 in alphabetical order without regard to case.
 - The 360x480 repack: train/ and trainannot/, val/ and valannot/, test/ and testannot/, whose labels hold 0..10 for the
   11 classes and 11 for void; and another with train/ and train_labels/ and so on, whose labels hold colours.
 """
@@ -11,12 +11,12 @@ import os
 
 import numpy as np
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, names_in, split_parts
 from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import CAMVID, IGNORE_LABEL, UNKNOWN_LABEL
 from atonet_jax.data.pictures import suffixes
-from atonet_jax.data.split_list import read_split_list
+from atonet_jax.data.split_list import read_split_list, refuse_repeated
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +42,8 @@ def load_camvid(root: str, split: str, label_values: str = 'auto') -> Segmentati
         label_values: as in `decide_reading`.
 
     Raises:
-        DataError: unknown split, a missing folder, a split without frames, two files of one frame; or as in
-            `decide_reading`.
+        DataError: unknown split, a missing folder, a split without frames or with one twice, two files of one frame; or
+            as in `decide_reading`.
     """
     parts = split_parts(split, _PARTS)
     for suffix in ('annot', '_labels'):
@@ -99,6 +99,7 @@ def _load_frames(root: str, split: str, parts: tuple[str, ...]) -> SegmentationD
 def _dataset(root, split, image_paths, label_paths, raw_to_train) -> SegmentationDataset:
     if not image_paths:
         raise DataError(f'{root}: no frames in CamVid split {split}; {_LAYOUT}')
+    refuse_repeated(image_paths, f'split {split}')  # the lists of its parts may share frames
     return SegmentationDataset(
         name='camvid',
         split=split,
@@ -121,13 +122,9 @@ def _frames(folder: str, endings: tuple[str, ...]) -> dict[str, str]:
     """{frame: path} of the files in a folder that end so and are not hidden."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; {_LAYOUT}')
-    try:
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        raise DataError(f'{folder}: cannot be read ({error.strerror}); check its permissions') from error
     paths = {}
-    for name in names:
-        if name.startswith('.') or not name.lower().endswith(endings):
+    for name in names_in(folder):
+        if not name.lower().endswith(endings):
             continue
         path = os.path.join(folder, name)
         other = paths.setdefault(_frame_name(name), path)

@@ -1,11 +1,10 @@
 """Cityscapes as unpacked: leftImg8bit/{split}/{city}/ beside gtFine/{split}/{city}/ and gtCoarse/{split}/{city}/."""
 
-import glob
 import os
 
 import numpy as np
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, names_in, split_parts
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL, UNKNOWN_LABEL
 
 _IMAGES = 'leftImg8bit'
@@ -34,7 +33,7 @@ def load_cityscapes(root: str, split: str) -> SegmentationDataset:
             'val_coarse' with coarse ones; or several joined by '+'.
 
     Raises:
-        DataError: unknown split, missing folder, or no images.
+        DataError: unknown split, missing or unreadable folder, or no images.
     """
     parts = split_parts(split, tuple(_PARTS))
     images = {part: _find(root, _IMAGES, _PARTS[part][0], f'_{_IMAGES}.png') for part in parts}
@@ -79,12 +78,17 @@ def _find_labels(root: str, part: str, kind: str) -> dict[str, str]:
 
 
 def _find(root: str, kind: str, part: str, suffix: str) -> dict[str, str]:
-    """{'<city>/<city>_<seq>_<frame>': path} of the files of a part that end in `suffix`."""
+    """{'<city>/<city>_<seq>_<frame>': path} of the files of a part that end in `suffix`.
+
+    Raises:
+        DataError: the part's folder is missing, or one of a city cannot be read.
+    """
     folder = os.path.join(root, kind, part)
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; {_LAYOUT}')
-    paths = glob.glob(os.path.join(glob.escape(folder), '*', f'*{suffix}'))
-    return {os.path.relpath(path, folder).removesuffix(suffix): path for path in paths}
+    cities = [city for city in names_in(folder) if not os.path.isfile(os.path.join(folder, city))]
+    files = [os.path.join(city, name) for city in cities for name in names_in(os.path.join(folder, city))]
+    return {file.removesuffix(suffix): os.path.join(folder, file) for file in files if file.endswith(suffix)}
 
 
 def _train_id_identity() -> np.ndarray:

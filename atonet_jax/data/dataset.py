@@ -2,10 +2,11 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import zlib
 from collections.abc import Mapping
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, NoReturn, Protocol
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 
 VOID_INDEX = 2**24  # beyond all colours: a void pixel of a palette that is read by colour
+_LONGEST_SPLIT = 200  # bytes of a split that a file may be named after; file systems take names of up to 255
 
 
 class DataError(InputError):
@@ -165,6 +167,34 @@ def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, 
     if len(set(parts)) < len(parts):
         raise DataError(f"split '{split}' names a part twice; name each once")
     return parts
+
+
+def split_file_name(what: str, split: str) -> str:
+    """The name of a JSON file of a split in the workdir: 'verified_train.json' for what='verified', split='train'.
+
+    A split may name many parts, and file systems take no long names. So a long split is cut, and a hash follows.
+    """
+    encoded = os.fsencode(split)
+    if len(encoded) > _LONGEST_SPLIT:
+        split = f'{split[:40]}-{hashlib.sha256(encoded).hexdigest()[:16]}'
+    return f'{what}_{split}.json'
+
+
+def names_in(folder: str) -> list[str]:
+    """The names in a folder, sorted, without hidden ones.
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith('.'))
+    except OSError as error:
+        refuse_folder(error)
+
+
+def refuse_folder(error: OSError) -> NoReturn:
+    """Raises DataError for a folder that cannot be listed. Otherwise its files would be left out silently."""
+    raise DataError(f'{error.filename}: cannot be read ({error.strerror}); check its permissions') from error
 
 
 def _cannot_open(path: str, error: OSError) -> DataError:

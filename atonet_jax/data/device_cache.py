@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 
@@ -28,7 +27,8 @@ from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sampling import draw_geometry, example_of_sample, nothing_of, window_size
 from atonet_jax.errors import InputError
 from atonet_jax.process.devices import split_by_batch
-from atonet_jax.process.progress import watched
+from atonet_jax.process.memory import free_memory
+from atonet_jax.process.progress import Progress
 
 _log = logging.getLogger(__name__)
 
@@ -36,6 +36,7 @@ _AHEAD = 8  # steps whose samples are drawn ahead
 _SHOWN_SIZES = 4
 _TOP, _LEFT = (1 + Geometry._fields.index(name) for name in ('window_top', 'window_left'))  # in a row of a plan
 _BYTES = 4  # of a pixel: three colours and its label
+_PIECE_BYTES = 1 << 28  # of the examples that are decoded on the host before they go to a device
 
 
 class DeviceCache:
@@ -109,31 +110,14 @@ class DeviceCache:
 
         With a last axis of three, a TPU would need forty times the memory.
         """
-        dataset, (height, width) = self._examples.dataset, self._size
+        height, width = self._size
         count = self._share * self._mesh.size
         sharding = split_by_batch(self._mesh)
         usable = np.zeros(count, np.bool_)
-        shards = []
-        for device, (part,) in sharding.addressable_devices_indices_map((count,)).items():
-            numbers = range(count)[part]
-            images = np.zeros((len(numbers), height, 3 * width), np.uint8)
-            labels = np.full((len(numbers), height, width), IGNORE_LABEL, np.uint8)
-
-            def load(i):
-                decoded = self._examples.read(i)
-                if decoded is not None:
-                    usable[i] = True
-                    images[i - numbers.start] = decoded[0].reshape(height, -1)
-                    labels[i - numbers.start] = decoded[1]
-
-            real = [i for i in numbers if i < len(dataset)]
-            with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-                for _ in watched(pool.map(load, real), f'decoding {dataset.name} {dataset.split}', len(real), 'image'):
-                    pass
-            for i in real:
-                if not usable[i] and i not in dataset.unusable:
-                    self._examples.check(i)
-            shards.append((jax.device_put(images, device), jax.device_put(labels, device)))
+        shards = [
+            self._load_share(device, range(count)[part], usable)
+            for device, (part,) in sharding.addressable_devices_indices_map((count,)).items()
+        ]
         if jax.process_count() > 1:
             usable = np.any(multihost_utils.process_allgather(usable), axis=0)
 
@@ -142,6 +126,41 @@ class DeviceCache:
 
         images, labels = zip(*shards)
         return whole(images, (height, 3 * width)), whole(labels, (height, width)), usable
+
+    def _load_share(self, device: jax.Device, numbers: range, usable: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Images and labels of the examples of a device, there. Marks in `usable` which can be used.
+
+        The host holds one piece of them at a time.
+        """
+        dataset, (height, width) = self._examples.dataset, self._size
+        images = jnp.zeros((len(numbers), height, 3 * width), jnp.uint8, device=device)
+        labels = jnp.full((len(numbers), height, width), IGNORE_LABEL, jnp.uint8, device=device)
+        real = range(numbers.start, min(numbers.stop, len(dataset)))
+        at_once = max(os.cpu_count(), _PIECE_BYTES // (_BYTES * height * width))
+        with (
+            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+            Progress(f'decoding {dataset.name} {dataset.split}', len(real), 'image') as progress,
+        ):
+            for start in range(0, len(real), at_once):
+                piece = real[start : start + at_once]
+                piece_images = np.zeros((len(piece), height, 3 * width), np.uint8)
+                piece_labels = np.full((len(piece), height, width), IGNORE_LABEL, np.uint8)
+
+                def load(i):
+                    decoded = self._examples.read(i)
+                    if decoded is not None:
+                        usable[i] = True
+                        piece_images[i - piece.start] = decoded[0].reshape(height, -1)
+                        piece_labels[i - piece.start] = decoded[1]
+
+                for _ in pool.map(load, piece):
+                    progress.update()
+                images, labels = _written(images, piece_images, start), _written(labels, piece_labels, start)
+                jax.block_until_ready((images, labels))  # the host then no longer needs the piece
+        for i in real:
+            if not usable[i] and i not in dataset.unusable:
+                self._examples.check(i)
+        return images, labels
 
     def _rows_of_this_process(self, batch_size: int) -> range:
         """The rows of each batch that lie on this process's devices."""
@@ -223,7 +242,7 @@ def _free_bytes(mesh: Mesh) -> int | None:
     """
     devices = mesh.local_devices
     if devices[0].platform == 'cpu':
-        return psutil.virtual_memory().available // len(devices)
+        return free_memory() // len(devices)
     statistics = [device.memory_stats() for device in devices]
     return min(one['bytes_limit'] - one['bytes_in_use'] for one in statistics) if all(statistics) else None
 
@@ -242,6 +261,12 @@ def _drawn_ahead(draw: Callable[[int], np.ndarray], steps: range) -> Iterator[np
         finally:
             for future in waiting:
                 future.cancel()
+
+
+@functools.partial(jax.jit, donate_argnames='whole')
+def _written(whole: jax.Array, piece: jax.Array, start: int) -> jax.Array:
+    """`whole` [n, ...] with `piece` [m, ...] from row `start` on, in place."""
+    return jax.lax.dynamic_update_slice_in_dim(whole, piece, start, axis=0)
 
 
 @functools.lru_cache(maxsize=16)

@@ -3,18 +3,20 @@
 import errno
 import hashlib
 import logging
+import math
 import os
 import shutil
 import threading
 import weakref
 
 import numpy as np
-import psutil
 
 from atonet_jax.data.dataset import DataError, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.errors import InputError
+from atonet_jax.process.distributed import gathered
 from atonet_jax.process.files import replacing
+from atonet_jax.process.memory import free_memory
 
 _log = logging.getLogger(__name__)
 
@@ -30,12 +32,18 @@ class Examples:
 
     Attributes:
         dataset: the split.
-        skipped: {index: reason} of the unusable examples that were met so far.
+        skipped: {index: reason} of the unusable examples that this process has met so far; see `gather_skipped`.
         on_device: whether `Batches` is to keep the split in the devices' memory.
     """
 
     def __init__(
-        self, dataset: SegmentationDataset, *, cache: str = 'none', cache_dir: str = '', on_corrupt: str = 'error'
+        self,
+        dataset: SegmentationDataset,
+        *,
+        cache: str = 'none',
+        cache_dir: str = '',
+        on_corrupt: str = 'error',
+        processes: int = 1,
     ):
         """
         Args:
@@ -44,6 +52,7 @@ class Examples:
                 process. With 'device', `Batches` keeps them.
             cache_dir: folder for 'disk', which runs and processes can share.
             on_corrupt: 'error' or 'skip', what `check` does about an example that cannot be used.
+            processes: how many on this host make the same of their own; with 'memory' its free memory is for all.
 
         Raises:
             InputError: memory or disk does not hold the cache.
@@ -55,7 +64,7 @@ class Examples:
         self._faults: dict[int, DataError] = dict(dataset.unusable)
         self._cache = None
         if cache == 'memory':
-            self._cache = _MemoryCache(dataset)
+            self._cache = _MemoryCache(dataset, processes)
         elif cache == 'disk':
             self._cache = _DiskCache(dataset, cache_dir)
 
@@ -98,6 +107,12 @@ class Examples:
             self.skipped[i] = self._faults[i]
             _log.warning('skipped: %s', self._faults[i])
 
+    def gather_skipped(self) -> None:
+        """Adds to `skipped` what the other processes of the run have skipped. All processes call this alike."""
+        if self._on_corrupt == 'skip':
+            for skipped in gathered(self.skipped):
+                self.skipped |= skipped
+
 
 def decoded_bytes(dataset: SegmentationDataset) -> int:
     """Bytes of all decoded examples of a verified split."""
@@ -110,14 +125,15 @@ class _MemoryCache:
         missing: bytes that are still to be written.
     """
 
-    def __init__(self, dataset: SegmentationDataset):
+    def __init__(self, dataset: SegmentationDataset, processes: int):
         needed = decoded_bytes(dataset)
-        free = psutil.virtual_memory().available - sum(cache.missing for cache in _memory_caches)
-        _announce(dataset, 'memory', needed, f'{_gigabytes(free)} are free')
+        free = max(0, free_memory() // processes - sum(cache.missing for cache in _memory_caches))
+        share = f' for each of {processes} processes' if processes > 1 else ''
+        _announce(dataset, 'memory', needed, f'{_gigabytes(free)} are free{share}')
         if needed > free:
             raise InputError(
                 f'config.data.cache=memory: {dataset.name} {dataset.split} takes {_gigabytes(needed)} decoded, but '
-                f'{_gigabytes(free)} of memory are free; choose disk or none'
+                f'{_gigabytes(free)} of memory are free{share}; choose disk or none'
             )
         self.missing = needed
         self._decoded: dict[int, Decoded] = {}
@@ -136,7 +152,7 @@ class _DiskCache:
 
     Attributes:
         disk: the file system.
-        missing: bytes that are still to be written.
+        sizes: {path: bytes} of all its files, those that are still to be written among them.
     """
 
     def __init__(self, dataset: SegmentationDataset, folder: str):
@@ -148,22 +164,27 @@ class _DiskCache:
             os.makedirs(folder, exist_ok=True)
             self.disk = os.stat(folder).st_dev
             free = shutil.disk_usage(folder).free - _LEFT_FREE
-            free = max(0, free - sum(cache.missing for cache in _disk_caches if cache.disk == self.disk))
         except OSError as error:
             raise InputError(
                 f'config.data.cache_dir={folder}: cannot be used ({error.strerror}); choose another'
             ) from error
         self._paths = {
-            i: os.path.join(folder, hashlib.sha256(dataset.fingerprint(i).encode()).hexdigest()[:32])
+            i: os.path.join(folder, hashlib.sha256(os.fsencode(dataset.fingerprint(i))).hexdigest()[:32])
             for i in dataset.usable
         }
-        there = sum(map(os.path.exists, self._paths.values()))
-        needed = decoded_bytes(dataset)
-        self.missing = needed * (len(self._paths) - there) // max(1, len(self._paths))
-        _announce(dataset, folder, needed, f'{there} of {len(self._paths)} are there, {_gigabytes(free)} are free')
-        if self.missing > free:
+        self.sizes = {path: 4 * math.prod(dataset.sizes[i]) for i, path in self._paths.items()}
+        there = set(filter(os.path.exists, self.sizes))
+        planned = {}  # by the other caches, which may share files with this one
+        for cache in _disk_caches:
+            if cache.disk == self.disk:
+                planned |= cache.sizes
+        free = max(0, free - sum(size for path, size in planned.items() if not os.path.exists(path)))
+        missing = sum(size for path, size in self.sizes.items() if path not in there and path not in planned)
+        state = f'{len(there)} of {len(self.sizes)} are there, {_gigabytes(free)} are free'
+        _announce(dataset, folder, decoded_bytes(dataset), state)
+        if missing > free:
             raise InputError(
-                f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(self.missing)} more in '
+                f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(missing)} more in '
                 f'{folder}, but {_gigabytes(free)} are free; give another config.data.cache_dir or choose none'
             )
         _disk_caches.add(self)
@@ -185,7 +206,6 @@ class _DiskCache:
             with replacing(self._paths[i], durable=False) as temporary, open(temporary, 'wb') as file:
                 for array in example:
                     file.write(np.ascontiguousarray(array))
-            self.missing = max(0, self.missing - sum(array.nbytes for array in example))
         except OSError as error:
             with self._lock:
                 first, self._full = not self._full, True

@@ -5,17 +5,17 @@ import os
 
 from ml_collections import ConfigDict
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, refuse_folder, split_parts
 from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import suffixes
-from atonet_jax.data.split_list import read_split_list
+from atonet_jax.data.split_list import read_split_list, refuse_repeated
 
 _log = logging.getLogger(__name__)
 
 _USUAL_EXTENSIONS = ('.png', '.jpg', '.jpeg')  # files of other formats are images only where a label names them
-_HIDDEN = ('.', '__MACOSX')  # what the names of files and folders begin with that are passed over
+_HIDDEN = ('.', '__MACOSX', 'lost+found')  # what the names of files and folders begin with that are passed over
 
 
 def load_folder(
@@ -32,8 +32,8 @@ def load_folder(
         label_values: as in `decide_reading`.
 
     Raises:
-        DataError: a part is empty or named twice; a folder or list is missing, holds nothing, or two files have one
-            name; or as in `decide_reading`.
+        DataError: a part is empty or named twice; a folder or list is missing, unreadable or holds nothing; two
+            files have one name; an image is in two parts; or as in `decide_reading`.
     """
     image_paths, label_paths = [], []
     for part in split_parts(split):
@@ -70,6 +70,7 @@ def load_folder(
             label = others.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
             image_paths.append(images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png')))
             label_paths.append(labels.get(name, label))
+    refuse_repeated(image_paths, f'split {split}')  # parts may have lists of the same folder
     dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths))
     return decide_reading(dataset, label_values)
 
@@ -78,13 +79,14 @@ def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> d
     """{name: path} of the files below `folder` that end in `suffix` and one of `extensions`."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
-    paths, seen = {}, set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:  # a link that leads back
+    paths, holders = {}, {folder: frozenset()}  # {folder: the real paths of those that it was reached through}
+    for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
+        real, above = os.path.realpath(parent), holders.pop(parent)
+        if real in above:  # a link that leads back
             folders.clear()
             continue
-        seen.add(os.path.realpath(parent))
         folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
+        holders |= {os.path.join(parent, name): above | {real} for name in folders}
         for file in files:
             path = os.path.join(parent, file)
             stem, extension = os.path.splitext(file)

@@ -168,7 +168,8 @@ CAMVID = ClassTable(
         (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (0, 0, 192), (128, 128, 0), (192, 128, 128),
         (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
     ),
-    raw_labels=(  # raw id: the index in the data set's alphabetical list of 32 names
+    # Raw id: the index in the list of 32 names, alphabetical without regard to case, as in the published index masks.
+    raw_labels=(
         RawLabel('Animal', 0, (64, 128, 64), 9),
         RawLabel('Archway', 1, (192, 0, 128), 1),
         RawLabel('Bicyclist', 2, (0, 128, 192), 10),
@@ -188,10 +189,10 @@ CAMVID = ClassTable(
         RawLabel('Pedestrian', 16, (64, 64, 0), 9),
         RawLabel('Road', 17, (128, 64, 128), 3),
         RawLabel('RoadShoulder', 18, (128, 128, 192), 4),
-        RawLabel('SUVPickupTruck', 19, (64, 128, 192), 8),
-        RawLabel('Sidewalk', 20, (0, 0, 192), 4),
-        RawLabel('SignSymbol', 21, (192, 128, 128), 6),
-        RawLabel('Sky', 22, (128, 128, 128), 0),
+        RawLabel('Sidewalk', 19, (0, 0, 192), 4),
+        RawLabel('SignSymbol', 20, (192, 128, 128), 6),
+        RawLabel('Sky', 21, (128, 128, 128), 0),
+        RawLabel('SUVPickupTruck', 22, (64, 128, 192), 8),
         RawLabel('TrafficCone', 23, (0, 0, 64), 2),
         RawLabel('TrafficLight', 24, (0, 64, 64), 6),
         RawLabel('Train', 25, (192, 64, 128), 8),

@@ -110,9 +110,10 @@ def read_picture(
                 pixels = 255 - pixels
         else:
             pixels = np.asarray(image if image.mode == 'RGB' else image.convert('RGB'))
-            if _is_wide(tiles) and (sample_range or pixels.max() < 64):  # 64: values of less than 15 bits
+            known = sample_range or declared
+            if _is_wide(tiles) and (known or pixels.max() < 64):  # 64: values of less than 15 bits
                 low = _low_bytes(file, tiles, kinds)
-                pixels = _to_bytes(pixels.astype(np.uint16) << 8 | low, sample_range or declared, name)
+                pixels = _to_bytes(pixels.astype(np.uint16) << 8 | low, known, name)
     return turn(pixels, orientation)
 
 

@@ -9,7 +9,7 @@ from atonet_jax.data import device_cache
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.class_file import read_class_file
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, SegmentationDataset, split_file_name, split_parts
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.folder import load_folder
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
@@ -82,8 +82,14 @@ def _load_files(data: ConfigDict, split: str) -> SegmentationDataset:
     return dataclasses.replace(load_cityscapes(data.root, split), name=data.name)
 
 
-def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
+def load_examples(data: ConfigDict, split: str, workdir: str, processes: int = 1) -> Examples:
     """The examples of a split, all files checked; `workdir` remembers which ones were.
+
+    Args:
+        data: the config's section.
+        split: of the data.
+        workdir: of the run.
+        processes: how many on this host load the split, each for itself.
 
     Raises:
         InputError: the split has no labels, or as in `load_dataset`, `verify`, `Examples` and `device_cache.check`.
@@ -92,7 +98,7 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
     dataset.require_labels()
     dataset = verify(
         dataset,
-        cache_path=os.path.join(workdir, f'verified_{split}.json'),
+        cache_path=os.path.join(workdir, split_file_name('verified', split)),
         on_corrupt=data.on_corrupt,
         for_training=split == data.train_split,
         trust_labels=data.trust_labels,
@@ -103,7 +109,7 @@ def load_examples(data: ConfigDict, split: str, workdir: str) -> Examples:
     elif cache == 'device':
         device_cache.check([dataset], create_mesh())
     cache_dir = data.cache_dir or os.path.join(workdir, 'decoded')
-    return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt)
+    return Examples(dataset, cache=cache, cache_dir=cache_dir, on_corrupt=data.on_corrupt, processes=processes)
 
 
 def prepare_copy(data: ConfigDict) -> str:

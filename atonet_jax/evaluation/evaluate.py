@@ -1,9 +1,11 @@
 """`--mode=evaluate`: scores, pictures and a report of a trained network on a split."""
 
 import csv
-import glob
 import io
+import json
 import os
+import pathlib
+import re
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,7 +18,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator, Example, ImageScore
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.distributed import is_main_process, main_process_first
+from atonet_jax.process.distributed import is_main_process, main_process_first, processes_on_this_host
 from atonet_jax.process.files import make_folder, replacing, write_json, write_text, writing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
@@ -40,9 +42,10 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     table = network.class_table
     folder = config.eval.output or os.path.join(workdir, 'evaluation')
     make_folder(folder, '--config.eval.output')
+    processes = processes_on_this_host()
     with main_process_first('data'):
         kept_in = workdir if os.access(workdir, os.W_OK) else folder  # the run's folder may be read-only
-        examples = load_examples(config.data, config.data.eval_split, kept_in)
+        examples = load_examples(config.data, config.data.eval_split, kept_in, processes)
     dataset = examples.dataset
     difference = class_difference(table, dataset.class_table)
     if difference:
@@ -52,24 +55,28 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         )
 
     evaluation = Evaluator(network.model, Batches(examples, mesh), config.eval).run(network.variables)
+    examples.gather_skipped()
     scores = evaluation.scores
     if not is_main_process():
         return scores
 
     print(scores.table(table.class_names))  # before writing: a full disk must not lose them
     origin = environment.describe()
+    scores_path = os.path.join(folder, 'scores.json')
     with writing(folder):
+        earlier = _pictures_listed(scores_path)
         write_json(
-            os.path.join(folder, 'scores.json'),
+            scores_path,
             {
                 'step': network.step,
                 'dataset': dataset.name,
                 'split': dataset.split,
                 'root': config.data.tfds_dir or config.data.root,
                 'images': len(evaluation.per_image),
-                'skipped': [str(reason) for reason in examples.skipped.values()],
+                'skipped': [str(reason) for _, reason in sorted(examples.skipped.items())],
                 'seconds': evaluation.seconds,
                 'options': config.eval.to_dict(),
+                'pictures': [_picture_name(example) for example in evaluation.examples],
                 'environment': origin,
                 **scores.to_dict(table.class_names),
                 'confusion': evaluation.confusion.tolist(),
@@ -77,6 +84,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         )
         write_text(os.path.join(folder, 'images.csv'), _images_csv(evaluation.per_image))
         pictures = write_pictures(evaluation.examples, table, folder)
+        for path in {os.path.join(folder, name) for name in earlier}.difference(pictures):
+            pathlib.Path(path).unlink(missing_ok=True)
         weights = config.init_from if network.step is None else f'step {network.step}'
         report = os.path.join(folder, 'report.html')
         write_report(
@@ -86,7 +95,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
           'with compilation')  # fmt: skip
     if evaluation.skipped:
         print(f'{evaluation.skipped} images that cannot be read were skipped')
-    print(f'scores: {os.path.join(folder, "scores.json")}')
+    print(f'scores: {scores_path}')
     print(f'scores of each image: {os.path.join(folder, "images.csv")}')
     for picture in pictures:
         print(f'picture: {picture}')
@@ -106,18 +115,25 @@ def _images_csv(scores: list[ImageScore]) -> str:
 
 
 def write_pictures(examples: list[Example], table: ClassTable, folder: str) -> list[str]:
-    """Draws examples beside their labels, predictions and errors into PNG files; returns their paths.
-
-    Those of an earlier evaluation are removed.
-    """
+    """Draws examples beside their labels, predictions and errors into PNG files; returns their paths."""
     paths = []
     for example in examples:
         picture = visualize.comparison(example.image, example.labels, example.predictions, table)
         present = np.union1d(example.labels, example.predictions)
-        paths.append(os.path.join(folder, f'example_{example.index:04d}.png'))
+        paths.append(os.path.join(folder, _picture_name(example)))
         with replacing(paths[-1]) as temporary:
             visualize.with_legend(picture, table, present).save(temporary)
-    for path in glob.glob(os.path.join(glob.escape(folder), 'example_[0-9]*.png')):
-        if path not in paths:
-            os.remove(path)
     return paths
+
+
+def _picture_name(example: Example) -> str:
+    return f'example_{example.index:04d}.png'
+
+
+def _pictures_listed(scores_path: str) -> list[str]:
+    """The names of the pictures that the evaluation wrote whose scores are there. Others in the folder are not ours."""
+    try:
+        listed = json.loads(pathlib.Path(scores_path).read_text())['pictures']
+        return [name for name in listed if re.fullmatch(r'example_\d+\.png', name)]
+    except (OSError, ValueError, KeyError, TypeError):  # no file, no JSON, or of a version that listed none
+        return []

@@ -100,7 +100,7 @@ class Evaluator:
             if options.center_crop:
                 _check_center_crop(size, options.center_crop)
             check_image_size(model, options.center_crop or size, options)
-        many = many_sizes_text(f'the images of {dataset.name} {dataset.split}', len(sizes))
+        many = many_sizes_text(f'the images of {dataset.name} {dataset.split}', sizes, options)
         if many and not (options.center_crop or options.window):
             _log.info('%s', many)
         self._batches = batches

@@ -1,6 +1,6 @@
 """Label maps of whole images, from one view or several: scales, the mirror image."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from atonet_jax.inference.label_map import argmax, label_map
 from atonet_jax.models import apply, check_size, network
 
 _FEW_SIZES = 3
+_USUAL_WINDOW = 512
 
 
 def resize_to_height(images: jax.Array, height: int) -> jax.Array:
@@ -37,16 +38,22 @@ def check_image_size(model: nn.Module, size: tuple[int, int], options: ConfigDic
         check_size(model, [min(lengths) for lengths in zip(seen, options.window or seen, strict=True)])
 
 
-def many_sizes_text(what: str, count: int) -> str:
+def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], options: ConfigDict) -> str:
     """One line if images have so many sizes that compiling a program for each is worth a word; '' if not.
 
-    what: the images, such as '12 pictures'.
+    Args:
+        what: the images, such as '12 pictures'.
+        sizes: (height, width) of them, each once.
+        options: the config's section `eval`.
     """
-    if count <= _FEW_SIZES:
+    if len(sizes) <= _FEW_SIZES:
         return ''
+    resized = (resized_size(size, options.height) for size in sizes)
+    sides = (round(scale * length) for size in resized for length in size for scale in options.scales)
+    side = max(1, min(_USUAL_WINDOW, *sides))  # smaller images clip the window, which takes other programs
     return (
-        f'{what} have {count} sizes: a program is compiled for each, once; --config.eval.window="(512,512)" takes one '
-        'for all, and looks at them window by window'
+        f'{what} have {len(sizes)} sizes: a program is compiled for each, once; --config.eval.window="({side},{side})" '
+        'takes one for all, and looks at them window by window'
     )
 
 

@@ -61,7 +61,7 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     make_folder(folder, '--config.predict.output')
 
     if not config.eval.window:
-        _tell_of_many_sizes(sources, options.max_pixels)
+        _tell_of_many_sizes(sources, config)
     job = Job(config, network, folder)
     try:
         job.run(sources)
@@ -72,15 +72,15 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     return not job.failures
 
 
-def _tell_of_many_sizes(sources: list[Source], max_pixels: int) -> None:
+def _tell_of_many_sizes(sources: list[Source], config: ConfigDict) -> None:
     """Logs how many sizes the pictures have, where they are many: compiling for each takes longer than the rest."""
     files = [source.path for source in sources if not (source.is_video or source.is_address)]
     sizes = set()
     for path in files[:_LOOKED_AT]:
         with contextlib.suppress(InputError):  # said where it is read
-            sizes.add(read_header(path, path, max_pixels, 'config.predict.max_pixels').size)
+            sizes.add(read_header(path, path, config.predict.max_pixels, 'config.predict.max_pixels').size)
     what = f'the first {_LOOKED_AT} pictures' if len(files) > _LOOKED_AT else f'{len(files)} pictures'
-    if text := many_sizes_text(what, len(sizes)):
+    if text := many_sizes_text(what, sizes, config.eval):
         _log.info('%s', text)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,6 +91,26 @@ def in_main_process(call: Callable[[], Any]) -> Any:
     if 'failure' in outcome:
         raise InputError(outcome['failure'])
     return outcome['result']
+
+
+def gathered(value: Any) -> list[Any]:
+    """What each process gives, in the order of their numbers. All processes call this alike.
+
+    Args:
+        value: what `pickle` can hold.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    message = np.frombuffer(pickle.dumps(value), np.uint8)
+    lengths = multihost_utils.process_allgather(np.int32(len(message))).tolist()
+    messages = multihost_utils.process_allgather(np.pad(message, (0, max(lengths) - len(message))))
+    return [pickle.loads(one[:length].tobytes()) for one, length in zip(messages, lengths, strict=True)]
+
+
+def processes_on_this_host() -> int:
+    """How many processes of the run share the memory of this one's host. All processes call this alike."""
+    name = socket.gethostname()
+    return gathered(name).count(name)
 
 
 def _broadcast(message: bytes) -> bytes:

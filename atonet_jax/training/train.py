@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import create_network
 from atonet_jax.data import device_cache
 from atonet_jax.data.batches import Batches
-from atonet_jax.data.dataset import SegmentationDataset
+from atonet_jax.data.dataset import SegmentationDataset, split_file_name
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.label_reading import different_reading_text
 from atonet_jax.data.labels import ClassTable
@@ -27,8 +27,14 @@ from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import network
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.distributed import in_main_process, is_main_process, main_process_first
-from atonet_jax.process.files import write_json, writing
+from atonet_jax.process.distributed import (
+    in_main_process,
+    is_main_process,
+    main_process_first,
+    processes_on_this_host,
+)
+from atonet_jax.process.files import write_json
+from atonet_jax.process.stopping import Stopped
 from atonet_jax.runs.changes import (
     changes_since,
     check_network,
@@ -158,7 +164,8 @@ def _train(
         explain = partial(
             first_nonfinite, **{key: options[key] for key in ('objective', 'augmentation', 'accumulation')}
         )
-        with _closing(recorder.close, *(partial(_list_skipped, part, workdir) for part in (train_set, eval_set))):
+        listing = (partial(_list_skipped, part, workdir) for part in (train_set, eval_set))
+        with _closing(recorder.close, *listing), _gathering_skipped(train_set, eval_set):
             return Loop(config, workdir, checkpoints, recorder, numbers | here).run(
                 state,
                 step_fn,
@@ -177,9 +184,11 @@ def _train(
 
 def _load(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[Examples, Examples]:
     """The images of training and of evaluation."""
+    processes = processes_on_this_host()
     with main_process_first('data'):
         train_set, eval_set = (
-            load_examples(config.data, split, workdir) for split in (config.data.train_split, config.data.eval_split)
+            load_examples(config.data, split, workdir, processes)
+            for split in (config.data.train_split, config.data.eval_split)
         )
     if train_set.on_device and eval_set.on_device:
         device_cache.check([train_set.dataset, eval_set.dataset], mesh)
@@ -226,19 +235,36 @@ def _course(config, workdir, timeline, changes, moved, samples, recipe) -> str:
     return line
 
 
+@contextmanager
+def _gathering_skipped(*parts: Examples) -> Iterator[None]:
+    """After the body each process knows what the others have skipped, unless an error has ended one of them."""
+    try:
+        yield
+    except Stopped:  # in all processes
+        for part in parts:
+            part.gather_skipped()
+        raise
+    for part in parts:
+        part.gather_skipped()
+
+
 def _list_skipped(examples: Examples, workdir: str) -> None:
-    """Writes which images the main process has skipped in this start, and why."""
+    """Writes which images were skipped in this start, and why. A disk that does not take it ends no
+    run."""
     if not is_main_process():
         return
     dataset = examples.dataset
-    path = os.path.join(workdir, f'skipped_{dataset.split}.json')
+    path = os.path.join(workdir, split_file_name('skipped', dataset.split))
     reasons = {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())}
-    with writing(workdir):
+    try:
         if not reasons:
             pathlib.Path(path).unlink(missing_ok=True)  # of an earlier start
             return
         os.makedirs(os.path.dirname(path), exist_ok=True)  # a split may be named train/a
         write_json(path, reasons)
+    except OSError as error:
+        _log.warning('%s: cannot be written (%s); it would list the images that were skipped', path, error.strerror)
+        return
     _log.warning('%d of %d images of %s were skipped; %s lists them', len(reasons), len(examples), dataset.split, path)
 
 

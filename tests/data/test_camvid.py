@@ -20,6 +20,14 @@ RAW_IDS = np.arange(32, dtype=np.uint8).reshape(SIZE)
 COLORS = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
 FRAMES = ['0001TP_006690', '0001TP_008550', '0006R0_f00930', '0016E5_00390', '0016E5_07959', 'Seq05VD_f00000']
 
+# codes.txt of the index masks that are published (`labels/*_P.png`).
+CODES = (
+    'Animal', 'Archway', 'Bicyclist', 'Bridge', 'Building', 'Car', 'CartLuggagePram', 'Child', 'Column_Pole', 'Fence',
+    'LaneMkgsDriv', 'LaneMkgsNonDriv', 'Misc_Text', 'MotorcycleScooter', 'OtherMoving', 'ParkingBlock', 'Pedestrian',
+    'Road', 'RoadShoulder', 'Sidewalk', 'SignSymbol', 'Sky', 'SUVPickupTruck', 'TrafficCone', 'TrafficLight', 'Train',
+    'Tree', 'Truck_Bus', 'Tunnel', 'VegetationMisc', 'Void', 'Wall',
+)  # fmt: skip
+
 
 def usual_frames():
     """The names of the 701 frames."""
@@ -72,6 +80,10 @@ def test_every_coding_of_the_32_classes_gives_the_same_train_ids(tmp_path, label
         'Sky': 0, 'Tunnel': 1, 'TrafficCone': 2, 'Road': 3, 'SUVPickupTruck': 8, 'Void': IGNORE_LABEL,
     }  # fmt: skip
     np.testing.assert_array_equal(labels, CAMVID.raw_to_train[RAW_IDS])
+
+
+def test_raw_ids_are_those_of_the_published_index_masks():
+    assert tuple((label.raw_id, label.name) for label in CAMVID.raw_labels) == tuple(enumerate(CODES))
 
 
 def test_repack(tmp_path):
@@ -138,6 +150,15 @@ def test_split_files_come_before_the_usual_split(tmp_path):
     assert frame_names(load_camvid(str(tmp_path), 'train+val'))[2:] == ['0001TP_006690']
     with pytest.raises(DataError, match='test.txt: no such file; write all of'):
         load_camvid(str(tmp_path), 'test')
+
+
+def test_a_frame_in_the_lists_of_two_parts_is_refused(tmp_path):
+    write_frames(tmp_path, FRAMES, index_label())
+    for part, line in (('train', FRAMES[0]), ('val', f'val/{FRAMES[0]}.png'), ('test', FRAMES[1])):
+        (tmp_path / f'{part}.txt').write_text(f'{line}\n')
+    message = load_error(tmp_path, 'train+val')
+    assert message.startswith('split train+val: ') and f'{FRAMES[0]}.png is there more than once' in message
+    assert len(load_camvid(str(tmp_path), 'train+test')) == 2
 
 
 def load_error(root, split='train'):

@@ -1,5 +1,9 @@
 """Cityscapes folders become pairs, labels become train ids, and whatever is wrong with the files is named."""
 
+import errno
+import functools
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -122,6 +126,27 @@ def test_empty_split_is_told(root):
     for frame in FRAMES:
         image_path(root, 'val', frame).unlink()
     assert 'no images in Cityscapes split val' in load_error(root, 'val')
+
+
+@pytest.mark.parametrize('folder', ['leftImg8bit/train', 'leftImg8bit/train/aachen', 'gtFine/train/bochum'])
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch, folder):
+    """Who runs the tests may read everything."""
+    read = {'listdir': os.listdir, 'scandir': os.scandir}
+
+    def refuse(name, path):
+        if path == str(root / folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return read[name](path)
+
+    for name in read:
+        monkeypatch.setattr(os, name, functools.partial(refuse, name))
+    assert load_error(root, 'train') == f'{root}/{folder}: cannot be read (Permission denied); check its permissions'
+
+
+def test_files_beside_the_folders_of_cities_are_passed_over(root):
+    (root / 'leftImg8bit/train/README.txt').touch()
+    (root / 'leftImg8bit/train/.cache').mkdir()
+    assert len(load_cityscapes(str(root), 'train')) == 3
 
 
 @pytest.mark.parametrize('path', [image_path, label_path])

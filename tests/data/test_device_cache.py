@@ -5,6 +5,7 @@ import logging
 import os
 import subprocess
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import jax
@@ -51,6 +52,23 @@ def test_training_batches_are_those_of_the_host_pipeline(dataset, augmentation):
     options = dict(batch_size=4, augmentation=augmentation, seed=3, start_sample=9, num_steps=6)
     expected = list(pipeline.train_batches(Examples(dataset), **options))
     assert_batches_equal(list(DeviceCache(Examples(dataset), create_mesh()).train_batches(**options)), expected)
+
+
+def test_the_host_holds_a_piece_of_the_split_at_a_time(tmp_path, monkeypatch):
+    size, count = (100, 200), 60
+    dataset = verify(write_dataset(tmp_path, [size] * count))
+    bytes_of_one = 4 * size[0] * size[1]
+    monkeypatch.setattr(device_cache, '_PIECE_BYTES', 7 * bytes_of_one, raising=False)
+    monkeypatch.setattr(os, 'cpu_count', lambda: 2)
+    tracemalloc.start()  # counts the arrays of NumPy and not those of JAX
+    try:
+        cache = DeviceCache(Examples(dataset), create_mesh())
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert 7 * bytes_of_one < most < count / 2 * bytes_of_one
+    expected = list(pipeline.eval_batches(Examples(dataset), batch_size=4))
+    assert_batches_equal(list(cache.eval_batches(4)), expected)
 
 
 def test_evaluation_batches_are_those_of_the_host_pipeline(dataset):

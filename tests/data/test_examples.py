@@ -1,12 +1,14 @@
 """Caches give what decoding gives, say their size first, and a bad example is an error or a counted gap."""
 
 import collections
+import dataclasses
 import logging
 import os
 import shutil
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 
 from atonet_jax.data import examples as module
@@ -54,6 +56,19 @@ def test_each_example_is_decoded_once_where_there_is_a_cache(dataset, decoded, t
     assert decoded == [0, 1, 2] * (2 if cache == 'none' else 1)
 
 
+def test_a_cache_on_disk_takes_names_that_are_no_text(dataset, tmp_path):
+    """File systems take any bytes; Python stands in for those that are not UTF-8."""
+    for kind in ('image', 'label'):
+        os.rename(tmp_path / f'{kind}0.png', os.fsencode(tmp_path) + b'/%s\xe9.png' % kind.encode())
+    paths = [
+        (f'{tmp_path}/{kind}\udce9.png', *known[1:])
+        for kind, known in (('image', dataset.image_paths), ('label', dataset.label_paths))
+    ]
+    dataset = verify(SegmentationDataset('tiny', 'train', CITYSCAPES, *paths))
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
+    assert len(os.listdir(tmp_path / 'cache')) == 3
+
+
 def test_a_cache_on_disk_serves_another_run_until_the_files_change(dataset, decoded, tmp_path):
     assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
     assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(tmp_path / 'cache')), dataset)
@@ -82,7 +97,7 @@ def test_size_is_said_up_front(dataset, tmp_path, caplog, cache):
 
 def test_cache_that_does_not_fit_is_refused(dataset, tmp_path, monkeypatch):
     Free = collections.namedtuple('Free', ['available', 'free'])
-    monkeypatch.setattr(module.psutil, 'virtual_memory', lambda: Free(300, 300))
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: Free(300, 300))
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: Free(300, 300))
     monkeypatch.setattr(module, '_LEFT_FREE', 0)
     with pytest.raises(InputError, match='config.data.cache=memory: tiny train takes 0.00 GB decoded.*choose disk'):
@@ -109,6 +124,22 @@ def test_caches_on_one_disk_share_what_is_free_and_leave_some(dataset, tmp_path,
     monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: free(left - 1))
     assert_reads_all(second, dataset)
     assert not os.listdir(tmp_path / 'second') and 'the cache cannot grow (No space left on device)' in caplog.text
+
+
+def test_what_two_splits_share_needs_room_on_the_disk_once(dataset, tmp_path, monkeypatch):
+    """As val and train+val do."""
+    needed, left = decoded_bytes(dataset), module._LEFT_FREE
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: collections.namedtuple('_', 'free')(left + needed))
+    last = dataclasses.replace(
+        dataset,
+        image_paths=dataset.image_paths[2:],
+        label_paths=dataset.label_paths[2:],
+        sizes=dataset.sizes[2:],
+    )
+    whole, part = (Examples(split, cache='disk', cache_dir=str(tmp_path / 'cache')) for split in (dataset, last))
+    assert_reads_all(whole, dataset)
+    assert_reads_all(part, last)
+    assert len(os.listdir(tmp_path / 'cache')) == 3
 
 
 def test_folder_that_cannot_be_made_is_refused(dataset, tmp_path):
@@ -143,15 +174,45 @@ def test_a_bad_example_is_an_error_or_a_counted_gap(dataset, caplog):
     assert caplog.text.count('skipped: ') == 1 and 'image1.png' in caplog.text
 
 
+def test_what_other_processes_skip_can_be_gathered(dataset, monkeypatch):
+    others = {2: DataError('another process cannot read it', 'missing file')}
+    monkeypatch.setattr(module, 'gathered', lambda value: [value, others])
+    strict, lenient = Examples(dataset), Examples(dataset, on_corrupt='skip')
+    lenient.skipped[1] = DataError('damaged')
+    for examples in (strict, lenient):
+        examples.gather_skipped()
+    assert strict.skipped == {}
+    assert {i: str(reason) for i, reason in lenient.skipped.items()} == {1: 'damaged', 2: str(others[2])}
+
+
 def test_caches_in_memory_share_what_is_free(dataset, monkeypatch):
     needed = decoded_bytes(dataset)
-    monkeypatch.setattr(module.psutil, 'virtual_memory', lambda: collections.namedtuple('_', 'available')(needed + 1))
+    monkeypatch.setattr(psutil, 'virtual_memory', lambda: collections.namedtuple('_', 'available')(needed + 1))
     first = Examples(dataset, cache='memory')
     with pytest.raises(InputError, match='of memory are free'):
         Examples(dataset, cache='memory')
     assert_reads_all(first, dataset)  # what it has taken is no longer among what is free
     second = Examples(dataset, cache='memory')
     del first, second
+
+
+def test_processes_of_a_host_share_what_is_free(dataset, monkeypatch):
+    needed = decoded_bytes(dataset)
+    for free, fits in ((3 * needed, True), (3 * needed - 1, False), (0, False)):
+        monkeypatch.setattr(module, 'free_memory', lambda: free)
+        if fits:
+            Examples(dataset, cache='memory', processes=3)
+            continue
+        with pytest.raises(InputError, match='but 0.00 GB of memory are free for each of 3 processes; choose disk'):
+            Examples(dataset, cache='memory', processes=3)
+
+
+def test_less_than_nothing_is_never_free(dataset, monkeypatch, caplog):
+    first = Examples(dataset, cache='memory')
+    monkeypatch.setattr(module, 'free_memory', lambda: 0)
+    with pytest.raises(InputError, match='but 0.00 GB of memory are free'):
+        Examples(dataset, cache='memory')
+    del first
 
 
 def test_a_split_of_which_nothing_can_be_used_is_an_error(dataset):

@@ -1,5 +1,8 @@
 """Anyone's folders become pairs by name, with their own classes."""
 
+import errno
+import os
+
 import numpy as np
 import PIL.Image
 import pytest
@@ -7,7 +10,8 @@ import pytest
 from atonet_jax.config import default_config
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.decode import read_example
-from atonet_jax.data.sources import class_table, load_dataset
+from atonet_jax.data.sources import class_table, load_dataset, load_examples
+from atonet_jax.data.split_list import read_split_list
 from atonet_jax.data.verify import verify
 
 SIZE = (4, 6)
@@ -54,6 +58,21 @@ def test_pairs_by_path_below_the_folders(root):
     assert dataset.class_table.class_names == ('road', 'car')
     assert (read_example(dataset, 1)[1] == 1).all()
     assert [read_example(load(root, 'train+val'), i)[1][0, 0] for i in range(3)] == [1, 1, 0]
+
+
+def test_what_is_known_of_a_split_of_many_parts_is_remembered(root, tmp_path, caplog):
+    """File systems take no names of more than 255 bytes."""
+    parts = [f'recorded by day {i:02}' for i in range(15)]
+    for part in parts:
+        write(root, f'images/{part}/{part}.png', np.zeros((*SIZE, 3)))
+        write(root, f'labels/{part}/{part}.png', np.full(SIZE, 3))
+    data = default_config().data
+    data.update(name='folder', root=str(root), cache='none')
+    data.folder.classes = 'classes.csv'
+    for count in (14, 15):
+        assert len(load_examples(data, '+'.join(parts[:count]), str(tmp_path / 'run'))) == count
+    assert len(list((tmp_path / 'run').glob('verified_*.json'))) == 2
+    assert 'cannot be written' not in caplog.text
 
 
 def test_images_of_rarer_formats_are_those_that_have_labels(root, caplog):
@@ -121,13 +140,43 @@ def test_two_files_of_one_name_are_refused(root):
     assert 'has the same name as' in load_error(root)
 
 
-def test_links_are_followed_once(root):
+def test_links_are_followed_and_do_not_lead_back(root):
     (root / 'images/train/a/back').symlink_to(root / 'images/train')
     (root / 'images/elsewhere').mkdir()
     write(root, 'images/elsewhere/fourth.png', np.zeros((*SIZE, 3)))
     write(root, 'labels/train/linked/fourth.png', np.full(SIZE, 3))
     (root / 'images/train/linked').symlink_to(root / 'images/elsewhere')
     assert len(verify(load(root))) == 3
+
+
+def test_a_folder_that_two_links_lead_to_counts_under_both_names(root):
+    for kind, pixels in (('images', np.zeros((*SIZE, 3))), ('labels', np.full(SIZE, 3))):
+        write(root, f'{kind}/shared/fourth.png', pixels)
+        for link in ('monday', 'tuesday'):
+            (root / kind / 'train' / link).symlink_to(root / kind / 'shared')
+    names = [path.removeprefix(f'{root}/images/train/') for path in verify(load(root)).image_paths]
+    assert names == ['a/first.jpg', 'b c/second.PNG', 'monday/fourth.png', 'tuesday/fourth.png']
+
+
+def test_links_through_another_folder_do_not_lead_back(root):
+    (root / 'elsewhere').mkdir()
+    (root / 'elsewhere/back').symlink_to(root / 'images/train')
+    (root / 'images/train/away').symlink_to(root / 'elsewhere')
+    assert len(verify(load(root))) == 2
+
+
+@pytest.mark.parametrize('folder', ['images/train', 'images/train/a', 'labels/train/b c'])
+def test_a_folder_that_cannot_be_read_is_named(root, monkeypatch, folder):
+    """Who runs the tests may read everything."""
+    scandir = os.scandir
+
+    def refuse(path):
+        if path == str(root / folder):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    assert load_error(root) == f'{root}/{folder}: cannot be read (Permission denied); check its permissions'
 
 
 def test_class_table_is_that_of_the_file(root):
@@ -184,6 +233,15 @@ def test_a_list_with_a_name_with_and_without_extension_names_it_twice(root):
     assert 'a/first is there more than once' in load_error(root, list='{split}.txt')
 
 
+def test_an_image_in_the_lists_of_two_parts_is_refused(root):
+    (root / 'one.txt').write_text('a/first.jpg\n')
+    (root / 'two.txt').write_text('b c/second.PNG\na/first\n')
+    options = {'images': 'images/train', 'labels': 'labels/train', 'list': '{split}.txt'}
+    message = load_error(root, 'one+two', **options)
+    assert message.startswith('split one+two: ') and 'a/first.jpg is there more than once; list each' in message
+    assert len(load(root, 'two', **options)) == 2
+
+
 @pytest.mark.parametrize(('ending', 'kind'), [('.bmp', 'BMP'), ('.TIF', 'TIFF'), ('.tiff', 'TIFF'), ('.gif', 'GIF')])
 def test_labels_in_other_lossless_formats(root, ending, kind):
     for name in ('a/first', 'b c/second'):
@@ -210,6 +268,23 @@ def test_hidden_files_and_folders_are_passed_over(root):
             path.write_bytes(b'\0\5\x16\7')
     (root / 'val.txt').write_text('._third.png\nthird.png\n')
     assert len(verify(load(root, 'val'))) == len(verify(load(root, 'val', list='{split}.txt'))) == 1
+
+
+@pytest.mark.parametrize(
+    'line',
+    [
+        '{}.jpg',
+        '{}.jpg /elsewhere/labels/{}.png',
+        '{}.jpg my labels/{}_mask.png',
+        '{}.jpg {}_mask.png',
+        '{}.jpg\tmask 7.png',
+        '{}.jpg depth/{}.png labels/{}.png',
+    ],
+)
+@pytest.mark.parametrize('name', ['photo', 'photo.jpg (2)', 'a day of/photo.jpg (2).jpg copy'])
+def test_a_list_names_files_with_spaces_and_endings_in_their_names(tmp_path, line, name):
+    (tmp_path / 'train.txt').write_text(f'{line.replace("{}", name)}\n')
+    assert read_split_list(str(tmp_path / 'train.txt')) == [f'{name}.jpg']
 
 
 def test_names_in_lists_may_end_as_labels_do(root):

@@ -82,6 +82,28 @@ def test_a_tiff_may_declare_its_range():
     assert (read(encoded(image, 'TIFF')) == 1000 >> 2).all()
 
 
+def wide_tiff(values, top):
+    """[H, W, 3] uint16 as a TIFF of 16 bits that declares the largest sample. Pillow writes none in colour."""
+    height, width, _ = values.shape
+    data = values.astype('<u2').tobytes()
+    after = 8 + len(data)  # where the numbers of entries lie that hold three
+    numbers = struct.pack('<6H', 16, 16, 16, top, top, top)
+    entries = [
+        (256, 3, 1, width), (257, 3, 1, height), (258, 3, 3, after), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, 8),
+        (277, 3, 1, 3), (278, 3, 1, height), (279, 4, 1, len(data)), (341, 3, 3, after + 6),
+    ]  # fmt: skip
+    directory = struct.pack('<H', len(entries)) + b''.join(struct.pack('<HHII', *entry) for entry in entries) + bytes(4)
+    return io.BytesIO(b'II*\0' + struct.pack('<I', after + len(numbers)) + data + numbers + directory)
+
+
+@pytest.mark.parametrize('brightest', [900, 16_000, 32_767])
+def test_a_tiff_in_colour_has_one_scale_however_bright_it_is(brightest):
+    values = np.random.default_rng(0).integers(0, brightest, (6, 9, 3), np.uint16)
+    values[0, 0] = brightest
+    np.testing.assert_array_equal(read(wide_tiff(values, 2**15 - 1)), values >> 7)
+    np.testing.assert_array_equal(read(wide_tiff(values, 2**16 - 1)), values >> 8)
+
+
 def retyped(file, tag, kind):
     """A TIFF whose entry for a tag says that its values are of another kind."""
     content = file.getvalue()

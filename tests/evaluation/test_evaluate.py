@@ -209,13 +209,19 @@ def test_a_run_in_a_read_only_folder_is_evaluated_into_another(tiny_config, fini
     config = tiny_config.copy_and_resolve_references()
     config.eval.update(output=str(tmp_path / 'elsewhere'), pictures=1)
     (tmp_path / 'elsewhere').mkdir()
-    (tmp_path / 'elsewhere' / 'example_0007.png').write_bytes(b'of an earlier evaluation')
+    for name in ('example_0007.png', 'example_0008.png'):
+        (tmp_path / 'elsewhere' / name).touch()
+    earlier = {'pictures': ['example_0007.png', '../classes.csv']}
+    (tmp_path / 'elsewhere' / 'scores.json').write_text(json.dumps(earlier))
+    (tmp_path / 'classes.csv').touch()
     monkeypatch.setattr(os, 'access', lambda path, mode: not str(path).startswith(str(workdir)))
     evaluate(config, str(workdir))
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob('*')} == before
     written = {path.name for path in (tmp_path / 'elsewhere').iterdir()}
     assert {'scores.json', 'images.csv', 'report.html', 'example_0000.png'} <= written
-    assert 'example_0007.png' not in written
+    assert 'example_0007.png' not in written, 'it is of an earlier evaluation'
+    assert 'example_0008.png' in written and (tmp_path / 'classes.csv').exists(), 'of the user'
+    assert json.loads((tmp_path / 'elsewhere' / 'scores.json').read_text())['pictures'] == ['example_0000.png']
 
 
 def test_data_of_renamed_classes_is_refused_with_the_names(tiny_config, finished, tmp_path):

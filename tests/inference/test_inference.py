@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from atonet_jax.config import default_config
 from atonet_jax.inference.label_map import label_map
-from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.views import many_sizes_text, predict_labels
 from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.ops import cpu, resize_align_corners, resize_bilinear
@@ -108,3 +109,22 @@ def test_images_are_resized_to_the_given_height_and_labels_are_of_the_images_siz
     logits = model.apply(variables, resized, train=False)['logits']
     np.testing.assert_array_equal(predict(images, height=36), label_map(logits, (48, 64)))
     np.testing.assert_array_equal(predict(images, height=48), predict(images))
+
+
+@pytest.mark.parametrize(
+    ('options', 'window'),
+    [
+        ({}, '(300,300)'),
+        ({'scales': (0.5, 2.0)}, '(150,150)'),
+        ({'height': 1200}, '(512,512)'),
+        ({'height': 450}, '(384,384)'),
+    ],
+)
+def test_many_sizes_are_answered_with_a_window_that_no_image_clips(options, window):
+    settings = default_config().eval
+    settings.update(options)
+    sizes = [(300, 400), (500, 700), (600, 512), (900, 900)]
+    assert f'pictures have 4 sizes: a program is compiled for each, once; --config.eval.window="{window}"' in (
+        many_sizes_text('pictures', sizes, settings)
+    )
+    assert many_sizes_text('pictures', sizes[:3], settings) == ''

@@ -90,7 +90,7 @@ def test_eight_devices_of_a_process_train_and_evaluate_as_one_does(eight_devices
 
 def test_devices_of_two_processes_train_and_evaluate_as_one_does(repository, folder, scenes, eight_devices):
     workdir = str(folder / 'locked')
-    jobs = {'all': {'num_steps': STEPS}, 'decide': {'locked': workdir}, 'cached': {}}
+    jobs = {'all': {'num_steps': STEPS}, 'decide': {'locked': workdir}, 'gather': {}, 'cached': {}}
     with lock(workdir):
         found = run_workers(repository, folder, scenes, jobs, num_devices=2, num_processes=2)
         with pytest.raises(InputError) as refusal, lock(workdir):
@@ -98,6 +98,10 @@ def test_devices_of_two_processes_train_and_evaluate_as_one_does(repository, fol
     assert found['all']['devices'] == 4
     assert found['cached']['equal'].tolist() == [True, True], 'batches from the memory of the devices'
     assert_trains_and_evaluates_alike(found['all'], eight_devices['on 1'])
+    assert found['gather']['here'].tolist() == [2, 2]
+    reason = 'no such file; every image needs its label and the reverse'
+    skipped = zlib.crc32(f'0 0.png: {reason} 1 1.png: {reason}'.encode())
+    assert found['gather']['code'].tolist() == [skipped, skipped], 'each knows what the other has skipped'
     expected = [zlib.crc32(text.encode()) for text in ('ö 0', str(refusal.value))]
     assert found['decide']['codes'].tolist() == [expected, expected], 'the first process decides, and all end alike'
 

@@ -1,6 +1,7 @@
 """What machines do to a run: it ends in good order or is killed, disks fill, files are damaged; nothing is lost."""
 
 import contextlib
+import json
 import logging
 import os
 import shutil
@@ -16,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from atonet_jax.data import examples
 from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluation
@@ -457,3 +459,34 @@ def test_debug_nans_takes_a_batch_in_parts_as_the_step_does(monkeypatch):
         accumulation=2,
     )
     assert where == 'first in the images (1 of 6144 values)'
+
+
+def test_a_list_of_skipped_images_that_cannot_be_written_ends_no_run(
+    finished_basic, basic_config, tmp_path, stepping, caplog
+):
+    workdir = shutil.copytree(finished_basic, tmp_path / 'run')
+    (workdir / 'skipped_train.json').mkdir()
+    train(basic_config, str(workdir))
+    assert f'{workdir}/skipped_train.json: cannot be written (Is a directory)' in caplog.text
+
+
+@pytest.mark.parametrize('ended', ['at its end', 'by a signal', 'by an error'])
+def test_what_other_processes_have_skipped_is_listed(
+    finished_basic, basic_config, tmp_path, monkeypatch, stepping, ended
+):
+    """After an error the processes may not be at the same place, so nothing is asked of them."""
+    failure = {'by a signal': Stopped(15, 6), 'by an error': ValueError('of this process')}.get(ended)
+
+    def run(*_):
+        if failure:
+            raise failure
+
+    monkeypatch.setattr(train_module.Loop, 'run', run)
+    monkeypatch.setattr(examples, 'gathered', lambda skipped: [skipped, {3: InputError('another cannot read it')}])
+    config = basic_config.copy_and_resolve_references()
+    config.data.on_corrupt = 'skip'
+    workdir = shutil.copytree(finished_basic, tmp_path / 'run')
+    with pytest.raises(type(failure)) if failure else contextlib.nullcontext():
+        train(config, str(workdir))
+    listed = [list(json.loads(path.read_text()).values()) for path in sorted(workdir.glob('skipped_*.json'))]
+    assert listed == ([] if ended == 'by an error' else [['another cannot read it']] * 2)

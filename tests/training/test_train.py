@@ -81,8 +81,8 @@ def test_crops_take_the_size_of_most_images_where_none_is_given(basic_config):
 
 
 def test_what_the_splits_hold_is_judged_before_the_first_step(basic_config, tmp_path, monkeypatch, caplog):
-    def load(data, split, workdir):
-        examples = load_examples(data, split, workdir)
+    def load(data, split, workdir, processes):
+        examples = load_examples(data, split, workdir, processes)
         way = 'grey level' if split == data.train_split else 'number'
         examples.dataset = dataclasses.replace(examples.dataset, ways={'grey_palette': way})
         return examples
