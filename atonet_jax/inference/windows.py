@@ -25,9 +25,9 @@ class SlidingWindows:
     """(variables, images) -> label maps, from windows that slide over each image.
 
     Class probabilities are averaged where windows overlap, and over scales and mirror images. The network is compiled
-    once, whatever the images' sizes, unless one is smaller than the window and clips it. Only the rows of probabilities
-    that windows still add to are kept, so memory grows with an image's width and not with its height, apart from the
-    image and its labels.
+    for at most `batch_size` numbers of windows, whatever the images' sizes, and for those that are smaller than the
+    window and clip it. Only the rows of probabilities that windows still add to are kept, so memory grows with an
+    image's width and not with its height, apart from the image and its labels.
     """
 
     def __init__(
@@ -115,11 +115,11 @@ class SlidingWindows:
 
     def _add_row(self, variables, images, view, band, top, band_start, progress):
         """Adds the probabilities of a row of windows to a band, which begins at row `band_start` of its image."""
-        at_once = self._windows_at_once(len(images))
+        at_once = self._windows_at_once(len(images), len(view.lefts))
         for first in range(0, len(view.lefts), at_once):
             lefts = view.lefts[first : first + at_once]
             used = len(lefts)
-            lefts = np.pad(lefts, (0, at_once - used), mode='edge')  # the same program for fewer windows
+            lefts = np.pad(lefts, (0, at_once - used), mode='edge')  # the same program for the last ones
             cut = _cut(
                 images, top, lefts, view.taps, view.part, view.size, view.mirrored, self._normalization,
                 split_by_batch(self._mesh),
@@ -134,9 +134,11 @@ class SlidingWindows:
         window = jax.ShapeDtypeStruct((1, *part, 3), jnp.float32)
         return jax.eval_shape(self._probabilities, variables, window).shape[-1]
 
-    def _windows_at_once(self, images: int) -> int:
-        """Of each image. However many windows a row has, the network takes one number of them."""
-        at_once = max(1, self._batch_size // images)
+    def _windows_at_once(self, images: int, columns: int) -> int:
+        """Of each image, in batches of nearly one size: filled ones would cost more than another program."""
+        most = max(1, self._batch_size // images)
+        batches = -(-columns // most)
+        at_once = -(-columns // batches)
         return at_once if images % self._mesh.size == 0 else -(-at_once // self._mesh.size) * self._mesh.size
 
 
