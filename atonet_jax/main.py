@@ -49,7 +49,9 @@ flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; doc
 flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
 flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
 flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.')
-flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
+flags.DEFINE_bool(
+    'force', False, 'Lets export replace a file that is there already, and write int8 that loses more than it may.'
+)
 
 _TAKES_LESS_MEMORY = {
     'train': 'a smaller --config.train.batch_size takes less, and so do --config.train.accumulation=2, '

@@ -36,7 +36,8 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
     mesh = create_mesh()
     validate(config)
     form = _module(config.export.format)
-    path = config.export.output or os.path.join(workdir, 'export', config.model.name + form.ENDING)
+    precision = '_int8' if config.export.precision == 'int8' else ''  # so that neither replaces the other
+    path = config.export.output or os.path.join(workdir, 'export', config.model.name + precision + form.ENDING)
     path = os.path.abspath(path)
     card_path = f'{path}.json'
     for taken in (path, card_path):
@@ -86,8 +87,8 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
 def _module(name: str) -> ModuleType:
     """The module of a format. Each has ENDING, write(path, network, config), and check(path, network, config).
 
-    Those that can be of int8 also have write_int8(path, network, config, images), load(path), and HAS_CAREFUL_INT8:
-    whether write_int8 takes careful=True, for a form that loses less.
+    Those that can be of int8 also have write_int8(path, network, config, images), which returns whether int8 is in the
+    convolutions alone; load(path); and HAS_CAREFUL_INT8: whether write_int8 takes careful=True, for that form.
     """
     with explain_missing_package(f'config.export.format={name}', 'export'):
         return importlib.import_module(f'atonet_jax.export.{name}_format')
