@@ -112,6 +112,8 @@ def test_what_cannot_be_input_is_said_in_a_line(photos, tmp_path, monkeypatch, g
 def test_every_kind_of_picture_that_pillow_reads_is_one(tmp_path):
     for suffix in ('png', 'jpg', 'webp', 'tif', 'bmp', 'gif', 'ppm'):
         PIL.Image.new('RGB', (8, 8)).save(tmp_path / f'{suffix}.{suffix}')
+    for suffix in ('h5', 'hdf', 'grib', 'bufr', 'wmf', 'emf', 'eps'):  # which it knows, and does not decode
+        (tmp_path / f'data.{suffix}').touch()
     assert len(find_sources(str(tmp_path), 'out')) == 7
 
 
