@@ -13,8 +13,8 @@
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8. Lists need neither
 brackets nor quotes: --config.predict.pictures=labels,overlay.
 Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
-is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended training
-after a step that is saved.
+is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended an export
+or, after a step that is saved, training.
 Several processes as one run: docs/scaling.md.
 """
 
