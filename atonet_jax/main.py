@@ -56,7 +56,10 @@ flags.DEFINE_bool(
 _TAKES_LESS_MEMORY = {
     'train': 'a smaller --config.train.batch_size takes less, and so do --config.train.accumulation=2, '
     '--config.train.remat=true and, where decoded images lie on the device, --config.data.cache=none',
-    **dict.fromkeys(('evaluate', 'predict'), '--config.eval.window="(512,512)" looks at pieces, which take less'),
+    **dict.fromkeys(
+        ('evaluate', 'predict'),
+        '--config.eval.window="(512,512)" processes the image in windows, which needs less memory',
+    ),
 }
 
 
