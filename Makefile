@@ -1,4 +1,4 @@
-# Each target sets up what it needs, once, in .venv, and runs. PYTHON names an interpreter of 3.11 or newer.
+# Each target sets up what it needs, once, in .venv, and runs. PYTHON names an interpreter of 3.11 to 3.13.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -44,8 +44,8 @@ parity: $(VENV)/ready-parity
 	$(BIN)/python -m pytest tests/parity
 
 $(VENV)/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed; say which: make PYTHON=python3.12 ...")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -c 'import sys; sys.exit(None if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed; say which: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV) || { rm -f $@; exit 1; }  # half an environment would count as made
 
 $(VENV)/ready: requirements.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt

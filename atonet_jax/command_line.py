@@ -90,7 +90,9 @@ def _run_config_file(argument: str, chosen: str) -> ConfigDict:
         raise
     except (KeyError, AttributeError) as error:
         reason = str(error.args[0] if error.args else error).splitlines()[0]
-        raise InputError(f'--config={path}: sets or lacks a name ({reason}); it must define get_config()') from error
+        raise InputError(
+            f'--config={path}: has an unknown or missing name ({reason}); the file must define get_config()'
+        ) from error
     except Exception as error:  # whatever a Python file can raise
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
         reason = str(error).partition('\n')[0]

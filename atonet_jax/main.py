@@ -13,8 +13,8 @@
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8. Lists need neither
 brackets nor quotes: --config.predict.pictures=labels,overlay.
 Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
-is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended training
-after a step that is saved.
+is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended an export
+or, after a step that is saved, training.
 Several processes as one run: docs/scaling.md.
 """
 
@@ -49,12 +49,17 @@ flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; doc
 flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
 flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
 flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.')
-flags.DEFINE_bool('force', False, 'Lets export replace a file that is there already.')
+flags.DEFINE_bool(
+    'force', False, 'Lets export replace a file that is there already, and write int8 that loses more than it may.'
+)
 
 _TAKES_LESS_MEMORY = {
     'train': 'a smaller --config.train.batch_size takes less, and so do --config.train.accumulation=2, '
     '--config.train.remat=true and, where decoded images lie on the device, --config.data.cache=none',
-    **dict.fromkeys(('evaluate', 'predict'), '--config.eval.window="(512,512)" looks at pieces, which take less'),
+    **dict.fromkeys(
+        ('evaluate', 'predict'),
+        '--config.eval.window="(512,512)" processes the image in windows, which needs less memory',
+    ),
 }
 
 

@@ -352,7 +352,7 @@ def test_command_line_that_names_no_setting_is_refused(arguments, error, monkeyp
 def test_config_file_without_a_config_is_refused(content, tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(content)
-    with pytest.raises(InputError, match='mine.py.*must define get_config'):
+    with pytest.raises(InputError, match='mine.py: has an unknown or missing name .*; the file must define get_config'):
         define_config_flag(['main.py', f'--config={path}'])
 
 

@@ -161,6 +161,8 @@ def test_a_full_device_is_a_line_that_says_what_takes_less(command, monkeypatch)
     assert process.returncode == 3 and process.stderr.count('\n') == 1
     assert process.stderr.startswith("error: --mode=train: the device's memory is full (RESOURCE_EXHAUSTED: Out of")
     assert '--config.train.accumulation=2' in process.stderr
+    process = command('--config=configs/tiny.py', '--mode=predict')
+    assert process.stderr.endswith('="(512,512)" processes the image in windows, which needs less memory\n')
 
 
 @pytest.mark.parametrize('seed', [2**63, 2**64, 10**30])

@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -136,6 +137,45 @@ def test_each_python_has_one_version_of_each_package(python):
     ]
     assert len(chosen) == len(set(chosen))
     assert {'jax', 'jaxlib', 'flax', 'numpy', 'tensorflow-cpu'} <= set(chosen)
+
+
+@pytest.fixture
+def make_environment(tmp_path):
+    """(version of Python, whether it makes environments) -> the finished `make .venv/bin/python`."""
+
+    def make(version, works=True):
+        python = tmp_path / 'python'
+        python.write_text(f"""#!{sys.executable}
+import pathlib, sys
+sys.version_info = {version}
+if sys.argv[1] == '-c':
+    exec(sys.argv[2])
+else:
+    pathlib.Path('.venv/bin').mkdir(parents=True, exist_ok=True)
+    pathlib.Path('.venv/bin/python').touch()
+    sys.exit({not works})
+""")
+        python.chmod(0o755)
+        command = ['make', f'--makefile={ROOT / "Makefile"}', f'PYTHON={python}', '.venv/bin/python']
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+
+    return make
+
+
+@pytest.mark.skipif(shutil.which('make') is None, reason='make is not installed')
+def test_make_takes_the_pythons_that_have_tensorflow(make_environment):
+    for version in ((3, 10, 9), (3, 14, 0)):
+        refused = make_environment(version)
+        assert refused.returncode != 0 and 'Python 3.11 to 3.13 is needed; say which' in refused.stderr
+    assert make_environment((3, 13, 9)).returncode == 0
+
+
+@pytest.mark.skipif(shutil.which('make') is None, reason='make is not installed')
+def test_make_begins_an_environment_anew_that_could_not_be_made(make_environment, tmp_path):
+    """As on Debian without python3-venv."""
+    assert make_environment((3, 12, 1), works=False).returncode != 0
+    again = make_environment((3, 12, 1))
+    assert again.returncode == 0 and '-m venv' in again.stdout and (tmp_path / '.venv' / 'bin' / 'python').exists()
 
 
 def test_the_installed_command_is_that_of_main_py():

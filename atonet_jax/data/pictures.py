@@ -8,11 +8,12 @@ import numbers
 import struct
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 
 from atonet_jax.errors import InputError, first_line
 
@@ -58,11 +59,19 @@ class Header(NamedTuple):
 
 @functools.cache
 def formats() -> tuple[str, ...]:
-    """Pillow's names of the formats it reads, except EPS, for which it would run a program. HEIF with pillow-heif."""
+    """Pillow's names of the formats it reads. HEIF is one with pillow-heif.
+
+    Left out are EPS, for which Pillow would run a program, and formats that it knows and cannot decode, such as HDF5.
+    """
     PIL.Image.init()
     with contextlib.suppress(ImportError):  # no requirement of ours: users add it if they have such files
         importlib.import_module('pillow_heif').register_heif_opener()
-    return tuple(kind for kind in PIL.Image.OPEN if kind != 'EPS')
+    return tuple(kind for kind, (opener, _) in PIL.Image.OPEN.items() if kind != 'EPS' and not _is_stub(opener))
+
+
+def _is_stub(opener: Callable) -> bool:
+    """Whether what opens a file of a format only finds out that it is one."""
+    return isinstance(opener, type) and issubclass(opener, PIL.ImageFile.StubImageFile)
 
 
 @functools.cache

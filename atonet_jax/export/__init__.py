@@ -1,10 +1,7 @@
 """`--mode=export`: a trained network for other programs, loaded back and compared before the command says done."""
 
-import contextlib
-import glob
 import importlib
 import os
-import shutil
 from types import ModuleType
 
 from ml_collections import ConfigDict
@@ -12,9 +9,11 @@ from ml_collections import ConfigDict
 from atonet_jax.errors import InputError
 from atonet_jax.export import int8
 from atonet_jax.export.model_card import is_model_card, model_card
+from atonet_jax.export.replacing import clear_up_after_killed, replacing_export
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.files import write_json
+from atonet_jax.process.stopping import exit_on_sigterm
 from atonet_jax.runs.network import trained_network
 from atonet_jax.validation import validate
 
@@ -32,12 +31,15 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
         InputError: no run, checkpoint or weights; a path that is taken and not to be replaced; a package that the
             format needs is missing.
         ExportError: the export does not compute what the network does, or int8 loses too much.
+        SystemExit: SIGTERM came. What was there already is as before.
     """
     mesh = create_mesh()
     validate(config)
     form = _module(config.export.format)
-    path = config.export.output or os.path.join(workdir, 'export', config.model.name + form.ENDING)
+    precision = '_int8' if config.export.precision == 'int8' else ''  # so that neither replaces the other
+    path = config.export.output or os.path.join(workdir, 'export', config.model.name + precision + form.ENDING)
     path = os.path.abspath(path)
+    clear_up_after_killed(path)
     card_path = f'{path}.json'
     for taken in (path, card_path):
         if os.path.exists(taken) and not force:
@@ -54,28 +56,15 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
     network = trained_network(config, workdir, mesh)
     card = model_card(network, config, workdir)
 
-    folder, name = os.path.split(path)
     try:
-        os.makedirs(folder, exist_ok=True)
-        unchecked = os.path.join(folder, f'.unchecked.{os.getpid()}.{name}')  # the ending stays what it is
-        try:
+        with exit_on_sigterm(), replacing_export(path) as unchecked:
             if config.export.precision == 'int8':
                 figures = int8.write(unchecked, form, network, config, workdir, force)
                 card['int8'], result = int8.card(figures), str(figures)
             else:
                 form.write(unchecked, network, config)
                 result = form.check(unchecked, network, config)
-            write_json(f'{unchecked}.json', card)  # while what is there already is whole
-            if os.path.isdir(path) or os.path.isdir(unchecked):  # files replace each other at one stroke
-                with contextlib.suppress(FileNotFoundError):
-                    os.replace(path, f'{unchecked}.old')
-            os.replace(unchecked, path)
-            os.replace(f'{unchecked}.json', card_path)
-        finally:
-            for left in glob.glob(f'{glob.escape(unchecked)}*'):
-                _remove(left)
-    except InputError as error:
-        raise InputError(str(error).replace(unchecked, path)) from error
+            write_json(f'{unchecked}.json', card)
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); give another config.export.output') from error
     print(f'{path}: {_size(path) / 1e6:.1f} MB; {result}')
@@ -86,18 +75,11 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
 def _module(name: str) -> ModuleType:
     """The module of a format. Each has ENDING, write(path, network, config), and check(path, network, config).
 
-    Those that can be of int8 also have write_int8(path, network, config, images), load(path), and HAS_CAREFUL_INT8:
-    whether write_int8 takes careful=True, for a form that loses less.
+    Those that can be of int8 also have write_int8(path, network, config, images), which returns whether int8 is in the
+    convolutions alone; load(path); and HAS_CAREFUL_INT8: whether write_int8 takes careful=True, for that form.
     """
     with explain_missing_package(f'config.export.format={name}', 'export'):
         return importlib.import_module(f'atonet_jax.export.{name}_format')
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        os.remove(path)
 
 
 def _size(path: str) -> int:

@@ -61,7 +61,7 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
 
 def write_int8(
     path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray], careful: bool = False
-) -> None:
+) -> bool:
     """Writes a graph whose maps between the first and the last convolution are of int8 (`quantization.quantize`).
 
     Args:
@@ -70,10 +70,13 @@ def write_int8(
         config: `config.export` says what the graph takes and gives.
         images: to calibrate with, each as the graph takes it, in a batch of one.
         careful: only convolutions are of int8.
+
+    Returns:
+        Whether only convolutions are of int8, which some networks need in any case.
     """
     options = config.export
     batches = [np.repeat(image, options.batch_size or 1, axis=0) for image in images]
-    quantize(build(network, options, for_int8=True), batches, path, careful)
+    return quantize(build(network, options, for_int8=True), batches, path, careful)
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:

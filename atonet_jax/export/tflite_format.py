@@ -43,7 +43,7 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     pathlib.Path(path).write_bytes(program)
 
 
-def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> None:
+def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> bool:
     """Writes a file that computes in int8 what TensorFlow Lite has int8 kernels for, and the rest in float32.
 
     Args:
@@ -51,6 +51,9 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
         network: what is exported.
         config: `config.export` says what the program takes and gives.
         images: to calibrate with, each as the program takes it, in a batch of one.
+
+    Returns:
+        False: not only convolutions are of int8.
 
     Raises:
         ExportError: TensorFlow Lite's quantiser cannot take the network.
@@ -70,6 +73,7 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
                 '--config.export.format=onnx, or leave out config.export.precision'
             ) from error
     pathlib.Path(path).write_bytes(program)
+    return False
 
 
 def _converter(network: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteConverter:

@@ -245,6 +245,7 @@ class Job:
         video = Video(source, self._options.max_pixels, self._options.max_frames)
         most = self._options.max_frames
         expected = min(filter(None, (most, video.frame_count)), default=None)
+        earlier = [path for kind, path in paths.items() if kind != 'labels' and os.path.exists(path)]
         count, failures_before = 0, len(self.failures)
         with ExitStack() as stack:
             stack.enter_context(video)
@@ -275,16 +276,21 @@ class Job:
                 count += 1
                 self._images += 1
                 progress.update()
+            stopped = signals.received(0) is not None and count != expected
+            if len(self.failures) == failures_before and not stopped:
+                if count == 0:
+                    self.failures.append(f'{source.label}: no frame came')
+                elif count != most and (fault := video.fault(count)):
+                    self.failures.append(f'{source.label}: {fault}')
+            # What a camera or stream gave does not come again, so it replaces what an earlier call wrote in any case.
+            whole = source.is_live or not (stopped or len(self.failures) > failures_before)
             for file in files.values():
-                file.rate = video.measured_rate()
-        if 'labels' in paths and count:
+                file.rate, file.whole = video.measured_rate(), whole
+        if whole and 'labels' in paths and count:
             _remove_frames(paths['labels'], count)
-        if len(self.failures) > failures_before:
-            return
-        if count == 0:
-            self.failures.append(f'{source.label}: no frame came')
-        elif count != most and not signals.received(0) and (fault := video.fault(count)):
-            self.failures.append(f'{source.label}: {fault}')
+        if not whole and count:
+            for path in earlier:
+                self.failures.append(f'{path}: stays as an earlier call wrote it; remove it to have the new one')
 
 
 def _frame_path(first: str, number: int) -> str:

@@ -6,6 +6,9 @@ from typing import BinaryIO
 
 _TAIL = 4096  # bytes at the end of a file that are looked at
 _FIRST_BOXES = (b'ftyp', b'moov', b'mdat', b'wide', b'free', b'skip')  # of MP4 and QuickTime
+_OUTER_BOXES = (
+    *_FIRST_BOXES, b'moof', b'mfra', b'styp', b'sidx', b'ssix', b'meta', b'uuid', b'udta', b'pdin', b'prft', b'emsg',
+)  # fmt: skip
 _EBML, _SEGMENT = b'\x1aE\xdf\xa3', b'\x18S\x80g'  # Matroska and WebM
 
 
@@ -19,7 +22,8 @@ def is_cut_off(path: str) -> bool:
     with open(path, 'rb') as file:
         head = file.read(8)
         if head[4:] in _FIRST_BOXES:
-            return any(stop > size for _, _, stop in _boxes(file, 0, size))
+            # Cameras and editors may add things after the last box, which are no boxes.
+            return any(stop > size for kind, _, stop in _boxes(file, 0, size) if kind in _OUTER_BOXES)
         file.seek(max(0, size - _TAIL))
         if size > _TAIL and not any(file.read()):
             return True

@@ -174,7 +174,8 @@ def _split(address: str) -> urllib.parse.SplitResult:
 
 
 def _without_password(address: str) -> str:
-    return re.sub(r'//[^/]*@', '//', address)
+    # A password that should be quoted may hold any sign, '/' and '@' too.
+    return re.sub(r'//([^/]*:.*|[^/]*)@', '//', address)
 
 
 def _address(given: str) -> Source:
@@ -212,14 +213,23 @@ def _picture_suffixes() -> tuple[str, ...]:
 
 
 def _files_below(folder: str, output: str) -> list[str]:
-    """All files except hidden ones. Folders that cannot be opened are included, so that reading gives the error."""
+    """All files except hidden ones, also in folders that are linked.
+
+    Folders that cannot be opened are included, so that reading gives the error.
+    """
     if os.path.realpath(folder) == os.path.realpath(output):
         raise InputError(
             f'config.predict.output={output}: is the input folder itself; give another one, such as {output}_labels'
         )
-    paths = []
-    for parent, folders, names in os.walk(folder, onerror=lambda error: paths.append(error.filename)):
-        folders[:] = [name for name in folders if not name.startswith('.')]
+    paths, ways = [], {folder: {os.path.realpath(folder)}}  # ways: the folders that lead to a folder, and itself
+    for parent, folders, names in os.walk(folder, onerror=lambda error: paths.append(error.filename), followlinks=True):
+        way, inner = ways.pop(parent), [name for name in folders if not name.startswith('.')]
+        folders.clear()
+        for name in inner:
+            path = os.path.join(parent, name)
+            if (real := os.path.realpath(path)) not in way:  # else a link leads back
+                ways[path] = way | {real}
+                folders.append(name)
         paths += [os.path.join(parent, name) for name in names if not name.startswith('.')]
     return paths
 
@@ -245,17 +255,19 @@ def _fixed_part(pattern: str) -> str:
 def _named(paths: Iterable[str], base: str) -> list[Source]:
     """Names have no ending, unless two would be equal or a video would have the name of a folder.
 
+    Names that differ in case alone count as equal here: the outputs may lie on a file system that ignores case.
+
     Raises:
         InputError: two names are equal even with their endings.
     """
     names = [os.path.relpath(path, base or '.') for path in paths]
     stems = [os.path.splitext(name)[0] for name in names]
-    folders = {os.path.dirname(name) for name in names}
-    counts = Counter(stems)
+    folders = {os.path.dirname(name).casefold() for name in names}
+    counts = Counter(stem.casefold() for stem in stems)
     sources, path_of_name = [], {}
     for path, name, stem in zip(paths, names, stems, strict=True):
-        is_folder = Source(path, stem).is_video and stem in folders  # its frames go into a folder
-        source = Source(path, name if counts[stem] > 1 or is_folder else stem)
+        is_folder = Source(path, stem).is_video and stem.casefold() in folders  # its frames go into a folder
+        source = Source(path, name if counts[stem.casefold()] > 1 or is_folder else stem)
         other = path_of_name.setdefault(source.name, path)
         if other != path:
             raise InputError(f'{path}: its output would replace that of {other}; rename one of them')

@@ -155,12 +155,14 @@ class VideoFile:
 
     Attributes:
         rate: frames a second at which it will play. May be changed until the end.
+        whole: whether all frames came. If not, it does not replace an earlier file. May be changed until the end.
     """
 
     def __init__(self, path: str, rate: float):
         # MPEG-4 counts time in at most 65535 parts of a second, and OpenCV takes as many as the rate has digits.
         self._coded_rate = round(rate, 3 if rate < 65 else 2 if rate < 655 else 1)
         self.rate = rate
+        self.whole = True
         self._path, self._writer, self._frames, self._size = path, None, 0, ()
         self._temporary = temporary_path(path)
 
@@ -172,16 +174,16 @@ class VideoFile:
             return
         self._writer.release()
         written = cv2.VideoCapture(self._temporary)
-        whole = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == self._frames
+        holds_all = int(written.get(cv2.CAP_PROP_FRAME_COUNT)) == self._frames
         written.release()
-        if whole and kind is None:
+        if holds_all and kind is None and (self.whole or not os.path.exists(self._path)):
             if abs(self.rate / self._coded_rate - 1) > 1e-3:
                 change_speed(self._temporary, self.rate / self._coded_rate)
             os.replace(self._temporary, self._path)
             return
         with contextlib.suppress(FileNotFoundError):
             os.remove(self._temporary)
-        if kind is None:
+        if kind is None and not holds_all:
             raise InputError(
                 f'{self._path}: cannot be written (the disk may be full); free space, or choose another '
                 '--config.predict.output'

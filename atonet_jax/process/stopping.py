@@ -1,8 +1,11 @@
 """Ends a run cleanly on SIGTERM, which schedulers send before they take a machine away, and on SIGINT."""
 
+import contextlib
 import os
 import signal
+import sys
 import types
+from collections.abc import Iterator
 
 import jax
 from jax.experimental import multihost_utils
@@ -59,3 +62,17 @@ class StopSignals:
             os.write(2, f'\n{self._notice}\n'.encode())  # on the screen; print may be under way
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def exit_on_sigterm() -> Iterator[None]:
+    """Within the context SIGTERM raises SystemExit, so that what the body has begun is cleared up as after Ctrl-C."""
+
+    def leave(number: int, frame: types.FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    handler = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

@@ -26,7 +26,8 @@ _ENDING_SECONDS = 10  # for accepted requests, once the server ends
 def serve(config: ConfigDict, workdir: str) -> None:
     """Serves the run in `workdir`, or the weights of `init_from`, as `config.serve` says, until SIGINT or SIGTERM.
 
-    Accepted requests then have ten seconds to be answered. A second signal ends the process at once.
+    Accepted requests then have ten seconds to be answered; those that are not get status 503. The process ends when
+    the computation under way has ended. A second signal ends it at once.
 
     Raises:
         InputError: a setting that cannot work, a host or port that is not available, no run, checkpoint or weights.
@@ -37,7 +38,10 @@ def serve(config: ConfigDict, workdir: str) -> None:
     with listener:
         network = trained_network(config, workdir, mesh)
         segment = Segmenter(network.model, network.variables, network.class_table, height=network.height)
-        app = create_app(segment, config.serve, config.model.name, tuple(config.data.sample_range))
+        host, port = listener.getsockname()[:2]
+        address = ipaddress.ip_address(host.partition('%')[0])
+        sample_range = tuple(config.data.sample_range)
+        app = create_app(segment, config.serve, config.model.name, sample_range, str(address))
         origin = config.init_from if network.step is None else workdir
         server = _Server(
             uvicorn.Config(
@@ -52,8 +56,6 @@ def serve(config: ConfigDict, workdir: str) -> None:
                 timeout_graceful_shutdown=_ENDING_SECONDS,
             )
         )
-        host, port = listener.getsockname()[:2]
-        address = ipaddress.ip_address(host.partition('%')[0])
         if not address.is_loopback:
             _log.warning('config.serve.host=%r: anyone who reaches this machine over the network may use it', host)
         # Uvicorn sets its handlers only when it runs, but a program that reads the line below may send a signal

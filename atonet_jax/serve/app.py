@@ -40,7 +40,13 @@ _HEADERS = {
 }
 
 
-def create_app(segment: Segmenter, options: ConfigDict, network: str, sample_range: Sequence[float] = ()) -> Starlette:
+def create_app(
+    segment: Segmenter,
+    options: ConfigDict,
+    network: str,
+    sample_range: Sequence[float] = (),
+    address: str = '127.0.0.1',
+) -> Starlette:
     """The page and the endpoint.
 
     Args:
@@ -48,6 +54,7 @@ def create_app(segment: Segmenter, options: ConfigDict, network: str, sample_ran
         options: `config.serve`.
         network: its name.
         sample_range: `config.data.sample_range`, of pictures of more than 8 bits.
+        address: what the server listens on, in its usual form; `options.host` may be a name or another form of it.
     """
     endpoint = _Endpoint(Pictures(segment, options, sample_range), options)
     page = importlib.resources.files(__package__).joinpath('page.html').read_text(encoding='utf-8')
@@ -79,7 +86,7 @@ def create_app(segment: Segmenter, options: ConfigDict, network: str, sample_ran
         ],
         middleware=[
             Middleware(_WithHeaders),
-            Middleware(TrustedHostMiddleware, allowed_hosts=_allowed_hosts(options.host), www_redirect=False),
+            Middleware(TrustedHostMiddleware, allowed_hosts=_allowed_hosts(options.host, address), www_redirect=False),
         ],
         exception_handlers={
             HTTPException: _http_error,
@@ -113,23 +120,29 @@ class _Endpoint:
             raise HTTPException(403, 'pages of other sites may not use this server; open its own page')
         with contextlib.ExitStack() as place:
             place.enter_context(self._place())
-            body = await self._read(request)
-            async with self._turn:
-                if await request.is_disconnected():
-                    raise ClientDisconnect
-                try:
-                    # Must not be abandoned: the next request may start only when this computation has ended.
-                    content, milliseconds = await anyio.to_thread.run_sync(self._pictures.answer, body, output)
-                except InputError as error:
-                    if request.headers.get('content-type', '').startswith('multipart/'):
-                        raise InputError(
-                            'the body is a form; send the bytes of the picture alone (curl --data-binary @street.jpg)'
-                        ) from error
-                    raise
+            try:
+                content, milliseconds = await self._compute(request, await self._read(request), output)
+            except asyncio.CancelledError as error:  # by Uvicorn, once its time to end is over
+                raise HTTPException(503, 'the server ends before the picture is done; try again later') from error
             timing = ', '.join(f'{part};dur={duration}' for part, duration in milliseconds.items())
             headers = {'Server-Timing': timing, 'X-Milliseconds': json.dumps(milliseconds)}
             media_type = 'application/json' if output == 'json' else 'image/png'
             return _Answer(content, place.pop_all(), headers=headers, media_type=media_type)
+
+    async def _compute(self, request: Request, body: bytes, output: str) -> tuple[bytes, dict[str, float]]:
+        """`Pictures.answer`, once all earlier requests are done."""
+        async with self._turn:
+            if await request.is_disconnected():
+                raise ClientDisconnect
+            try:
+                # Must not be abandoned: the next request may start only when this computation has ended.
+                return await anyio.to_thread.run_sync(self._pictures.answer, body, output)
+            except InputError as error:
+                if request.headers.get('content-type', '').startswith('multipart/'):
+                    raise InputError(
+                        'the body is a form; send the bytes of the picture alone (curl --data-binary @street.jpg)'
+                    ) from error
+                raise
 
     @contextlib.contextmanager
     def _place(self) -> Iterator[None]:
@@ -199,15 +212,14 @@ class _WithHeaders:
         await self._app(scope, receive, send_more)
 
 
-def _allowed_hosts(host: str) -> list[str]:
-    """Host names that a browser may use. Others belong to sites that point their own name here (DNS rebinding)."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return ['localhost', '127.0.0.1', '[::1]', host]
-    if address.is_unspecified:
+def _allowed_hosts(host: str, address: str) -> list[str]:
+    """Host names that a browser may use. Others belong to sites that point their own name here (DNS rebinding).
+
+    Browsers write addresses in their usual form, whatever form `config.serve.host` has: 127.0.0.1 for 127.1.
+    """
+    if ipaddress.ip_address(address).is_unspecified:
         return ['*']
-    return ['localhost', '127.0.0.1', '[::1]', host if address.version == 4 else f'[{host}]']
+    return ['localhost', '127.0.0.1', '[::1]', *(f'[{each}]' if ':' in each else each for each in (host, address))]
 
 
 def _is_of_another_site(headers: Headers) -> bool:

@@ -6,6 +6,8 @@ import math
 import os
 import pathlib
 import shutil
+import signal
+import subprocess
 import sys
 
 import flax
@@ -372,22 +374,61 @@ def test_a_torch_file_of_other_numbers_is_refused(config, finished, tmp_path, mo
     assert not os.listdir(tmp_path)
 
 
-def test_a_file_stays_where_its_replacement_cannot_be_moved(config, finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize('format', ['torch', 'weights'])
+def test_an_export_stays_where_its_replacement_cannot_be_moved(config, finished, tmp_path, monkeypatch, format):
     path = tmp_path / 'atonet.pth'
-    older = write_older(path, is_folder=False)
+    older = write_older(path, is_folder=format == 'weights')
     replace = os.replace
 
     def fail(source, target):
-        if target == str(path):
+        if target == str(path) and os.path.basename(source) == path.name:
             raise OSError(28, 'No space left on device')
         replace(source, target)
 
     monkeypatch.setattr(os, 'replace', fail)
-    config.export.update(format='torch', output=str(path))
+    config.export.update(format=format, output=str(path))
     with pytest.raises(InputError, match='cannot be written .No space left on device'):
         export(config, finished, force=True)
     assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json']
     assert older.read_text() == 'older'
+
+
+def test_sigterm_ends_an_export_that_leaves_nothing_behind(config, finished, tmp_path, monkeypatch):
+    def killed(path, network, config):
+        pathlib.Path(path).write_text('half')
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    path = tmp_path / 'atonet.pth'
+    older = write_older(path, is_folder=False)
+    config.export.update(format='torch', output=str(path))
+    monkeypatch.setattr('atonet_jax.export.torch_format.write', killed)
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with pytest.raises(SystemExit) as left:
+            export(config, finished, force=True)
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert left.value.code == 143
+    assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json'] and older.read_text() == 'older'
+
+
+def test_what_a_killed_export_has_left_is_cleared_up_and_the_one_before_it_returns(config, finished, tmp_path):
+    with subprocess.Popen(['true']) as process:
+        process.wait()
+    path = tmp_path / 'atonet_weights'
+    write_older(path, is_folder=True)
+    left = tmp_path / f'.unchecked.{process.pid}.atonet_weights'
+    of_a_living_process = tmp_path / f'.unchecked.{os.getppid()}.atonet_weights'
+    of_another_export = tmp_path / f'.unchecked.{process.pid}.other'
+    for folder in (left, of_a_living_process, of_another_export):
+        (folder / 'atonet_weights').mkdir(parents=True)
+    path.rename(left / '.earlier')
+    config.export.update(format='weights', output=str(path))
+    with pytest.raises(InputError, match='atonet_weights: is there already'):
+        export(config, finished, force=False)
+    assert (path / 'older').read_text() == 'older'
+    assert not left.exists() and of_a_living_process.exists() and of_another_export.exists()
 
 
 def test_a_link_to_the_workdir_is_never_replaced(config, finished, tmp_path):

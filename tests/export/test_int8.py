@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import types
 
 import jax
@@ -17,6 +18,7 @@ from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.export import export, int8, onnx_format, tflite_format
 from atonet_jax.export.onnx import to_onnx
 from atonet_jax.export.onnx.quantization import quantize
+from atonet_jax.runs.environment import cpu_name
 from tests.conftest import EXPORT_SIZE
 
 RNG = np.random.default_rng(0)
@@ -58,8 +60,11 @@ def test_an_onnx_file_of_int8_is_calibrated_scored_and_gives_nearly_the_labels_o
     assert 'QuantizeLinear' not in {node.op_type for node in graph.node if convolutions[-1].output[0] in node.input}
 
 
-@pytest.mark.parametrize(('activation', 'user'), [(jax.nn.relu, 'QuantizeLinear'), (jax.nn.leaky_relu, 'LeakyRelu')])
-def test_sums_are_int8_except_beside_prelu(tmp_path, activation, user):
+@pytest.mark.parametrize(
+    ('activation', 'user', 'convolutions_alone'),
+    [(jax.nn.relu, 'QuantizeLinear', False), (jax.nn.leaky_relu, 'LeakyRelu', True)],
+)
+def test_sums_are_int8_except_beside_prelu(tmp_path, activation, user, convolutions_alone):
     kernels = RNG.normal(size=(3, 3, 3, 4, 4)).astype(np.float32) / 6
 
     def conv(x, kernel):
@@ -71,7 +76,7 @@ def test_sums_are_int8_except_beside_prelu(tmp_path, activation, user):
 
     images = RNG.normal(size=(1, 8, 12, 4)).astype(np.float32)
     path = str(tmp_path / 'int8.onnx')
-    quantize(to_onnx(network, images.shape), [images], path)
+    assert quantize(to_onnx(network, images.shape), [images], path) is convolutions_alone
     graph = onnx.load(path).graph
     (summed,) = [node.output[0] for node in graph.node if node.op_type == 'Add']
     assert {node.op_type for node in graph.node if summed in node.input} == {user}
@@ -126,7 +131,8 @@ def test_a_network_that_tensorflow_lite_cannot_make_int8_is_refused_in_one_line(
 
 
 def test_images_are_timed_and_scored_in_the_batches_of_the_export(config, finished, monkeypatch):
-    calls = []
+    """On the processor, whatever JAX computes on."""
+    calls, gpu = [], types.SimpleNamespace(platform='gpu', device_kind='NVIDIA H200')
 
     def load(path):
         run = loaded(path)
@@ -135,10 +141,13 @@ def test_images_are_timed_and_scored_in_the_batches_of_the_export(config, finish
     loaded = onnx_format.load
     monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
     monkeypatch.setattr(onnx_format, 'load', load)
+    fake_jax = types.SimpleNamespace(devices=lambda: [gpu], device_count=lambda: 1)
+    monkeypatch.setattr('atonet_jax.runs.environment.jax', fake_jax)
     config.export.batch_size = 2
     figures = card_of(export(config, finished, force=True))['int8']
     assert set(calls) == {2} and len(calls) == 2 * (int8._ROUNDS + 1) + 2 * 3  # 5 images in 3 batches
     assert figures['scored'] == '5 images of synthetic val'
+    assert figures['device'] == f'{cpu_name()}, {os.cpu_count()} cores'
 
 
 def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeypatch, caplog):
@@ -151,7 +160,38 @@ def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeyp
     assert 'int8 loses 18.33 points of mIoU; it is tried in convolutions alone' in caplog.text
     assert 'int8 in convolutions alone loses 18.33 points, no less' in caplog.text
     assert not os.listdir(os.path.dirname(config.export.output))
+    caplog.clear()
     assert os.path.exists(export(config, finished, force=True))
+    (warning,) = [record for record in caplog.records if record.levelname == 'WARNING' and 'int8' in record.name]
+    assert warning.getMessage() == (
+        'int8 loses 18.33 points of mIoU, more than config.export.int8_tolerance=0.5; --force writes it all the same'
+    )
+
+
+def test_int8_is_not_tried_again_in_convolutions_alone_where_it_is_so_already(config, finished, monkeypatch, caplog):
+    """As of networks with PReLU."""
+
+    def write_int8(path, network, config, images):
+        onnx_format.write(path, network, config)
+        return True
+
+    monkeypatch.setattr(onnx_format, 'write_int8', write_int8)
+    monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
+    monkeypatch.setattr(int8, '_miou', lambda what, *_: {'float': 0.6, 'int8': 0.5}[what])
+    caplog.set_level('INFO', 'atonet_jax')
+    figures = card_of(export(config, finished, force=True))['int8']
+    assert figures['convolutions_alone'] is True
+    assert 'in convolutions alone' not in caplog.text
+
+
+def test_a_file_of_int8_does_not_take_the_place_of_that_of_float(config, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
+    workdir = str(shutil.copytree(finished, tmp_path / 'run'))
+    config.export.output = ''
+    for precision, name in (('float32', 'atonet.onnx'), ('int8', 'atonet_int8.onnx')):
+        config.export.precision = precision
+        assert export(config, workdir, force=False) == os.path.join(workdir, 'export', name)
+    assert len(os.listdir(os.path.join(workdir, 'export'))) == 4  # with their cards
 
 
 def test_images_of_another_size_are_resized_and_a_split_that_is_not_there_is_not_scored(config, finished, monkeypatch):

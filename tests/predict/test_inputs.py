@@ -95,6 +95,7 @@ def test_what_lies_in_the_output_folder_is_no_input(photos):
         ('http://me:p#ss@cam/x.jpg', 'config.predict.input=http://cam/x.jpg: no address that can be read; write it'),
         ('file://[a/x.png', 'config.predict.input=file://[a/x.png: no address that can be read; write it'),
         ('ftp://me:p@ss@cam/x.png', 'config.predict.input=ftp://cam/x.png: addresses of ftp cannot be read'),
+        ('http://me:se/cr@et@cam/x', 'config.predict.input=http://cam/x: no address that can be read; write it'),
     ],
 )
 def test_what_cannot_be_input_is_said_in_a_line(photos, tmp_path, monkeypatch, given, message):
@@ -111,6 +112,8 @@ def test_what_cannot_be_input_is_said_in_a_line(photos, tmp_path, monkeypatch, g
 def test_every_kind_of_picture_that_pillow_reads_is_one(tmp_path):
     for suffix in ('png', 'jpg', 'webp', 'tif', 'bmp', 'gif', 'ppm'):
         PIL.Image.new('RGB', (8, 8)).save(tmp_path / f'{suffix}.{suffix}')
+    for suffix in ('h5', 'hdf', 'grib', 'bufr', 'wmf', 'emf', 'eps'):  # which it knows, and does not decode
+        (tmp_path / f'data.{suffix}').touch()
     assert len(find_sources(str(tmp_path), 'out')) == 7
 
 
@@ -142,6 +145,8 @@ def test_more_videos_are_videos(tmp_path, ending):
         ('rtsp://admin:p@ss@10.0.0.64/live', '10.0.0.64_live', True, 'rtsp://10.0.0.64/live'),
         ('https://a.org/b/My%20film.MP4?x=1', 'My_film', True, 'https://a.org/b/My%20film.MP4?x=1'),
         ('http://a.org/pic.JPG', 'pic', False, 'http://a.org/pic.JPG'),
+        ('http://a.org/me@home.jpg', 'me_home', False, 'http://a.org/me@home.jpg'),
+        ('http://me:1/secret@a.org/b.jpg', 'b', False, 'http://a.org/b.jpg'),
         ('udp://239.0.0.1:1234', '239.0.0.1', True, 'udp://239.0.0.1:1234'),
         (f'http://a.org/{"x" * 300}', 'x' * 100, True, f'http://a.org/{"x" * 300}'),
     ],
@@ -202,6 +207,25 @@ def test_names_of_what_is_written_are_all_different(tmp_path):
     (tmp_path / 'b.jpg.png').touch()
     with pytest.raises(InputError, match=r'b.jpg.png: its output would replace that of .*b.jpg; rename'):
         find_sources(str(tmp_path), 'out')
+
+
+def test_names_that_differ_in_case_alone_keep_their_endings(tmp_path):
+    """A file system that ignores case, where the outputs may lie, would take them for one."""
+    for name in ('Street.png', 'street.jpg', 'Film.mp4', 'film/a.png'):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert names(find_sources(str(tmp_path), 'out')) == ['Film.mp4', 'Street.png', 'film/a', 'street.jpg']
+
+
+def test_linked_folders_are_followed_and_a_link_that_leads_back_is_not(tmp_path):
+    for name in ('photos/a.png', 'elsewhere/b.png', 'elsewhere/trip/c.png'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / 'photos' / 'one').symlink_to(tmp_path / 'elsewhere')
+    (tmp_path / 'photos' / 'two').symlink_to(tmp_path / 'elsewhere' / 'trip')
+    (tmp_path / 'elsewhere' / 'trip' / 'back').symlink_to(tmp_path / 'photos')
+    (tmp_path / 'elsewhere' / 'trip' / 'same').symlink_to('.')
+    assert names(find_sources(f'{tmp_path}/photos/', 'out')) == ['a', 'one/b', 'one/trip/c', 'two/c']
 
 
 def test_a_folder_that_cannot_be_looked_into_is_for_the_reader_to_report(tmp_path, monkeypatch):

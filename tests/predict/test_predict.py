@@ -4,6 +4,7 @@ import dataclasses
 import os
 import re
 import shutil
+import signal
 import subprocess
 import tempfile
 import zipfile
@@ -228,6 +229,51 @@ def test_a_video_that_ends_early_gives_what_it_has_and_says_so(config, finished,
     assert predict(config, finished) is False
     assert f'not done: {film}: ends after 3 of 5 frames; those are done' in capsys.readouterr().out
     assert len(frames_of(tmp_path / 'out' / 'film_overlay.mp4')) == 3
+
+
+@pytest.mark.parametrize('stopped', [False, True])
+def test_a_second_call_that_ends_early_leaves_the_whole_video_of_the_first(
+    config, finished, film, tmp_path, monkeypatch, capsys, stopped
+):
+    from atonet_jax.predict import video
+
+    def three_frames(self):
+        for _, frame in zip(range(3), frames(self)):
+            yield frame
+        if stopped:
+            os.kill(os.getpid(), signal.SIGINT)
+            yield frame  # which is not asked for any more
+
+    config.predict.update(batch_size=1, pictures=('labels', 'color'))
+    assert predict(config, finished) is True
+    before = files_below(tmp_path / 'out')
+    capsys.readouterr()
+    frames = video.Video.__iter__
+    monkeypatch.setattr(video.Video, '__iter__', three_frames)
+    assert predict(config, finished) is False
+    path = tmp_path / 'out' / 'film_color.mp4'
+    assert files_below(tmp_path / 'out') == before and len(frames_of(path)) == 5
+    output = capsys.readouterr().out
+    assert f'not done: {path}: stays as an earlier call wrote it; remove it to have the new one' in output
+    assert ('stopped before all was done' in output) is stopped
+
+
+def test_what_comes_from_an_address_replaces_what_came_before(config, finished, film, tmp_path, monkeypatch, served):
+    from atonet_jax.predict import video
+
+    def three_frames(self):
+        for _, frame in zip(range(3), frames(self)):
+            yield frame
+        os.kill(os.getpid(), signal.SIGINT)
+        yield frame
+
+    config.predict.update(input=f'{served}/photos/film.mp4', batch_size=1, pictures=('labels', 'color'))
+    assert predict(config, finished) is True
+    frames = video.Video.__iter__
+    monkeypatch.setattr(video.Video, '__iter__', three_frames)
+    assert predict(config, finished) is False
+    assert len(frames_of(tmp_path / 'out' / 'film_color.mp4')) == 3
+    assert files_below(tmp_path / 'out' / 'film') == [f'{i:06d}_labels.png' for i in range(3)]
 
 
 def test_a_video_whose_frames_change_size_stops_there_and_nothing_else(

@@ -69,6 +69,19 @@ def test_boxes_that_end_beyond_the_file_are_cut_off(tmp_path):
     assert is_cut_off(path)
 
 
+@pytest.mark.parametrize('trailer', [b'TAG' + b'title'.ljust(125), b'{"camera": "front", "gps": [52.5, 13.4]}'])
+def test_what_follows_the_last_box_is_no_part_of_the_film(tmp_path, trailer):
+    path = film(tmp_path, 'mp4')
+    change(path, lambda content: content + trailer)
+    assert read(path)[1:] == (10, '')
+
+
+def test_a_recording_that_ends_within_a_later_piece_is_cut_off(tmp_path):
+    path = film(tmp_path, 'mp4')
+    change(path, lambda content: content + struct.pack('>I4s', 999, b'moof') + bytes(99))
+    assert is_cut_off(path)
+
+
 def test_frames_that_do_not_decode_at_the_end_are_missed(tmp_path):
     path = film(tmp_path, 'mp4', frames=20)
 

@@ -19,6 +19,7 @@ import threading
 import time
 import tomllib
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -460,6 +461,24 @@ def test_health_answers_during_a_computation_and_too_many_are_told_to_try_again(
     assert (segment.calls, segment.most_running) == (3, 1)
 
 
+def test_what_is_not_answered_when_the_server_ends_is_told_so_in_one_line(caplog):
+    segment = HeldSegmenter()
+    app = create_app(segment, serve_options(), 'atonet')
+
+    def post(url):
+        return httpx.post(f'{url}segment', content=encoded(BLACK), timeout=60)
+
+    with ThreadPoolExecutor() as clients:
+        with running(app, timeout_graceful_shutdown=1) as url:
+            asked = [clients.submit(post, url) for _ in range(2)]
+            while httpx.get(f'{url}health').json()['requests'] < 2 or not segment.running:
+                time.sleep(0.01)
+        for each in asked:
+            assert_one_clear_line(each.result(), 503, 'the server ends')
+    segment.let.set()
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_whoever_has_gone_is_not_computed_for():
     segment = HeldSegmenter()
     app = create_app(segment, serve_options(), 'atonet')
@@ -508,13 +527,18 @@ def test_only_its_own_names_and_pages_may_use_it(client, scene):
         same = client.post('/segment', content=encoded(scene), headers=headers)
         assert same.status_code == 200, headers
         assert not [name for name in same.headers if name.startswith('access-control')]
-    for host, name, status in (
-        ('0.0.0.0', 'evil.example', 200),
-        ('192.168.7.7', '192.168.7.7', 200),
-        ('192.168.7.7', '192.168.7.8', 400),
-        ('::1', '[::1]', 200),
+    for host, address, name, status in (
+        ('0.0.0.0', '0.0.0.0', 'evil.example', 200),
+        ('0', '0.0.0.0', '192.168.7.7', 200),
+        ('192.168.7.7', '192.168.7.7', '192.168.7.7', 200),
+        ('192.168.7.7', '192.168.7.7', '192.168.7.8', 400),
+        ('192.168.1799', '192.168.7.7', '192.168.7.7', 200),
+        ('street.example', '192.168.7.7', 'street.example', 200),
+        ('::1', '::1', '[::1]', 200),
+        ('2001:DB8:0:0::1', '2001:db8::1', '[2001:db8::1]', 200),
+        ('2001:DB8:0:0::1', '2001:db8::1', '[2001:DB8:0:0::1]', 200),
     ):
-        app = create_app(HeldSegmenter(), serve_options(host=host), 'atonet')
+        app = create_app(HeldSegmenter(), serve_options(host=host), 'atonet', address=address)
         assert Client(app).get('/health', headers={'Host': name}).status_code == status
 
 
@@ -565,12 +589,15 @@ def start(repository, workdir, *arguments):
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_command_serves_until_it_is_told_to_end(repository, finished, scene, number):
-    with start(repository, finished, '--config.serve.port=0') as process:
+    in_short = number == signal.SIGINT and sys.platform == 'linux'  # a form of the address that browsers do not send
+    host, address = ('127.0.2', '127.0.0.2') if in_short else ('127.0.0.1', '127.0.0.1')
+    with start(repository, finished, '--config.serve.port=0', f'--config.serve.host={host}') as process:
         try:
             line = process.stdout.readline()
-            match = re.fullmatch(rf'serving atonet of {finished} on (http://127.0.0.1:(\d+)) \(Ctrl-C .*\)\n', line)
+            match = re.fullmatch(rf'serving atonet of {finished} on http://{host}:(\d+) \(Ctrl-C .*\)\n', line)
             assert match, line + process.stderr.read()
-            url, port = match.groups()
+            port = match[1]
+            url = f'http://{address}:{port}'
             answer = httpx.post(f'{url}/segment', content=encoded(scene), timeout=60)
             assert decoded(answer.content).shape == (64, 128)
             if number == signal.SIGTERM:
@@ -662,10 +689,10 @@ class Browser:
 
 
 @contextlib.contextmanager
-def running(app):
+def running(app, **options):
     """Yields the address at which `app` is served meanwhile."""
     listener = listen('127.0.0.1', 0)
-    server = uvicorn.Server(uvicorn.Config(app, http='h11', ws='none', lifespan='off', log_config=None))
+    server = uvicorn.Server(uvicorn.Config(app, http='h11', ws='none', lifespan='off', log_config=None, **options))
     thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
     thread.start()
     try:

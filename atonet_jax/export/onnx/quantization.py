@@ -38,7 +38,7 @@ class _Images(quantization.CalibrationDataReader):
         return None if batch is None else {self._name: batch}
 
 
-def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, careful: bool = False) -> None:
+def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, careful: bool = False) -> bool:
     """Writes a static int8 form: weights by output channel, symmetric; maps uint8, of the range of 99.99 % of values.
 
     Logits stay in float32: rounding them costs most. The first convolutions take the bytes of the image as they are,
@@ -49,7 +49,10 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
         batches: what the graph takes, to find the ranges of all maps.
         path: of the file.
         careful: only convolutions are int8: slower, and closer to float where maps that are added have ranges that
-            differ much.
+            differ much. Graphs with PReLU are always written so.
+
+    Returns:
+        Whether only convolutions are int8.
     """
     nodes = graph.graph.node
     for i, node in enumerate(nodes):
@@ -79,6 +82,7 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
         _leave_in_float(written.graph, name)
     _drop_unused_constants(written.graph)
     onnx.save(written, path)
+    return careful
 
 
 def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.ndarray]]]:
