@@ -17,7 +17,7 @@ from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
 from atonet_jax.inference.segmenter import prepared_variables
-from atonet_jax.inference.views import check_image_size, many_sizes_text, predict_labels
+from atonet_jax.inference.views import Views, many_sizes_text, predict_labels
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
@@ -94,21 +94,22 @@ class Evaluator:
         Raises:
             InputError: an image is smaller than `options.center_crop`, or than the network takes after `options`.
         """
+        self._views = Views.of(options)
         dataset = batches.examples.dataset
         sizes = {size for size in dataset.sizes or () if size is not None}
         for size in sizes:
             if options.center_crop:
                 _check_center_crop(size, options.center_crop)
-            check_image_size(model, options.center_crop or size, options)
-        many = many_sizes_text(f'the images of {dataset.name} {dataset.split}', sizes, options)
-        if many and not (options.center_crop or options.window):
+            self._views.check_size(model, options.center_crop or size)
+        many = many_sizes_text(f'the images of {dataset.name} {dataset.split}', sizes, self._views)
+        if many and not options.center_crop:
             _log.info('%s', many)
         self._batches = batches
         self._options = options
         self._model = model
         num_classes = dataset.class_table.num_classes
         self._shape = num_classes, model.num_classes  # of confusion matrices
-        self._step = _compile_eval_step(model, self._shape, options, batches.mesh)
+        self._step = _compile_eval_step(model, self._shape, self._views, batches.mesh, options.batch_size)
 
     def run(self, variables: dict) -> Evaluation:
         """Reads and scores the split once. With several processes, all call this and get the same scores.
@@ -118,7 +119,7 @@ class Evaluator:
         start = time.perf_counter()
         mesh, dataset = self._batches.mesh, self._batches.examples.dataset
         variables = prepared_variables(self._model, variables, mesh)
-        images_at_once = 1 if self._options.window else -(-self._options.batch_size // mesh.size)
+        images_at_once = self._views.images_at_once(-(-self._options.batch_size // mesh.size))
         batches = self._batches.evaluate(images_at_once * mesh.size)
         confusion = np.zeros(self._shape, np.int64)
         per_image, shown = [], _Shown(self._options.pictures)
@@ -202,7 +203,7 @@ class _Shown:
         return best[: -(-self._ranked // 2)], worst[: self._ranked // 2]
 
 
-def _compile_eval_step(model: nn.Module, shape: tuple[int, int], options: ConfigDict, mesh: Mesh) -> Callable:
+def _compile_eval_step(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh, batch_size: int) -> Callable:
     """(variables, images, labels, index) -> (confusion matrix of each image, index, predictions), jitted.
 
     shape: of a confusion matrix.
@@ -210,23 +211,21 @@ def _compile_eval_step(model: nn.Module, shape: tuple[int, int], options: Config
     The batch is split over the devices, and so are the predictions. Every process gets all other results.
     """
     whole, split = replicated(mesh), split_by_batch(mesh)
-    if options.window:
-        windows = SlidingWindows.of_options(model, mesh, options, options.batch_size)
+    if views.window:
+        windows = SlidingWindows(model, mesh, views, batch_size)
         score = jax.jit(
             functools.partial(_scored, shape), in_shardings=(split, split, split), out_shardings=(whole, whole, split)
         )
         return lambda variables, images, labels, index: score(labels, index, windows(variables, images))
-    return _compile_whole_images(
-        model, shape, mesh, height=options.height, scales=tuple(options.scales), flip=options.flip
-    )
+    return _compile_whole_images(model, shape, views, mesh)
 
 
 @functools.cache  # evaluations of one process share the program
-def _compile_whole_images(model: nn.Module, shape: tuple[int, int], mesh: Mesh, **views) -> Callable:
+def _compile_whole_images(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh) -> Callable:
     whole, split = replicated(mesh), split_by_batch(mesh)
 
     def eval_step(variables, images, labels, index):
-        return _scored(shape, labels, index, predict_labels(model, variables, images, **views))
+        return _scored(shape, labels, index, predict_labels(model, variables, images, views))
 
     return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
 

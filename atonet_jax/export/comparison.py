@@ -30,7 +30,7 @@ def compare(
     """
     batch_size = batch_size or options.batch_size or 2
     images = np.stack([render_scene(0, i, *options.size)[0] for i in range(batch_size)])
-    segment = Segmenter(network.model, network.variables, height=network.height)
+    segment = Segmenter.of(network)
     expected = np.asarray(segment(images))
 
     result = run(network_inputs(images, network, options))

@@ -57,6 +57,11 @@ class Segmenter:
             self.compile('__call__', shape)
 
     @classmethod
+    def of(cls, trained, **options) -> 'Segmenter':
+        """Of a `runs.network.TrainedNetwork`, at its height. options: of `Segmenter`."""
+        return cls(trained.model, trained.variables, trained.class_table, height=trained.height, **options)
+
+    @classmethod
     def from_workdir(cls, workdir: str, dtype: str | None = None, **options) -> 'Segmenter':
         """Of a run's checkpoint, the one that `config.eval.checkpoint` of the run names, or of exported weights.
 
@@ -75,8 +80,7 @@ class Segmenter:
         config = load_config(workdir)
         if dtype is not None:
             config.model.dtype = dtype
-        network = trained_network(config, workdir, create_mesh())
-        return cls(network.model, network.variables, network.class_table, height=network.height, **options)
+        return cls.of(trained_network(config, workdir, create_mesh()), **options)
 
     def __call__(self, images: jax.Array | np.ndarray) -> jax.Array:
         """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, on the devices.

@@ -1,6 +1,7 @@
 """Label maps of whole images, from one view or several: scales, the mirror image."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,53 @@ _FEW_SIZES = 3
 _USUAL_WINDOW = 512
 
 
+class Views(NamedTuple):
+    """How the network looks at an image. Probabilities of several views are averaged.
+
+    Attributes:
+        height: to which images are resized, bilinearly, with their width in proportion; 0: as they are.
+        scales: factors on that size. Each view is resized from the image itself, at one stroke.
+        flip: also looks at the mirrored images.
+        window: (height, width) of windows that slide over each scaled image, clipped to its size; (): whole images.
+        stride: (rows, columns) from one window to the next; (): two thirds of the window.
+    """
+
+    height: int = 0
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, options: ConfigDict) -> 'Views':
+        """As the config's section `eval` says."""
+        window, stride = tuple(options.window), tuple(options.window_stride)
+        return cls(options.height, tuple(options.scales), options.flip, window, stride)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether the network sees the image once and whole, at whatever height."""
+        return not (self.flip or self.window) and self.scales == (1.0,)
+
+    def images_at_once(self, batch_size: int) -> int:
+        """Of a batch. Of windows, a batch is of one image."""
+        return 1 if self.window else batch_size
+
+    def check_size(self, model: nn.Module, size: tuple[int, int]) -> None:
+        """Checks that the network takes images of `size`, (height, width), in these views.
+
+        Raises:
+            InputError: at some scale, or through the windows, they are too small.
+        """
+        height, width = resized_size(size, self.height)
+        for scale in self.scales:
+            seen = round(height * scale), round(width * scale)
+            check_size(model, [min(lengths) for lengths in zip(seen, self.window or seen, strict=True)])
+
+
+WHOLE_IMAGE = Views()
+
+
 def resize_to_height(images: jax.Array, height: int) -> jax.Array:
     """[B, H, W, 3] -> [B, height, w, 3], bilinearly, the width in proportion; with height 0 as they are."""
     size = resized_size(images.shape[1:3], height)
@@ -26,30 +74,18 @@ def resized_size(size: tuple[int, int], height: int) -> tuple[int, int]:
     return (height, max(1, round(size[1] * height / size[0]))) if height else tuple(size)
 
 
-def check_image_size(model: nn.Module, size: tuple[int, int], options: ConfigDict) -> None:
-    """Checks that the network takes images of `size`, (height, width), in the views of the config's section `eval`.
-
-    Raises:
-        InputError: at some scale, or through the windows, they are too small.
-    """
-    height, width = resized_size(size, options.height)
-    for scale in options.scales:
-        seen = round(height * scale), round(width * scale)
-        check_size(model, [min(lengths) for lengths in zip(seen, options.window or seen, strict=True)])
-
-
-def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], options: ConfigDict) -> str:
+def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], views: Views) -> str:
     """One line if images have so many sizes that compiling a program for each is worth a word; '' if not.
 
     Args:
         what: the images, such as '12 pictures'.
         sizes: (height, width) of them, each once.
-        options: the config's section `eval`.
+        views: of them.
     """
-    if len(sizes) <= _FEW_SIZES:
+    if len(sizes) <= _FEW_SIZES or views.window:
         return ''
-    resized = (resized_size(size, options.height) for size in sizes)
-    sides = (round(scale * length) for size in resized for length in size for scale in options.scales)
+    resized = (resized_size(size, views.height) for size in sizes)
+    sides = (round(scale * length) for size in resized for length in size for scale in views.scales)
     side = max(1, min(_USUAL_WINDOW, *sides))  # smaller images clip the window, which takes other programs
     return (
         f'{what} have {len(sizes)} sizes: a program is compiled for each, once; --config.eval.window="({side},{side})" '
@@ -57,26 +93,14 @@ def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], options: Conf
     )
 
 
-def predict_labels(
-    model: nn.Module,
-    variables: dict,
-    images: jax.Array,
-    *,
-    height: int = 0,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-) -> jax.Array:
+def predict_labels(model: nn.Module, variables: dict, images: jax.Array, views: Views = WHOLE_IMAGE) -> jax.Array:
     """Label maps of whole images, [B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids.
-
-    With more than one view of an image (scales, its mirror image) the views' class probabilities are averaged.
 
     Args:
         model: the network.
         variables: of the network, prepared or of training.
-        images: at their own size. `SlidingWindows` takes those that are too large to look at whole.
-        height: to which the images are resized, bilinearly, with their width in proportion; 0: as they are.
-        scales: factors on that size. Each view is resized from the image itself, at one stroke.
-        flip: also looks at the mirrored images.
+        images: at their own size.
+        views: without windows; `SlidingWindows` takes images that are too large to look at whole.
     """
     size = images.shape[1:3]
     contract = network(model)
@@ -85,16 +109,16 @@ def predict_labels(
     def logits(images):
         return apply(model, variables, images)['logits']
 
-    if not flip and tuple(scales) == (1.0,):
-        return label_map(logits(resize_to_height(images, height)), size, contract.upsampling)
+    if views.is_one:
+        return label_map(logits(resize_to_height(images, views.height)), size, contract.upsampling)
 
     def probabilities(images):
         return jax.nn.softmax(ops.resize(logits(images), images.shape[1:3], contract.upsampling))
 
-    resized, summed = resized_size(size, height), jnp.zeros(())
-    for scale in scales:
+    resized, summed = resized_size(size, views.height), jnp.zeros(())
+    for scale in views.scales:
         scaled = ops.resize_bilinear(images, tuple(max(1, round(length * scale)) for length in resized))
         summed += ops.resize_bilinear(probabilities(scaled), size)
-        if flip:
+        if views.flip:
             summed += ops.resize_bilinear(probabilities(scaled[:, :, ::-1])[:, :, ::-1], size)
     return argmax(summed)

@@ -2,7 +2,7 @@
 the number of windows."""
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,11 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax
-from atonet_jax.inference.views import resized_size
+from atonet_jax.inference.views import Views, resized_size
 from atonet_jax.models import apply, network
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
@@ -30,51 +29,23 @@ class SlidingWindows:
     image's width and not with its height, apart from the image and its labels.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        mesh: Mesh,
-        *,
-        window: tuple[int, int],
-        stride: tuple[int, int] = (),
-        height: int = 0,
-        scales: Sequence[float] = (1.0,),
-        flip: bool = False,
-        batch_size: int = 1,
-    ):
+    def __init__(self, model: nn.Module, mesh: Mesh, views: Views, batch_size: int = 1):
         """
         Args:
             model: the network.
             mesh: the devices that the windows are split over.
-            window: (height, width) of the windows, clipped to the size of a scaled image.
-            stride: (rows, columns) from one window to the next; (): two thirds of the window.
-            height: to which the images are resized, bilinearly, with their width in proportion; 0: as they are.
-            scales: factors on that size.
-            flip: also looks at the mirrored images.
+            views: with windows.
             batch_size: windows that go through the network together.
         """
         self._mesh = mesh
-        self._window = tuple(window)
-        self._stride = tuple(stride) if stride else tuple(max(1, 2 * length // 3) for length in window)
-        self._height = height
-        self._views = [(scale, mirrored) for scale in scales for mirrored in ((False, True) if flip else (False,))]
+        self._window = views.window
+        self._stride = views.stride or tuple(max(1, 2 * length // 3) for length in views.window)
+        self._height = views.height
+        mirrored = (False, True) if views.flip else (False,)
+        self._views = [(scale, is_mirrored) for scale in views.scales for is_mirrored in mirrored]
         self._batch_size = batch_size
         self._normalization = network(model).normalization
         self._probabilities = functools.partial(_probabilities, model)
-
-    @classmethod
-    def of_options(cls, model: nn.Module, mesh: Mesh, options: ConfigDict, batch_size: int) -> 'SlidingWindows':
-        """As the config's section `eval` says."""
-        return cls(
-            model,
-            mesh,
-            window=options.window,
-            stride=options.window_stride,
-            height=options.height,
-            scales=options.scales,
-            flip=options.flip,
-            batch_size=batch_size,
-        )
 
     def __call__(self, variables: Mapping[str, Any], images: jax.Array | np.ndarray) -> jax.Array:
         """Label maps of images: [B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids.

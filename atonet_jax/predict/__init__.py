@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
-from atonet_jax.inference.views import check_image_size, many_sizes_text, predict_labels
+from atonet_jax.inference.views import Views, many_sizes_text, predict_labels
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
@@ -60,8 +60,7 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         submission.check_sources(sources, network.class_table)
     make_folder(folder, '--config.predict.output')
 
-    if not config.eval.window:
-        _tell_of_many_sizes(sources, config)
+    _tell_of_many_sizes(sources, config)
     job = Job(config, network, folder)
     try:
         job.run(sources)
@@ -80,20 +79,19 @@ def _tell_of_many_sizes(sources: list[Source], config: ConfigDict) -> None:
         with contextlib.suppress(InputError):  # said where it is read
             sizes.add(read_header(path, path, config.predict.max_pixels, 'config.predict.max_pixels').size)
     what = f'the first {_LOOKED_AT} pictures' if len(files) > _LOOKED_AT else f'{len(files)} pictures'
-    if text := many_sizes_text(what, sizes, config.eval):
+    if text := many_sizes_text(what, sizes, Views.of(config.eval)):
         _log.info('%s', text)
 
 
 def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
-    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, with height, scales, flip and window of `config.eval`."""
-    options, mesh = config.eval, create_mesh()
-    if tuple(options.scales) == (1.0,) and not (options.flip or options.window):
-        return Segmenter(network.model, network.variables, network.class_table, height=network.height)
-    if options.window:
-        label = SlidingWindows.of_options(network.model, mesh, options, config.predict.batch_size)
+    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, in the views of `config.eval`."""
+    views, mesh = Views.of(config.eval), create_mesh()
+    if views.is_one:
+        return Segmenter.of(network)
+    if views.window:
+        label = SlidingWindows(network.model, mesh, views, config.predict.batch_size)
     else:
-        views = {'height': options.height, 'scales': options.scales, 'flip': options.flip}
-        label = jax.jit(partial(predict_labels, network.model, **views))
+        label = jax.jit(partial(predict_labels, network.model, views=views))
     return partial(label, prepared_variables(network.model, network.variables, mesh))
 
 
@@ -109,8 +107,9 @@ class Job:
         self._options = config.predict
         self._sample_range = tuple(config.data.sample_range)
         self._label = labeler(config, network)
-        self._check = partial(check_image_size, network.model, options=config.eval)
-        self._images_at_once = 1 if config.eval.window else config.predict.batch_size  # windows: so many of one image
+        views = Views.of(config.eval)
+        self._check = partial(views.check_size, network.model)
+        self._images_at_once = views.images_at_once(config.predict.batch_size)
         self._table = network.class_table
         self._folder = folder
         self._images = 0

@@ -37,7 +37,7 @@ def serve(config: ConfigDict, workdir: str) -> None:
     listener = listen(config.serve.host, config.serve.port)  # first, because loading and compiling take a while
     with listener:
         network = trained_network(config, workdir, mesh)
-        segment = Segmenter(network.model, network.variables, network.class_table, height=network.height)
+        segment = Segmenter.of(network)
         host, port = listener.getsockname()[:2]
         address = ipaddress.ip_address(host.partition('%')[0])
         sample_range = tuple(config.data.sample_range)

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from atonet_jax.config import default_config
 from atonet_jax.inference.label_map import label_map
-from atonet_jax.inference.views import many_sizes_text, predict_labels
+from atonet_jax.inference.views import Views, many_sizes_text, predict_labels
 from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.ops import cpu, resize_align_corners, resize_bilinear
@@ -35,8 +35,8 @@ def network():
 
 @pytest.fixture(scope='module')
 def predict(network):
-    """`predict_labels` of `network`, jitted: (images, **options) -> label maps."""
-    return lambda images, **options: jax.jit(partial(predict_labels, *network, **options))(images)
+    """`predict_labels` of `network`, jitted: (images, **views) -> label maps."""
+    return lambda images, **views: jax.jit(partial(predict_labels, *network, views=Views(**views)))(images)
 
 
 def random_images(height, width):
@@ -125,6 +125,6 @@ def test_many_sizes_are_answered_with_a_window_that_no_image_clips(options, wind
     settings.update(options)
     sizes = [(300, 400), (500, 700), (600, 512), (900, 900)]
     assert f'pictures have 4 sizes: a program is compiled for each, once; --config.eval.window="{window}"' in (
-        many_sizes_text('pictures', sizes, settings)
+        many_sizes_text('pictures', sizes, Views.of(settings))
     )
-    assert many_sizes_text('pictures', sizes[:3], settings) == ''
+    assert many_sizes_text('pictures', sizes[:3], Views.of(settings)) == ''

@@ -9,7 +9,7 @@ import pytest
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.views import Views, predict_labels
 from atonet_jax.models import create_model, prepare
 from atonet_jax.runs.network import blank_variables
 from atonet_jax.runs.workdir import claim
@@ -47,7 +47,7 @@ def test_images_are_resized_to_a_height_and_labels_have_their_own_size(network):
     images = random_images(2, 64, 96)
     labels = Segmenter(*network, height=96)(images)
     assert labels.shape == (2, 64, 96)
-    plain = jax.jit(partial(predict_labels, *network, height=96))(images)
+    plain = jax.jit(partial(predict_labels, *network, views=Views(height=96)))(images)
     assert np.mean(np.asarray(labels) == np.asarray(plain)) >= 0.9999
 
 

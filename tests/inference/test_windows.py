@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 from atonet_jax.inference import windows
-from atonet_jax.inference.views import predict_labels
+from atonet_jax.inference.views import Views, predict_labels
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.ops import resize_bilinear
@@ -39,8 +39,8 @@ def network():
     return model, model.init(jax.random.key(0), jnp.zeros((1, 64, 64, 3)), train=False)
 
 
-def sliding(model, **options):
-    return SlidingWindows(model, create_mesh(), **options)
+def sliding(model, batch_size=1, **views):
+    return SlidingWindows(model, create_mesh(), Views(**views), batch_size)
 
 
 def random_images(count, height, width):
@@ -108,7 +108,7 @@ def test_a_window_of_the_whole_image_changes_nothing_at_other_heights_and_scales
     model, variables = network
     images = random_images(1, 60, 92)
     views = {'height': 45, 'scales': (0.5, 2.0), 'flip': True}
-    whole = jax.jit(lambda images: predict_labels(model, variables, images, **views))(images)
+    whole = jax.jit(lambda images: predict_labels(model, variables, images, Views(**views)))(images)
     np.testing.assert_array_equal(sliding(model, window=(200, 200), **views)(variables, images), whole)
 
 

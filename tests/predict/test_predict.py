@@ -19,8 +19,7 @@ from atonet_jax.data import visualize
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.inference.views import predict_labels
-from atonet_jax.inference.windows import SlidingWindows
+from atonet_jax.inference.views import Views, predict_labels
 from atonet_jax.predict import predict, submission
 from atonet_jax.predict.outputs import Drawing
 from atonet_jax.predict.video import VideoFile
@@ -148,7 +147,7 @@ def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp
     save(tmp_path / 'photos' / 'a.png', picture(0))
     assert predict(config, finished) is True
     network = trained_network(config, finished, create_mesh())
-    labels = np.asarray(predict_labels(network.model, network.variables, picture(0)[None], flip=True))[0]
+    labels = np.asarray(predict_labels(network.model, network.variables, picture(0)[None], Views(flip=True)))[0]
     expected = network.class_table.train_to_raw[labels]
     written = load(tmp_path / 'out' / 'a_labels.png')
     assert np.mean(written == expected) > 0.999  # ties, where compiled otherwise
@@ -165,11 +164,11 @@ def test_with_windows_pictures_are_looked_at_one_by_one(config, finished, tmp_pa
         seen.append(images)
         return np.full(images.shape[:3], 3, np.uint8)
 
-    def of_options(model, mesh, options, batch_size):
-        assert (options.window, batch_size) == ((48, 64), 4)
+    def windows(model, mesh, views, batch_size):
+        assert (views.window, batch_size) == ((48, 64), 4)
         return label
 
-    monkeypatch.setattr(SlidingWindows, 'of_options', of_options)
+    monkeypatch.setattr('atonet_jax.predict.SlidingWindows', windows)
     pixels = {name: picture(seed) for seed, name in enumerate('ab')}
     for name, of_one in pixels.items():
         save(tmp_path / 'photos' / f'{name}.png', of_one)
@@ -302,11 +301,11 @@ def test_labels_of_an_earlier_longer_video_do_not_stay(config, finished, film, t
 
 
 def test_what_is_too_small_for_the_network_stops_nothing_else(config, finished, tmp_path, monkeypatch, capsys):
-    def check(model, size, options):
+    def check(views, model, size):
         if min(size) < 33:
             raise InputError('images of 16x16: Net takes heights and widths from 33 pixels on')
 
-    monkeypatch.setattr('atonet_jax.predict.check_image_size', check)
+    monkeypatch.setattr(Views, 'check_size', check)
     save(tmp_path / 'photos' / 'a.png', picture(0))
     save(tmp_path / 'photos' / 'icon.png', picture(1, (16, 16)))
     assert predict(config, finished) is False
