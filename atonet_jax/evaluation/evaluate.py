@@ -38,8 +38,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
 
     mesh = create_mesh()
     validate(config)
-    network = trained_network(config, workdir, mesh)
-    table = network.class_table
+    trained = trained_network(config, workdir, mesh)
+    table = trained.class_table
     folder = config.eval.output or os.path.join(workdir, 'evaluation')
     make_folder(folder, '--config.eval.output')
     processes = processes_on_this_host()
@@ -54,7 +54,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
             'that it was trained for'
         )
 
-    evaluation = Evaluator(network.model, Batches(examples, mesh), config.eval).run(network.variables)
+    evaluation = Evaluator(trained.model, Batches(examples, mesh), config.eval).run(trained.variables)
     examples.gather_skipped()
     scores = evaluation.scores
     if not is_main_process():
@@ -68,7 +68,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         write_json(
             scores_path,
             {
-                'step': network.step,
+                'step': trained.step,
                 'dataset': dataset.name,
                 'split': dataset.split,
                 'root': config.data.tfds_dir or config.data.root,
@@ -86,7 +86,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         pictures = write_pictures(evaluation.examples, table, folder)
         for path in {os.path.join(folder, name) for name in earlier}.difference(pictures):
             pathlib.Path(path).unlink(missing_ok=True)
-        weights = config.init_from if network.step is None else f'step {network.step}'
+        weights = config.init_from if trained.step is None else f'step {trained.step}'
         report = os.path.join(folder, 'report.html')
         write_report(
             report, evaluation, config, table, workdir=workdir, weights=weights, mode='evaluate', environment=origin

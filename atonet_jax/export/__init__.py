@@ -53,17 +53,17 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
             f'{card_path}: is no model card, and the one of {path} would replace it; give another '
             '--config.export.output'
         )
-    network = trained_network(config, workdir, mesh)
-    card = model_card(network, config, workdir)
+    trained = trained_network(config, workdir, mesh)
+    card = model_card(trained, config, workdir)
 
     try:
         with exit_on_sigterm(), replacing_export(path) as unchecked:
             if config.export.precision == 'int8':
-                figures = int8.write(unchecked, form, network, config, workdir, force)
+                figures = int8.write(unchecked, form, trained, config, workdir, force)
                 card['int8'], result = int8.card(figures), str(figures)
             else:
-                form.write(unchecked, network, config)
-                result = form.check(unchecked, network, config)
+                form.write(unchecked, trained, config)
+                result = form.check(unchecked, trained, config)
             write_json(f'{unchecked}.json', card)
     except OSError as error:
         raise InputError(f'{path}: cannot be written ({error.strerror}); give another config.export.output') from error

@@ -8,20 +8,20 @@ from ml_collections import ConfigDict
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import network as contract_of
+from atonet_jax.models import network
 from atonet_jax.runs.network import TrainedNetwork
 
 _MOST_DIFFERENT = 1e-3  # share of pixels
 
 
 def compare(
-    run: Callable[[np.ndarray], np.ndarray], network: TrainedNetwork, options: ConfigDict, batch_size: int | None = None
+    run: Callable[[np.ndarray], np.ndarray], trained: TrainedNetwork, options: ConfigDict, batch_size: int | None = None
 ) -> str:
     """Compares labels on synthetic scenes with those of `Segmenter`; returns what came out, in words.
 
     Args:
         run: the export in its own runtime: images to labels or logits.
-        network: what was exported.
+        trained: what was exported.
         options: `config.export`: what `run` takes and gives.
         batch_size: of the images; None: as in `options`, or two where it takes any number.
 
@@ -30,10 +30,10 @@ def compare(
     """
     batch_size = batch_size or options.batch_size or 2
     images = np.stack([render_scene(0, i, *options.size)[0] for i in range(batch_size)])
-    segment = Segmenter.of(network)
+    segment = Segmenter.of(trained)
     expected = np.asarray(segment(images))
 
-    result = run(network_inputs(images, network, options))
+    result = run(network_inputs(images, trained, options))
     logits_text = ''
     if options.outputs == 'logits':
         ours = np.asarray(segment.logits(images))
@@ -46,9 +46,9 @@ def compare(
     return f'loaded back, it differs from the network in {text}{logits_text}'
 
 
-def network_inputs(images: np.ndarray, network: TrainedNetwork, options: ConfigDict) -> np.ndarray:
+def network_inputs(images: np.ndarray, trained: TrainedNetwork, options: ConfigDict) -> np.ndarray:
     """What the export takes for [B, H, W, 3] uint8 RGB images."""
-    given = np.asarray(contract_of(network.model).normalization(images)) if options.inputs == 'normalized' else images
+    given = np.asarray(network(trained.model).normalization(images)) if options.inputs == 'normalized' else images
     return np.ascontiguousarray(given.transpose(0, 3, 1, 2)) if options.layout == 'NCHW' else given
 
 

@@ -10,30 +10,29 @@ from ml_collections import ConfigDict
 from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax, label_map
 from atonet_jax.inference.views import resize_to_height
-from atonet_jax.models import apply, prepare
-from atonet_jax.models import network as contract_of
+from atonet_jax.models import apply, network, prepare
 from atonet_jax.runs.network import TrainedNetwork
 
 
 def forward_function(
-    network: TrainedNetwork, options: ConfigDict, enlarge_logits: bool = False
+    trained: TrainedNetwork, options: ConfigDict, enlarge_logits: bool = False
 ) -> Callable[[jax.Array], jax.Array]:
     """Images to labels or logits as `config.export` says, the variables within.
 
     Args:
-        network: the network.
+        trained: the network.
         options: `config.export`.
         enlarge_logits: takes labels from logits at full resolution: of operations that every converter knows.
     """
-    variables = jax.device_get(prepare(network.model, network.variables))
-    contract = contract_of(network.model)
+    variables = jax.device_get(prepare(trained.model, trained.variables))
+    contract = network(trained.model)
 
     def forward(images):
         if options.layout == 'NCHW':
             images = jnp.moveaxis(images, 1, -1)
         size = images.shape[1:3]
         images = contract.normalization(images) if options.inputs == 'uint8' else images
-        logits = apply(network.model, variables, resize_to_height(images, network.height))['logits']
+        logits = apply(trained.model, variables, resize_to_height(images, trained.height))['logits']
         if options.outputs == 'labels' and not enlarge_logits:
             return label_map(logits, size, contract.upsampling)
         logits = ops.resize(logits, size, contract.upsampling)

@@ -67,14 +67,14 @@ class Figures(NamedTuple):
 
 
 def write(
-    path: str, form: ModuleType, network: TrainedNetwork, config: ConfigDict, workdir: str, force: bool
+    path: str, form: ModuleType, trained: TrainedNetwork, config: ConfigDict, workdir: str, force: bool
 ) -> Figures:
     """Writes the int8 export, of a float export that was compared with the network.
 
     Args:
         path: of the int8 export.
         form: the module of the format.
-        network: what is exported.
+        trained: what is exported.
         config: of the run: `data` names the images, `export` says what to write.
         workdir: remembers which files were checked.
         force: keeps an export that loses more than `export.int8_tolerance`.
@@ -86,19 +86,19 @@ def write(
     examples = load_examples(config.data, config.data.train_split, workdir)
     images = _calibration_images(examples, config.export)
     float_path = f'{path}.float{form.ENDING}'
-    form.write(float_path, network, config)
-    form.check(float_path, network, config)
-    given = [network_inputs(image, network, config.export) for image in images]
-    in_float = _runner(form.load(float_path), network, config.export)
+    form.write(float_path, trained, config)
+    form.check(float_path, trained, config)
+    given = [network_inputs(image, trained, config.export) for image in images]
+    in_float = _runner(form.load(float_path), trained, config.export)
     try:
-        scored = _load_scored(network, config, workdir)
-        float_miou, why_not = _miou('float', in_float, scored, network, config.export), None
+        scored = _load_scored(trained, config, workdir)
+        float_miou, why_not = _miou('float', in_float, scored, trained, config.export), None
     except InputError as error:
         scored, float_miou, why_not = None, None, str(error)
 
     def figures_of_int8(path: str, **options) -> Figures:
-        convolutions_alone = form.write_int8(path, network, config, given, **options)
-        in_int8 = _runner(form.load(path), network, config.export)
+        convolutions_alone = form.write_int8(path, trained, config, given, **options)
+        in_int8 = _runner(form.load(path), trained, config.export)
         figures = Figures(
             calibration=f'{len(images)} images of {examples.dataset.name} {examples.dataset.split}',
             convolutions_alone=convolutions_alone,
@@ -111,7 +111,7 @@ def write(
         )
         if scored is None:
             return figures
-        int8_miou = _miou('int8', in_int8, scored, network, config.export)
+        int8_miou = _miou('int8', in_int8, scored, trained, config.export)
         return figures._replace(scored=_in_words(scored, config.export.size), miou=(float_miou, int8_miou))
 
     figures, tolerance = figures_of_int8(path), config.export.int8_tolerance
@@ -170,13 +170,13 @@ def _at_size(example: Decoded, size: tuple[int, int]) -> Decoded:
     )
 
 
-def _runner(run: Callable, network: TrainedNetwork, options: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
+def _runner(run: Callable, trained: TrainedNetwork, options: ConfigDict) -> Callable[[np.ndarray], np.ndarray]:
     """[n, H, W, 3] uint8 -> [n, H, W] uint8, up to the export's batch size, to which it fills them up."""
     batch_size = options.batch_size or 1
 
     def labels(images: np.ndarray) -> np.ndarray:
         whole = np.pad(images, ((0, batch_size - len(images)), (0, 0), (0, 0), (0, 0)), mode='edge')
-        return labels_of(run(network_inputs(whole, network, options)), options)[: len(images)]
+        return labels_of(run(network_inputs(whole, trained, options)), options)[: len(images)]
 
     return labels
 
@@ -193,19 +193,19 @@ def _latencies(runs: Sequence[Callable], image: np.ndarray, batch_size: int) -> 
     return tuple(1e3 * float(np.median(times[1:])) / batch_size for times in seconds)
 
 
-def _load_scored(network: TrainedNetwork, config: ConfigDict, workdir: str) -> Examples:
+def _load_scored(trained: TrainedNetwork, config: ConfigDict, workdir: str) -> Examples:
     """The evaluation split. Raises InputError where it cannot be scored."""
     examples = load_examples(config.data, config.data.eval_split, workdir)
     dataset = examples.dataset
-    difference = class_difference(network.class_table, dataset.class_table)
+    difference = class_difference(trained.class_table, dataset.class_table)
     if difference:
         raise InputError(f'config.data: {dataset.name} has other classes than the network predicts ({difference})')
     return examples
 
 
-def _miou(what: str, run: Callable, examples: Examples, network: TrainedNetwork, options: ConfigDict) -> float:
+def _miou(what: str, run: Callable, examples: Examples, trained: TrainedNetwork, options: ConfigDict) -> float:
     """Of a runner, 0 .. 1, over the examples at the export's size. what: the export, for the progress bar."""
-    shape = examples.dataset.class_table.num_classes, network.model.num_classes
+    shape = examples.dataset.class_table.num_classes, trained.model.num_classes
     confusion = np.zeros(shape, np.int64)
     decoded = _readable(examples, range(len(examples)), options.size)
     with Progress(f'scoring {what}', len(examples), 'image') as progress:

@@ -15,13 +15,13 @@ ENDING = '.jax_export'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
     (batch,) = jax.export.symbolic_shape('batch')
     images = jax.ShapeDtypeStruct(images_shape(config.export, batch), images_dtype(config.export))
-    exported = jax.export.export(jax.jit(forward_function(network, config.export)), platforms=PLATFORMS)(images)
+    exported = jax.export.export(jax.jit(forward_function(trained, config.export)), platforms=PLATFORMS)(images)
     pathlib.Path(path).write_bytes(exported.serialize())
 
 
-def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:
     exported = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
-    return compare(lambda images: np.asarray(exported.call(images)), network, config.export)
+    return compare(lambda images: np.asarray(exported.call(images)), trained, config.export)

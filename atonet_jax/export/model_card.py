@@ -12,18 +12,18 @@ from ml_collections import ConfigDict
 
 from atonet_jax import __version__
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.models import network as contract_of
+from atonet_jax.models import network
 from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.runs.workdir import load_config, reading_scores
 
 
-def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:
+def model_card(trained: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:
     """JSON-ready: classes, inputs and outputs, scores, and where the network comes from."""
-    options, table = config.export, network.class_table
+    options, table = config.export, trained.class_table
     is_program = options.format not in ('weights', 'torch')
-    contract = contract_of(network.model)
-    params = {name: tree for name, tree in network.variables['params'].items() if name not in contract.training_only}
+    contract = network(trained.model)
+    params = {name: tree for name, tree in trained.variables['params'].items() if name not in contract.training_only}
     mean, std = contract.normalization.in_pixel_values()
     model, program = config.model.to_dict(), options.to_dict()
     if options.format in ('onnx', 'tflite'):
@@ -46,8 +46,8 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
             'notes': published.notes,
         },
         'parameters': sum(array.size for array in jax.tree.leaves(params)),
-        'source': config.init_from if network.step is None else os.path.abspath(workdir),
-        'step': network.step,
+        'source': config.init_from if trained.step is None else os.path.abspath(workdir),
+        'step': trained.step,
         'classes': [
             {'train_id': i, 'name': name, 'color_rgb': list(color), 'raw_id': int(table.train_to_raw[i])}
             for i, (name, color) in enumerate(_outputs(table))
@@ -61,9 +61,9 @@ def model_card(network: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
             'of': 'pixel values 0..255: (value - mean) / stddev',
             'within_the_program': is_program and options.inputs == 'uint8',
         },
-        'resized_to_height': network.height or None,  # within the program, where there is one
+        'resized_to_height': trained.height or None,  # within the program, where there is one
         'license': 'Apache-2.0: of the code, not of these weights',
-        'scores': _scores(network.step, workdir),
+        'scores': _scores(trained.step, workdir),
         'versions': {
             'atonet_jax': __version__,
             'jax': jax.__version__,

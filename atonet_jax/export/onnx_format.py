@@ -12,7 +12,7 @@ from atonet_jax.export.comparison import compare
 from atonet_jax.export.forward import forward_function, images_dtype, images_shape
 from atonet_jax.export.onnx import to_onnx
 from atonet_jax.export.onnx.quantization import quantize
-from atonet_jax.models import network as contract_of
+from atonet_jax.models import network
 from atonet_jax.runs.network import TrainedNetwork
 
 ENDING = '.onnx'
@@ -21,20 +21,20 @@ HAS_CAREFUL_INT8 = True
 _OTHER_SIZE = 13, 30  # pixels more: any size must be computed as well as that of the config
 
 
-def build(network: TrainedNetwork, options: ConfigDict, for_int8: bool = False) -> onnx.ModelProto:
+def build(trained: TrainedNetwork, options: ConfigDict, for_int8: bool = False) -> onnx.ModelProto:
     """The graph of a network, from images to labels or logits as `config.export` says.
 
     Raises:
         InputError: ONNX, or a graph of any size, cannot express the network.
     """
-    forward = forward_function(network.in_float32(), options, enlarge_logits=True)
+    forward = forward_function(trained.in_float32(), options, enlarge_logits=True)
     shape = list(images_shape(options, any_batch=None))
     size_axes = (2, 3) if options.layout == 'NCHW' else (1, 2)
-    multiple = contract_of(network.model).multiple_of
+    multiple = network(trained.model).multiple_of
     if options.dynamic_size:
-        if network.height:
+        if trained.height:
             raise InputError(
-                f'config.eval.height={network.height}: a graph of any size resizes no images; give '
+                f'config.eval.height={trained.height}: a graph of any size resizes no images; give '
                 '--config.eval.height=0, or leave out config.export.dynamic_size'
             )
         if any(length % multiple for length in options.size):
@@ -55,18 +55,18 @@ def build(network: TrainedNetwork, options: ConfigDict, for_int8: bool = False) 
     )
 
 
-def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
-    onnx.save(build(network, config.export), path)
+def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
+    onnx.save(build(trained, config.export), path)
 
 
 def write_int8(
-    path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray], careful: bool = False
+    path: str, trained: TrainedNetwork, config: ConfigDict, images: list[np.ndarray], careful: bool = False
 ) -> bool:
     """Writes a graph whose maps between the first and the last convolution are of int8 (`quantization.quantize`).
 
     Args:
         path: of the file.
-        network: what is exported.
+        trained: what is exported.
         config: `config.export` says what the graph takes and gives.
         images: to calibrate with, each as the graph takes it, in a batch of one.
         careful: only convolutions are of int8.
@@ -76,7 +76,7 @@ def write_int8(
     """
     options = config.export
     batches = [np.repeat(image, options.batch_size or 1, axis=0) for image in images]
-    return quantize(build(network, options, for_int8=True), batches, path, careful)
+    return quantize(build(trained, options, for_int8=True), batches, path, careful)
 
 
 def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
@@ -85,17 +85,17 @@ def load(path: str) -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: session.run(None, {'images': images})[0]
 
 
-def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:
     run = load(path)
 
     def at_size(size):
         options = config.export.copy_and_resolve_references()
         options.size = tuple(size)
-        return compare(run, network.in_float32(), options)
+        return compare(run, trained.in_float32(), options)
 
     text = at_size(config.export.size)
     if config.export.dynamic_size:
-        multiple = contract_of(network.model).multiple_of
+        multiple = network(trained.model).multiple_of
         height, width = (
             length + -(-more // multiple) * multiple
             for length, more in zip(config.export.size, _OTHER_SIZE, strict=True)

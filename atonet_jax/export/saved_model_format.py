@@ -14,10 +14,10 @@ ENDING = '_saved_model'
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
-def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
     module = tf.Module()
     module.function = tensorflow_function(
-        forward_function(network, config.export),
+        forward_function(trained, config.export),
         images_shape(config.export, any_batch=None),
         images_dtype(config.export),
         config.export.outputs,
@@ -26,7 +26,7 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     tf.saved_model.save(module, path, signatures=module.function)
 
 
-def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:
     signature = tf.saved_model.load(path).signatures['serving_default']
 
     def run(images):
@@ -40,4 +40,4 @@ def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
                 'and TensorFlow 2.21 go together, or export another format'
             ) from error
 
-    return compare(run, network, config.export)
+    return compare(run, trained, config.export)

@@ -27,14 +27,14 @@ HAS_CAREFUL_INT8 = False
 _REFUSALS = (ConverterError, ValueError, RuntimeError)
 
 
-def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
     """Writes a float32 file.
 
     Raises:
         ExportError: TensorFlow Lite lacks an operation of the network.
     """
     try:
-        program = _converter(network, config).convert()
+        program = _converter(trained, config).convert()
     except _REFUSALS as error:
         raise ExportError(
             f'TensorFlow Lite cannot express {config.model.name} ({_reason(str(error))}); give another '
@@ -43,12 +43,12 @@ def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
     pathlib.Path(path).write_bytes(program)
 
 
-def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> bool:
+def write_int8(path: str, trained: TrainedNetwork, config: ConfigDict, images: list[np.ndarray]) -> bool:
     """Writes a file that computes in int8 what TensorFlow Lite has int8 kernels for, and the rest in float32.
 
     Args:
         path: of the file.
-        network: what is exported.
+        trained: what is exported.
         config: `config.export` says what the program takes and gives.
         images: to calibrate with, each as the program takes it, in a batch of one.
 
@@ -59,7 +59,7 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
         ExportError: TensorFlow Lite's quantiser cannot take the network.
     """
     with ops.pooling_for_quantizers():
-        converter = _converter(network, config)
+        converter = _converter(trained, config)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8, tf.lite.OpsSet.TFLITE_BUILTINS]
     batch_size = config.export.batch_size or 1
@@ -76,10 +76,10 @@ def write_int8(path: str, network: TrainedNetwork, config: ConfigDict, images: l
     return False
 
 
-def _converter(network: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteConverter:
+def _converter(trained: TrainedNetwork, config: ConfigDict) -> tf.lite.TFLiteConverter:
     module = tf.Module()
     module.function = tensorflow_function(
-        forward_function(network.in_float32(), config.export, enlarge_logits=True),
+        forward_function(trained.in_float32(), config.export, enlarge_logits=True),
         images_shape(config.export, any_batch=1),
         images_dtype(config.export),
         config.export.outputs,
@@ -146,5 +146,5 @@ def _runnable() -> Iterator[None]:
         raise ExportError(f'TensorFlow Lite cannot run the program ({reason}); choose another export.format') from error
 
 
-def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
-    return compare(load(path), network.in_float32(), config.export, batch_size=config.export.batch_size or 1)
+def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:
+    return compare(load(path), trained.in_float32(), config.export, batch_size=config.export.batch_size or 1)

@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import default_config
 from atonet_jax.export.comparison import compare
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import network as contract_of
+from atonet_jax.models import network
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.runs.workdir import claim
@@ -13,24 +13,24 @@ from atonet_jax.runs.workdir import claim
 ENDING = '_weights'
 
 
-def write(path: str, network: TrainedNetwork, config: ConfigDict) -> None:
+def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
     """Of what a workdir holds, the config, the class table and one checkpoint, without what training alone has."""
     config = config.copy_and_resolve_references()
     config.init_from = ''
     config.export = default_config(config.model.name).export  # whose output is this very folder
     config.optimizer.ema_decay = 0.0  # averaged parameters are the parameters from here on
-    claim(path, config, network.class_table)
-    training_only = contract_of(network.model).training_only
+    claim(path, config, trained.class_table)
+    training_only = network(trained.model).training_only
     variables = {
         collection: {name: tree for name, tree in modules.items() if name not in training_only}
-        for collection, modules in network.variables.items()
+        for collection, modules in trained.variables.items()
     }
     checkpoints = Checkpoints(path, keep=1)
-    checkpoints.save_variables(network.step or 0, variables)
+    checkpoints.save_variables(trained.step or 0, variables)
     checkpoints.close()
 
 
-def check(path: str, network: TrainedNetwork, config: ConfigDict) -> str:
+def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:
     options = config.export.copy_and_resolve_references()
     options.update(inputs='uint8', outputs='labels', layout='NHWC')
-    return compare(Segmenter.from_workdir(path), network, options)
+    return compare(Segmenter.from_workdir(path), trained, options)

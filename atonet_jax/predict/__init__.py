@@ -55,13 +55,13 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     if is_submission and not given:
         given = os.path.join(config.data.root, 'leftImg8bit', 'test')
     sources = find_sources(given, folder)
-    network = trained_network(config, workdir, create_mesh())
+    trained = trained_network(config, workdir, create_mesh())
     if is_submission:
-        submission.check_sources(sources, network.class_table)
+        submission.check_sources(sources, trained.class_table)
     make_folder(folder, '--config.predict.output')
 
     _tell_of_many_sizes(sources, config)
-    job = Job(config, network, folder)
+    job = Job(config, trained, folder)
     try:
         job.run(sources)
     finally:
@@ -83,16 +83,16 @@ def _tell_of_many_sizes(sources: list[Source], config: ConfigDict) -> None:
         _log.info('%s', text)
 
 
-def labeler(config: ConfigDict, network: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
+def labeler(config: ConfigDict, trained: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
     """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, in the views of `config.eval`."""
     views, mesh = Views.of(config.eval), create_mesh()
     if views.is_one:
-        return Segmenter.of(network)
+        return Segmenter.of(trained)
     if views.window:
-        label = SlidingWindows(network.model, mesh, views, config.predict.batch_size)
+        label = SlidingWindows(trained.model, mesh, views, config.predict.batch_size)
     else:
-        label = jax.jit(partial(predict_labels, network.model, views=views))
-    return partial(label, prepared_variables(network.model, network.variables, mesh))
+        label = jax.jit(partial(predict_labels, trained.model, views=views))
+    return partial(label, prepared_variables(trained.model, trained.variables, mesh))
 
 
 class Job:
@@ -102,15 +102,15 @@ class Job:
         failures: what is left undone, a line each.
     """
 
-    def __init__(self, config: ConfigDict, network: TrainedNetwork, folder: str):
+    def __init__(self, config: ConfigDict, trained: TrainedNetwork, folder: str):
         """folder: where results go."""
         self._options = config.predict
         self._sample_range = tuple(config.data.sample_range)
-        self._label = labeler(config, network)
+        self._label = labeler(config, trained)
         views = Views.of(config.eval)
-        self._check = partial(views.check_size, network.model)
+        self._check = partial(views.check_size, trained.model)
         self._images_at_once = views.images_at_once(config.predict.batch_size)
-        self._table = network.class_table
+        self._table = trained.class_table
         self._folder = folder
         self._images = 0
         self._seconds = 0.0

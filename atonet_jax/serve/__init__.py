@@ -36,13 +36,13 @@ def serve(config: ConfigDict, workdir: str) -> None:
     validate(config)
     listener = listen(config.serve.host, config.serve.port)  # first, because loading and compiling take a while
     with listener:
-        network = trained_network(config, workdir, mesh)
-        segment = Segmenter.of(network)
+        trained = trained_network(config, workdir, mesh)
+        segment = Segmenter.of(trained)
         host, port = listener.getsockname()[:2]
         address = ipaddress.ip_address(host.partition('%')[0])
         sample_range = tuple(config.data.sample_range)
         app = create_app(segment, config.serve, config.model.name, sample_range, str(address))
-        origin = config.init_from if network.step is None else workdir
+        origin = config.init_from if trained.step is None else workdir
         server = _Server(
             uvicorn.Config(
                 app,

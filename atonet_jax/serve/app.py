@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from atonet_jax.data.pictures import TooManyPixels
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import network as contract_of
+from atonet_jax.models import network
 from atonet_jax.serve.pictures import OUTPUTS, Pictures, class_descriptions
 from atonet_jax.serve.schema import SCHEMA
 
@@ -43,7 +43,7 @@ _HEADERS = {
 def create_app(
     segment: Segmenter,
     options: ConfigDict,
-    network: str,
+    name: str,
     sample_range: Sequence[float] = (),
     address: str = '127.0.0.1',
 ) -> Starlette:
@@ -52,14 +52,14 @@ def create_app(
     Args:
         segment: with a class table.
         options: `config.serve`.
-        network: its name.
+        name: of the network.
         sample_range: `config.data.sample_range`, of pictures of more than 8 bits.
         address: what the server listens on, in its usual form; `options.host` may be a name or another form of it.
     """
     endpoint = _Endpoint(Pictures(segment, options, sample_range), options)
     page = importlib.resources.files(__package__).joinpath('page.html').read_text(encoding='utf-8')
     classes = class_descriptions(segment.class_table)
-    published = contract_of(segment.model).published
+    published = network(segment.model).published
 
     # All are coroutines, because Starlette would run plain functions in threads.
     async def show_page(request: Request) -> Response:
@@ -73,7 +73,7 @@ def create_app(
 
     async def tell_health(request: Request) -> Response:
         limits = {key: options[key] for key in ('max_megabytes', 'max_pixels', 'long_side')}
-        names = {'network': network, 'title': published.title, 'source': published.source}
+        names = {'network': name, 'title': published.title, 'source': published.source}
         return JSONResponse({'status': 'ok', **names, 'requests': endpoint.requests, **limits})
 
     return Starlette(
