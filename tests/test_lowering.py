@@ -19,6 +19,7 @@ from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.evaluation.evaluator import _compile_eval_step
 from atonet_jax.inference import segmenter as inference
+from atonet_jax.inference.views import Views
 from atonet_jax.inference.windows import _probabilities
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.ops.cpu import patches, strips, winograd
@@ -174,9 +175,7 @@ def export_training(objective, num_devices, platforms=ACCELERATORS):
 
 
 def export_evaluation(model, platforms=ACCELERATORS, **options):
-    evaluation = default_config().eval
-    evaluation.update(options)
-    step = _compile_eval_step(model, (model.num_classes,) * 2, evaluation, create_mesh())
+    step = _compile_eval_step(model, (model.num_classes,) * 2, Views(**options), create_mesh(), batch_size=1)
     return export(step, abstract_variables(model), IMAGES, LABELS, INDEX, platforms=platforms)
 
 

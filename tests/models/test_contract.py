@@ -7,6 +7,7 @@ import io
 import os
 import re
 import shutil
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import httpx
@@ -479,7 +480,7 @@ def test_each_export_loaded_back_gives_the_labels_of_segmenter(
 ):
     """`export` compares what it loads back, in the export's own runtime, with the Segmenter; here with ours."""
     monkeypatch.setattr('atonet_jax.export.trained_network', lambda *arguments: trained)  # all load it once
-    monkeypatch.setattr('atonet_jax.export.comparison.Segmenter', lambda model, variables, height: segment)
+    monkeypatch.setattr('atonet_jax.export.comparison.Segmenter', SimpleNamespace(of=lambda trained: segment))
     config = life.config.copy_and_resolve_references()
     config.export.update(format=form, output=str(tmp_path / f'export{ENDINGS.get(form, "")}'))
     path = export(config, life.workdir, force=False)

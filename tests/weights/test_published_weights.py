@@ -228,6 +228,6 @@ def test_void_is_a_miss_in_scores_and_report_and_no_class_in_files(tiny_config, 
         assert 'of road is taken for void' in file.read()
 
     labels = np.array([[0, 10, 11]], np.uint8)
-    for ids, expected in (('train', [0, 10, IGNORE_LABEL]), ('raw', [22, 2, 30])):
+    for ids, expected in (('train', [0, 10, IGNORE_LABEL]), ('raw', [21, 2, 30])):
         write_label_png(labels, str(tmp_path / 'a.png'), CAMVID, ids)
         assert np.asarray(PIL.Image.open(tmp_path / 'a.png')).tolist() == [expected]
