@@ -72,10 +72,12 @@ def from_torch(
 
 
 def _check_fixed(state_dict: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray]) -> None:
+    """Checks that kernels which are constant here were not learned in the file."""
     for name, constant in fixed.items():
         array = np.asarray(state_dict.get(name, constant))
-        if array.shape == constant.shape and not np.allclose(array, constant, atol=1e-3):
-            raise InputError(f'{name}: was learned, and the network has fixed numbers there: it cannot use this file')
+        is_kernel = constant.ndim == 4 and array.shape == constant.shape
+        if is_kernel and not np.allclose(array, constant, atol=1e-3):
+            raise InputError(f'{name}: was learned, and the network has a fixed kernel there: it cannot use this file')
 
 
 def backbone_from_torch(

@@ -77,7 +77,7 @@ def test_the_fixed_kernels_of_a_file_tell_the_original_fcn():
     for name in ('fcn8s', 'fcn8s_original'):  # both take them
         from_torch(arrays, create_model(name, 21, width=4, fc_features=16))
     arrays['upscore8.weight'] = arrays['upscore8.weight'] + np.float32(0.1)
-    with pytest.raises(InputError, match='upscore8.weight: was learned, and the network has fixed numbers there'):
+    with pytest.raises(InputError, match='upscore8.weight: was learned, and the network has a fixed kernel there'):
         from_torch(arrays, create_model('fcn8s_original', 21, width=4, fc_features=16))
 
 
