@@ -75,7 +75,7 @@ def _check_fixed(state_dict: Mapping[str, np.ndarray], fixed: Mapping[str, np.nd
     """Checks that kernels which are constant here were not learned in the file."""
     for name, constant in fixed.items():
         array = np.asarray(state_dict.get(name, constant))
-        is_kernel = constant.ndim == 4 and array.shape == constant.shape
+        is_kernel = name.endswith('.weight') and array.shape == constant.shape
         if is_kernel and not np.allclose(array, constant, atol=1e-3):
             raise InputError(f'{name}: was learned, and the network has a fixed kernel there: it cannot use this file')
 
