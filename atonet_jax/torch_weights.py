@@ -60,7 +60,7 @@ def from_torch(
     """
     expected = _flatten(abstract_variables(model))
     names = vocabulary_of(state_dict, model, expected)
-    _check_fixed(state_dict, names.fixed(model.num_classes))
+    _check_fixed(state_dict, names, model.num_classes)
     state_dict = names.adapt(state_dict)
     free = set() if strict else class_layers(model)
     loaded = _convert(state_dict, expected, names, free)
@@ -71,12 +71,14 @@ def from_torch(
     return unflatten_dict(kept | loaded, sep='/')
 
 
-def _check_fixed(state_dict: Mapping[str, np.ndarray], fixed: Mapping[str, np.ndarray]) -> None:
-    """Checks that kernels which are constant here were not learned in the file."""
-    for name, constant in fixed.items():
-        array = np.asarray(state_dict.get(name, constant))
-        is_kernel = name.endswith('.weight') and array.shape == constant.shape
-        if is_kernel and not np.allclose(array, constant, atol=1e-3):
+def _check_fixed(state_dict: Mapping[str, np.ndarray], names: WeightNames, num_classes: int) -> None:
+    """Checks that kernels which are constant here were not learned in the file, which may be of other classes."""
+    for name in names.fixed(num_classes):
+        if name not in state_dict or not name.endswith('.weight'):  # others are a normalisation's buffers
+            continue
+        array = np.asarray(state_dict[name])
+        constant = names.fixed(len(array))[name]
+        if array.shape != constant.shape or not np.allclose(array, constant, atol=1e-3):
             raise InputError(f'{name}: was learned, and the network has a fixed kernel there: it cannot use this file')
 
 

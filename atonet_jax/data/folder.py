@@ -11,6 +11,7 @@ from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import suffixes
 from atonet_jax.data.split_list import read_split_list, refuse_repeated
+from atonet_jax.process.files import walk
 
 _log = logging.getLogger(__name__)
 
@@ -79,18 +80,12 @@ def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> d
     """{name: path} of the files below `folder` that end in `suffix` and one of `extensions`."""
     if not os.path.isdir(folder):
         raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
-    paths, holders = {}, {folder: frozenset()}  # {folder: the real paths of those that it was reached through}
-    for parent, folders, files in os.walk(folder, onerror=refuse_folder, followlinks=True):
-        real, above = os.path.realpath(parent), holders.pop(parent)
-        if real in above:  # a link that leads back
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
-        holders |= {os.path.join(parent, name): above | {real} for name in folders}
+    paths = {}
+    for parent, files in walk(folder, _HIDDEN, refuse_folder):
         for file in files:
             path = os.path.join(parent, file)
             stem, extension = os.path.splitext(file)
-            if extension.lower() not in extensions or not stem.endswith(suffix) or file.startswith(_HIDDEN):
+            if extension.lower() not in extensions or not stem.endswith(suffix):
                 continue
             name = _strip(os.path.relpath(path, folder), suffix, extensions)
             if what == 'images' and name in paths and _is_usual(path) != _is_usual(paths[name]):  # and its original

@@ -26,7 +26,9 @@ def read_split_list(path: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise DataError(f'{path}: not UTF-8 text; save it as UTF-8') from error
     ending = f'(?:{"|".join(map(re.escape, suffixes()))})'
-    names = [os.path.normpath(_without_label(line, ending)) for line in lines if line]
+    # What follows a name is its label, unless it begins with a bracket, as in 'photo.jpg (2).jpg'.
+    label = re.compile(rf'(?i)({ending})(?:\t| (?!\()).*')
+    names = [os.path.normpath(label.sub(r'\1', line)) for line in lines if line]
     names = [name for name in names if not os.path.basename(name).startswith('.')]
     refuse_repeated((re.sub(rf'(?i){ending}$', '', name) for name in names), path)
     return names
@@ -37,18 +39,3 @@ def refuse_repeated(images: Iterable[str], where: str) -> None:
     repeated = [image for image, count in Counter(images).items() if count > 1]
     if repeated:
         raise DataError(f'{where}: {min(repeated)} is there more than once; list each image once')
-
-
-def _without_label(line: str, ending: str) -> str:
-    """A line of a list up to where the path of another file follows the name of the image.
-
-    ending: a pattern of the endings of images.
-    """
-    line = line.partition('\t')[0].rstrip()
-    for match in reversed(list(re.finditer(rf'(?i){ending}(?= )', line))):
-        name, rest = line[: match.end()], line[match.end() :].strip()
-        stem = os.path.splitext(os.path.basename(name))[0]
-        # Otherwise the name itself goes on, as in 'photo.jpg (2).jpg'.
-        if '/' in rest.partition(' ')[0] or os.path.basename(rest).startswith(stem):
-            line = name
-    return line

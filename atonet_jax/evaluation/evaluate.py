@@ -64,7 +64,8 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     origin = environment.describe()
     scores_path = os.path.join(folder, 'scores.json')
     with writing(folder):
-        earlier = _pictures_listed(scores_path)
+        for name in _pictures_listed(scores_path):
+            pathlib.Path(folder, name).unlink(missing_ok=True)
         write_json(
             scores_path,
             {
@@ -84,8 +85,6 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
         )
         write_text(os.path.join(folder, 'images.csv'), _images_csv(evaluation.per_image))
         pictures = write_pictures(evaluation.examples, table, folder)
-        for path in {os.path.join(folder, name) for name in earlier}.difference(pictures):
-            pathlib.Path(path).unlink(missing_ok=True)
         weights = config.init_from if trained.step is None else f'step {trained.step}'
         report = os.path.join(folder, 'report.html')
         write_report(

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 
 import psutil
@@ -28,7 +29,7 @@ def replacing_export(path: str) -> Iterator[str]:
         OSError: the disk does not take it.
     """
     parent, name = os.path.split(path)
-    folder = os.path.join(parent, f'.unchecked.{os.getpid()}.{name}')
+    folder = os.path.join(parent, f'.unchecked.{socket.gethostname()}.{os.getpid()}.{name}')
     unchecked = os.path.join(folder, name)  # the ending stays what it is
     os.makedirs(folder)
     try:
@@ -45,11 +46,14 @@ def replacing_export(path: str) -> Iterator[str]:
 
 
 def clear_up_after_killed(path: str) -> None:
-    """Removes what exports to `path` have left whose processes were killed; an earlier export returns to `path`."""
+    """Removes what exports to `path` have left whose processes were killed; an earlier export returns to `path`.
+
+    Only those of this host, as nothing is known of the processes of others.
+    """
     parent, name = os.path.split(path)
     with contextlib.suppress(OSError):  # there is no such folder, or it is not ours to change
         for entry in os.listdir(parent):
-            match = re.fullmatch(rf'\.unchecked\.(\d+)\.{re.escape(name)}', entry)
+            match = re.fullmatch(rf'\.unchecked\.{re.escape(socket.gethostname())}\.(\d+)\.{re.escape(name)}', entry)
             if match and (int(match[1]) == os.getpid() or not psutil.pid_exists(int(match[1]))):
                 _clear_up(os.path.join(parent, entry), path)
 

@@ -13,7 +13,7 @@ from atonet_jax.inference.label_map import argmax, label_map
 from atonet_jax.models import apply, check_size, network
 
 _FEW_SIZES = 3
-_USUAL_WINDOW = 512
+_WINDOWS = 256, 512  # the smallest and the largest that are advised
 
 
 class Views(NamedTuple):
@@ -86,10 +86,10 @@ def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], views: Views)
         return ''
     resized = (resized_size(size, views.height) for size in sizes)
     sides = (round(scale * length) for size in resized for length in size for scale in views.scales)
-    side = max(1, min(_USUAL_WINDOW, *sides))  # smaller images clip the window, which takes other programs
+    side = min(_WINDOWS[1], max(_WINDOWS[0], min(sides)))  # smaller images clip it, and take programs of their own
     return (
         f'{what} have {len(sizes)} sizes: a program is compiled for each, once; --config.eval.window="({side},{side})" '
-        'takes one for all, and looks at them window by window'
+        'shares one, and looks at them window by window'
     )
 
 

@@ -197,5 +197,6 @@ FAMILY = Family(
         **{f'table3_{design}': {'design': design} for design in DESIGNS if design != 'aggregation'},
     },
     choices={'design': DESIGNS},
+    changeable=('dropout_rate',),
     check=check,
 )

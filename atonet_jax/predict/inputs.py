@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple
 
 from atonet_jax.data.pictures import suffixes
 from atonet_jax.errors import InputError
+from atonet_jax.process.files import walk
 
 _log = logging.getLogger(__name__)
 
@@ -221,16 +222,9 @@ def _files_below(folder: str, output: str) -> list[str]:
         raise InputError(
             f'config.predict.output={output}: is the input folder itself; give another one, such as {output}_labels'
         )
-    paths, ways = [], {folder: {os.path.realpath(folder)}}  # ways: the folders that lead to a folder, and itself
-    for parent, folders, names in os.walk(folder, onerror=lambda error: paths.append(error.filename), followlinks=True):
-        way, inner = ways.pop(parent), [name for name in folders if not name.startswith('.')]
-        folders.clear()
-        for name in inner:
-            path = os.path.join(parent, name)
-            if (real := os.path.realpath(path)) not in way:  # else a link leads back
-                ways[path] = way | {real}
-                folders.append(name)
-        paths += [os.path.join(parent, name) for name in names if not name.startswith('.')]
+    paths = []
+    for parent, names in walk(folder, ('.',), lambda error: paths.append(error.filename)):
+        paths += [os.path.join(parent, name) for name in names]
     return paths
 
 

@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, and lie on the disk before they count as written."""
+"""Files that are written completely or not at all, and lie on the disk before they count as written; folders below."""
 
 import contextlib
 import errno
@@ -8,7 +8,7 @@ import pathlib
 import tempfile
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from atonet_jax.errors import InputError
@@ -98,6 +98,25 @@ def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
     except OSError as error:
         way_on = 'free space or ' if error.errno in FULL else ''
         raise InputError(f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}') from error
+
+
+def walk(folder: str, hidden: tuple[str, ...], onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
+    """(folder, names of its files) of a folder and all below it, also through links, except those that lead back.
+
+    Args:
+        folder: where it begins.
+        hidden: what the names of files and folders begin with that are passed over.
+        onerror: is called for a folder that cannot be listed.
+    """
+    above = {folder: frozenset()}  # {folder: the real paths of those that it was reached through}
+    for parent, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        real, way = os.path.realpath(parent), above.pop(parent)
+        if real in way:
+            folders.clear()
+            continue
+        folders[:] = [name for name in folders if not name.startswith(hidden)]
+        above |= {os.path.join(parent, name): way | {real} for name in folders}
+        yield parent, [name for name in files if not name.startswith(hidden)]
 
 
 def write_text(path: str, text: str) -> None:

@@ -26,7 +26,7 @@ class Change(NamedTuple):
 
     Attributes:
         key: 'train.epochs'.
-        was: its value when the run began, or last went on; None if the run did not have it.
+        was: its value when the run began, or last went on; None if the network was one without it.
         now: its value in the new config.
     """
 

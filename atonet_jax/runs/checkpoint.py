@@ -151,8 +151,8 @@ class Checkpoints:
 
         def find():
             failures = []
-            latest = pathlib.Path(self._folder, str(self.latest_step()))
-            if not (latest / 'optimizer').exists() and (latest / 'variables').exists():
+            folders = [pathlib.Path(self._folder, str(step)) for step in self._manager.all_steps()]
+            if not any((folder / 'optimizer').exists() for folder in folders):
                 raise InputError(
                     f'{os.path.dirname(self._folder)}: holds weights alone, which training cannot go on from; start a '
                     'new run from them: --config.init_from=FOLDER and another --workdir'

@@ -78,7 +78,7 @@ def starting_variables(
 
 
 def _from_run(config: ConfigDict, model: nn.Module, table: ClassTable, mesh: Mesh) -> dict[str, Any]:
-    """The weights of the run in `init_from`, at its `eval.checkpoint`. Layers for other classes are freshly drawn."""
+    """The weights of the run in `init_from`, at our `eval.checkpoint`. Layers for other classes are freshly drawn."""
     workdir = config.init_from
     of_run = load_config(workdir)
     of_run.eval.checkpoint = config.eval.checkpoint

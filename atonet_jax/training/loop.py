@@ -31,7 +31,7 @@ class Loop:
             checkpoints: in the workdir.
             recorder: of the workdir; it knows the timeline.
             numbers: as they are saved with the state: 'best_miou', 'best_step', 'seconds' of training and 'samples' so
-                far, 'images' and 'devices' of now. 'epochs' so far are added.
+                far, 'images' and 'devices' of now. 'epochs' so far and 'evaluated_step' are added.
         """
         self._config = config
         self._workdir = workdir
@@ -69,7 +69,7 @@ class Loop:
                 pending.append((step, metrics))
                 stop = signals.received(step)
                 is_due = step == total_steps or timeline.passes(step, train.eval_every_epochs)
-                evaluates = is_due and stop is None  # which may leave too little time for it
+                evaluates = is_due and (stop is None or step == total_steps)  # a signal leaves little time
                 saves = is_due or step % train.checkpoint_every_steps == 0 or stop is not None
                 if saves or explain or step == first_step or step % train.log_every_steps == 0:
                     self._check(pending, explain and (lambda: explain(before, batch, of_step)))
@@ -90,13 +90,16 @@ class Loop:
                     progress.restart()
                     if stop is None and step < total_steps:
                         stop = signals.received(step)  # which came while it evaluated
-                if stop is not None and (step < total_steps or scores is None):
+                if stop is not None and step < total_steps:
                     self._checkpoints.wait()
                     raise Stopped(stop, step)
             self._checkpoints.wait()  # while a signal still leaves it the time
         if scores is None:  # resumed where nothing was left to do
+            step = first_step - 1
+            if self._numbers.get('evaluated_step', step) != step:  # its evaluation had failed
+                return self._evaluate(step, state, evaluator)
             evaluation = evaluator.run(state.averaged or state.variables)
-            self._recorder.report(first_step - 1, evaluation)
+            self._recorder.report(step, evaluation)
             scores = evaluation.scores
         return scores
 
@@ -117,16 +120,17 @@ class Loop:
         try:
             evaluation = evaluator.run(state.averaged or state.variables)
         except Exception as error:
-            if jax.process_count() > 1:  # the others are not here to save with
-                raise
-            self._checkpoints.save(state, dict(self._numbers), None)
+            is_saved = jax.process_count() == 1 and step > self._last_good_step  # others would not be here to save with
+            if is_saved:
+                self._checkpoints.save(state, dict(self._numbers), None)
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"step {step} is saved, but the device's memory is too small to evaluate it; a smaller "
-                '--config.eval.batch_size takes less, and so does --config.eval.window="(512,512)"'
+                f"step {step}: the device's memory is too small to evaluate it{' (it is saved)' if is_saved else ''}; "
+                'a smaller --config.eval.batch_size takes less, and so does --config.eval.window="(512,512)"'
             ) from error
         scores = evaluation.scores
+        self._numbers['evaluated_step'] = step
         if scores.miou > self._numbers['best_miou']:
             self._numbers |= {'best_miou': scores.miou, 'best_step': step}
         self._recorder.evaluation(step, evaluation, self._numbers)

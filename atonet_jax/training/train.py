@@ -249,8 +249,7 @@ def _gathering_skipped(*parts: Examples) -> Iterator[None]:
 
 
 def _list_skipped(examples: Examples, workdir: str) -> None:
-    """Writes which images were skipped in this start, and why. A disk that does not take it ends no
-    run."""
+    """Writes which images were skipped in this start, and why. A disk that does not take it only warns."""
     if not is_main_process():
         return
     dataset = examples.dataset

@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -418,17 +419,21 @@ def test_what_a_killed_export_has_left_is_cleared_up_and_the_one_before_it_retur
         process.wait()
     path = tmp_path / 'atonet_weights'
     write_older(path, is_folder=True)
-    left = tmp_path / f'.unchecked.{process.pid}.atonet_weights'
-    of_a_living_process = tmp_path / f'.unchecked.{os.getppid()}.atonet_weights'
-    of_another_export = tmp_path / f'.unchecked.{process.pid}.other'
-    for folder in (left, of_a_living_process, of_another_export):
+    host = socket.gethostname()
+    left = tmp_path / f'.unchecked.{host}.{process.pid}.atonet_weights'
+    others = [
+        tmp_path / f'.unchecked.{host}.{os.getppid()}.atonet_weights',  # of a process that lives
+        tmp_path / f'.unchecked.{host}.{process.pid}.other',
+        tmp_path / f'.unchecked.{host}2.{process.pid}.atonet_weights',
+    ]
+    for folder in (left, *others):
         (folder / 'atonet_weights').mkdir(parents=True)
     path.rename(left / '.earlier')
     config.export.update(format='weights', output=str(path))
     with pytest.raises(InputError, match='atonet_weights: is there already'):
         export(config, finished, force=False)
     assert (path / 'older').read_text() == 'older'
-    assert not left.exists() and of_a_living_process.exists() and of_another_export.exists()
+    assert not left.exists() and all(folder.exists() for folder in others)
 
 
 def test_a_link_to_the_workdir_is_never_replaced(config, finished, tmp_path):

@@ -492,6 +492,12 @@ def test_each_export_loaded_back_gives_the_labels_of_segmenter(
         assert identify(read_state_dict(path)) == (ROWS[name].files_of or name)
 
 
+@pytest.mark.parametrize('name', MODEL_NAMES)
+def test_dropout_may_change_after_training(name):
+    rates = {option for option in family(name).options() if option.startswith('dropout')}
+    assert rates <= set(family(name).changeable) <= set(family(name).options())
+
+
 @pytest.mark.networks
 @pytest.mark.parametrize('name', DISTINCT)
 @pytest.mark.parametrize('form', [onnx_format, tflite_format])

@@ -105,23 +105,20 @@ def test_a_signal_that_comes_while_it_evaluates_is_obeyed_afterwards(basic_confi
 def test_no_evaluation_is_begun_after_a_signal(finished_basic, basic_config, tmp_path, stepping, monkeypatch):
     workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
     config = basic_config.copy_and_resolve_references()
-    config.train.epochs = 3.0
-    monkeypatch.setattr(StopSignals, 'received', lambda self, step: signal.SIGTERM if step == 9 else None)
+    config.train.epochs = 4.0
+    monkeypatch.setattr(StopSignals, 'received', lambda self, step: signal.SIGTERM if step in (9, 12) else None)
     with pytest.raises(Stopped, match='by SIGTERM after step 9'):
         train(config, workdir)
     assert stepping.evaluated == [] and latest_step(workdir) == 9
-    train(config, workdir)  # evaluates what is left
+    train(config, workdir)
+    assert stepping.evaluated == [12], 'the last one is, after which nothing is left to go on with'
 
 
 @pytest.mark.parametrize(
     ('error', 'raised', 'text'),
     [
         (ValueError('a picture'), ValueError, 'a picture'),
-        (
-            RuntimeError('RESOURCE_EXHAUSTED: 9 bytes'),
-            TrainingError,
-            'step 9 is saved, but .* a smaller --config.eval.b',
-        ),
+        (RuntimeError('RESOURCE_EXHAUSTED: 9'), TrainingError, r'step 9: .* \(it is saved\); .*eval.batch_size'),
     ],
 )
 def test_a_step_is_saved_though_it_cannot_be_evaluated(
@@ -134,10 +131,14 @@ def test_a_step_is_saved_though_it_cannot_be_evaluated(
     def fail(*_):
         raise error
 
+    run = train_module.Evaluator.run
     monkeypatch.setattr(train_module.Evaluator, 'run', fail)
     with pytest.raises(raised, match=text):
         train(config, workdir)
-    assert latest_step(workdir) == 9
+    assert latest_step(workdir) == 9 and stepping.evaluated == []
+    monkeypatch.setattr(train_module.Evaluator, 'run', run)
+    train(config, workdir)
+    assert stepping.evaluated == [9], 'the next start evaluates it'
 
 
 def test_an_update_beyond_all_numbers_is_not_saved(finished_basic, basic_config, tmp_path, stepping, monkeypatch):
