@@ -47,8 +47,7 @@ from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluation, Evaluator
 from atonet_jax.inference import Segmenter
-from atonet_jax.models import create_model, init_variables
-from atonet_jax.models import network as contract_of
+from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated
 from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import Progress, say
@@ -177,23 +176,23 @@ class Runs:
         self._mesh = create_mesh()
         self._batches = {}
 
-    def config(self, network: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
+    def config(self, name: str, recipe: Recipe, seed: int, protocol: str, settings: dict[str, Any]) -> ConfigDict:
         """The config of a run; `settings` go over those of the recipe.
 
         Raises:
             InputError: a setting cannot work.
         """
-        config = runpy.run_path(str(_ROOT / 'configs' / 'camvid.py'))['get_config'](network)
+        config = runpy.run_path(str(_ROOT / 'configs' / 'camvid.py'))['get_config'](name)
         train_split, eval_split = SPLITS[protocol]
         where = {'seed': seed, 'data.root': self._root, 'data.train_split': train_split, 'data.eval_split': eval_split}
         for key, value in (base_settings() | recipe.settings | settings | where).items():
             try:
                 config.update_from_flattened_dict({key: value})
             except (KeyError, TypeError, AttributeError) as error:
-                raise InputError(f'{key}={value}: {network} has no such setting, or it is of another type') from error
+                raise InputError(f'{key}={value}: {name} has no such setting, or it is of another type') from error
         if recipe.start == 'pretrained':
-            if not contract_of(network).backbones:
-                raise InputError(f'--networks {network}: has no backbone that is published alone; leave out {network}')
+            if not network(name).backbones:
+                raise InputError(f'--networks {name}: has no backbone that is published alone; leave out {name}')
             config.model.pretrained_backbone = self._backbone
         validate(config)
         validate_batches(config, self._mesh.size)
@@ -251,7 +250,7 @@ class Runs:
         step_fn = compile_train_step(self._mesh, **options)
         with tempfile.TemporaryDirectory() as folder:  # for the counts
             dataset = train_set.examples.dataset
-            weights = class_weights(config, contract_of(model).class_weights, dataset, folder)
+            weights = class_weights(config, network(model).class_weights, dataset, folder)
         recipe = create_recipe(config, timeline, weights)
         averaging = config.optimizer.ema_decay > 0
         state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
@@ -438,7 +437,7 @@ def chosen(text: str, best_of: Callable[[str], str]) -> list[tuple[str, Recipe, 
 
 def save(prefix: str, model, variables, megabytes: float) -> list[str]:
     """Writes what inference needs of the variables, kernels as float16, in files of limited size: PREFIX_0.npz, ..."""
-    unused = contract_of(model).training_only
+    unused = network(model).training_only
     files = [{}]
     for path, array in flatten_dict(jax.device_get(variables), sep='/').items():
         if path.split('/')[1] in unused:
