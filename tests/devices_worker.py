@@ -1,4 +1,4 @@
-"""Ten steps and an evaluation on some devices of one or several processes; started by test_distributed.py.
+"""Training steps and an evaluation on some devices of one or several processes; started by test_distributed.py.
 
     python -m tests.devices_worker OUT.npz START.npz SCENES [coordinator num_processes process_id] < jobs as JSON
 

@@ -17,6 +17,8 @@ import pytest
 
 from atonet_jax import main
 from atonet_jax.data.synthetic import write_dataset
+from atonet_jax.errors import ExportError, InputError, TrainingError
+from atonet_jax.process.stopping import Stopped
 from atonet_jax.runs.workdir import LOCK_FILE
 from tests.commands import run_command
 
@@ -141,6 +143,26 @@ def test_a_path_may_begin_with_the_home_folder(command, repository, tmp_path, mo
     assert_one_clear_line(command('--mode=evaluate', workdir='~/none'), f'{tmp_path}/none/config.json: no such file')
     assert_one_clear_line(command('--mode=compare', '~/a', '~/b'), f'{tmp_path}/a')
     assert not (repository / '~').exists()
+
+
+@pytest.mark.parametrize(
+    ('error', 'code', 'line'),
+    [
+        (InputError('a setting'), 2, 'error: a setting\n'),
+        (TrainingError('step 5: loss is nan'), 3, 'error: step 5: loss is nan\n'),
+        (ExportError('wrong labels'), 3, 'error: wrong labels\n'),
+        (Stopped(signal.SIGINT, 5), 130, 'after step 5, which is saved; the same command goes on from there\n'),
+        (Stopped(signal.SIGTERM, 5), 143, 'after step 5, which is saved; the same command goes on from there\n'),
+    ],
+)
+def test_what_ends_a_command_is_one_line_and_its_exit_code(command, monkeypatch, error, code, line):
+    def end(_):
+        raise error
+
+    monkeypatch.setattr('atonet_jax.main._run_mode', end)
+    process = command('--config=configs/tiny.py')
+    assert (process.returncode, process.stdout) == (code, '')
+    assert process.stderr.endswith(line) and process.stderr.count('\n') == 1
 
 
 def test_a_full_disk_is_a_line_wherever_it_shows(command, monkeypatch):

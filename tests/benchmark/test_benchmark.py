@@ -197,5 +197,5 @@ def test_command_line_takes_one_size_or_several(repository, tmp_path, sizes):
 
 
 def test_module_needs_no_tensorflow(repository):
-    program = "import atonet_jax.benchmark, sys; sys.exit('tensorflow' in sys.modules)"
+    program = "import atonet_jax.benchmark.benchmark, sys; sys.exit('tensorflow' in sys.modules)"
     subprocess.run([sys.executable, '-c', program], cwd=repository, check=True)

@@ -228,7 +228,8 @@ def test_the_confusion_matrix_of_very_many_classes_is_a_picture(tmp_path):
     names = tuple(f'class {i}' for i in range(80))
     table = ClassTable('many', names, tuple((i, i, i) for i in range(80)), ())
     source = source_of(write(tmp_path, made_up(table), table))
-    assert 'alt="Confusion matrix"' in source and 'class="confusion"' not in source
+    assert 'alt="Confusion matrix; its largest' in source and 'class="confusion"' not in source
+    assert 'Largest mistakes' in source
 
 
 def test_a_report_that_cannot_be_written_ends_training_with_a_line(tmp_path, tiny_config):

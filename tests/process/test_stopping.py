@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 from atonet_jax.process.stopping import StopSignals
 
@@ -14,3 +17,17 @@ def test_the_first_signal_is_recorded_and_says_what_is_still_done(capfd):
         assert signals.received(0) == signal.SIGINT
     assert capfd.readouterr().err == '\nends after this picture\n'
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_second_signal_ends_the_process(repository):
+    program = (
+        'import time\nfrom atonet_jax.process.stopping import StopSignals\n'
+        'with StopSignals():\n    print("ready", flush=True)\n    while True:\n        time.sleep(0.01)'
+    )
+    with subprocess.Popen([sys.executable, '-c', program], cwd=repository, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'ready\n'
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.3)
+        assert process.poll() is None, 'the first one is only recorded'
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == -signal.SIGINT

@@ -125,6 +125,26 @@ def test_training_in_a_folder_of_weights_alone_says_how_to_start_from_them(tmp_p
     checkpoints.close()
 
 
+def test_a_checkpoint_that_has_lost_its_optimizer_is_damaged_where_another_is_whole(run, monkeypatch):
+    shutil.rmtree(os.path.join(run, 'checkpoints', '2', 'optimizer'))
+    monkeypatch.setattr(Checkpoints, 'restore', lambda self, state, step: step)
+    checkpoints = Checkpoints(run, keep=2)
+    assert checkpoints.restore_latest(None) == 1
+    checkpoints.close()
+    assert os.listdir(os.path.join(run, 'unusable')) == ['2']
+
+
+def test_the_best_checkpoint_outlives_later_ones(tmp_path):
+    checkpoints = Checkpoints(str(tmp_path), keep=1)
+    for step, miou in ((1, 0.9), (2, 0.1), (3, 0.2)):
+        state = TrainState(jnp.int32(step), {'params': {'a': jnp.zeros(3)}}, {'mean': jnp.zeros(3)}, None)
+        checkpoints.save(state, {}, miou)
+    checkpoints.wait()
+    assert (checkpoints.step('best'), checkpoints.step('latest')) == (1, 3)
+    checkpoints.close()
+    assert sorted(os.listdir(tmp_path / 'checkpoints')) == ['1', '3']
+
+
 def test_a_process_can_read_a_checkpoint_without_the_others(finished, tmp_path):
     checkpoints = Checkpoints(str(shutil.copytree(finished, tmp_path / 'run')))
     checkpoints._read_alone(6)

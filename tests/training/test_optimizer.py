@@ -149,6 +149,30 @@ def test_decay_of_kernels_alone_leaves_vectors_where_they_are(name):
     np.testing.assert_array_equal(updates['stem']['conv']['bias'], 0)
 
 
+def test_every_setting_reaches_the_optimizer_and_the_schedule():
+    config = default_config()
+    config.optimizer.update(
+        name='adamw', momentum=0.7, second_beta=0.8, decayed='kernels', frozen=('backbone',), learning_rate=0.2
+    )
+    optimizer = step_options(config, create_objective(config, MODEL), ('stem',))['optimizer']
+    assert optimizer == Optimizer('adamw', MODEL, 0.7, 0.8, 'kernels', ('backbone',), ('stem',))
+
+    config.train.update(batch_size=2, epochs=4.0)
+    config.schedule.update(per='step', warmup_epochs=1.0, floor=0.03)
+    timeline = Timeline(batch_size=2, num_images=8, epochs=4.0)  # 16 steps, the first 4 of them warm up
+    shapes = {
+        'poly': ({'power': 2.0}, lambda step: (1 - step / 16) ** 2),
+        'steps': ({'step_epochs': 2.0, 'step_factor': 0.5}, lambda step: 0.5 ** (step // 8)),
+    }
+    for name, (settings, shape) in shapes.items():
+        config.schedule.update(name=name, **settings)
+        schedule = create_recipe(config, timeline).learning_rates['rest']
+        for step in (0, 1, 3, 4, 8, 12, 15):
+            after_warm_up = max(0.03, 0.2 * shape(step)) if name == 'steps' else 0.03 + (0.2 - 0.03) * shape(step)
+            expected = min(1, (step + 1) / 4) * after_warm_up
+            np.testing.assert_allclose(schedule(step), expected, rtol=1e-6, err_msg=f'{name} {step}')
+
+
 @pytest.mark.parametrize(('acts_on', 'factor_of_decay'), [('both', 0.1), ('rate', 1.0)])
 def test_the_backbones_factor_acts_on_what_the_config_says(acts_on, factor_of_decay):
     config = default_config()
