@@ -168,8 +168,8 @@ def test_every_setting_reaches_the_optimizer_and_the_schedule():
         config.schedule.update(name=name, **settings)
         schedule = create_recipe(config, timeline).learning_rates['rest']
         for step in (0, 1, 3, 4, 8, 12, 15):
-            after_warm_up = max(0.03, 0.2 * shape(step)) if name == 'steps' else 0.03 + (0.2 - 0.03) * shape(step)
-            expected = min(1, (step + 1) / 5) * after_warm_up  # 0 would be before the first step
+            warm_up = min(1, (step + 1) / 5)  # 0 would be before the first step
+            expected = warm_up * (0.03 + (0.2 - 0.03) * shape(step))
             np.testing.assert_allclose(schedule(step), expected, rtol=1e-6, err_msg=f'{name} {step}')
 
 
