@@ -7,6 +7,7 @@ takes its scenes and that network too, unless the command has an option of ATONe
 import argparse
 import asyncio
 import importlib.metadata
+import itertools
 import json
 import mimetypes
 import os
@@ -22,19 +23,23 @@ import httpx
 import numpy as np
 import PIL.Image
 import pytest
+from absl import flags
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import main as command_line
+from atonet_jax.command_line import define_config_flag
 from atonet_jax.config import default_config
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.serve import listen
 from atonet_jax.serve.app import create_app
+from atonet_jax.validation import validate
 from tests.commands import fresh_flags, fresh_logging
 from tests.test_packaging import PROJECT, pins
 
 _MARK = re.compile(r'# needs (Cityscapes|CamVid|published weights|a GPU|a TPU|a camera|several machines)$')
-_COMMAND = re.compile(r'(python|make|pip|srun|mpirun|gcloud|CUDA_VISIBLE_DEVICES|curl|\.venv)\b')
+_COMMAND = re.compile(r'([A-Z_]+=\S+ )*(python|make|pip|srun|mpirun|gcloud|curl|\.venv)\b')
+_VARIABLE = re.compile(r'[A-Z_]+=')  # of the environment, before a command
 _TINY = (
     '--config.data.crop_size=(64,64)',
     '--config.train.epochs=0.5',
@@ -127,6 +132,15 @@ def run_main(arguments, tiny_config):
         return command_line.main(['main.py', *arguments])
 
 
+def assert_understood(arguments):
+    """What runs elsewhere has settings that exist and can work. Those of a run that is there cannot be known here."""
+    if not any(argument.startswith('--config=configs/') for argument in arguments):
+        return
+    with fresh_flags():
+        assert flags.FLAGS(define_config_flag(['main.py', *arguments]))[1:] == []
+        validate(flags.FLAGS.config)
+
+
 def noise(seed, i, height, width):
     image = np.random.default_rng([seed, i]).integers(0, 256, (height, width, 3), np.uint8)
     return image, image[..., 0]
@@ -149,11 +163,13 @@ def test_a_command_in_the_documents(command, world, app, helps, repository, tiny
     monkeypatch.setattr('atonet_jax.serve.listen', lambda host, port: listen(host, 0))  # the port may be taken here
     monkeypatch.setattr('atonet_jax.serve._Server.run', lambda self, sockets: None)  # a server ends as it begins
     for part in command.partition(' #')[0].partition(' |')[0].split(' && '):
-        match shlex.split(part.replace('.venv/bin/', '')):
+        words = itertools.dropwhile(_VARIABLE.match, shlex.split(part.replace('.venv/bin/', '')))
+        match list(words):
             case ['pip', 'install', *arguments]:
                 assert_installable(arguments, repository)
-            case _ if is_elsewhere:
-                pass
+            case words if is_elsewhere:
+                if 'main.py' in words:
+                    assert_understood(words[words.index('main.py') + 1 :])
             case ['python', 'main.py', *arguments]:
                 assert run_main(arguments, tiny_config) == 0
             case ['python', '-m', 'pytest', path, *_]:
