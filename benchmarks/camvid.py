@@ -7,7 +7,8 @@
 
 val: trains on train (367 images) and scores on val (101), to choose recipes. test: trains on train+val (468) and scores
 the last state once on test (233). `best:START` is the recipe with the best mean mIoU on val among those of a start.
-`RECIPE+VARIANT@EPOCHS` is a recipe with other bins or auxiliary levels and another length; +table4 stands for all rows.
+`RECIPE+VARIANT@EPOCHS` is a recipe with one thing changed and another length. `+table4` stands for all its bins and
+auxiliary levels, `+trials` for all changes of `TRIALS`.
 Each finished run is a line of the results file, and a run that is there, of the same frames and backbone, is not
 repeated. Every few minutes, at Ctrl-C
 and when the time is up, the state of the run is kept beside that file: the same command goes on from there. Every split
@@ -100,15 +101,7 @@ class Recipe:
 
 RECIPES = {
     'scratch': Recipe('scratch', {}),
-    'scratch_fast': Recipe('scratch', {'optimizer.learning_rate': 3e-3}),
-    'scratch_decay': Recipe('scratch', {'optimizer.learning_rate': 2e-3, 'optimizer.weight_decay': 0.1}),
-    'scratch_narrow': Recipe('scratch', {'data.scale_range': (0.5, 1.5)}),
-    'scratch_even': Recipe('scratch', {'loss.class_weights': EVEN}),
     'pretrained': Recipe('pretrained', _PRETRAINED),
-    'pretrained_slow': Recipe('pretrained', _PRETRAINED | {'optimizer.learning_rate': 4e-4}),
-    'pretrained_low': Recipe('pretrained', _PRETRAINED | {'optimizer.backbone_factor': 0.2}),
-    'pretrained_decay': Recipe('pretrained', _PRETRAINED | {'optimizer.weight_decay': 0.1}),
-    'pretrained_narrow': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (0.5, 1.5)}),
     # Frames are enlarged in training and in inference; a step takes as long as with the others.
     'pretrained_enlarged': Recipe('pretrained', _PRETRAINED | {'data.scale_range': (1.0, 2.25), 'eval.height': 720}),
     # The same in crops of three quarters of an enlarged frame, which have 2.25 times as many pixels.
@@ -116,18 +109,32 @@ RECIPES = {
         'pretrained',
         _PRETRAINED | {'data.crop_size': (540, 720), 'data.scale_range': (1.5, 2.25), 'eval.height': 720},
     ),
-    'pretrained_even': Recipe('pretrained', _PRETRAINED | {'loss.class_weights': EVEN}),
-    'pretrained_mining': Recipe('pretrained', _PRETRAINED | {'loss.mining': True, 'loss.mining_min_kept': 0.25}),
-    'pretrained_sgd': Recipe(
-        'pretrained',
-        {'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.02, 'optimizer.weight_decay': 5e-4,
-         'optimizer.backbone_factor': 0.5},
-    ),
     # For tests: in crops of 64x96.
     'tiny': Recipe(
         'scratch', {'model.dtype': 'float32', 'data.crop_size': (64, 96), 'schedule.warmup_epochs': 0.0}
     ),
 }  # fmt: skip
+
+
+def _colours(strength: float) -> dict[str, Any]:
+    return {f'data.augmentation.{name}': strength for name in ('brightness', 'contrast', 'saturation')}
+
+
+# Each changes one thing in a recipe.
+TRIALS = {
+    'strong_colours': _colours(0.5),
+    'mining': {'loss.mining': True, 'loss.mining_min_kept': 0.25},
+    'rate_double': {'optimizer.learning_rate': 2e-3},
+    'even': {'loss.class_weights': EVEN},
+    'sgd': {'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.02, 'optimizer.weight_decay': 5e-4},
+    'rate_half': {'optimizer.learning_rate': 5e-4},
+    'poly': {'schedule.name': 'poly'},
+    'backbone_slow': {'optimizer.backbone_factor': 0.2},
+    'no_average': {'optimizer.ema_decay': 0.0},
+    'plain_colours': _colours(0.0),
+    'decay_high': {'optimizer.weight_decay': 0.1},
+    'rate_triple': {'optimizer.learning_rate': 3e-3},
+}
 
 
 def _table4() -> dict[str, dict[str, Any]]:
@@ -145,7 +152,8 @@ def _table4() -> dict[str, dict[str, Any]]:
     return rows | {name('dagger', (3, 4, 5)): dagger}
 
 
-VARIANTS = _table4()
+SETS = {'table4': _table4(), 'trials': TRIALS}
+VARIANTS = {name: settings for variants in SETS.values() for name, settings in variants.items()}
 
 _LOOK = 50  # steps between two looks at the loss
 _KEEP_SECONDS = 300  # between two states that are kept of a run
@@ -427,9 +435,9 @@ def chosen(text: str, best_of: Callable[[str], str]) -> list[tuple[str, Recipe, 
     base, _, own = name.partition('+')  # the best may be a variant itself
     if base not in RECIPES:
         raise InputError(f'{name!r} is no recipe here; known: {", ".join(RECIPES)}')
-    if plus and variant != 'table4' and variant not in VARIANTS:
-        raise InputError(f'{variant!r} is no variant here; known: table4, {", ".join(VARIANTS)}')
-    variants = list(VARIANTS) if variant == 'table4' else [variant or own]
+    if plus and variant not in SETS | VARIANTS:
+        raise InputError(f'{variant!r} is no variant here; known: {", ".join(SETS | VARIANTS)}')
+    variants = list(SETS[variant]) if variant in SETS else [variant or own]
     return [
         (f'{base}+{one}' if one else base, RECIPES[base], (VARIANTS[one] if one else {}) | over) for one in variants
     ]
