@@ -58,7 +58,7 @@ from atonet_jax.runs.network import starting_variables
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import to_torch
 from atonet_jax.training.class_weights import class_weights
-from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation
+from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.validation import validate, validate_batches, validate_classes
@@ -259,7 +259,7 @@ class Runs:
         with tempfile.TemporaryDirectory() as folder:  # for the counts
             dataset = train_set.examples.dataset
             weights = class_weights(config, network(model).class_weights, dataset, folder)
-        recipe = create_recipe(config, timeline, weights)
+        schedule = create_schedule(config, timeline, weights)
         averaging = config.optimizer.ema_decay > 0
         state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
         state, seconds_before = kept.restore(state)
@@ -277,7 +277,7 @@ class Runs:
         ahead, look = (1, 5) if on_cpu else (_LOOK, _LOOK)  # steps are long there, and nothing is gained by haste
         with Progress('training', total_steps - first_step, 'step') as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step + 1):
-                state, metrics = step_fn(state, batch, recipe.at(step - 1))
+                state, metrics = step_fn(state, batch, schedule.at(step - 1))
                 pending.append(metrics['loss'])
                 if step == first_step + 1:
                     jax.block_until_ready(state.step)
@@ -310,7 +310,7 @@ class Runs:
         variables = state.averaged or state.variables
         evaluation = Evaluator(model, eval_set, config.eval).run(variables)
         is_bare_wanted = not self._measured and first_step < total_steps
-        bare = self._bare_milliseconds(step_fn, state, batch, recipe) if is_bare_wanted else {}
+        bare = self._bare_milliseconds(step_fn, state, batch, schedule) if is_bare_wanted else {}
         figures = bare | {
             'steps': total_steps,
             'images': num_images,
@@ -322,14 +322,14 @@ class Runs:
         }
         return figures, evaluation, model, variables
 
-    def _bare_milliseconds(self, step_fn, state, batch, recipe) -> dict[str, float]:
+    def _bare_milliseconds(self, step_fn, state, batch, schedule) -> dict[str, float]:
         """Time of a step whose batch is there already."""
         self._measured = True
         state = jax.tree.map(jnp.copy, state)
         jax.block_until_ready(state)
         start = time.monotonic()
         for step in range(_BARE_STEPS):
-            state, _ = step_fn(state, batch, recipe.at(step))
+            state, _ = step_fn(state, batch, schedule.at(step))
         jax.block_until_ready(state)
         return {'ms_per_bare_step': round(1e3 * (time.monotonic() - start) / _BARE_STEPS, 3)}
 

@@ -181,7 +181,7 @@ def training_step(task: dict[str, Any]) -> tuple[Any, Callable[[], np.ndarray], 
     from atonet_jax.models.counts import count_conv_macs
     from atonet_jax.ops import cpu
     from atonet_jax.process.devices import create_mesh
-    from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation
+    from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation
     from atonet_jax.training.step import compile_train_step, create_state
     from atonet_jax.training.timeline import Timeline
     from benchmarks.noise import noise_batch
@@ -193,7 +193,7 @@ def training_step(task: dict[str, Any]) -> tuple[Any, Callable[[], np.ndarray], 
     config.train.batch_size = 2
     mesh, model = create_mesh(), create_network(config, NUM_CLASSES)
     options = step_options(config, create_objective(config, model))
-    numbers = create_recipe(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
+    numbers = create_schedule(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
     variables = jax.jit(lambda: init_variables(model, 0))()
     state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
     batch = jax.device_put(noise_batch(train_augmentation(config), config.train.batch_size, NUM_CLASSES))

@@ -43,7 +43,7 @@ from atonet_jax.models import abstract_variables, create_model, init_variables  
 from atonet_jax.models.counts import count_conv_macs  # noqa: E402
 from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
-from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation  # noqa: E402
+from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
 from atonet_jax.training.timeline import Timeline  # noqa: E402
 from benchmarks.compiled_text import Operations  # noqa: E402
@@ -121,7 +121,7 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     mesh = create_mesh()
     model = create_network(config, NUM_CLASSES)
     options = step_options(config, create_objective(config, model))
-    numbers = create_recipe(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
+    numbers = create_schedule(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
     variables = init_variables(model, 0)
     state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
     batch = jax.device_put(noise_batch(train_augmentation(config), batch_size, NUM_CLASSES), split_by_batch(mesh))

@@ -34,7 +34,7 @@ from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402
 from atonet_jax.training.augment import augment  # noqa: E402
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule  # noqa: E402
-from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state  # noqa: E402
+from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
 from benchmarks.timing import PAUSE, in_turns, matrix_rate  # noqa: E402
 from tests import torch_reference  # noqa: E402
@@ -57,7 +57,7 @@ class OurTraining:
         }
         decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
         optimizer = Optimizer('sgd', model, momentum=MOMENTUM)
-        self._recipe = Recipe(learning_rates, decays)
+        self._schedule = StepSchedule(learning_rates, decays)
         self._step = compile_train_step(
             mesh,
             objective=Objective.of(model),
@@ -71,7 +71,7 @@ class OurTraining:
     def run(self, steps: int) -> float:
         """Returns the last step's loss."""
         for _ in range(steps):
-            self._state, metrics = self._step(self._state, self._batch, self._recipe.at(self._steps))
+            self._state, metrics = self._step(self._state, self._batch, self._schedule.at(self._steps))
             self._steps += 1
         jax.block_until_ready(self._state)
         return float(metrics['loss'])

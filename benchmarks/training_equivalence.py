@@ -32,7 +32,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
 from atonet_jax.training.augment import augment
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
+from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state
 from tests import torch_reference
 
 NUM_CLASSES = CITYSCAPES.num_classes
@@ -59,7 +59,7 @@ class OurTraining:
         }
         decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
         optimizer = Optimizer('sgd', self._model, momentum=MOMENTUM)
-        self._recipe = Recipe(learning_rates, decays, seed=seed)
+        self._schedule = StepSchedule(learning_rates, decays, seed=seed)
         mesh = create_mesh()
         self._step = compile_train_step(
             mesh,
@@ -73,7 +73,7 @@ class OurTraining:
         self._predict = jax.jit(lambda variables, images: predict_labels(self._model, variables, images))
 
     def step(self, batch: dict) -> None:
-        self._state, _ = self._step(self._state, batch, self._recipe.at(self._steps))
+        self._state, _ = self._step(self._state, batch, self._schedule.at(self._steps))
         self._steps += 1
 
     def predict(self, images: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.training.losses import total_loss
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
+from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state
 from benchmarks.timing import in_turns
 
 NUM_CLASSES = 19
@@ -48,7 +48,7 @@ class TrainingStep:
     def __init__(self, crop: tuple[int, int], batch_size: int, dtype: str, remat: bool):
         self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
         rates = {group: learning_rate_schedule(peak=0.01, name='constant', total_steps=1000) for group in RATE_GROUPS}
-        self._numbers = Recipe(rates, dict.fromkeys(RATE_GROUPS, 1e-4)).at(0)
+        self._numbers = StepSchedule(rates, dict.fromkeys(RATE_GROUPS, 1e-4)).at(0)
         self._optimizer = Optimizer('sgd', self._model, momentum=0.9)
         self._mesh = create_mesh()
         self._jitted = compile_train_step(

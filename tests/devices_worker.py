@@ -35,7 +35,7 @@ from atonet_jax.process.devices import create_mesh, split_by_batch
 from atonet_jax.process.distributed import in_main_process, initialize, is_main_process, processes_on_this_host
 from atonet_jax.runs.workdir import lock
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer
-from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state
+from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state
 
 BATCH_SIZE = 8
 AUGMENTATION = Augmentation((64, 64), (0.75, 1.25), brightness=0.3, erasing=0.5, rotation=5.0)
@@ -63,7 +63,7 @@ def first_devices(count):
 def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0):
     """Losses and variables after so many steps. `first_step` is what the learning rate takes the first one for."""
     model = tiny_network()
-    recipe = Recipe(dict.fromkeys(RATE_GROUPS, learning_rate), {'backbone': 1e-5, 'rest': 1e-4})
+    schedule = StepSchedule(dict.fromkeys(RATE_GROUPS, learning_rate), {'backbone': 1e-5, 'rest': 1e-4})
     optimizer = Optimizer('sgd', model, momentum=0.9)
     state = create_state(variables, optimizer, averaging=False, mesh=mesh)
     step_fn = compile_train_step(
@@ -85,7 +85,7 @@ def train(scenes, variables, mesh, num_steps, seed, accumulation=1, first_step=0
     )
     losses = []
     for step, batch in enumerate(prefetch_to_device(batches, split_by_batch(mesh)), first_step):
-        state, metrics = step_fn(state, batch, recipe.at(step))
+        state, metrics = step_fn(state, batch, schedule.at(step))
         losses.append(float(metrics['loss']))
     return np.array(losses), jax.tree.map(np.asarray, state.variables)
 

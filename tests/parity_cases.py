@@ -19,7 +19,7 @@ from atonet_jax.torch_weights import from_torch, to_torch
 from atonet_jax.training.augment import augment
 from atonet_jax.training.losses import configured_terms, total_loss
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, Recipe, compile_train_step, create_state, gradient_of
+from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state, gradient_of
 from tests import golden_files
 from tests.drawn_weights import drawn_variables
 from tests.golden_files import assert_close
@@ -219,7 +219,7 @@ class NetworkParity:
             )
             for group, factor in {'backbone': 0.1, 'rest': 1.0}.items()
         }
-        recipe = Recipe(learning_rates, {'backbone': 1e-5, 'rest': 1e-4})
+        schedule = StepSchedule(learning_rates, {'backbone': 1e-5, 'rest': 1e-4})
         optimizer = Optimizer('sgd', model, momentum=0.9)
         mesh = create_mesh()
         state = create_state(from_torch(self.settled(), model), optimizer, averaging=False, mesh=mesh)
@@ -231,7 +231,7 @@ class NetworkParity:
         )
         figures = {'losses': [], 'rates_backbone': [], 'rates_rest': []}
         for step, batch in enumerate(EPOCHS * batches):
-            state, metrics = step_fn(state, batch, recipe.at(step))
+            state, metrics = step_fn(state, batch, schedule.at(step))
             figures['losses'].append(float(metrics['loss']))
             for group in ('backbone', 'rest'):
                 figures[f'rates_{group}'].append(float(metrics[f'learning_rate_{group}']))

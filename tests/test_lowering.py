@@ -27,7 +27,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.state import TrainState
 from atonet_jax.training.losses import configured_terms
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, Recipe, compile_train_step
+from atonet_jax.training.step import Objective, StepSchedule, compile_train_step
 
 ACCELERATORS = ('tpu', 'cuda')
 EVERY_AUGMENTATION = Augmentation(
@@ -151,7 +151,7 @@ def export_training(objective, num_devices, platforms=ACCELERATORS):
         group: learning_rate_schedule(peak=0.1, name='cosine', total_steps=10) for group in ('backbone', 'rest')
     }
     decays, weights = {'backbone': 1e-5, 'rest': 1e-4}, (1.0, 1.0, 2.0, 1.0, 1.0)
-    numbers = Recipe(learning_rates, decays, ema_decay=0.9, class_weights=weights).at(0)
+    numbers = StepSchedule(learning_rates, decays, ema_decay=0.9, class_weights=weights).at(0)
     optimizer = Optimizer('sgd', objective.model, momentum=0.9)
     variables = abstract_variables(objective.model)
     state = TrainState(

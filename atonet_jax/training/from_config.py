@@ -11,7 +11,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_outputs, check_size, network
 from atonet_jax.training.losses import check_terms, configured_terms
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, Recipe
+from atonet_jax.training.step import Objective, StepSchedule
 from atonet_jax.training.timeline import Timeline
 
 
@@ -118,7 +118,9 @@ def backbone_rate_warning(config: ConfigDict, groups: Set[str], starts_fresh: bo
     return ''
 
 
-def create_recipe(config: ConfigDict, timeline: Timeline, class_weights: tuple[float, ...] | None = None) -> Recipe:
+def create_schedule(
+    config: ConfigDict, timeline: Timeline, class_weights: tuple[float, ...] | None = None
+) -> StepSchedule:
     """The numbers of the steps of a run.
 
     Args:
@@ -147,4 +149,4 @@ def create_recipe(config: ConfigDict, timeline: Timeline, class_weights: tuple[f
     }
     decay_factors = factors if config.optimizer.backbone_factor_on == 'both' else dict.fromkeys(factors, 1.0)
     weight_decays = {group: factor * config.optimizer.weight_decay for group, factor in decay_factors.items()}
-    return Recipe(learning_rates, weight_decays, config.optimizer.ema_decay, config.seed, class_weights)
+    return StepSchedule(learning_rates, weight_decays, config.optimizer.ema_decay, config.seed, class_weights)

@@ -15,7 +15,7 @@ from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.state import TrainState
 from atonet_jax.training.recorder import Recorder
-from atonet_jax.training.step import Recipe, StepNumbers
+from atonet_jax.training.step import StepNumbers, StepSchedule
 
 _GENTLER = 'start again with a lower config.optimizer.learning_rate or more config.schedule.warmup_epochs'
 
@@ -23,27 +23,27 @@ _GENTLER = 'start again with a lower config.optimizer.learning_rate or more conf
 class Loop:
     """Trains to the end of a run's timeline."""
 
-    def __init__(self, config: ConfigDict, workdir: str, checkpoints: Checkpoints, recorder: Recorder, numbers: dict):
+    def __init__(self, config: ConfigDict, workdir: str, checkpoints: Checkpoints, recorder: Recorder, figures: dict):
         """
         Args:
             config: of the run.
             workdir: of the run.
             checkpoints: in the workdir.
             recorder: of the workdir; it knows the timeline.
-            numbers: as they are saved with the state: 'best_miou', 'best_step', 'seconds' of training and 'samples' so
+            figures: as they are saved with the state: 'best_miou', 'best_step', 'seconds' of training and 'samples' so
                 far, 'images' and 'devices' of now. 'epochs' so far and 'evaluated_step' are added.
         """
         self._config = config
         self._workdir = workdir
         self._checkpoints = checkpoints
         self._recorder = recorder
-        self._numbers = numbers
+        self._figures = figures
 
     def run(
         self,
         state: TrainState,
         step_fn: Callable,
-        recipe: Recipe,
+        schedule: StepSchedule,
         evaluator: Evaluator,
         batches: Iterator[dict[str, jax.Array]],
         explain: Callable[[TrainState, dict[str, jax.Array], StepNumbers], str] | None,
@@ -61,10 +61,10 @@ class Loop:
         total_steps, first_step = timeline.total_steps, timeline.start_step + 1
         self._last_good_step = timeline.start_step
         pending = []
-        started, before_this = time.perf_counter(), dict(self._numbers)
+        started, before_this = time.perf_counter(), dict(self._figures)
         with self._recorder.progress() as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step):
-                of_step = recipe.at(step - 1)
+                of_step = schedule.at(step - 1)
                 before, (state, metrics) = state, step_fn(state, batch, of_step)
                 pending.append((step, metrics))
                 stop = signals.received(step)
@@ -76,7 +76,7 @@ class Loop:
                     progress.look(pending)
                     pending = []
                 if saves:
-                    self._numbers |= {
+                    self._figures |= {
                         'seconds': before_this['seconds'] + time.perf_counter() - started,
                         'samples': before_this['samples'] + (step - timeline.start_step) * timeline.batch_size,
                         'epochs': timeline.epoch(step),
@@ -85,7 +85,7 @@ class Loop:
                     scores = self._evaluate(step, state, evaluator) if evaluates else None
                     self._recorder.sync(step)
                     miou = scores.miou if scores is not None and not math.isnan(scores.miou) else None
-                    self._checkpoints.save(state, dict(self._numbers), miou)
+                    self._checkpoints.save(state, dict(self._figures), miou)
                     self._last_good_step = step
                     progress.restart()
                     if stop is None and step < total_steps:
@@ -96,7 +96,7 @@ class Loop:
             self._checkpoints.wait()  # while a signal still leaves it the time
         if scores is None:  # resumed where nothing was left to do
             step = first_step - 1
-            if self._numbers.get('evaluated_step', step) != step:  # its evaluation had failed
+            if self._figures.get('evaluated_step', step) != step:  # its evaluation had failed
                 return self._evaluate(step, state, evaluator)
             evaluation = evaluator.run(state.averaged or state.variables)
             self._recorder.report(step, evaluation)
@@ -122,7 +122,7 @@ class Loop:
         except Exception as error:
             is_saved = jax.process_count() == 1 and step > self._last_good_step  # others would not be here to save with
             if is_saved:
-                self._checkpoints.save(state, dict(self._numbers), None)
+                self._checkpoints.save(state, dict(self._figures), None)
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(
@@ -130,10 +130,10 @@ class Loop:
                 'a smaller --config.eval.batch_size takes less, and so does --config.eval.window="(512,512)"'
             ) from error
         scores = evaluation.scores
-        self._numbers['evaluated_step'] = step
-        if scores.miou > self._numbers['best_miou']:
-            self._numbers |= {'best_miou': scores.miou, 'best_step': step}
-        self._recorder.evaluation(step, evaluation, self._numbers)
+        self._figures['evaluated_step'] = step
+        if scores.miou > self._figures['best_miou']:
+            self._figures |= {'best_miou': scores.miou, 'best_step': step}
+        self._recorder.evaluation(step, evaluation, self._figures)
         return scores
 
 

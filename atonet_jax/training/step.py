@@ -43,7 +43,7 @@ class StepNumbers(NamedTuple):
     class_weights: jax.Array | None
 
 
-class Recipe(NamedTuple):
+class StepSchedule(NamedTuple):
     """The numbers of all steps of a run.
 
     Attributes:

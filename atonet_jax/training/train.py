@@ -51,7 +51,7 @@ from atonet_jax.training.from_config import (
     backbone_rate_warning,
     check_floor,
     create_objective,
-    create_recipe,
+    create_schedule,
     step_options,
     train_augmentation,
     with_crop_size,
@@ -147,18 +147,18 @@ def _train(
     )
 
     checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
-    numbers = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0, 'samples': 0}
+    figures = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0, 'samples': 0}
     here, moved = {'images': len(train_set), 'devices': mesh.size}, []
     with _closing(checkpoints.close):
         if has_begun:
             state, saved = checkpoints.restore_latest(state)
             step = int(state.step)
-            numbers |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
+            figures |= {'samples': timeline.sample(step)} | saved  # runs from before these were counted lack them
             timeline = timeline.after(step, saved.get('epochs', timeline.epoch(step)))
             moved = [f'{k} were {saved[k]}, are {v}' for k, v in here.items() if saved.get(k, v) != v]
         in_main_process(lambda: claim(workdir, config, table))
-        recipe = create_recipe(config, timeline, weights)
-        _log.info('%s', _course(config, workdir, timeline, changes, moved, numbers['samples'], recipe))
+        schedule = create_schedule(config, timeline, weights)
+        _log.info('%s', _course(config, workdir, timeline, changes, moved, figures['samples'], schedule))
         recorder = Recorder(workdir, config, table, timeline)
         step_fn = compile_train_step(mesh, donate=not config.debug.nans, **options)
         explain = partial(
@@ -166,10 +166,10 @@ def _train(
         )
         listing = (partial(_list_skipped, part, workdir) for part in (train_set, eval_set))
         with _closing(recorder.close, *listing), _gathering_skipped(train_set, eval_set):
-            return Loop(config, workdir, checkpoints, recorder, numbers | here).run(
+            return Loop(config, workdir, checkpoints, recorder, figures | here).run(
                 state,
                 step_fn,
-                recipe,
+                schedule,
                 Evaluator(objective.model, Batches(eval_set, mesh), config.eval),
                 Batches(train_set, mesh).train(
                     batch_size=timeline.batch_size,
@@ -215,7 +215,7 @@ def _closing(*closes: Callable[[], None]) -> Iterator[None]:
             stack.callback(close)
 
 
-def _course(config, workdir, timeline, changes, moved, samples, recipe) -> str:
+def _course(config, workdir, timeline, changes, moved, samples, schedule) -> str:
     """One line: where the run goes on, what has changed, and what is to come."""
     step, total = timeline.start_step, timeline.total_steps
     line = f'resumed from step {step} of {workdir}, after {samples} samples ({timeline.epoch(step):.4g} epochs); '
@@ -228,7 +228,7 @@ def _course(config, workdir, timeline, changes, moved, samples, recipe) -> str:
     left = '1 step' if total - step == 1 else f'{total - step} steps'
     line += (
         f'left to do: {left} of {timeline.batch_size} images, to epoch {timeline.epoch(total):.4g}, from a learning '
-        f'rate of {recipe.learning_rates["rest"](step):.3g} on'
+        f'rate of {schedule.learning_rates["rest"](step):.3g} on'
     )
     if any(change.key in ('train.batch_size', 'train.accumulation') for change in changes):
         line += f'; batch normalisation sees {timeline.batch_size // config.train.accumulation} images at a time'

@@ -19,7 +19,7 @@ from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.stopping import Stopped
 from atonet_jax.torch_files import read_state_dict
-from atonet_jax.training.from_config import create_objective, create_recipe, step_options, train_augmentation
+from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from benchmarks import camvid, pack_camvid
@@ -71,7 +71,7 @@ def test_steps_are_those_of_training_also_after_an_interruption(root, tmp_path, 
 
     mesh = create_mesh()
     options = step_options(config, create_objective(config, model))
-    recipe = create_recipe(config, Timeline(4, 5, config.train.epochs), config.loss.class_weights)
+    schedule = create_schedule(config, Timeline(4, 5, config.train.epochs), config.loss.class_weights)
     state = create_state(init_variables(model, 3), options['optimizer'], averaging=True, mesh=mesh)
     step_fn = compile_train_step(mesh, **options)
     batches = runs.batches(config, 'train').train(
@@ -79,7 +79,7 @@ def test_steps_are_those_of_training_also_after_an_interruption(root, tmp_path, 
     )
     losses = []
     for step, batch in enumerate(batches):
-        state, metrics = step_fn(state, batch, recipe.at(step))
+        state, metrics = step_fn(state, batch, schedule.at(step))
         losses.append(float(metrics['loss']))
     np.testing.assert_allclose(figures['loss'], np.mean(losses[3:]), rtol=1e-4)
     assert_saved_and_joined(model, variables, tmp_path)

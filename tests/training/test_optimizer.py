@@ -16,7 +16,7 @@ from atonet_jax.training.from_config import (
     backbone_rate_warning,
     check_floor,
     create_objective,
-    create_recipe,
+    create_schedule,
     step_options,
 )
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule, parameter_group
@@ -166,7 +166,7 @@ def test_every_setting_reaches_the_optimizer_and_the_schedule():
     }
     for name, (settings, shape) in shapes.items():
         config.schedule.update(name=name, **settings)
-        schedule = create_recipe(config, timeline).learning_rates['rest']
+        schedule = create_schedule(config, timeline).learning_rates['rest']
         for step in (0, 1, 3, 4, 8, 12, 15):
             warm_up = min(1, (step + 1) / 5)  # 0 would be before the first step
             expected = warm_up * (0.03 + (0.2 - 0.03) * shape(step))
@@ -179,7 +179,7 @@ def test_the_backbones_factor_acts_on_what_the_config_says(acts_on, factor_of_de
     config.optimizer.update(learning_rate=0.5, weight_decay=0.2, backbone_factor_on=acts_on)
     optimizer = step_options(config, create_objective(config, MODEL))['optimizer']
     numbers, params = (
-        create_recipe(config, Timeline(batch_size=1, num_images=8, epochs=1.0)).at(0),
+        create_schedule(config, Timeline(batch_size=1, num_images=8, epochs=1.0)).at(0),
         two_parameters(seed=0),
     )
     gradient = jax.tree.map(np.zeros_like, params)

@@ -14,7 +14,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer
 from atonet_jax.training.step import (
     Objective,
-    Recipe,
+    StepSchedule,
     accumulated_gradient,
     create_state,
     gradient_of,
@@ -68,14 +68,14 @@ def test_averages_begin_quickly_and_reach_their_decay(objective, variables, ema_
     augmentation = Augmentation(crop_size=(32, 32), scale_range=(1.0, 1.0), flip=False)
     optimizer = Optimizer('sgd', objective.model, momentum=0.9)
     rates = dict.fromkeys(RATE_GROUPS, lambda step: 0.1)
-    recipe = Recipe(rates, dict.fromkeys(RATE_GROUPS, 0.0), ema_decay=ema_decay)
+    schedule = StepSchedule(rates, dict.fromkeys(RATE_GROUPS, 0.0), ema_decay=ema_decay)
     state = create_state(variables, optimizer, averaging=True, mesh=create_mesh())
     expected, batch = state.averaged, noise_batch(augmentation, 2, CLASSES)
     step_fn = jax.jit(
         lambda *arguments: train_step(*arguments, objective=objective, optimizer=optimizer, augmentation=augmentation)
     )
     for step in range(3):
-        state, _ = step_fn(state, batch, recipe.at(step))
+        state, _ = step_fn(state, batch, schedule.at(step))
         decay = min(ema_decay, (1 + step) / (10 + step))
         expected = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, expected, state.variables)
     for ours, mean in zip(jax.tree.leaves(state.averaged), jax.tree.leaves(expected), strict=True):

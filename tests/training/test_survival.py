@@ -33,7 +33,7 @@ from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import lock
 from atonet_jax.training import nonfinite
 from atonet_jax.training import train as train_module
-from atonet_jax.training.step import Objective, Recipe
+from atonet_jax.training.step import Objective, StepSchedule
 from atonet_jax.training.train import train
 from tests.commands import main_command
 from tests.disks import full_disk
@@ -454,7 +454,7 @@ def test_debug_nans_takes_a_batch_in_parts_as_the_step_does(monkeypatch):
     where = nonfinite.first_nonfinite(
         TrainState(jnp.int32(0), init_variables(model, 0), opt_state=None, averaged=None),
         {},
-        Recipe({}, {}).at(0),
+        StepSchedule({}, {}).at(0),
         objective=Objective.of(model),
         augmentation=None,
         accumulation=2,
