@@ -1,4 +1,4 @@
-"""Every setting there is, with its default. validation.py checks their values.
+"""Every setting there is, with its default and the words that it may be. validation.py checks their values.
 
 A file of configs/ starts from `default_config(network)` and changes what its run needs; the command line changes it
 further (`--config.train.batch_size=8`). A key that is not here is refused. The section `model` holds the options of the
@@ -13,16 +13,46 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from atonet_jax.data.labels import DATA_NAMES
 from atonet_jax.data.pictures import MAX_PIXELS
 from atonet_jax.errors import InputError
 from atonet_jax.models import create_model, default_options
+from atonet_jax.models.contract import GROUPS
 
 DTYPES = ('float32', 'bfloat16')
+CHOICES = {  # what a setting may be that is a word, or the words in it where it is a tuple
+    'model.dtype': DTYPES,
+    'data.name': DATA_NAMES,
+    'data.on_corrupt': ('error', 'skip'),
+    'data.label_values': ('auto', 'index', 'color'),
+    'data.label_orientation': ('upright', 'stored'),
+    'data.cache': ('auto', 'none', 'memory', 'disk', 'device'),
+    'loss.aux_target': ('', 'downsampled_labels', 'upsampled_features'),
+    'loss.class_weights': ('balanced', 'enet', 'equal'),  # one of them alone, or numbers
+    'optimizer.name': ('sgd', 'adam', 'adamw'),
+    'optimizer.decayed': ('all', 'kernels'),
+    'optimizer.backbone_factor_on': ('both', 'rate'),
+    'optimizer.frozen': GROUPS,
+    'schedule.name': ('cosine', 'poly', 'steps', 'constant'),
+    'schedule.per': ('epoch', 'step'),
+    'eval.checkpoint': ('best', 'latest'),
+    'predict.format': ('pictures', 'cityscapes_submission'),
+    'predict.pictures': ('labels', 'color', 'overlay', 'side_by_side'),
+    'predict.ids': ('train', 'raw'),
+    'benchmark.dtypes': DTYPES,
+    'export.format': ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch'),
+    'export.inputs': ('uint8', 'normalized'),
+    'export.outputs': ('labels', 'logits'),
+    'export.layout': ('NHWC', 'NCHW'),
+    'export.precision': ('float32', 'int8'),
+}
 _NO_OPTIONS = ('name', 'pretrained_backbone', 'pretrained_strict')  # of config.model; the network takes the others
 
 
 def default_config(network: str = 'atonet') -> ConfigDict:
     """The paper's recipe on Cityscapes, for one of `models.MODEL_NAMES`. Locked: no key can be added.
+
+    `CHOICES` holds the words that settings may be.
 
     Raises:
         InputError: no such network.
@@ -40,7 +70,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'name': network,
                 'pretrained_backbone': '',  # file of the backbone alone, such as torchvision's ResNet-18
                 'pretrained_strict': True,  # False: parts that this file lacks start fresh, at the full learning rate
-                'dtype': 'float32',  # compute type: float32 or bfloat16
+                'dtype': 'float32',  # compute type
                 **options,
             },
             'data': {
@@ -49,16 +79,15 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'tfds_dir': '',  # folder or bucket of a prepared TFDS copy to read instead of `root`
                 'train_split': 'train',  # or several: 'train+val'
                 'eval_split': 'val',
-                'on_corrupt': 'error',  # or skip: leave out what cannot be read, and say so
+                'on_corrupt': 'error',  # skip: leaves out what cannot be read, and says so
                 'label_values': 'auto',  # what label files hold: index, color; auto: decided over all files of a split
                 'unknown_as_void': 0.0,  # share of a label file's pixels that may have values of no class
                 'trust_labels': False,  # True: doubtful labels are warned of and not refused
                 'max_pixels': MAX_PIXELS,  # of an image; larger ones are refused before they are decoded
                 # Samples that become 0 and 255, such as (0, 4095), in images of more than 8 bits; (): each file's own.
                 'sample_range': (),
-                'label_orientation': 'upright',  # or stored: drawn on the image as its file stores it, despite EXIF
-                # Of decoded images: none, memory, disk, device. auto: device, where an accelerator has room; else none.
-                'cache': 'auto',
+                'label_orientation': 'upright',  # stored: drawn on the image as its file stores it, despite EXIF
+                'cache': 'auto',  # of decoded images. auto: device, where an accelerator has room; else none
                 'cache_dir': '',  # of disk; none: in the workdir
                 'crop_size': (1024, 1024),  # height, width; none: the size that most training images have
                 'scale_range': (1.0, 2.0),
@@ -90,7 +119,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
             },
             'loss': {
                 'aux_weights': (),  # one an auxiliary term; none: the network's own
-                'aux_target': '',  # of auxiliary terms: downsampled_labels, upsampled_features; none: the network's own
+                'aux_target': '',  # of auxiliary terms; none: the network's own
                 'mining': False,  # online hard example mining
                 'mining_threshold': 0.7,
                 'mining_min_kept': 1 / 16,  # share of a term's pixels
@@ -98,19 +127,19 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'class_weights': (),
             },
             'optimizer': {
-                'name': 'sgd',  # or adam, whose decay is added to the gradient as torch's is; adamw
+                'name': 'sgd',  # adam adds its decay to the gradient, as torch's does
                 'learning_rate': 0.02,
                 'momentum': 0.9,  # Adam's first beta
                 'second_beta': 0.99,  # of Adam: runs of a few hundred steps are too short for the usual 0.999
                 'weight_decay': 1e-4,
-                'decayed': 'all',  # or kernels: no decay of biases and batch normalisation
+                'decayed': 'all',  # kernels: no decay of biases and batch normalisation
                 'backbone_factor': 0.1,  # on rate and decay of the backbone's parameters
-                'backbone_factor_on': 'both',  # or rate: the backbone has the decay of all else
-                'frozen': (),  # groups of parameters that stay as they are: backbone, head
+                'backbone_factor_on': 'both',  # rate: the backbone has the decay of all else
+                'frozen': (),  # groups of parameters that stay as they are
                 'ema_decay': 0.0,  # of the averaged parameters that are then evaluated; 0: none
             },
             'schedule': {
-                'name': 'cosine',  # or poly, steps, constant
+                'name': 'cosine',
                 'per': 'epoch',  # the rate changes once an epoch, or at every step
                 'floor': 1e-6,
                 'power': 0.9,  # of poly
@@ -133,7 +162,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
             },
             'eval': {
                 'batch_size': 1,  # images, or windows; over all devices, made up to a multiple of them
-                'checkpoint': 'best',  # or latest
+                'checkpoint': 'best',
                 'center_crop': (),  # height, width; none: the whole image
                 'height': 0,  # to which images are resized for the network; 0: none, they are taken as they are
                 'window': (),  # height, width of sliding windows; none: all at once
@@ -147,9 +176,9 @@ def default_config(network: str = 'atonet') -> ConfigDict:
             'predict': {
                 'input': '',  # a picture, a folder, a pattern such as 'photos/**/*.jpg', a video, or camera:0
                 'output': '',  # folder; none: predictions/ of the workdir
-                'format': 'pictures',  # or cityscapes_submission: what the test server takes
+                'format': 'pictures',  # cityscapes_submission: what the test server takes
                 'pictures': ('labels', 'color', 'overlay', 'side_by_side'),  # kinds that are written
-                'ids': 'train',  # in label files; or raw
+                'ids': 'train',  # in label files
                 'batch_size': 1,  # pictures of one size, or windows, that go through the network together
                 'max_pixels': 64_000_000,  # of a picture
                 'max_frames': 0,  # of a video or camera; 0: all, or until Ctrl-C
@@ -157,23 +186,23 @@ def default_config(network: str = 'atonet') -> ConfigDict:
             'benchmark': {
                 'sizes': (1024, 2048),  # height, width of the images; or several: ((1024, 2048), (720, 960))
                 'batch_sizes': (1,),
-                'dtypes': ('float32',),  # compute types: float32, bfloat16
+                'dtypes': ('float32',),  # compute types
                 'rounds': 50,
                 'warmup': 5,  # rounds before those that count
                 'seconds': 60.0,  # after which a measurement's rounds end, however few; its warm-up too
             },
             'export': {
-                'format': 'weights',  # or jax_export, saved_model, onnx, tflite, torch: docs/deployment.md
+                'format': 'weights',  # docs/deployment.md
                 'output': '',  # file or folder to write; none: in export/ of the workdir
                 # Of programs, which weights and torch are not:
                 'size': (512, 1024),  # height, width of images
                 'batch_size': 0,  # 0: any, one in tflite
                 'dynamic_size': False,  # in onnx: images of any height and width; `size` is what is checked
-                'inputs': 'uint8',  # RGB bytes; or normalized: float32, as the model card says
-                'outputs': 'labels',  # uint8 train ids; or logits: float32 at the images' resolution
-                'layout': 'NHWC',  # of images and logits; or NCHW
+                'inputs': 'uint8',  # RGB bytes; normalized: float32, as the model card says
+                'outputs': 'labels',  # uint8 train ids; logits: float32 at the images' resolution
+                'layout': 'NHWC',  # of images and logits
                 'winograd': True,  # in onnx of a fixed size: faster in ONNX Runtime, slower in OpenVINO
-                'precision': 'float32',  # or int8, in onnx and tflite
+                'precision': 'float32',  # int8 in onnx and tflite alone
                 'calibration_images': 32,  # of the training split, which ranges of int8 come from
                 'int8_tolerance': 0.5,  # points of mIoU that int8 may lose
             },

@@ -7,26 +7,13 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from atonet_jax.config import DTYPES, benchmark_sizes, create_network, default_config, flat_settings
+from atonet_jax.config import CHOICES, benchmark_sizes, create_network, default_config, flat_settings
 from atonet_jax.data.augmentation import SMALLEST_CROP
-from atonet_jax.data.labels import DATA_NAMES, LABEL_VALUES
 from atonet_jax.errors import InputError
-from atonet_jax.models.contract import GROUPS
 
 _LARGEST_SEED = 2**63 - 1  # that JAX takes
 _SMALLEST_SCALE = 0.1
-CLASS_WEIGHTS = ('balanced', 'enet', 'equal')
-CACHES = ('auto', 'none', 'memory', 'disk', 'device')
-ON_CORRUPT = ('error', 'skip')
-LABEL_ORIENTATIONS = ('upright', 'stored')
-PREDICTION_PICTURES = ('labels', 'color', 'overlay', 'side_by_side')
-EXPORT_FORMATS = ('weights', 'jax_export', 'saved_model', 'onnx', 'tflite', 'torch')
 INT8_FORMATS = ('onnx', 'tflite')
-_LISTS_OF_WORDS = {  # tuples; others hold numbers, except loss.class_weights
-    'optimizer.frozen': 'backbone',
-    'predict.pictures': 'labels,overlay',
-    'benchmark.dtypes': 'float32,bfloat16',
-}
 
 
 def validate(config: ConfigDict) -> None:
@@ -45,10 +32,9 @@ def validate(config: ConfigDict) -> None:
     for key, value in flat_settings(config).items():
         if key.startswith('model.') and defaults[key] == ():
             continue  # of which type it is, the network alone knows
-        if key in _LISTS_OF_WORDS:
-            is_words = all(isinstance(word, str) for word in value)
-            checks.require(is_words, key, f'words, such as {_LISTS_OF_WORDS[key]}')
-        elif isinstance(value, (tuple, list)) and key != 'loss.class_weights':
+        if key in CHOICES:
+            checks.words(key)
+        elif isinstance(value, (tuple, list)):
             holds_numbers = _holds_numbers(value, nested=key == 'benchmark.sizes')
             checks.require(holds_numbers, key, 'numbers alone, such as (1,) or (2,3)')
     create_network(config, num_classes=19)
@@ -85,10 +71,10 @@ def validate_classes(config: ConfigDict, num_classes: int) -> None:
         InputError: as `validate`.
     """
     weights = config.loss.class_weights
-    if len(weights) not in (0, num_classes) and weights[0] not in CLASS_WEIGHTS:
+    if len(weights) not in (0, num_classes) and weights[0] not in CHOICES['loss.class_weights']:
         raise InputError(
             f'config.loss.class_weights={weights!r}: must be {num_classes} numbers, one a class; or one of '
-            f'{", ".join(CLASS_WEIGHTS)}; or ()'
+            f'{", ".join(CHOICES["loss.class_weights"])}; or ()'
         )
 
 
@@ -105,8 +91,12 @@ class _Checks:
         if not holds:
             raise InputError(f'config.{key}={self.value(key)!r}: must be {wanted}')
 
-    def one_of(self, key: str, values: Iterable[str]) -> None:
-        self.require(self.value(key) in values, key, f'one of {", ".join(values)}')
+    def words(self, key: str) -> None:
+        value, words = self.value(key), CHOICES[key]
+        if isinstance(value, str):
+            self.require(value in words, key, f'one of {", ".join(words)}')
+        elif key != 'loss.class_weights':  # which may hold numbers
+            self.require(all(word in words for word in value), key, f'of {", ".join(words)}')
 
     def positive(self, *keys: str) -> None:
         for key in keys:
@@ -151,11 +141,6 @@ def _are_counts(values: Iterable[Any]) -> bool:
 
 def _check_data(config: ConfigDict, checks: _Checks) -> None:
     checks.between(0, _LARGEST_SEED, 'seed', 'data.synthetic.seed')
-    checks.one_of('data.name', DATA_NAMES)
-    checks.one_of('data.on_corrupt', ON_CORRUPT)
-    checks.one_of('data.cache', CACHES)
-    checks.one_of('data.label_values', LABEL_VALUES)
-    checks.one_of('data.label_orientation', LABEL_ORIENTATIONS)
     checks.between(0, 1, 'data.unknown_as_void')
     checks.positive('data.max_pixels')
     black_and_white = config.data.sample_range
@@ -180,34 +165,28 @@ def _check_data(config: ConfigDict, checks: _Checks) -> None:
 
 
 def _check_loss(config: ConfigDict, checks: _Checks) -> None:
-    checks.one_of('loss.aux_target', ('', 'downsampled_labels', 'upsampled_features'))
     weights = config.loss.aux_weights
     is_valid = _are_finite(weights) and min(weights, default=0) >= 0
     checks.require(is_valid, 'loss.aux_weights', 'numbers not below 0, or ()')
     checks.require(0 < config.loss.mining_threshold < 1, 'loss.mining_threshold', 'between 0 and 1')
     checks.require(0 < config.loss.mining_min_kept <= 1, 'loss.mining_min_kept', 'greater than 0 and at most 1')
-    weights = config.loss.class_weights
-    is_word = len(weights) == 1 and weights[0] in CLASS_WEIGHTS
+    weights, words = config.loss.class_weights, CHOICES['loss.class_weights']
+    is_word = len(weights) == 1 and weights[0] in words
     checks.require(
         not weights or is_word or (_are_finite(weights) and min(weights) >= 0 and max(weights) > 0),
         'loss.class_weights',
-        f'numbers not below 0, one a class and not all 0; or one of {", ".join(CLASS_WEIGHTS)}; or ()',
+        f'numbers not below 0, one a class and not all 0; or one of {", ".join(words)}; or ()',
     )
 
 
 def _check_optimizer(config: ConfigDict, checks: _Checks) -> None:
     options, schedule = config.optimizer, config.schedule
-    checks.one_of('optimizer.name', ('sgd', 'adam', 'adamw'))
-    checks.one_of('optimizer.decayed', ('all', 'kernels'))
-    checks.one_of('optimizer.backbone_factor_on', ('both', 'rate'))
     checks.positive('optimizer.learning_rate', 'optimizer.backbone_factor')
     checks.not_negative('optimizer.weight_decay')
     for name in ('momentum', 'second_beta', 'ema_decay'):
         checks.require(0 <= options[name] < 1, f'optimizer.{name}', 'from 0 to below 1')
-    is_part = set(options.frozen) < set(GROUPS)
-    checks.require(is_part, 'optimizer.frozen', f'of {", ".join(GROUPS)}, and not all of them')
-    checks.one_of('schedule.name', ('cosine', 'poly', 'steps', 'constant'))
-    checks.one_of('schedule.per', ('epoch', 'step'))
+    is_part = set(options.frozen) < set(CHOICES['optimizer.frozen'])
+    checks.require(is_part, 'optimizer.frozen', 'fewer than all groups')
     has_floor = schedule.name != 'constant'
     wanted = f'from 0 to below optimizer.learning_rate={options.learning_rate:g}'
     checks.require(not has_floor or 0 <= schedule.floor < options.learning_rate, 'schedule.floor', wanted)
@@ -229,7 +208,6 @@ def _check_train(config: ConfigDict, checks: _Checks) -> None:
 
 
 def _check_eval(config: ConfigDict, checks: _Checks) -> None:
-    checks.one_of('eval.checkpoint', ('best', 'latest'))
     checks.positive('eval.batch_size')
     for name in ('center_crop', 'window', 'window_stride'):
         checks.size(f'eval.{name}', optional=True)
@@ -246,33 +224,24 @@ def _check_eval(config: ConfigDict, checks: _Checks) -> None:
 
 
 def _check_predict(config: ConfigDict, checks: _Checks) -> None:
-    checks.one_of('predict.format', ('pictures', 'cityscapes_submission'))
-    checks.one_of('predict.ids', ('train', 'raw'))
-    kinds = config.predict.pictures
-    is_known = kinds and set(kinds) <= set(PREDICTION_PICTURES)
-    checks.require(is_known, 'predict.pictures', f'of {", ".join(PREDICTION_PICTURES)}')
+    checks.require(config.predict.pictures, 'predict.pictures', f'of {", ".join(CHOICES["predict.pictures"])}')
     checks.positive('predict.batch_size', 'predict.max_pixels')
     checks.not_negative('predict.max_frames')
 
 
 def _check_benchmark(config: ConfigDict, checks: _Checks) -> None:
-    sizes, batch_sizes, dtypes = benchmark_sizes(config), config.benchmark.batch_sizes, config.benchmark.dtypes
+    sizes, batch_sizes = benchmark_sizes(config), config.benchmark.batch_sizes
     are_sizes = sizes and all(len(size) == 2 and _are_counts(size) for size in sizes)
     wanted = 'whole numbers greater than 0: (height, width), or several such as ((1024, 2048), (720, 960))'
     checks.require(are_sizes, 'benchmark.sizes', wanted)
     are_counts = batch_sizes and _are_counts(batch_sizes)
     checks.require(are_counts, 'benchmark.batch_sizes', 'whole numbers greater than 0')
-    checks.require(dtypes and set(dtypes) <= set(DTYPES), 'benchmark.dtypes', f'of {", ".join(DTYPES)}')
+    checks.require(config.benchmark.dtypes, 'benchmark.dtypes', f'of {", ".join(CHOICES["benchmark.dtypes"])}')
     checks.positive('benchmark.rounds', 'benchmark.seconds')
     checks.not_negative('benchmark.warmup')
 
 
 def _check_export(config: ConfigDict, checks: _Checks) -> None:
-    checks.one_of('export.format', EXPORT_FORMATS)
-    checks.one_of('export.inputs', ('uint8', 'normalized'))
-    checks.one_of('export.outputs', ('labels', 'logits'))
-    checks.one_of('export.layout', ('NHWC', 'NCHW'))
-    checks.one_of('export.precision', ('float32', 'int8'))
     checks.size('export.size', optional=False)
     checks.require(min(config.export.size) >= 33, 'export.size', 'at least 33 both ways')
     form = config.export.format

@@ -207,4 +207,3 @@ CAMVID = ClassTable(
 
 CLASS_TABLES = {'cityscapes': CITYSCAPES, 'camvid': CAMVID, 'synthetic': CITYSCAPES}  # by data set
 DATA_NAMES = (*CLASS_TABLES, 'folder')  # whose classes are in a file of its own
-LABEL_VALUES = ('auto', 'index', 'color')  # what label files hold: numbers or colours

@@ -11,9 +11,9 @@ import PIL.Image
 import pytest
 import tensorflow as tf
 
+from atonet_jax.config import CHOICES
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.validation import EXPORT_FORMATS
 from tests.conftest import EXPORT_SIZE as SIZE
 
 LOADERS = ('Segmenter', 'onnx', 'saved_model', 'tflite', 'jax_export', 'weights', 'torch')  # in the document's order
@@ -29,7 +29,7 @@ def blocks(repository):
 def folder(exported, tmp_path_factory):
     """Where the document's paths lead: a run with all exports, and an image of their size."""
     folder = tmp_path_factory.mktemp('deployment')
-    workdir = {os.path.dirname(os.path.dirname(exported(format))) for format in EXPORT_FORMATS}.pop()
+    workdir = {os.path.dirname(os.path.dirname(exported(format))) for format in CHOICES['export.format']}.pop()
     (folder / 'runs').mkdir()
     (folder / 'runs' / 'demo').symlink_to(workdir)
     PIL.Image.fromarray(render_scene(1, 0, *SIZE)[0]).save(folder / 'street.png')
@@ -67,5 +67,5 @@ def test_each_line_of_the_readme_gives_the_labels_of_the_run(repository, folder,
 
 def test_every_format_has_its_command_and_its_loader(repository):
     text = (repository / 'docs' / 'deployment.md').read_text()
-    assert set(re.findall(r'--config\.export\.format=(\w+)', text)) == set(EXPORT_FORMATS)
-    assert set(LOADERS) == {'Segmenter', *EXPORT_FORMATS}
+    assert set(re.findall(r'--config\.export\.format=(\w+)', text)) == set(CHOICES['export.format'])
+    assert set(LOADERS) == {'Segmenter', *CHOICES['export.format']}

@@ -18,6 +18,7 @@ import onnxruntime
 import pytest
 import tensorflow as tf
 
+from atonet_jax.config import CHOICES
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
@@ -29,7 +30,6 @@ from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
-from atonet_jax.validation import EXPORT_FORMATS
 from tests.conftest import EXPORT_SIZE as SIZE
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
@@ -127,7 +127,7 @@ def card_of(path):
     return json.loads(pathlib.Path(f'{path}.json').read_text(), parse_constant=refuse)
 
 
-@pytest.mark.parametrize('format', EXPORT_FORMATS)
+@pytest.mark.parametrize('format', CHOICES['export.format'])
 def test_labels_in_its_own_runtime_are_those_of_the_run(exported, images, labels, format):
     for batch_size in (1,) if format == 'tflite' else (1, 3):
         result = np.asarray(RUN[format](exported(format), images[:batch_size]))
@@ -178,7 +178,7 @@ def test_exported_weights_and_torch_file_score_as_the_run_does(config, exported,
     assert evaluate(config, str(tmp_path / 'no_run')).miou == from_run.miou
 
 
-@pytest.mark.parametrize('format', EXPORT_FORMATS)
+@pytest.mark.parametrize('format', CHOICES['export.format'])
 def test_lies_in_the_workdir_with_a_card_that_says_how_to_use_it(exported, run, format):
     path = exported(format)
     assert path == os.path.join(run, 'export', 'atonet' + ENDINGS[format])
@@ -211,7 +211,7 @@ def test_exported_weights_have_no_auxiliary_heads(exported):
     assert not any('aux' in name for name in names)
 
 
-@pytest.mark.parametrize('format', sorted(set(EXPORT_FORMATS) - {'torch'}))
+@pytest.mark.parametrize('format', sorted(set(CHOICES['export.format']) - {'torch'}))
 def test_export_holds_each_parameter_once(exported, format):
     path = pathlib.Path(exported(format))
     files = [path] if path.is_file() else [file for file in path.rglob('*') if file.is_file()]

@@ -20,7 +20,7 @@ import pytest
 from flax.traverse_util import flatten_dict, path_aware_map
 
 from atonet_jax import ops
-from atonet_jax.config import default_config
+from atonet_jax.config import CHOICES, default_config
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
@@ -53,7 +53,6 @@ from atonet_jax.torch_weights import from_torch, to_torch
 from atonet_jax.training import train as train_module
 from atonet_jax.training.step import Objective
 from atonet_jax.training.train import train
-from atonet_jax.validation import EXPORT_FORMATS
 
 SIZE = (64, 128)
 
@@ -474,7 +473,7 @@ def test_the_server_gives_the_labels_of_segmenter(life, segment, images, labels)
         assert np.mean(np.asarray(answer) != labels[0]) <= MOST_DIFFERENT
 
 
-@pytest.mark.parametrize('form', EXPORT_FORMATS)
+@pytest.mark.parametrize('form', CHOICES['export.format'])
 def test_each_export_loaded_back_gives_the_labels_of_segmenter(
     life, trained, segment, tmp_path, monkeypatch, capsys, form
 ):
