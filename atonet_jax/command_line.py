@@ -14,9 +14,8 @@ from ml_collections import ConfigDict, config_flags
 
 from atonet_jax.config import flat_settings
 from atonet_jax.errors import InputError
+from atonet_jax.modes import MODES
 from atonet_jax.runs.workdir import holds_run, load_config
-
-_OF_WEIGHTS = ('evaluate', 'predict', 'serve', 'export', 'benchmark')  # modes that take weights as they are
 
 
 def define_config_flag(argv: list[str]) -> list[str]:
@@ -61,8 +60,9 @@ def define_config_flag(argv: list[str]) -> list[str]:
     return [*rest, *(f'--{name}={value}' for name, value in kept.items() if value is not None)]
 
 
-def _takes_weights(mode: str, workdir: str, arguments: list[str]) -> bool:
-    return mode in _OF_WEIGHTS and not holds_run(workdir) and _value_of('init_from', arguments) != ''
+def _takes_weights(mode: str | None, workdir: str, arguments: list[str]) -> bool:
+    takes = mode in MODES and MODES[mode].takes_weights
+    return takes and not holds_run(workdir) and _value_of('init_from', arguments) != ''
 
 
 def _value_of(key: str, arguments: list[str]) -> str:

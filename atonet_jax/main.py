@@ -29,19 +29,8 @@ from absl import flags
 
 from atonet_jax.errors import ExportError, InputError, TrainingError, first_line, is_out_of_memory
 from atonet_jax.extras import explain_missing_package
+from atonet_jax.modes import MODES
 from atonet_jax.process.files import FULL
-
-MODES = {  # and the extra of pyproject.toml that each needs beside the core
-    'train': 'train',
-    'evaluate': 'train',
-    'compare': 'train',
-    'benchmark': 'train',
-    'export': 'export',
-    'predict': 'video',
-    'check_data': 'train',
-    'prepare': 'train',
-    'serve': 'serve',
-}
 
 flags.DEFINE_string('workdir', None, 'Folder of the run: settings, checkpoints, figures, pictures.')
 flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
@@ -52,15 +41,6 @@ flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.
 flags.DEFINE_bool(
     'force', False, 'Lets export replace a file that is there already, and write int8 that loses more than it may.'
 )
-
-_TAKES_LESS_MEMORY = {
-    'train': 'a smaller --config.train.batch_size takes less, and so do --config.train.accumulation=2, '
-    '--config.train.remat=true and, where decoded images lie on the device, --config.data.cache=none',
-    **dict.fromkeys(
-        ('evaluate', 'predict'),
-        '--config.eval.window="(512,512)" processes the image in windows, which needs less memory',
-    ),
-}
 
 
 def command() -> int:
@@ -95,7 +75,7 @@ def command() -> int:
         if not is_out_of_memory(error):
             raise
         mode = flags.FLAGS.mode
-        less = _TAKES_LESS_MEMORY.get(mode, 'smaller images or batches take less')
+        less = MODES[mode].less_memory
         print(f"error: --mode={mode}: the device's memory is full ({first_line(error)}); {less}", file=sys.stderr)
         return 3
     except Stopped as stopped:
@@ -148,7 +128,7 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
-    with explain_missing_package(f'--mode={flags.FLAGS.mode}', MODES[flags.FLAGS.mode]):
+    with explain_missing_package(f'--mode={flags.FLAGS.mode}', MODES[flags.FLAGS.mode].extra):
         return _run_mode(rest)
 
 
@@ -157,60 +137,22 @@ def _run_mode(runs: list[str]) -> int:
 
     from atonet_jax.config import expand_home
     from atonet_jax.process.devices import check_platforms, keep_freed_memory
-    from atonet_jax.process.distributed import initialize, is_main_process
+    from atonet_jax.process.distributed import initialize
 
-    if flags.FLAGS.mode == 'compare':
-        from atonet_jax.evaluation.report.compare import compare
-
-        compare([os.path.expanduser(run) for run in runs], os.path.expanduser(flags.FLAGS.workdir or '.'))
+    name, workdir = flags.FLAGS.mode, flags.FLAGS.workdir
+    mode = MODES[name]
+    if name == 'compare':
+        mode.load()([os.path.expanduser(run) for run in runs], os.path.expanduser(workdir or '.'))
         return 0
-    if flags.FLAGS.mode == 'train':
+    if name == 'train':
         keep_freed_memory()
-    if flags.FLAGS.mode in ('train', 'evaluate'):
+    if mode.joins_processes:
         initialize(flags.FLAGS.coordinator, flags.FLAGS.num_processes, flags.FLAGS.process_id)
-    if flags.FLAGS.mode == 'evaluate' and jax.distributed.is_initialized():
+    if name == 'evaluate' and jax.distributed.is_initialized():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, and training alone asks JAX for it
     check_platforms()
-    config, workdir = flags.FLAGS.config, flags.FLAGS.workdir
-    expand_home(config)
-    if workdir is None and flags.FLAGS.mode != 'prepare':
+    expand_home(flags.FLAGS.config)
+    if workdir is None and mode.needs_workdir:
         raise InputError('give --workdir=DIR, where the run lives')
-    if flags.FLAGS.mode == 'train':
-        from atonet_jax.training.train import train
-
-        scores = train(config, workdir)
-        if not is_main_process():
-            return 0
-        print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
-        print(f'report: {os.path.join(workdir, "report.html")}')
-    elif flags.FLAGS.mode == 'evaluate':
-        from atonet_jax.evaluation.evaluate import evaluate
-
-        evaluate(config, workdir)
-    elif flags.FLAGS.mode == 'predict':
-        from atonet_jax.predict import predict
-
-        return 0 if predict(config, workdir) else 1
-    elif flags.FLAGS.mode == 'benchmark':
-        from atonet_jax.benchmark.benchmark import benchmark
-
-        benchmark(config, workdir)
-    elif flags.FLAGS.mode == 'export':
-        from atonet_jax.export import export
-
-        export(config, workdir, flags.FLAGS.force)
-    elif flags.FLAGS.mode == 'check_data':
-        from atonet_jax.check_data.check_data import check_data
-
-        return 0 if check_data(config, workdir) else 1
-    elif flags.FLAGS.mode == 'prepare':
-        from atonet_jax.data.sources import prepare_copy
-        from atonet_jax.validation import validate
-
-        validate(config)
-        print(f'written: {prepare_copy(config.data)}')
-    elif flags.FLAGS.mode == 'serve':
-        from atonet_jax.serve import serve
-
-        serve(config, workdir)
-    return 0
+    done = mode.load()(flags.FLAGS.config, workdir, **{flag: flags.FLAGS[flag].value for flag in mode.flags})
+    return 1 if done is False else 0

@@ -4,6 +4,8 @@ import ast
 import functools
 import graphlib
 
+from atonet_jax.modes import MODES
+
 
 def imported_modules(repository) -> dict[str, set[str]]:
     """{module: the modules of the package that it imports, within functions too}. A package is its `__init__`."""
@@ -18,6 +20,7 @@ def imported_modules(repository) -> dict[str, set[str]]:
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split('.')[0] == 'atonet_jax':
                 attributes = [f'{node.module}.{alias.name}' for alias in node.names]
                 names.update(name if name in files else node.module for name in attributes)
+    modules['atonet_jax.main'].update(f'atonet_jax.{mode.entry.partition(":")[0]}' for mode in MODES.values())
     return modules
 
 

@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 
 from atonet_jax.errors import InputError
 from atonet_jax.extras import EXTRAS, explain_missing_package
-from atonet_jax.main import MODES
+from atonet_jax.modes import MODES
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
@@ -228,5 +228,5 @@ json.dump(said, sys.stdout)
     for mode, (exit_code, text) in json.loads(process.stdout).items():
         assert exit_code == 2, text
         assert text.startswith('error: ') and text.count('\n') == 1
-        assert f"pip install '.[{MODES[mode]}]'" in text
+        assert f"pip install '.[{MODES[mode].extra}]'" in text
         assert f'{"format=onnx" if mode == "export" else f"--mode={mode}"} needs ' in text

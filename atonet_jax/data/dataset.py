@@ -201,3 +201,14 @@ def _cannot_open(path: str, error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f'{path}: no such file; every image needs its label and the reverse', 'missing file')
     return DataError(f'{path}: cannot be opened ({error.strerror}); check its permissions', 'file cannot be opened')
+
+
+def shared_images_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:
+    """One line if images of the evaluation are trained on; '' if not."""
+    shared = sorted(set(train.image_paths) & set(evaluated.image_paths))
+    if not shared:
+        return ''
+    return (
+        f'config.data.eval_split={evaluated.split}: {len(shared)} of its {len(evaluated)} images are in '
+        f'config.data.train_split={train.split} too, such as {shared[0]}; the scores say nothing of other images'
+    )

@@ -113,7 +113,7 @@ def load_examples(data: ConfigDict, split: str, workdir: str, processes: int = 1
 
 
 def prepare_copy(data: ConfigDict) -> str:
-    """`--mode=prepare`: writes the splits of a config's data as a sharded TFDS copy; returns the copy's folder.
+    """Writes the splits of a config's data as a sharded TFDS copy; returns the copy's folder.
 
     Raises:
         InputError: `tfds_dir` is not given or holds another copy, or some file cannot be used.

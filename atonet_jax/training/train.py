@@ -2,7 +2,6 @@
 
 import logging
 import os
-import pathlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from atonet_jax.config import create_network
 from atonet_jax.data import device_cache
 from atonet_jax.data.batches import Batches
-from atonet_jax.data.dataset import SegmentationDataset, split_file_name
+from atonet_jax.data.dataset import shared_images_text
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.label_reading import different_reading_text
 from atonet_jax.data.labels import ClassTable
@@ -33,8 +32,6 @@ from atonet_jax.process.distributed import (
     main_process_first,
     processes_on_this_host,
 )
-from atonet_jax.process.files import write_json
-from atonet_jax.process.stopping import Stopped
 from atonet_jax.runs.changes import (
     changes_since,
     check_network,
@@ -44,7 +41,8 @@ from atonet_jax.runs.changes import (
 )
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.network import blank_variables, starting_variables
-from atonet_jax.runs.workdir import claim, lock, read_fresh, record_fresh, with_start
+from atonet_jax.runs.state import TrainState
+from atonet_jax.runs.workdir import REPORT_FILE, claim, lock, read_fresh, record_fresh, with_start
 from atonet_jax.training.augment import too_long_text
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.from_config import (
@@ -59,6 +57,7 @@ from atonet_jax.training.from_config import (
 from atonet_jax.training.loop import Loop
 from atonet_jax.training.nonfinite import first_nonfinite
 from atonet_jax.training.recorder import Recorder
+from atonet_jax.training.skipped import gathering_skipped, list_skipped
 from atonet_jax.training.step import Objective, compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.validation import validate, validate_batches, validate_classes
@@ -67,10 +66,13 @@ _log = logging.getLogger(__name__)
 
 
 def train(config: ConfigDict, workdir: str) -> Scores:
-    """Trains from scratch, or on from the latest checkpoint in `workdir`; returns the scores of the final state.
+    """Trains from scratch, or on from the latest checkpoint in `workdir`.
 
-    A run that was stopped and started again ends with the parameters of one that was not. Among several processes all
-    call this alike; the first one writes.
+    Prints the mIoU of the final state and where its report is. A run that was stopped and started again ends with the
+    parameters of one that was not. Among several processes all call this alike; the first one writes.
+
+    Returns:
+        The scores of the final state.
 
     Raises:
         InputError: a setting, a data file or the workdir does not allow the run, or another run is in the workdir.
@@ -94,7 +96,11 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         in_main_process(lambda: held.enter_context(lock(workdir)))
         if in_main_process(lambda: has_checkpoint(workdir)) != has_begun:
             raise InputError(f'{workdir}: another run has just saved there; give the same command again to go on')
-        return _train(config, workdir, mesh, table, objective, start)
+        scores = _train(config, workdir, mesh, table, objective, start)
+    if is_main_process():
+        print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
+        print(f'report: {os.path.join(workdir, REPORT_FILE)}')
+    return scores
 
 
 class _Start(NamedTuple):
@@ -127,28 +133,13 @@ def _train(
     padding, is_much = padding_text(sizes, augmentation)
     _log.log(logging.WARNING if is_much else logging.INFO, '%s', padding)
 
-    timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
-
     options = step_options(config, objective, start.fresh)
-    groups = set(jax.tree.leaves(options['optimizer'].groups(start.variables['params'])))
-    check_floor(config, groups)
-    starts_fresh = not (has_begun or config.init_from or config.model.pretrained_backbone)
-    if warning := backbone_rate_warning(config, groups, starts_fresh):
-        _log.warning('%s', warning)
-    state = create_state(start.variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
-    _log.info(
-        '%s: %d parameters; %d training and %d evaluation images; on %d %s device(s)',
-        config.model.name,
-        sum(array.size for array in jax.tree.leaves(state.variables['params'])),
-        len(train_set),
-        len(eval_set),
-        mesh.size,
-        jax.default_backend(),
-    )
-
-    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
+    state = _first_state(config, options, start, mesh)
+    _log.info('%d training and %d evaluation images', len(train_set), len(eval_set))
+    timeline = Timeline(config.train.batch_size, len(train_set), config.train.epochs)
     figures = {'best_miou': -1.0, 'best_step': 0, 'seconds': 0.0, 'samples': 0}
     here, moved = {'images': len(train_set), 'devices': mesh.size}, []
+    checkpoints = Checkpoints(workdir, config.train.keep_checkpoints)
     with _closing(checkpoints.close):
         if has_begun:
             state, saved = checkpoints.restore_latest(state)
@@ -164,8 +155,8 @@ def _train(
         explain = partial(
             first_nonfinite, **{key: options[key] for key in ('objective', 'augmentation', 'accumulation')}
         )
-        listing = (partial(_list_skipped, part, workdir) for part in (train_set, eval_set))
-        with _closing(recorder.close, *listing), _gathering_skipped(train_set, eval_set):
+        listing = (partial(list_skipped, part, workdir) for part in (train_set, eval_set))
+        with _closing(recorder.close, *listing), gathering_skipped(train_set, eval_set):
             return Loop(config, workdir, checkpoints, recorder, figures | here).run(
                 state,
                 step_fn,
@@ -180,6 +171,20 @@ def _train(
                 ),
                 explain if config.debug.nans else None,
             )
+
+
+def _first_state(config: ConfigDict, options: dict[str, Any], start: _Start, mesh: Mesh) -> TrainState:
+    """The state before the first step, or what a checkpoint is restored into. Warns of rates that do not fit it."""
+    params = start.variables['params']
+    groups = set(jax.tree.leaves(options['optimizer'].groups(params)))
+    check_floor(config, groups)
+    starts_fresh = not (start.has_begun or config.init_from or config.model.pretrained_backbone)
+    if warning := backbone_rate_warning(config, groups, starts_fresh):
+        _log.warning('%s', warning)
+    parameters = sum(array.size for array in jax.tree.leaves(params))
+    devices = f'{mesh.size} {jax.default_backend()} device(s)'
+    _log.info('%s: %d parameters, on %s', config.model.name, parameters, devices)
+    return create_state(start.variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=mesh)
 
 
 def _load(config: ConfigDict, workdir: str, mesh: Mesh) -> tuple[Examples, Examples]:
@@ -233,46 +238,3 @@ def _course(config, workdir, timeline, changes, moved, samples, schedule) -> str
     if any(change.key in ('train.batch_size', 'train.accumulation') for change in changes):
         line += f'; batch normalisation sees {timeline.batch_size // config.train.accumulation} images at a time'
     return line
-
-
-@contextmanager
-def _gathering_skipped(*parts: Examples) -> Iterator[None]:
-    """After the body each process knows what the others have skipped, unless an error has ended one of them."""
-    try:
-        yield
-    except Stopped:  # in all processes
-        for part in parts:
-            part.gather_skipped()
-        raise
-    for part in parts:
-        part.gather_skipped()
-
-
-def _list_skipped(examples: Examples, workdir: str) -> None:
-    """Writes which images were skipped in this start, and why. A disk that does not take it only warns."""
-    if not is_main_process():
-        return
-    dataset = examples.dataset
-    path = os.path.join(workdir, split_file_name('skipped', dataset.split))
-    reasons = {dataset.image_paths[i]: str(reason) for i, reason in sorted(examples.skipped.items())}
-    try:
-        if not reasons:
-            pathlib.Path(path).unlink(missing_ok=True)  # of an earlier start
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)  # a split may be named train/a
-        write_json(path, reasons)
-    except OSError as error:
-        _log.warning('%s: cannot be written (%s); it would list the images that were skipped', path, error.strerror)
-        return
-    _log.warning('%d of %d images of %s were skipped; %s lists them', len(reasons), len(examples), dataset.split, path)
-
-
-def shared_images_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:
-    """One line if images of the evaluation are trained on; '' if not."""
-    shared = sorted(set(train.image_paths) & set(evaluated.image_paths))
-    if not shared:
-        return ''
-    return (
-        f'config.data.eval_split={evaluated.split}: {len(shared)} of its {len(evaluated)} images are in '
-        f'config.data.train_split={train.split} too, such as {shared[0]}; the scores say nothing of other images'
-    )

@@ -320,7 +320,7 @@ def test_what_fails_at_the_end_does_not_mask_what_ended_the_run(
     def fail(*_):
         raise TrainingError('a later failure')
 
-    monkeypatch.setattr(train_module, '_list_skipped', fail)
+    monkeypatch.setattr(train_module, 'list_skipped', fail)
     monkeypatch.setattr(train_module.Evaluator, 'run', lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         train(basic_config, workdir)
