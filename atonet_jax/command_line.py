@@ -10,26 +10,27 @@ import traceback
 from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from atonet_jax.config import flat_settings
+from atonet_jax.config import default_config, flat_settings
 from atonet_jax.errors import InputError
 from atonet_jax.modes import MODES
 from atonet_jax.runs.workdir import holds_run, load_config
 
 
-def define_config_flag(argv: list[str]) -> list[str]:
-    """Defines the flag `config`, whose keys `--config.key=value` overrides, before absl parses the command line.
+def read_config(argv: list[str]) -> tuple[list[str], ConfigDict | None]:
+    """Takes the config and its changes, `--config.key=value`, from the command line.
 
     The config is that of the file in `--config`, or else that which the run in `--workdir` was started with, or else
     that which suits the weights in `--config.init_from`, where nothing is trained. `--config=FILE:NETWORK` gives
-    NETWORK to the file's `get_config`. With `--mode=compare`, whose runs have each their own, nothing is defined.
+    NETWORK to the file's `get_config`.
 
     Returns:
-        argv without `--config`.
+        The other arguments, and the config; None with `--mode=compare`, whose runs have each their own.
 
     Raises:
-        InputError: no such file, a file without `get_config()`, no run in `--workdir`, an unknown key, or no value.
+        InputError: no such file, a file without a `get_config()` that returns a config, no run in `--workdir`, an
+            unknown key, or no value.
     """
     argv = _joined(_with_flag_files(argv))
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
@@ -43,7 +44,7 @@ def define_config_flag(argv: list[str]) -> list[str]:
     if known.workdir is not None:
         known.workdir = os.path.expanduser(known.workdir)
     if known.mode == 'compare':
-        return argv
+        return argv, None
     if known.config is not None:
         config = _run_config_file(known.config, _value_of('model.name', rest))
     elif known.workdir is not None and _takes_weights(known.mode, known.workdir, rest):
@@ -54,10 +55,9 @@ def define_config_flag(argv: list[str]) -> list[str]:
         config = load_config(known.workdir)
     else:
         raise InputError('give --config=configs/NAME.py to begin a run, and --workdir=DIR to say where it lives')
-    rest = _with_values(config, rest)
-    config_flags.DEFINE_config_dict('config', config, sys_argv=rest)
+    rest = _changed(config, rest)
     kept = {'workdir': known.workdir, 'mode': known.mode}
-    return [*rest, *(f'--{name}={value}' for name, value in kept.items() if value is not None)]
+    return [*rest, *(f'--{name}={value}' for name, value in kept.items() if value is not None)], config
 
 
 def _takes_weights(mode: str | None, workdir: str, arguments: list[str]) -> bool:
@@ -85,7 +85,7 @@ def _run_config_file(argument: str, chosen: str) -> ConfigDict:
         get_config = runpy.run_path(path)['get_config']
         if network and not inspect.signature(get_config).parameters:
             raise InputError(f'--config={path}: get_config() takes no network; leave out :{network}')
-        return get_config(*([network] if network else []))
+        config = get_config(*([network] if network else []))
     except InputError:
         raise
     except (KeyError, AttributeError) as error:
@@ -100,6 +100,27 @@ def _run_config_file(argument: str, chosen: str) -> ConfigDict:
             lines, reason = [error.lineno], error.msg
         where = f'line {lines[-1]}: ' if lines else ''
         raise InputError(f'--config={path}: {where}{type(error).__name__}: {reason}; mend the file') from error
+    _check_settings(config, path)
+    return config
+
+
+def _check_settings(config: Any, path: str) -> None:
+    """What a file can make of a config that validation.py would not expect. It looks at the options of the network."""
+    try:
+        defaults = flat_settings(default_config(config.model.name))
+    except (AttributeError, TypeError) as error:
+        raise InputError(
+            f'--config={path}: get_config() must return what default_config(network) made, with changes, not '
+            f'{type(config).__name__}'
+        ) from error
+    given = flat_settings(config)
+    for key in [key for key in (*defaults, *given) if not key.startswith('model.')]:
+        if key not in given:
+            raise InputError(f'--config={path}: config.{key} is missing; change settings one by one, or by update()')
+        if key not in defaults:
+            raise InputError(f'--config={path}: config.{key}: there is no such setting')
+        if given[key] is None:
+            raise InputError(f'--config={path}: config.{key} is None; the default is {defaults[key]!r}')
 
 
 def _with_flag_files(argv: list[str]) -> list[str]:
@@ -122,8 +143,8 @@ def _joined(argv: list[str]) -> list[str]:
     return joined
 
 
-def _with_values(config: ConfigDict, arguments: list[str]) -> list[str]:
-    """Checks keys and values of the settings among `arguments`. The last of a key counts.
+def _changed(config: ConfigDict, arguments: list[str]) -> list[str]:
+    """Changes the config as the settings among `arguments` say, and returns the others. The last of a key counts.
 
     Raises:
         InputError: no such key, no value, or a value of another type.
@@ -133,36 +154,38 @@ def _with_values(config: ConfigDict, arguments: list[str]) -> list[str]:
         if not argument.startswith('--config.'):
             rest.append(argument)
             continue
-        key, equals, value = argument.removeprefix('--config.').partition('=')
+        key, equals, text = argument.removeprefix('--config.').partition('=')
         _check_key(config, key)
         default = flat_settings(config)[key]
         if not equals and not isinstance(default, bool):
             raise InputError(f'--config.{key}: has no value; give --config.{key}=VALUE')
-        value = value if equals else 'true'
-        _check_type(key, value, default)
-        settings[key] = _tuple_text(value) if isinstance(default, tuple) else value
-    return [*rest, *(f'--config.{key}={value}' for key, value in settings.items())]
+        settings[key] = _value(key, text if equals else 'true', default)
+    config.update_from_flattened_dict(settings)
+    return rest
 
 
-def _check_type(key: str, value: str, default: Any) -> None:
+def _value(key: str, text: str, default: Any) -> Any:
     parsers = {int: flags.IntegerParser, float: flags.FloatParser, bool: flags.BooleanParser}
     wanted = {int: 'a whole number', float: 'a number', bool: 'true or false'}
     kind = type(default)
-    if kind in parsers:
-        try:
-            parsers[kind]().parse(value)
-        except ValueError as error:
-            raise InputError(f'config.{key}={value}: must be {wanted[kind]}') from error
-
-
-def _tuple_text(value: str) -> str:
-    """A tuple as Python writes it. Words may be given without quotes: labels,overlay."""
+    if kind is tuple:
+        return _tuple(text)
+    if kind not in parsers:
+        return text
     try:
-        ast.literal_eval(value)
+        return parsers[kind]().parse(text)
+    except ValueError as error:
+        raise InputError(f'config.{key}={text}: must be {wanted[kind]}') from error
+
+
+def _tuple(text: str) -> tuple[Any, ...]:
+    """As Python writes it, or one value alone. Words may be given without quotes: labels,overlay."""
+    try:
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
-        words = value.strip().strip('()[]').split(',')
-        return repr(tuple(word.strip(' \'"') for word in words if word.strip()))
-    return value
+        words = text.strip().strip('()[]').split(',')
+        return tuple(word.strip(' \'"') for word in words if word.strip())
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _check_key(config: ConfigDict, key: str) -> None:

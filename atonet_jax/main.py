@@ -26,6 +26,7 @@ import signal
 import sys
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from atonet_jax.errors import ExportError, InputError, TrainingError, first_line, is_out_of_memory
 from atonet_jax.extras import explain_missing_package
@@ -99,7 +100,7 @@ def main(argv: list[str]) -> int:
     """
     import jax
 
-    from atonet_jax.command_line import define_config_flag
+    from atonet_jax.command_line import read_config
 
     logging.basicConfig(format='%(message)s')
     logging.getLogger('atonet_jax').setLevel(logging.INFO)
@@ -112,7 +113,7 @@ def main(argv: list[str]) -> int:
 
         print(network_table())
         return 0
-    argv = define_config_flag(argv)
+    argv, config = read_config(argv)
     flags.FLAGS.set_gnu_getopt()  # flags may follow the runs that compare takes
     try:
         rest = flags.FLAGS(argv)[1:]
@@ -129,10 +130,10 @@ def main(argv: list[str]) -> int:
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
     with explain_missing_package(f'--mode={flags.FLAGS.mode}', MODES[flags.FLAGS.mode].extra):
-        return _run_mode(rest)
+        return _run_mode(config, rest)
 
 
-def _run_mode(runs: list[str]) -> int:
+def _run_mode(config: ConfigDict | None, runs: list[str]) -> int:
     import jax
 
     from atonet_jax.config import expand_home
@@ -151,8 +152,8 @@ def _run_mode(runs: list[str]) -> int:
     if name == 'evaluate' and jax.distributed.is_initialized():
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # JAX has taken it, and training alone asks JAX for it
     check_platforms()
-    expand_home(flags.FLAGS.config)
+    expand_home(config)
     if workdir is None and mode.needs_workdir:
         raise InputError('give --workdir=DIR, where the run lives')
-    done = mode.load()(flags.FLAGS.config, workdir, **{flag: flags.FLAGS[flag].value for flag in mode.flags})
+    done = mode.load()(config, workdir, **{flag: flags.FLAGS[flag].value for flag in mode.flags})
     return 1 if done is False else 0

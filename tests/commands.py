@@ -60,14 +60,11 @@ def run_command(*arguments, cwd) -> Finished:
 
 @contextlib.contextmanager
 def fresh_flags():
-    """absl's flags are the process's: what a command defines goes with it."""
-    before = set(flags.FLAGS)
+    """absl's flags are the process's: the values that a command gives go with it."""
     try:
         yield
     finally:
-        for name in set(flags.FLAGS) - before:
-            delattr(flags.FLAGS, name)
-        for name in before:
+        for name in flags.FLAGS:
             flags.FLAGS[name].unparse()
         flags.FLAGS.unparse_flags()
 

@@ -5,16 +5,13 @@ import re
 import runpy
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
-from atonet_jax.command_line import define_config_flag
+from atonet_jax.command_line import read_config
 from atonet_jax.config import create_network, default_config, expand_home
 from atonet_jax.data.labels import CLASS_TABLES
 from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables
 from atonet_jax.validation import validate, validate_batches, validate_classes
-from tests.commands import fresh_flags
 
 CONFIG_FILES = sorted(pathlib.Path(__file__).parents[1].glob('configs/*.py'))
 PUBLISHED = runpy.run_path(str(CONFIG_FILES[0].with_name('published.py')))
@@ -173,7 +170,7 @@ def test_recipes_for_camvid_choose_nothing_on_test():
 def test_a_published_recipe_that_is_not_there_is_refused_with_a_list(argument, monkeypatch):
     monkeypatch.chdir(CONFIG_FILES[0].parents[1])
     with pytest.raises(InputError, match='there is atonet_camvid, .*pidnet_s_cityscapes'):
-        define_config_flag(['main.py', f'--config=configs/published.py{argument}'])
+        read_config(['main.py', f'--config=configs/published.py{argument}'])
 
 
 def test_there_are_config_files():
@@ -238,10 +235,7 @@ def test_commands_for_several_processes_give_each_device_a_part_of_the_batch(rep
 )
 def test_a_network_is_chosen_beside_the_file(arguments, monkeypatch):
     monkeypatch.chdir(CONFIG_FILES[0].parents[1])
-    monkeypatch.setattr(config_flags, 'DEFINE_config_dict', lambda name, config, **_: seen.append(config))
-    seen = []
-    define_config_flag(['main.py', *arguments])
-    (config,) = seen
+    _, config = read_config(['main.py', *arguments])
     assert config.model.name == 'pidnet_s' and 'edge_border' in config.model
     assert 'spp_bins' not in config.model and config.data.name == 'camvid'
 
@@ -257,7 +251,7 @@ def test_a_network_is_chosen_beside_the_file(arguments, monkeypatch):
 def test_a_network_that_cannot_be_is_refused(arguments, error, monkeypatch):
     monkeypatch.chdir(CONFIG_FILES[0].parents[1])
     with pytest.raises(InputError, match=error):
-        define_config_flag(['main.py', *arguments])
+        read_config(['main.py', *arguments])
 
 
 @pytest.mark.parametrize('value', ['labels,overlay', '(labels, overlay)', "('labels','overlay')"])
@@ -266,10 +260,8 @@ def test_a_list_of_words_may_be_given_without_quotes(value, joined, repository, 
     monkeypatch.chdir(repository)
     name = '--config.predict.pictures'
     given = [f'{name}={value}'] if joined else [name, value]
-    with fresh_flags():
-        argv = define_config_flag(['main.py', '--config=configs/tiny.py', *given])
-        flags.FLAGS(argv)
-        assert flags.FLAGS.config.predict.pictures == ('labels', 'overlay')
+    _, config = read_config(['main.py', '--config=configs/tiny.py', *given])
+    assert config.predict.pictures == ('labels', 'overlay')
 
 
 @pytest.mark.parametrize(
@@ -285,41 +277,59 @@ def test_a_config_file_that_does_not_run_is_named_with_the_line(content, error, 
     path = tmp_path / 'mine.py'
     path.write_text(content)
     with pytest.raises(InputError, match=error):
-        define_config_flag(['main.py', f'--config={path}'])
+        read_config(['main.py', f'--config={path}'])
+
+
+@pytest.mark.parametrize(
+    ('change', 'error'),
+    [
+        ('config = None', r'get_config\(\) must return what default_config\(network\) made, .*, not NoneType$'),
+        ('config = config.train', '.* must return what default_config'),
+        ('config.train = {"epochs": 3.0}', r'config.train.\w+ is missing; change settings one by one'),
+        ('config.data.crop_size = None', r'config.data.crop_size is None; the default is \(1024, 1024\)$'),
+        ('with config.unlocked(): config.train.foo = 3', 'config.train.foo: there is no such setting$'),
+    ],
+)
+def test_a_config_that_is_none_is_refused_before_a_run_keeps_it(change, error, tmp_path):
+    path = tmp_path / 'mine.py'
+    path.write_text(
+        'from atonet_jax.config import default_config\n'
+        f'def get_config():\n    config = default_config()\n    {change}\n    return config\n'
+    )
+    with pytest.raises(InputError, match=f'^--config=.*mine.py: {error}'):
+        read_config(['main.py', f'--config={path}'])
 
 
 def test_a_folder_is_no_config_file(tmp_path):
     with pytest.raises(InputError, match='is a folder; name a file in it'):
-        define_config_flag(['main.py', f'--config={tmp_path}'])
+        read_config(['main.py', f'--config={tmp_path}'])
 
 
 def test_a_config_file_that_takes_no_network_is_named(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text('def get_config():\n    pass\n')
     with pytest.raises(InputError, match=r'get_config\(\) takes no network; leave out :enet'):
-        define_config_flag(['main.py', f'--config={path}:enet'])
+        read_config(['main.py', f'--config={path}:enet'])
 
 
 def test_the_last_value_of_a_setting_counts(repository, monkeypatch):
     monkeypatch.chdir(repository)
     size = '--config.export.size'
-    with fresh_flags():
-        flags.FLAGS(define_config_flag(['main.py', '--config=configs/tiny.py', f'{size}=(64,64)', size, '(32,48)']))
-        assert flags.FLAGS.config.export.size == (32, 48)
+    _, config = read_config(['main.py', '--config=configs/tiny.py', f'{size}=(64,64)', size, '(32,48)'])
+    assert config.export.size == (32, 48)
 
 
 @pytest.mark.parametrize('flag', ['--config', '--workdir', '--mode'])
 def test_a_flag_without_its_value_is_named(flag):
     with pytest.raises(InputError, match=f'^{flag}: has no value; give {flag}=VALUE$'):
-        define_config_flag(['main.py', flag])
+        read_config(['main.py', flag])
 
 
 def test_flags_may_lie_in_a_file(tmp_path, repository, monkeypatch):
     monkeypatch.chdir(repository)
     (tmp_path / 'flags').write_text('--config=configs/tiny.py\n--config.train.batch_size=3\n')
-    with fresh_flags():
-        flags.FLAGS(define_config_flag(['main.py', f'--flagfile={tmp_path}/flags']))
-        assert flags.FLAGS.config.train.batch_size == 3
+    _, config = read_config(['main.py', f'--flagfile={tmp_path}/flags'])
+    assert config.train.batch_size == 3
 
 
 def test_a_typing_error_in_a_config_file_is_refused(tmp_path):
@@ -329,7 +339,7 @@ def test_a_typing_error_in_a_config_file_is_refused(tmp_path):
         'def get_config():\n    config = default_config()\n    config.train.update(batchsize=8)\n    return config\n'
     )
     with pytest.raises(InputError, match='mine.py.*batchsize'):
-        define_config_flag(['main.py', f'--config={path}'])
+        read_config(['main.py', f'--config={path}'])
 
 
 @pytest.mark.parametrize(
@@ -345,7 +355,7 @@ def test_a_typing_error_in_a_config_file_is_refused(tmp_path):
 def test_command_line_that_names_no_setting_is_refused(arguments, error, monkeypatch):
     monkeypatch.chdir(CONFIG_FILES[0].parents[1])
     with pytest.raises(InputError, match=error):
-        define_config_flag(['main.py', *arguments])
+        read_config(['main.py', *arguments])
 
 
 @pytest.mark.parametrize('content', ['', 'get_config = {}["missing"]'])
@@ -353,7 +363,7 @@ def test_config_file_without_a_config_is_refused(content, tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(content)
     with pytest.raises(InputError, match='mine.py: has an unknown or missing name .*; the file must define get_config'):
-        define_config_flag(['main.py', f'--config={path}'])
+        read_config(['main.py', f'--config={path}'])
 
 
 def test_every_path_may_begin_with_the_home_folder(monkeypatch):

@@ -28,7 +28,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import main as command_line
-from atonet_jax.command_line import define_config_flag
+from atonet_jax.command_line import read_config
 from atonet_jax.config import default_config
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.serve import listen
@@ -136,9 +136,10 @@ def assert_understood(arguments):
     """What runs elsewhere has settings that exist and can work. Those of a run that is there cannot be known here."""
     if not any(argument.startswith('--config=configs/') for argument in arguments):
         return
+    rest, config = read_config(['main.py', *arguments])
     with fresh_flags():
-        assert flags.FLAGS(define_config_flag(['main.py', *arguments]))[1:] == []
-        validate(flags.FLAGS.config)
+        assert flags.FLAGS(rest)[1:] == []
+    validate(config)
 
 
 def noise(seed, i, height, width):

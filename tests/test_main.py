@@ -104,7 +104,7 @@ def test_a_device_that_is_not_there_is_named(command, monkeypatch):
     ('mode', 'line'), [('train', 'goes on from the last checkpoint'), *((mode, 'begins anew') for mode in MODES[1:])]
 )
 def test_an_interrupted_command_promises_only_what_is_so(command, monkeypatch, mode, line):
-    def interrupted(runs):
+    def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr('atonet_jax.main._run_mode', interrupted)
@@ -156,7 +156,7 @@ def test_a_path_may_begin_with_the_home_folder(command, repository, tmp_path, mo
     ],
 )
 def test_what_ends_a_command_is_one_line_and_its_exit_code(command, monkeypatch, error, code, line):
-    def end(_):
+    def end(*_):
         raise error
 
     monkeypatch.setattr('atonet_jax.main._run_mode', end)
@@ -166,7 +166,7 @@ def test_what_ends_a_command_is_one_line_and_its_exit_code(command, monkeypatch,
 
 
 def test_a_full_disk_is_a_line_wherever_it_shows(command, monkeypatch):
-    def fill(_):
+    def fill(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/a/file')
 
     monkeypatch.setattr('atonet_jax.main._run_mode', fill)
@@ -175,7 +175,7 @@ def test_a_full_disk_is_a_line_wherever_it_shows(command, monkeypatch):
 
 
 def test_a_full_device_is_a_line_that_says_what_takes_less(command, monkeypatch):
-    def fill(_):
+    def fill(*_):
         raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9 bytes.\nmore')
 
     monkeypatch.setattr('atonet_jax.main._run_mode', fill)

@@ -213,9 +213,6 @@ for mode, *more in json.loads(sys.argv[1]):
         code = command()
     said[mode] = [code, text.getvalue()]
     flags.FLAGS.unparse_flags()
-    if 'config' in flags.FLAGS:
-        for name in [name for name in flags.FLAGS if name.startswith('config')]:
-            delattr(flags.FLAGS, name)
 json.dump(said, sys.stdout)
 """
     settings = ['--config=configs/tiny.py', f'--workdir={tmp_path}', '--config.export.format=onnx']

@@ -9,7 +9,7 @@ import PIL.Image
 import pytest
 from flax import linen as nn
 
-from atonet_jax.command_line import define_config_flag
+from atonet_jax.command_line import read_config
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL
@@ -26,7 +26,6 @@ from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 from atonet_jax.validation import validate
-from tests.commands import fresh_flags
 
 
 def arrays_of(name, outputs, **options):
@@ -39,13 +38,8 @@ def arrays_of(name, outputs, **options):
 
 
 def config_for(path, tmp_path, *arguments):
-    with fresh_flags():
-        argv = ['main.py', f'--workdir={tmp_path / "run"}', '--mode=predict', f'--config.init_from={path}', *arguments]
-        define_config_flag(argv)
-        from absl import flags
-
-        flags.FLAGS(argv[:1])
-        return flags.FLAGS.config
+    argv = ['main.py', f'--workdir={tmp_path / "run"}', '--mode=predict', f'--config.init_from={path}', *arguments]
+    return read_config(argv)[1]
 
 
 @pytest.mark.parametrize(
