@@ -1,5 +1,6 @@
 """Progress: a bar on a terminal, elsewhere a line a minute. Nothing is shown in the first two seconds."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -77,8 +78,9 @@ def watched(things: Iterable[Any], what: str, total: int, unit: str) -> Iterator
 
 
 def say(line: str) -> None:
-    """Prints a line without disturbing a bar."""
-    tqdm.tqdm.write(line)
+    """Prints a line without disturbing a bar. A screen that is gone does not end the run."""
+    with contextlib.suppress(OSError):
+        tqdm.tqdm.write(line)
 
 
 def _columns() -> int | None:

@@ -1,4 +1,5 @@
-"""Ends a run cleanly on SIGTERM, which schedulers send before they take a machine away, and on SIGINT."""
+"""Ends a run cleanly on SIGTERM, which schedulers send before they take a machine away, on SIGINT, and on SIGHUP, which
+comes when a terminal or its connection is lost."""
 
 import contextlib
 import os
@@ -24,7 +25,9 @@ class Stopped(Exception):
 
 
 class StopSignals:
-    """A context manager. It records the first SIGTERM or SIGINT; a second one ends the process at once.
+    """A context manager. It records the first SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
+
+    Under nohup, which ignores SIGHUP, it stays ignored.
 
     With several processes, JAX's own service receives SIGTERM and makes all processes agree on the last step.
     """
@@ -36,9 +39,12 @@ class StopSignals:
         self._handlers = {}
 
     def __enter__(self) -> 'StopSignals':
-        alone = jax.process_count() == 1
-        for number in (signal.SIGTERM, signal.SIGINT) if alone else (signal.SIGINT,):
-            self._handlers[number] = signal.signal(number, self._remember)
+        numbers = [signal.SIGINT]
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        if jax.process_count() == 1:
+            numbers.append(signal.SIGTERM)
+        self._handlers = {number: signal.signal(number, self._remember) for number in numbers}
         return self
 
     def __exit__(self, *_) -> None:
@@ -59,7 +65,8 @@ class StopSignals:
             os.kill(os.getpid(), number)
         self._received = number
         if self._notice:
-            os.write(2, f'\n{self._notice}\n'.encode())  # on the screen; print may be under way
+            with contextlib.suppress(OSError):  # the screen may be gone
+                os.write(2, f'\n{self._notice}\n'.encode())  # print may be under way
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

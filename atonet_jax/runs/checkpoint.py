@@ -25,8 +25,8 @@ from orbax.checkpoint import checkpoint_managers
 from atonet_jax.errors import InputError, TrainingError, is_out_of_memory
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.process.devices import replicated
-from atonet_jax.process.distributed import in_main_process
-from atonet_jax.process.files import sync, sync_tree, writing
+from atonet_jax.process.distributed import in_main_process, is_main_process
+from atonet_jax.process.files import sync, sync_tree, write_json, writing
 from atonet_jax.runs.state import TrainState
 
 MIOU = 'miou'
@@ -134,6 +134,19 @@ class Checkpoints:
             )
             if not is_saved:
                 raise RuntimeError('there is a later one')
+
+    def has_score(self, step: int) -> bool:
+        return os.path.exists(self._score_path(step))
+
+    def add_score(self, step: int, miou: float) -> None:
+        """Gives a saved checkpoint its score, from which the next start knows the best one."""
+        if is_main_process():
+            with writing(self._folder):
+                os.makedirs(os.path.dirname(self._score_path(step)), exist_ok=True)
+                write_json(self._score_path(step), {MIOU: miou})
+
+    def _score_path(self, step: int) -> str:
+        return os.path.join(self._folder, str(step), _SCORE, _SCORE)
 
     def save_variables(self, step: int, variables: dict[str, Any]) -> None:
         """Starts to save only a network's variables: enough to evaluate, not to continue training."""

@@ -16,6 +16,8 @@ from atonet_jax.data import visualize
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import TrainingError
 from atonet_jax.evaluation.evaluator import Evaluation
+from atonet_jax.evaluation.report import write_report
+from atonet_jax.evaluation.report.charts import confusion_picture
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.runs import environment
@@ -81,8 +83,6 @@ class Recorder:
         self.write(step, {f'eval/{name}': float(value) for name, value in values.items() if not np.isnan(value)})
         if not self._writes:
             return
-        from atonet_jax.evaluation.report.charts import confusion_picture  # imports matplotlib
-
         with self._writing(step):
             for i, example in enumerate(evaluation.examples[:_PICTURES]):
                 picture = visualize.comparison(example.image, example.labels, example.predictions, self._table)
@@ -106,8 +106,6 @@ class Recorder:
         """
         if not self._writes:
             return
-        from atonet_jax.evaluation.report import write_report  # imports matplotlib
-
         with self._writing(step):
             write_report(
                 os.path.join(self._workdir, REPORT_FILE),

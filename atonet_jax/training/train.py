@@ -98,7 +98,8 @@ def train(config: ConfigDict, workdir: str) -> Scores:
             raise InputError(f'{workdir}: another run has just saved there; give the same command again to go on')
         scores = _train(config, workdir, mesh, table, objective, start)
     if is_main_process():
-        print(f'final mIoU {100 * scores.miou:.2f}%; a table: python main.py --workdir={workdir} --mode=evaluate')
+        table = f'python main.py --workdir={workdir} --mode=evaluate --config.eval.checkpoint=latest'
+        print(f'final mIoU {100 * scores.miou:.2f}%; a table: {table}')
         print(f'report: {os.path.join(workdir, REPORT_FILE)}')
     return scores
 

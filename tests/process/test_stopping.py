@@ -1,11 +1,16 @@
 """The first signal is recorded, and what is still done is said; the second one ends the process."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import pytest
+
+from atonet_jax.process.progress import say
 from atonet_jax.process.stopping import StopSignals
 
 
@@ -17,6 +22,25 @@ def test_the_first_signal_is_recorded_and_says_what_is_still_done(capfd):
         assert signals.received(0) == signal.SIGINT
     assert capfd.readouterr().err == '\nends after this picture\n'
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize('ignored', [False, True], ids=['terminal', 'nohup'])
+def test_a_lost_terminal_ends_the_run_in_good_order_unless_it_is_ignored(ignored):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    try:
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received(0) == (None if ignored else signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_screen_that_is_gone_takes_nothing_with_it(monkeypatch):
+    def write(text):
+        raise OSError(errno.EIO, 'Input/output error')
+
+    monkeypatch.setattr(sys, 'stdout', SimpleNamespace(write=write, flush=lambda: None))
+    say('step 3: mIoU 40%')
 
 
 def test_the_second_signal_ends_the_process(repository):

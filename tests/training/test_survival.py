@@ -1,6 +1,7 @@
 """What machines do to a run: it ends in good order or is killed, disks fill, files are damaged; nothing is lost."""
 
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -19,6 +20,7 @@ import pytest
 
 from atonet_jax.data import examples
 from atonet_jax.data.batches import Batches
+from atonet_jax.data.dataset import DataError
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluation
 from atonet_jax.evaluation.metrics import Scores
@@ -102,6 +104,20 @@ def test_a_signal_that_comes_while_it_evaluates_is_obeyed_afterwards(basic_confi
         train(basic_config, str(tmp_path))
 
 
+def test_the_steps_before_an_image_that_cannot_be_read_are_saved(basic_config, tmp_path, monkeypatch):
+    train_batches = train_module.Batches.train
+
+    def two_batches(self, **options):
+        yield from itertools.islice(train_batches(self, **options), 2)
+        raise DataError('images/a.png: damaged')
+
+    with monkeypatch.context() as patched, pytest.raises(DataError, match='a.png: damaged'):
+        patched.setattr(train_module.Batches, 'train', two_batches)
+        train(basic_config, str(tmp_path))
+    assert latest_step(str(tmp_path)) == 2
+    assert [line['step'] for line in read_metrics(str(tmp_path)) if 'train/loss' in line] == [1, 2]
+
+
 def test_no_evaluation_is_begun_after_a_signal(finished_basic, basic_config, tmp_path, stepping, monkeypatch):
     workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
     config = basic_config.copy_and_resolve_references()
@@ -112,6 +128,24 @@ def test_no_evaluation_is_begun_after_a_signal(finished_basic, basic_config, tmp
     assert stepping.evaluated == [] and latest_step(workdir) == 9
     train(config, workdir)
     assert stepping.evaluated == [12], 'the last one is, after which nothing is left to go on with'
+
+
+def test_a_step_that_is_scored_by_a_later_start_counts_with_its_score(
+    finished_basic, basic_config, tmp_path, stepping, monkeypatch
+):
+    workdir = str(shutil.copytree(finished_basic, tmp_path / 'run'))
+    config = basic_config.copy_and_resolve_references()
+    config.train.epochs = 4.0
+    with monkeypatch.context() as patched, pytest.raises(Stopped):
+        patched.setattr(StopSignals, 'received', lambda self, step: signal.SIGTERM if step == 9 else None)
+        train(config, workdir)
+    config.train.epochs = 3.0  # as many as are done
+    for _ in range(2):
+        train(config, workdir)
+    assert stepping.evaluated == [9], 'it keeps the score'
+    checkpoints = Checkpoints(workdir)
+    assert checkpoints.step('best') == 9
+    checkpoints.close()
 
 
 @pytest.mark.parametrize(
@@ -481,6 +515,7 @@ def test_what_other_processes_have_skipped_is_listed(
     def run(*_):
         if failure:
             raise failure
+        return Scores.from_confusion(np.eye(19, dtype=np.int64))
 
     monkeypatch.setattr(train_module.Loop, 'run', run)
     monkeypatch.setattr(examples, 'gathered', lambda skipped: [skipped, {3: InputError('another cannot read it')}])
