@@ -461,8 +461,17 @@ def save(prefix: str, model, variables, megabytes: float) -> list[str]:
 
 
 def join(out: str, parts: list[str], name: str) -> None:
-    """Writes the files of `save` as one file of weights of the network `name`."""
-    arrays = {path: array for part in parts for path, array in read_state_dict(part).items()}
+    """Writes the files of `save` as one file of weights of the network `name`.
+
+    Raises:
+        InputError: they are of several runs.
+    """
+    arrays = {}
+    for part in parts:
+        found = read_state_dict(part)
+        if arrays.keys() & found.keys():
+            raise InputError(f'{part}: holds arrays that another file holds too; give the files of one run')
+        arrays |= found
     model = create_model(name, CAMVID.num_classes)
     write_state_dict(out, to_torch(unflatten_dict(arrays, sep='/'), model))
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from atonet_jax.data.cityscapes import load_cityscapes
 from atonet_jax.data.decode import read_example
+from benchmarks import command
 
 
 def main() -> None:
@@ -35,4 +36,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -1,9 +1,9 @@
-"""How near the networks are to independent outputs of the originals, over a folder of complete goldens.
+"""How near the networks are to independent outputs of the originals, over a folder of goldens.
 
-    python -m benchmarks.goldens goldens            # a folder of complete goldens
-    python -m benchmarks.goldens goldens --networks erfnet icnet
+    python -m benchmarks.goldens tests/golden
+    python -m benchmarks.goldens tests/golden --networks erfnet icnet
 
-A golden is a pair NAME.json, NAME.npz (tests/models/golden.py reads them; tests/golden/ has shorter copies). Prints for
+A golden is a pair NAME.json, NAME.npz (tests/models/golden.py reads them; those of tests/golden/ are short). Prints for
 each network the outputs of its inference mode, and the largest error in units of what the original's own rounding to
 float32 changes; up to 10 is a match. Training outputs and statistics are compared by the tests alone.
 """

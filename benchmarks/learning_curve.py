@@ -11,6 +11,7 @@ import os
 import matplotlib.pyplot as plt
 
 from atonet_jax.runs.metrics import read_metrics
+from benchmarks import command
 
 
 def main() -> None:
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

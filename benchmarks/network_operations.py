@@ -24,7 +24,6 @@ from atonet_jax.inference import Segmenter
 from atonet_jax.models import MODEL_NAMES, create_model, init_variables
 from benchmarks import command
 from benchmarks.network_worker import NUM_CLASSES, training_step
-from benchmarks.networks import _size
 from benchmarks.trace_gpu import Program, profile
 
 KINDS = {
@@ -78,7 +77,7 @@ def _kind(operation, row):
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='+', choices=MODEL_NAMES, metavar='NETWORK')
-    parser.add_argument('--size', type=_size, default=(512, 1024), help='HxW')
+    parser.add_argument('--size', type=command.size, default=(512, 1024), help='HxW')
     parser.add_argument('--train', action='store_true', help='the training step')
     parser.add_argument('--calls', type=int, default=8)
     options = parser.parse_args(argv)

@@ -21,7 +21,6 @@ import logging
 import math
 import os
 import pathlib
-import re
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,6 +31,7 @@ import numpy as np
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES, distinct_networks, network
 from atonet_jax.process.progress import Progress, say
+from benchmarks import command
 from benchmarks.json_lines import add_line, read_lines
 from benchmarks.network_report import SYSTEMS, TRAINING, draw_chart, failures_of, published_of, report, size_text
 from benchmarks.network_worker import Worker, WorkerError
@@ -141,7 +141,7 @@ def jobs_of(names: Sequence[str], sizes: Sequence[str], dtypes: Sequence[str]) -
         of_size = []
         for name in dict.fromkeys(first[name] for name in names):
             published = network(name).published.macs
-            for size in _papers_sizes(name) if text == 'paper' else [_size(text)]:
+            for size in _papers_sizes(name) if text == 'paper' else [command.size(text)]:
                 cost = published[1] * math.prod(size) / math.prod(published[0]) if published else math.inf
                 of_size += [(cost, Job(name, size, dtype)) for dtype in dtypes]
         jobs |= dict.fromkeys(job for _, job in sorted(of_size, key=lambda each: each[0]))
@@ -152,13 +152,6 @@ def _papers_sizes(name: str) -> list[tuple[int, int]]:
     """Of the published counts, and of the published accuracy."""
     macs, (_, size_of_miou) = network(name).published.macs, published_of(name).get('miou', (None, None))
     return list(dict.fromkeys([*([macs[0]] if macs else []), *([size_of_miou] if size_of_miou else [])]))
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r'(\d+)x(\d+)', text)
-    if not match or '0' in match.groups():
-        raise InputError(f'--sizes {text}: must be HxW, such as 512x1024, or paper')
-    return int(match[1]), int(match[2])
 
 
 def read_rows(path: str) -> dict[tuple, dict[str, Any]]:

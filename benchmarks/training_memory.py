@@ -27,6 +27,7 @@ from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.training.losses import total_loss
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule
 from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state
+from benchmarks import command
 from benchmarks.timing import in_turns
 
 NUM_CLASSES = 19
@@ -162,14 +163,11 @@ def compare_losses(crop, batch_size, strides, rounds) -> None:
             print(f'| {stride} | {name} | {megabytes(program)[1]:.0f} | {times[name]:.1f} |', flush=True)
 
 
-def size(text: str) -> tuple[int, int]:
-    height, width = text.split('x')
-    return int(height), int(width)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--crops', type=size, nargs='+', default=[(256, 512), (512, 512)], metavar='HEIGHTxWIDTH')
+    parser.add_argument(
+        '--crops', type=command.size, nargs='+', default=[(256, 512), (512, 512)], metavar='HEIGHTxWIDTH'
+    )
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 4])
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'], choices=('float32', 'bfloat16'))
     parser.add_argument('--strides', type=int, nargs='+', default=[4, 8, 32], help='of the logits, for the loss alone')
@@ -183,4 +181,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -85,7 +85,7 @@ def test_every_network_is_measured_once_at_both_sizes_the_cheapest_first():
     ('names', 'sizes', 'message'),
     [
         (['unet'], ['paper'], '--networks unet: no such network; there is atonet'),
-        (['enet'], ['512'], '--sizes 512: must be HxW'),
+        (['enet'], ['512'], '^512: must be a size, HxW'),
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_anything_is(names, sizes, message):

@@ -45,6 +45,8 @@ def assert_saved_and_joined(model, variables, folder):
     parts = camvid.save(str(folder / 'weights'), model, variables, megabytes=0.02)
     assert len(parts) > 1 and all(os.path.getsize(part) < 24_000 for part in parts)
     arrays = {name: array for part in parts for name, array in read_state_dict(part).items()}
+    with pytest.raises(InputError, match='give the files of one run'):
+        camvid.join(str(folder / 'joined.safetensors'), [*parts, parts[0]], 'segnet_basic')
     expected = flatten_dict(variables, sep='/')
     assert arrays.keys() == {name for name in expected if '/aux' not in name}
     for name, array in arrays.items():
