@@ -10,11 +10,11 @@ the last state once on test (233). `best:START` is the recipe with the best mean
 `RECIPE+VARIANT@EPOCHS` is a recipe with one thing changed and another length. `+table4` stands for all its bins and
 auxiliary levels, `+trials` for all changes of `TRIALS`.
 Each finished run is a line of the results file, and a run that is there, of the same frames and backbone, is not
-repeated. Every few minutes, at Ctrl-C
-and when the time is up, the state of the run is kept beside that file: the same command goes on from there. Every split
-is decoded into the devices' memory once (data.cache=device). Runs share a compiled step unless they differ in more than
-numbers, such as rates, decays, lengths and seeds. Step, augmentation, loss, optimiser and evaluation are those of
-main.py; no report is written. CPUs compute in float32, accelerators in bfloat16.
+repeated. Every few minutes, at Ctrl-C and when the time is up, the state of the run is kept beside that file: the same
+command goes on from there. Every split is decoded into the devices' memory once (data.cache=device). Runs share a
+compiled step unless they differ in more than numbers, such as rates, decays, lengths and seeds. Step, augmentation,
+loss, optimiser and evaluation are those of main.py; no report is written. CPUs compute in float32, accelerators in
+bfloat16.
 """
 
 import argparse
@@ -31,12 +31,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from flax import linen as nn
 from flax import serialization
 from flax.traverse_util import flatten_dict, unflatten_dict
 from ml_collections import ConfigDict
@@ -55,11 +56,12 @@ from atonet_jax.process.progress import Progress, say
 from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs.environment import device_names, git_revision, now, versions
 from atonet_jax.runs.network import starting_variables
+from atonet_jax.runs.state import TrainState
 from atonet_jax.torch_files import read_state_dict, write_state_dict
 from atonet_jax.torch_weights import to_torch
 from atonet_jax.training.class_weights import class_weights
 from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation
-from atonet_jax.training.step import compile_train_step, create_state
+from atonet_jax.training.step import StepSchedule, compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
 from atonet_jax.validation import validate, validate_batches, validate_classes
 from benchmarks.camvid_results import Results, place_of
@@ -166,6 +168,29 @@ class OutOfTimeError(Exception):
     """The time that was given is up."""
 
 
+class Job(NamedTuple):
+    """One run before its first step."""
+
+    config: ConfigDict
+    model: nn.Module
+    train_set: Batches
+    eval_set: Batches
+    timeline: Timeline
+    step_fn: Callable
+    schedule: StepSchedule
+    state: TrainState
+
+
+class Trained(NamedTuple):
+    """The last state of a run, the losses that were seen, and times."""
+
+    state: TrainState
+    losses: list[float]
+    seconds_to_first_step: float
+    ms_per_step: float
+    bare_ms_per_step: float | None
+
+
 class Runs:
     """Trains and scores; keeps the data on the devices, which runs share."""
 
@@ -247,29 +272,56 @@ class Runs:
         """
         start = time.monotonic()
         self._check_time()
+        job = self._job(config)
+        state, seconds_before = kept.restore(job.state)
+        begun = start - seconds_before  # as if all of it were one stretch
+        job = job._replace(state=jax.device_put(state, replicated(self._mesh)))
+        trained = self._train(job, kept, start, begun)
+        variables = trained.state.averaged or trained.state.variables
+        evaluation = Evaluator(job.model, job.eval_set, config.eval).run(variables)
+        figures = {
+            'steps': job.timeline.total_steps,
+            'images': job.timeline.num_images,
+            'seconds': round(time.monotonic() - begun, 2),
+            'seconds_to_first_step': round(trained.seconds_to_first_step, 2),
+            'ms_per_step': round(trained.ms_per_step, 3),
+            'seconds_of_evaluation': round(evaluation.seconds, 2),
+            'loss': float(np.mean(trained.losses[-_LOOK:])) if trained.losses else math.nan,
+        }
+        if trained.bare_ms_per_step is not None:
+            figures['ms_per_bare_step'] = round(trained.bare_ms_per_step, 3)
+        return figures, evaluation, job.model, variables
+
+    def _job(self, config: ConfigDict) -> 'Job':
+        """What a run begins with."""
         model = create_network(config, CAMVID.num_classes)
-        data = config.data
-        train_set, eval_set = (self.batches(config, split) for split in (data.train_split, data.eval_split))
-        num_images = len(train_set.examples)
-        timeline = Timeline(config.train.batch_size, num_images, config.train.epochs)
-        total_steps = timeline.total_steps
+        train_set, eval_set = (
+            self.batches(config, split) for split in (config.data.train_split, config.data.eval_split)
+        )
+        timeline = Timeline(config.train.batch_size, len(train_set.examples), config.train.epochs)
         variables, fresh = starting_variables(config, model, CAMVID, self._mesh)
         options = step_options(config, create_objective(config, model), fresh)
-        step_fn = compile_train_step(self._mesh, **options)
         with tempfile.TemporaryDirectory() as folder:  # for the counts
-            dataset = train_set.examples.dataset
-            weights = class_weights(config, network(model).class_weights, dataset, folder)
-        schedule = create_schedule(config, timeline, weights)
-        averaging = config.optimizer.ema_decay > 0
-        state = create_state(variables, options['optimizer'], averaging=averaging, mesh=self._mesh)
-        state, seconds_before = kept.restore(state)
-        state = jax.device_put(state, replicated(self._mesh))
-        first_step = int(state.step)
-        batches = train_set.train(
-            batch_size=config.train.batch_size,
-            augmentation=train_augmentation(config),
-            seed=config.seed,
-            start_sample=first_step * config.train.batch_size,
+            weights = class_weights(config, network(model).class_weights, train_set.examples.dataset, folder)
+        return Job(
+            config,
+            model,
+            train_set,
+            eval_set,
+            timeline,
+            compile_train_step(self._mesh, **options),
+            create_schedule(config, timeline, weights),
+            create_state(variables, options['optimizer'], averaging=config.optimizer.ema_decay > 0, mesh=self._mesh),
+        )
+
+    def _train(self, job: 'Job', kept: 'KeptState', start: float, begun: float) -> 'Trained':
+        """Takes the steps that are left. Of time.monotonic: `start` of this stretch, `begun` as if there were one."""
+        state, total_steps, first_step = job.state, job.timeline.total_steps, int(job.state.step)
+        batches = job.train_set.train(
+            batch_size=job.timeline.batch_size,
+            augmentation=train_augmentation(job.config),
+            seed=job.config.seed,
+            start_sample=first_step * job.timeline.batch_size,
             num_steps=total_steps - first_step,
         )
         first, shown, losses, pending, kept_at = start, first_step, [], [], start
@@ -277,7 +329,7 @@ class Runs:
         ahead, look = (1, 5) if on_cpu else (_LOOK, _LOOK)  # steps are long there, and nothing is gained by haste
         with Progress('training', total_steps - first_step, 'step') as progress, StopSignals() as signals:
             for step, batch in enumerate(batches, first_step + 1):
-                state, metrics = step_fn(state, batch, schedule.at(step - 1))
+                state, metrics = job.step_fn(state, batch, job.schedule.at(step - 1))
                 pending.append(metrics['loss'])
                 if step == first_step + 1:
                     jax.block_until_ready(state.step)
@@ -292,7 +344,7 @@ class Runs:
                 is_late = now_ > self._deadline and step % look == 0
                 if step < total_steps and (stop or is_late or now_ - kept_at > _KEEP_SECONDS):
                     losses, pending = losses + self._read(pending), []  # a state of such a loss is not kept
-                    kept.keep(state, seconds_before + now_ - start)
+                    kept.keep(state, now_ - begun)
                     kept_at = now_
                     if stop:
                         raise Stopped(stop, step)
@@ -300,38 +352,27 @@ class Runs:
                         raise OutOfTimeError
         losses += self._read(pending)  # where the last steps end
         jax.block_until_ready(state)
-        seconds = seconds_before + time.monotonic() - start
-        seconds_a_step = (time.monotonic() - first) / max(1, total_steps - first_step - 1)
-        if first_step == total_steps:  # that another process took
-            seconds_a_step = seconds_before / total_steps
-        kept.keep(state, seconds)  # until its scores are written
+        end = time.monotonic()
+        kept.keep(state, end - begun)  # until its scores are written
         if stop := signals.received(total_steps):
             raise Stopped(stop, total_steps)
-        variables = state.averaged or state.variables
-        evaluation = Evaluator(model, eval_set, config.eval).run(variables)
-        is_bare_wanted = not self._measured and first_step < total_steps
-        bare = self._bare_milliseconds(step_fn, state, batch, schedule) if is_bare_wanted else {}
-        figures = bare | {
-            'steps': total_steps,
-            'images': num_images,
-            'seconds': round(seconds_before + time.monotonic() - start, 2),
-            'seconds_to_first_step': round(first - start, 2),
-            'ms_per_step': round(1e3 * seconds_a_step, 3),
-            'seconds_of_evaluation': round(evaluation.seconds, 2),
-            'loss': float(np.mean(losses[-_LOOK:])) if losses else math.nan,
-        }
-        return figures, evaluation, model, variables
+        if first_step == total_steps:  # another process took them
+            return Trained(state, losses, 0.0, 1e3 * (start - begun) / total_steps, None)
+        ms = 1e3 * (end - first) / max(1, total_steps - first_step - 1)
+        return Trained(state, losses, first - start, ms, self._bare_milliseconds(job, state, batch))
 
-    def _bare_milliseconds(self, step_fn, state, batch, schedule) -> dict[str, float]:
-        """Time of a step whose batch is there already."""
+    def _bare_milliseconds(self, job: 'Job', state, batch) -> float | None:
+        """Time of a step whose batch is there already; None where it was measured, or is not asked for."""
+        if self._measured:
+            return None
         self._measured = True
         state = jax.tree.map(jnp.copy, state)
         jax.block_until_ready(state)
         start = time.monotonic()
         for step in range(_BARE_STEPS):
-            state, _ = step_fn(state, batch, schedule.at(step))
+            state, _ = job.step_fn(state, batch, job.schedule.at(step))
         jax.block_until_ready(state)
-        return {'ms_per_bare_step': round(1e3 * (time.monotonic() - start) / _BARE_STEPS, 3)}
+        return 1e3 * (time.monotonic() - start) / _BARE_STEPS
 
     def _read(self, losses: list[jax.Array]) -> list[float]:
         values = [float(loss) for loss in jax.device_get(losses)]
