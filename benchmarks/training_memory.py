@@ -49,7 +49,7 @@ class TrainingStep:
     def __init__(self, crop: tuple[int, int], batch_size: int, dtype: str, remat: bool):
         self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
         rates = {group: learning_rate_schedule(peak=0.01, name='constant', total_steps=1000) for group in RATE_GROUPS}
-        self._numbers = StepSchedule(rates, dict.fromkeys(RATE_GROUPS, 1e-4)).at(0)
+        self.numbers = StepSchedule(rates, dict.fromkeys(RATE_GROUPS, 1e-4)).at(0)
         self._optimizer = Optimizer('sgd', self._model, momentum=0.9)
         self._mesh = create_mesh()
         self._jitted = compile_train_step(
@@ -58,7 +58,7 @@ class TrainingStep:
             optimizer=self._optimizer,
             augmentation=Augmentation(crop),
         )
-        self._batch = noise_batch(crop, batch_size)
+        self.batch = noise_batch(crop, batch_size)
 
     def state(self):
         variables = init_variables(self._model, 0)
@@ -66,7 +66,7 @@ class TrainingStep:
 
     def lower(self) -> jax.stages.Lowered:
         """(state, batch, numbers) -> (state, metrics)."""
-        return self._jitted.lower(jax.eval_shape(self.state), self._batch, self._numbers)
+        return self._jitted.lower(jax.eval_shape(self.state), self.batch, self.numbers)
 
     def turn(self) -> Callable[[], None]:
         """A function that takes a step and waits for it."""
@@ -74,7 +74,7 @@ class TrainingStep:
 
         def take():
             nonlocal state
-            state, _ = jax.block_until_ready(step(state, self._batch, self._numbers))
+            state, _ = jax.block_until_ready(step(state, self.batch, self.numbers))
 
         return take
 
