@@ -1,5 +1,6 @@
 """What label files hold is decided over all of them, says why, and does not depend on their order."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -177,6 +178,25 @@ def test_greys_of_a_palette_that_are_class_numbers_are_these(tmp_path, length):
     np.testing.assert_array_equal(labels_of(dataset, 0), expected)
     np.testing.assert_array_equal(labels_of(dataset, 2), expected)
     assert (labels_of(dataset, 1) == IGNORE_LABEL).all() and 'by grey level' in dataset.reading
+
+
+def test_a_stray_grey_does_not_turn_the_labels_of_all_other_files(tmp_path):
+    classes = ClassTable(
+        'tiny', tuple('abcdefgh'), (BLACK,) * 8, tuple(RawLabel(c, i, None, i) for i, c in enumerate('abcdefgh'))
+    )
+    greys = np.array([1, 2, 4, 7, 99])
+    shown = np.array([[0, 1, 2, 3, 3, 3]] * 4)
+    stray = shown.copy()
+    stray[0, 0] = 4
+    files = [palette_file(shown, {i: (grey,) * 3 for i, grey in enumerate(greys[:4])}, 4)] * 5
+    files.append(palette_file(stray, {i: (grey,) * 3 for i, grey in enumerate(greys)}, 5))
+    dataset = decide(tmp_path, files, classes, in_any_order=False)
+    np.testing.assert_array_equal(labels_of(dataset), greys[shown])
+    assert 'label_values=index' in dataset.doubt
+    with pytest.raises(DataError, match=r'5.png: label value 99 \(1 pixels\)'):
+        labels_of(dataset, 5)
+    void = labels_of(dataclasses.replace(dataset, unknown_as_void=0.1), 5)
+    np.testing.assert_array_equal(void, np.where(stray == 4, IGNORE_LABEL, greys[stray]))
 
 
 @pytest.mark.parametrize('greys', [(0, 255, 255), (0, 127, 255), (0, 0, 0)])
