@@ -44,8 +44,10 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
 
     Raises:
         DataError: both ways give the pixels different meanings, and nothing speaks for one of them; or labels are
-            colours and two classes have the same.
+            colours, and two classes have the same or no class has any.
     """
+    if label_values == 'color' and not _has_colors(dataset):
+        raise DataError(f'{_SETTING}=color: no class has a colour; give the classes their colours in the class file')
     asked, dataset = dataset, dataclasses.replace(dataset, max_pixels=sys.maxsize)  # that limit is no matter here
     headers = _headers(dataset)
     files = {kind: {path: palette for path, (one, palette) in headers.items() if one == kind} for kind in KINDS}

@@ -225,3 +225,21 @@ def test_camvid_takes_the_setting_too(tmp_path):
     assert {way: labels_of(dataset)[0, 0] for way, dataset in found.items()} == {
         'auto': car, 'index': road, 'color': car,
     }  # fmt: skip
+
+
+def test_grey_colours_in_one_channel_lead_to_the_setting_and_throw_no_class_away(tmp_path):
+    """The files alone could as well hold a wrong number."""
+    greys = np.array([0, 128, 255], np.uint8)
+    classes = table(*((i, (int(grey),) * 3) for i, grey in enumerate(greys)))
+    files = [rgb(greys[TRAIN_IDS])]
+    with pytest.raises(
+        DataError, match=r'\(128, 128, 128\) is the colour of b: --config.data.label_values=color'
+    ) as error:
+        labels_of(decide(tmp_path, files, classes))
+    assert 'unknown_as_void' not in str(error.value)
+    np.testing.assert_array_equal(labels_of(decide(tmp_path, files, classes, 'color')), TRAIN_IDS)
+
+
+def test_reading_by_colour_needs_colours(tmp_path):
+    with pytest.raises(DataError, match='config.data.label_values=color: no class has a colour; give the classes'):
+        decide(tmp_path, [rgb(TRAIN_IDS)], PLAIN, 'color')
