@@ -95,6 +95,33 @@ def test_suffixes_are_no_part_of_the_name(root):
     assert len(dataset) == 1 and dataset.label_paths[0].endswith('flat/one_mask.png')
 
 
+@pytest.mark.parametrize(
+    ('image', 'label', 'options'),
+    [
+        ('flat/{}.jpg', 'flat/{}.png', {}),
+        ('flat/{}.jpg', 'flat/{}_mask.png', {'label_suffix': '_mask'}),
+        ('flat/{}.png', 'flat/{}_mask.png', {'label_suffix': '_mask'}),
+        ('flat/{}_rgb.png', 'flat/{}.png', {'image_suffix': '_rgb'}),
+        ('flat/{}.png', 'flat/masks/{}.png', {'labels': 'flat/masks', 'images': 'flat/.'}),
+    ],
+)
+def test_images_and_labels_may_share_a_folder(root, image, label, options):
+    options = {'images': 'flat', 'labels': 'flat'} | options
+    for name in ('one', 'two'):
+        write(root, image.format(name), np.zeros((*SIZE, 3)))
+        write(root, label.format(name), np.full(SIZE, 3))
+    dataset = verify(load(root, **options))
+    assert dataset.image_paths == tuple(f'{root}/{image.format(name)}' for name in ('one', 'two'))
+    assert dataset.label_paths == tuple(f'{root}/{label.format(name)}' for name in ('one', 'two'))
+    for missing in (image, label):
+        (root / missing.format('two')).rename(root / 'away')
+        message = load_error(root, **options)
+        assert 'two' in message and (
+            'no such file; every image needs its label' in message or 'add the other' in message
+        )
+        (root / 'away').rename(root / missing.format('two'))
+
+
 def test_a_list_chooses_and_orders(root):
     (root / 'my list.txt').write_bytes(b'\xef\xbb\xbfb c\\second.PNG\r\na/first.jpg\r\n\r\n')
     dataset = verify(load(root, list='my list.txt'))
