@@ -43,9 +43,13 @@ def judge_labels(
     values = sum((Counter(one.known) for one in counts.values()), Counter())
     strays = {path: one.unknown for path, one in counts.items() if one.unknown}
     pixels = pixels_of_classes(dataset, values, sum(strays.values()))
-    if not counts or (dataset.split == 'test' and not pixels[:-1].any()):  # some publish it with blank labels
+    if not counts:
         return Judgement({}, [])
     if not pixels[:-1].any():
+        if dataset.split == 'test':  # some publish it with blank labels
+            return Judgement(
+                {}, ['all pixels are ignored: nothing can be scored; --mode=predict makes pictures or a submission']
+            )
         failure = f'all pixels of all {len(counts)} label files are ignored; check that these are the label files'
         return Judgement({failure: _ignored_values(dataset, values) or list(strays)}, [])
 
