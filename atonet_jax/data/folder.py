@@ -2,6 +2,7 @@
 
 import logging
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Mapping
 
@@ -123,5 +124,6 @@ def _is_usual(path: str) -> bool:
 
 
 def _strip(name: str, suffix: str, extensions: tuple[str, ...]) -> str:
+    """The name in one form, because macOS writes accents as characters of their own."""
     stem, extension = os.path.splitext(name)
-    return (stem if extension.lower() in extensions else name).removesuffix(suffix)
+    return unicodedata.normalize('NFC', (stem if extension.lower() in extensions else name).removesuffix(suffix))

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import unicodedata
 
 import numpy as np
 import PIL.Image
@@ -120,6 +121,19 @@ def test_images_and_labels_may_share_a_folder(root, image, label, options):
             'no such file; every image needs its label' in message or 'add the other' in message
         )
         (root / 'away').rename(root / missing.format('two'))
+
+
+@pytest.mark.parametrize('forms', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_accents_are_one_letter_however_files_and_lists_write_them(root, forms):
+    """As copies from macOS have them."""
+    image, label = (unicodedata.normalize(form, 'Zürich') for form in forms)
+    write(root, f'images/val/{image}/é.png', np.zeros((*SIZE, 3)))
+    write(root, f'labels/val/{label}/é.png', np.full(SIZE, 3))
+    assert len(verify(load(root, 'val'))) == 2
+    for form in forms:
+        (root / 'val.txt').write_text(unicodedata.normalize(form, 'Zürich/é.png\n'))
+        dataset = verify(load(root, 'val', list='{split}.txt'))
+        assert dataset.image_paths == (f'{root}/images/val/{image}/é.png',)
 
 
 def test_a_list_chooses_and_orders(root):
