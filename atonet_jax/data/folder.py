@@ -32,14 +32,15 @@ def load_folder(
         split: a part such as 'train', or several joined by '+', which stands for '{split}' in `options`.
         table: the classes.
         options: `images`, `labels`: the two folders; `image_suffix`, `label_suffix`: what ends the names of their files
-            before the extension; `list`: a text file with a name a line, or '' for all files in the folders.
+            before the extension; `list`: a text file with a name a line, from the image folder or from
+            `root`, or '' for all files in the folders.
         label_values: as in `decide_reading`.
 
     Raises:
         DataError: a part is empty or named twice; a folder or list is missing, unreadable or holds nothing; two
             files have one name; a file would be image and label; an image is in two parts; or as in `decide_reading`.
     """
-    image_paths, label_paths = [], []
+    image_paths, label_paths, unusable = [], [], {}
     for part in split_parts(split):
         images_folder, labels_folder = (
             os.path.normpath(os.path.join(root, pattern.replace('{split}', part)))
@@ -54,7 +55,16 @@ def load_folder(
         labels = {name: path for name, path in labels.items() if path not in taken}
         if options.list:
             path = os.path.join(root, options.list.replace('{split}', part))
-            names = [_strip(name, options.image_suffix, suffixes()) for name in read_split_list(path)]
+            names = []
+            for listed in read_split_list(path):
+                from_root = os.path.relpath(os.path.join(root, listed), images_folder)
+                both = [_strip(name, options.image_suffix, suffixes()) for name in (listed, from_root)]
+                names.append(next((name for name in both if name in images), both[0]))
+                if names[-1] not in images:
+                    unusable[len(image_paths) + len(names) - 1] = DataError(
+                        f"{path}: names '{listed}', which is not below {images_folder}; write one image name a line",
+                        'missing file',
+                    )
             if not names:
                 raise DataError(f'{path}: names no images; write one name a line')
         else:
@@ -86,7 +96,7 @@ def load_folder(
             image_paths.append(image)
             label_paths.append(label)
     refuse_repeated(image_paths, f'split {split}')  # parts may have lists of the same folder
-    dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths))
+    dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths), unusable=unusable)
     return decide_reading(dataset, label_values)
 
 

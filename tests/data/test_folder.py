@@ -8,6 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from atonet_jax.check_data.inspection import inspect_split
 from atonet_jax.config import default_config
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.decode import read_example
@@ -142,12 +143,31 @@ def test_a_list_chooses_and_orders(root):
     assert [path.rsplit('/')[-1] for path in dataset.image_paths] == ['second.PNG', 'first.jpg']
 
     (root / 'my list.txt').write_text('a/first\nc/none\n')
-    assert 'c/none.png: no such file' in load_error(root, list='my list.txt')
+    named = f"{root}/my list.txt: names 'c/none', which is not below {root}/images/train; write one image name a line"
+    assert load_error(root, list='my list.txt') == named
+    assert list(verify(load(root, list='my list.txt'), on_corrupt='skip').unusable) == [1]
+    assert inspect_split(load(root, list='my list.txt')).failures == {'missing file': [named]}
     (root / 'my list.txt').write_text('\n')
     assert 'my list.txt: names no images' in load_error(root, list='my list.txt')
     (root / 'my list.txt').write_text('a/first\na/first\n')
     assert 'a/first is there more than once' in load_error(root, list='my list.txt')
     assert 'train.txt: cannot be read (No such file or directory)' in load_error(root, list='{split}.txt')
+
+
+@pytest.mark.parametrize('line', ['images/train/{}.JPG labels/train/{}.png', '{root}/images/train/{}.png', '{}.png'])
+def test_a_list_may_name_images_from_the_root(root, line):
+    for name in ('images/fourth', 'fifth'):
+        write(root, f'images/train/{name}.png', np.zeros((*SIZE, 3)))
+        write(root, f'labels/train/{name}.png', np.full(SIZE, 3))
+        (root / 'train.txt').write_text(line.replace('{root}', str(root)).replace('{}', name))
+        dataset = verify(load(root, list='{split}.txt'))
+        assert dataset.image_paths == (f'{root}/images/train/{name}.png',)
+
+
+@pytest.mark.parametrize('line', ['a/first.jpg,first.png', '# images of the first day'])
+def test_a_line_of_a_list_that_is_no_image_is_named(root, line):
+    (root / 'train.txt').write_text(f'{line}\nb c/second.PNG\n')
+    assert f"/train.txt: names '{line}', which is not below " in load_error(root, list='{split}.txt')
 
 
 def test_colour_labels(root):
