@@ -55,18 +55,18 @@ def load_folder(
         labels = {name: path for name, path in labels.items() if path not in taken}
         if options.list:
             path = os.path.join(root, options.list.replace('{split}', part))
-            names = []
-            for listed in read_split_list(path):
-                from_root = os.path.relpath(os.path.join(root, listed), images_folder)
-                both = [_strip(name, options.image_suffix, suffixes()) for name in (listed, from_root)]
-                names.append(next((name for name in both if name in images), both[0]))
-                if names[-1] not in images:
-                    unusable[len(image_paths) + len(names) - 1] = DataError(
-                        f"{path}: names '{listed}', which is not below {images_folder}; write one image name a line",
-                        'missing file',
-                    )
-            if not names:
+            lines = read_split_list(path)
+            if not lines:
                 raise DataError(f'{path}: names no images; write one name a line')
+            names = [_listed_name(line, root, images_folder, options.image_suffix, images) for line in lines]
+            unusable |= {
+                i: DataError(
+                    f"{path}: names '{line}', which is not below {images_folder}; write one image name a line",
+                    'missing file',
+                )
+                for i, (line, name) in enumerate(zip(lines, names), len(image_paths))
+                if name not in images
+            }
         else:
             stray = {name: path for name, path in images.items() if name not in labels and not _is_usual(path)}
             if labels and stray:
@@ -91,7 +91,7 @@ def load_folder(
             image = images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png'))
             label = others.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
             label = labels.get(name, label)
-            if image == label:
+            if images.get(name) == label:
                 raise DataError(f'{image}: is the only file of its name, but image and label are needed; add the other')
             image_paths.append(image)
             label_paths.append(label)
@@ -127,6 +127,13 @@ def _find(
         if len(paths) > 1:
             raise DataError(f'{paths[1]}: has the same name as {paths[0]}; keep one of them in that folder')
     return {name: paths[0] for name, paths in found.items() if paths}
+
+
+def _listed_name(line: str, root: str, folder: str, suffix: str, images: Mapping[str, str]) -> str:
+    """The name of an image that a list gives by its path from the image folder, or from `root`."""
+    from_root = os.path.relpath(os.path.join(root, line), folder)
+    names = [_strip(path, suffix, suffixes()) for path in (line, from_root)]
+    return next((name for name in names if name in images), names[0])
 
 
 def _is_usual(path: str) -> bool:

@@ -168,6 +168,8 @@ def test_a_list_may_name_images_from_the_root(root, line):
 def test_a_line_of_a_list_that_is_no_image_is_named(root, line):
     (root / 'train.txt').write_text(f'{line}\nb c/second.PNG\n')
     assert f"/train.txt: names '{line}', which is not below " in load_error(root, list='{split}.txt')
+    options = {'images': 'images/train', 'labels': 'images/train', 'list': '{split}.txt'}
+    assert f"/train.txt: names '{line}', which is not below " in load_error(root, **options)
 
 
 def test_colour_labels(root):
