@@ -137,6 +137,9 @@ def inspect_split(
 def _inspect(dataset: SegmentationDataset, i: int) -> _Inspection:
     """Decodes image and label completely. A fault in one does not hide a fault in the other."""
     found = _Inspection()
+    if i in dataset.unusable:
+        found.problems.append(dataset.unusable[i])
+        return found
     try:
         with dataset.storage.open(dataset.image_paths[i]) as file:
             found.digest = hashlib.file_digest(file, 'sha1').hexdigest()

@@ -82,7 +82,7 @@ class SegmentationDataset:
         label_orientation: 'upright' if the labels fit the image as EXIF turns it, 'stored' if they fit it as its file
             stores it.
         sizes: (height, width) of each image, None for an unusable one. None altogether before `verify` has read them.
-        unusable: {index: reason} of the examples that `verify` found unusable.
+        unusable: {index: reason} of the examples that a list names in vain, or that `verify` found unusable.
     """
 
     name: str
@@ -109,7 +109,7 @@ class SegmentationDataset:
 
     @property
     def usable(self) -> list[int]:
-        """The examples that `verify` did not find unusable."""
+        """The examples that are not in `unusable`."""
         return [i for i in range(len(self)) if i not in self.unusable]
 
     def require_labels(self) -> None:

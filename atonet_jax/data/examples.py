@@ -5,9 +5,11 @@ import hashlib
 import logging
 import math
 import os
+import re
 import shutil
 import threading
 import weakref
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -22,6 +24,7 @@ _log = logging.getLogger(__name__)
 
 _memory_caches = weakref.WeakSet()  # of this process, which share its memory
 _disk_caches = weakref.WeakSet()  # the same of disks
+_CACHED = re.compile('[0-9a-f]{32}')  # names of files in a disk cache
 _LEFT_FREE = 0.5e9  # bytes of a disk, for checkpoints
 
 Decoded = tuple[np.ndarray, np.ndarray]
@@ -185,7 +188,8 @@ class _DiskCache:
         if missing > free:
             raise InputError(
                 f'config.data.cache=disk: {dataset.name} {dataset.split} takes {_gigabytes(missing)} more in '
-                f'{folder}, but {_gigabytes(free)} are free; give another config.data.cache_dir or choose none'
+                f'{folder}, but {_gigabytes(free)} are free; {_others_text(folder, self.sizes | planned)}give another '
+                'config.data.cache_dir or choose none'
             )
         _disk_caches.add(self)
 
@@ -213,6 +217,15 @@ class _DiskCache:
                 _log.warning(
                     '%s: the cache cannot grow (%s); training continues without it', self._folder, error.strerror
                 )
+
+
+def _others_text(folder: str, used: Mapping[str, int]) -> str:
+    """What else lies in a disk cache, such as images decoded under other settings: nothing ever removes them."""
+    with os.scandir(folder) as entries:
+        others = [e.stat().st_size for e in entries if _CACHED.fullmatch(e.name) and e.path not in used]
+    if not others:
+        return ''
+    return f'{len(others)} other files there take {_gigabytes(sum(others))}: delete those that no run needs; '
 
 
 def _announce(dataset: SegmentationDataset, place: str, needed: int, state: str) -> None:

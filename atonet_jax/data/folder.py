@@ -2,6 +2,9 @@
 
 import logging
 import os
+import unicodedata
+from collections import defaultdict
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -29,25 +32,41 @@ def load_folder(
         split: a part such as 'train', or several joined by '+', which stands for '{split}' in `options`.
         table: the classes.
         options: `images`, `labels`: the two folders; `image_suffix`, `label_suffix`: what ends the names of their files
-            before the extension; `list`: a text file with a name a line, or '' for all files in the folders.
+            before the extension; `list`: a text file with a name a line, from the image folder or from
+            `root`, or '' for all files in the folders.
         label_values: as in `decide_reading`.
 
     Raises:
         DataError: a part is empty or named twice; a folder or list is missing, unreadable or holds nothing; two
-            files have one name; an image is in two parts; or as in `decide_reading`.
+            files have one name; a file would be image and label; an image is in two parts; or as in `decide_reading`.
     """
-    image_paths, label_paths = [], []
+    image_paths, label_paths, unusable = [], [], {}
     for part in split_parts(split):
         images_folder, labels_folder = (
-            os.path.join(root, pattern.replace('{split}', part)) for pattern in (options.images, options.labels)
+            os.path.normpath(os.path.join(root, pattern.replace('{split}', part)))
+            for pattern in (options.images, options.labels)
         )
-        images = _find(images_folder, options.image_suffix, suffixes(), 'images')
-        labels = _find(labels_folder, options.label_suffix, LABEL_EXTENSIONS, 'labels')
+        for what, folder in (('images', images_folder), ('labels', labels_folder)):
+            if not os.path.isdir(folder):
+                raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
+        labels = _find(labels_folder, options.label_suffix, LABEL_EXTENSIONS)
+        images = _find(images_folder, options.image_suffix, suffixes(), labels)
+        taken = set(images.values())  # both may lie in one folder
+        labels = {name: path for name, path in labels.items() if path not in taken}
         if options.list:
             path = os.path.join(root, options.list.replace('{split}', part))
-            names = [_strip(name, options.image_suffix, suffixes()) for name in read_split_list(path)]
-            if not names:
+            lines = read_split_list(path)
+            if not lines:
                 raise DataError(f'{path}: names no images; write one name a line')
+            names = [_listed_name(line, root, images_folder, options.image_suffix, images) for line in lines]
+            unusable |= {
+                i: DataError(
+                    f"{path}: names '{line}', which is not below {images_folder}; write one image name a line",
+                    'missing file',
+                )
+                for i, (line, name) in enumerate(zip(lines, names), len(image_paths))
+                if name not in images
+            }
         else:
             stray = {name: path for name, path in images.items() if name not in labels and not _is_usual(path)}
             if labels and stray:
@@ -65,36 +84,56 @@ def load_folder(
         others = {}
         if any(name not in labels for name in names):
             endings = tuple(ending for ending in suffixes() if ending not in LABEL_EXTENSIONS)
-            others = _find(labels_folder, options.label_suffix, endings, 'labels')
+            others = _find(labels_folder, options.label_suffix, endings)
+            others = {name: path for name, path in others.items() if path not in taken}
         # What is missing or of a wrong kind is reported when it is read.
         for name in names:
+            image = images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png'))
             label = others.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
-            image_paths.append(images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png')))
-            label_paths.append(labels.get(name, label))
+            label = labels.get(name, label)
+            if images.get(name) == label:
+                raise DataError(f'{image}: is the only file of its name, but image and label are needed; add the other')
+            image_paths.append(image)
+            label_paths.append(label)
     refuse_repeated(image_paths, f'split {split}')  # parts may have lists of the same folder
-    dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths))
+    dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths), unusable=unusable)
     return decide_reading(dataset, label_values)
 
 
-def _find(folder: str, suffix: str, extensions: tuple[str, ...], what: str) -> dict[str, str]:
-    """{name: path} of the files below `folder` that end in `suffix` and one of `extensions`."""
-    if not os.path.isdir(folder):
-        raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
-    paths = {}
+def _find(
+    folder: str, suffix: str, extensions: tuple[str, ...], labels: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """{name: path} of the files below `folder` that end in `suffix` and one of `extensions`.
+
+    Args:
+        folder: with files at any depth.
+        suffix: what ends their names before the extension.
+        extensions: of the files.
+        labels: for images: what was found of labels. The label of another image is no image.
+    """
+    found = defaultdict(list)
     for parent, files in walk(folder, _HIDDEN, refuse_folder):
         for file in files:
-            path = os.path.join(parent, file)
             stem, extension = os.path.splitext(file)
-            if extension.lower() not in extensions or not stem.endswith(suffix):
-                continue
-            name = _strip(os.path.relpath(path, folder), suffix, extensions)
-            if what == 'images' and name in paths and _is_usual(path) != _is_usual(paths[name]):  # and its original
-                paths[name] = path if _is_usual(path) else paths[name]
-                continue
-            if name in paths:
-                raise DataError(f'{path}: has the same name as {paths[name]}; remove one of them')
-            paths[name] = path
-    return paths
+            if extension.lower() in extensions and stem.endswith(suffix):
+                path = os.path.join(parent, file)
+                found[_strip(os.path.relpath(path, folder), suffix, extensions)].append(path)
+    if labels is not None:
+        of_others = {labels[name] for name, paths in found.items() if name in labels and paths != [labels[name]]}
+        for name, paths in found.items():
+            paths = [path for path in paths if path not in of_others]
+            found[name] = list(filter(_is_usual, paths)) or paths  # a camera's original may lie beside its JPEG
+    for paths in found.values():
+        if len(paths) > 1:
+            raise DataError(f'{paths[1]}: has the same name as {paths[0]}; keep one of them in that folder')
+    return {name: paths[0] for name, paths in found.items() if paths}
+
+
+def _listed_name(line: str, root: str, folder: str, suffix: str, images: Mapping[str, str]) -> str:
+    """The name of an image that a list gives by its path from the image folder, or from `root`."""
+    from_root = os.path.relpath(os.path.join(root, line), folder)
+    names = [_strip(path, suffix, suffixes()) for path in (line, from_root)]
+    return next((name for name in names if name in images), names[0])
 
 
 def _is_usual(path: str) -> bool:
@@ -102,5 +141,6 @@ def _is_usual(path: str) -> bool:
 
 
 def _strip(name: str, suffix: str, extensions: tuple[str, ...]) -> str:
+    """The name in one form, because macOS writes accents as characters of their own."""
     stem, extension = os.path.splitext(name)
-    return (stem if extension.lower() in extensions else name).removesuffix(suffix)
+    return unicodedata.normalize('NFC', (stem if extension.lower() in extensions else name).removesuffix(suffix))

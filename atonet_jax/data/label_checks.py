@@ -8,10 +8,11 @@ import numpy as np
 
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.label_files import LabelCounts, train_id_of
-from atonet_jax.data.labels import IGNORE_LABEL
+from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL
 
 _TRUST = '--config.data.trust_labels=True'
 _MOST_IGNORED = 0.5  # share of ignored pixels above which training would ignore most of its data
+_CAMVID_ROAD = 17  # of the 32 classes
 _SOME = 0.1  # share of files above which an oddity is no chance
 
 
@@ -42,9 +43,13 @@ def judge_labels(
     values = sum((Counter(one.known) for one in counts.values()), Counter())
     strays = {path: one.unknown for path, one in counts.items() if one.unknown}
     pixels = pixels_of_classes(dataset, values, sum(strays.values()))
-    if not counts or (dataset.split == 'test' and not pixels[:-1].any()):  # some publish it with blank labels
+    if not counts:
         return Judgement({}, [])
     if not pixels[:-1].any():
+        if dataset.split == 'test':  # some publish it with blank labels
+            return Judgement(
+                {}, ['all pixels are ignored: nothing can be scored; --mode=predict makes pictures or a submission']
+            )
         failure = f'all pixels of all {len(counts)} label files are ignored; check that these are the label files'
         return Judgement({failure: _ignored_values(dataset, values) or list(strays)}, [])
 
@@ -69,10 +74,17 @@ def judge_labels(
     if for_training and np.count_nonzero(pixels[:-1]) == 1 and not advice:
         only = names[pixels[:-1].argmax()]
         doubts[f'all pixels that have a class are {only}, so there is nothing to learn'] = list(counts)
+    if is_repack := _looks_repacked(dataset, values):
+        doubts[
+            f'labels hold nothing above {dataset.class_table.num_classes} but 255, as those of the 11 classes do, but '
+            'are read as the 32 classes in alphabetical order'
+        ] = list(counts)
+        advice += 'for 11 classes name the folders train and trainannot, val and valannot, test and testannot; '
     if trust:
         warnings.extend(doubts)
     else:
-        _guess_train_ids(dataset, counts, warnings)
+        if not is_repack:
+            _guess_train_ids(dataset, counts, warnings)
         warnings += [dataset.doubt] * bool(dataset.doubt)
     missing = [name for name, count in zip(names, pixels) if count == 0]
     if missing:
@@ -115,6 +127,14 @@ def _ignored_values(dataset: SegmentationDataset, values: Counter) -> list[str]:
         for value, count in values.most_common()
         if train_id_of(dataset, value) == IGNORE_LABEL
     ]
+
+
+def _looks_repacked(dataset: SegmentationDataset, values: Mapping[str, int]) -> bool:
+    """Whether numbers read as CamVid's 32 classes are those of its 11: no frame is without Road, which is 17 of 32."""
+    if dataset.name != 'camvid' or dataset.train_ids[_CAMVID_ROAD] == UNKNOWN_LABEL:
+        return False
+    low = {*map(str, range(dataset.class_table.num_classes + 1)), f'{IGNORE_LABEL}'}
+    return low >= set(values)
 
 
 def _guess_train_ids(dataset, counts, warnings) -> None:

@@ -368,10 +368,17 @@ def _check_unknown(
     else:
         value = f'label value {values[worst]}'
         known = _ranges_text(np.flatnonzero(dataset.train_ids != UNKNOWN_LABEL))
+    remedy = (
+        f'correct the file or the classes, or let such pixels be void: --config.data.unknown_as_void={_round_up(share)}'
+    )
+    if not colored and 'grey' in dataset.ways:
+        grey = (int(values[worst]),) * 3
+        for label in dataset.class_table.raw_labels:
+            if label.color == grey:
+                remedy = f'{grey} is the colour of {label.name}: --config.data.label_values=color reads colours'
     others = f' and {len(values) - 1} other unknown values' if len(values) > 1 else ''
     raise DataError(
-        f'{dataset.label_paths[i]}: {value} ({counts[worst]} pixels){others}, but known are {known}; correct the file '
-        f'or the classes, or let such pixels be void: --config.data.unknown_as_void={_round_up(share)}',
+        f'{dataset.label_paths[i]}: {value} ({counts[worst]} pixels){others}, but known are {known}; {remedy}',
         'unknown label value',
     )
 

@@ -44,8 +44,10 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
 
     Raises:
         DataError: both ways give the pixels different meanings, and nothing speaks for one of them; or labels are
-            colours and two classes have the same.
+            colours, and two classes have the same or no class has any.
     """
+    if label_values == 'color' and not _has_colors(dataset):
+        raise DataError(f'{_SETTING}=color: no class has a colour; give the classes their colours in the class file')
     asked, dataset = dataset, dataclasses.replace(dataset, max_pixels=sys.maxsize)  # that limit is no matter here
     headers = _headers(dataset)
     files = {kind: {path: palette for path, (one, palette) in headers.items() if one == kind} for kind in KINDS}
@@ -98,11 +100,11 @@ class _Decision:
 
 @dataclasses.dataclass
 class _Meanings:
-    """Pixels by what they mean when read by number and by colour."""
+    """Pixels by what they mean when read by number and the other way: by colour, or by grey level."""
 
     differ: int = 0
     number_only: int = 0
-    color_only: int = 0
+    other_only: int = 0
 
 
 def _headers(dataset: SegmentationDataset) -> dict[str, tuple[str, np.ndarray | None]]:
@@ -132,7 +134,7 @@ def _decide_rgb(dataset: SegmentationDataset, files: dict, decisions: dict) -> _
             color = tuple(label.samples[row, column].tolist())
             return _Decision('colour', f'{os.path.basename(path)} shows {color}')
     meanings = _read_both_ways(dataset, files['rgb'])
-    by_color = meanings.differ + meanings.color_only > meanings.number_only
+    by_color = meanings.differ + meanings.other_only > meanings.number_only
     return _Decision(
         'colour' if by_color else 'number', 'all are grey, and so more pixels have a class', meanings.differ > 0
     )
@@ -145,21 +147,20 @@ def _decide_palette(dataset: SegmentationDataset, files: dict, decisions: dict, 
     if moved is None:
         return _Decision('number', 'no palette has the colour of a class at the number of another')
     meanings = _read_both_ways(dataset, files[kind])
-    if meanings.differ + meanings.color_only > meanings.number_only:
+    if meanings.differ + meanings.other_only > meanings.number_only:
         return _Decision('colour', moved, meanings.differ > 0)
     return _Decision('number', 'most of their colours are no class', meanings.differ > 0)
 
 
 def _decide_grey_palette(dataset: SegmentationDataset, files: dict, decisions: dict) -> _Decision:
-    """By grey level, if levels beside black and white are class numbers: optimisers write files of one channel so."""
-    is_number = dataset.train_ids != UNKNOWN_LABEL
-    palettes = [filled_part(palette)[:, 0] for palette in files['grey_palette'].values()]
-    palettes = [greys for greys in palettes if (greys != np.arange(len(greys))).any()]
-    levels = np.unique(np.concatenate([[0], *palettes]).astype(int))
-    telling = files['grey'] or not set(levels) <= {0, IGNORE_LABEL}
-    if palettes and telling and is_number[levels[1:]].all() and not _any_by_color(decisions):
-        doubtful = any(is_number[: len(greys)][greys != np.arange(len(greys))].any() for greys in palettes)
-        return _Decision('grey level', 'the greys are class numbers', doubtful)
+    """By grey level, unless the indices explain more: optimisers write files of one channel so."""
+    moved = {path: filled_part(palette)[:, 0] for path, palette in files['grey_palette'].items()}
+    moved = {path: greys for path, greys in moved.items() if (greys != np.arange(len(greys))).any()}
+    if moved and not _any_by_color(decisions):
+        meanings = _read_both_ways(dataset, list(moved), by_level=True)
+        by_level, by_number = meanings.differ + meanings.other_only, meanings.number_only
+        if by_level > by_number or (files['grey'] and by_level == by_number):
+            return _Decision('grey level', 'most of their greys are class numbers', meanings.differ > 0)
     return _decide_palette(dataset, files, decisions, 'grey_palette')
 
 
@@ -175,7 +176,7 @@ def _decide_grey(dataset: SegmentationDataset, files: dict, decisions: dict) -> 
             f'{next(iter(files["grey"]))}: label file of one channel among others in colour, and its values are '
             f'numbers of classes as well as their grey colours; say which: {_SETTING}=index or color'
         )
-    how = 'colour' if meanings.color_only > meanings.number_only else 'number'
+    how = 'colour' if meanings.other_only > meanings.number_only else 'number'
     return _Decision(how, 'so more pixels have a class', meanings.differ > 0)
 
 
@@ -206,19 +207,23 @@ def _moved_color(dataset: SegmentationDataset, path: str, palette: np.ndarray) -
     return ''
 
 
-def _read_both_ways(dataset: SegmentationDataset, paths: Sequence[str]) -> _Meanings:
+def _read_both_ways(dataset: SegmentationDataset, paths: Sequence[str], by_level: bool = False) -> _Meanings:
+    """By number and by colour; or by grey level, where black and white pixels tell nothing, as any palette has both."""
+
     def compare(path):
         found = collections.Counter()
         try:
             label = read_label_file(dataset, path)
             by_number = to_train_ids(dataset, LabelPixels(label.numbers(), colored=False))
-            by_color = to_train_ids(dataset, LabelPixels(label.colors(dataset.color_train_ids), colored=True))
+            values = label.numbers(by_level=True) if by_level else label.colors(dataset.color_train_ids)
+            by_other = to_train_ids(dataset, LabelPixels(values, colored=not by_level))
         except DataError:
             return found
-        number_known, color_known = by_number != UNKNOWN_LABEL, by_color != UNKNOWN_LABEL
-        found['differ'] = int((number_known & color_known & (by_number != by_color)).sum())
-        found['number_only'] = int((number_known & ~color_known).sum())
-        found['color_only'] = int((color_known & ~number_known).sum())
+        telling = ~np.isin(values, (0, IGNORE_LABEL)) if by_level else True
+        number_known, other_known = by_number != UNKNOWN_LABEL, by_other != UNKNOWN_LABEL
+        found['differ'] = int((telling & number_known & other_known & (by_number != by_other)).sum())
+        found['number_only'] = int((telling & number_known & ~other_known).sum())
+        found['other_only'] = int((telling & other_known & ~number_known).sum())
         return found
 
     with concurrent.futures.ThreadPoolExecutor() as pool:

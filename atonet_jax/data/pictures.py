@@ -25,7 +25,7 @@ _ORIENTATION = 0x0112  # EXIF tag
 _LATE_CHUNKS = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')  # of a PNG: EXIF and XMP may come after the pixels
 _WIDE_MODES = ('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _BITS = (8, 10, 12, 14, 16)  # of samples in use
-_SCALED_BY_PILLOW = ('PPM', 'JPEG2000')  # integers of any declared range come as 16 bits
+_CODESTREAM = b'\xff\x4f\xff\x51'  # where JPEG 2000's own header begins
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SMALLEST, _LARGEST = 258, 262, 340, 341  # TIFF tags
 _said = set()  # bits that were taken for the range of a picture, each said once
 # What Pillow raises.
@@ -109,12 +109,20 @@ def read_picture(
     """
     with _opened(file, name, max_pixels, limit, kinds) as image:
         is_turned_by_pillow = image.format == 'TIFF'
-        declared = _declared_range(image)
+        declared, scaled = _declared_range(image), _scaled_by_pillow(image)
+        if sample_range and scaled and scaled[0] > 255 and image.mode not in _WIDE_MODES:
+            raise InputError(
+                f'{name}: config.data.sample_range cannot be applied to a colour {image.format} of more than 8 bits, '
+                'which is decoded to 8; convert it to PNG or TIFF of 16 bits'
+            )
         tiles = list(image.tile)
         image.load()
         orientation = 1 if is_turned_by_pillow else _orientation(image)
         if image.mode in _WIDE_MODES:
-            pixels = _to_bytes(np.asarray(image), sample_range or declared, name)[..., None].repeat(3, axis=2)
+            samples = np.asarray(image)
+            if scaled:  # back to what the file holds
+                samples = np.rint(samples * (scaled[0] / scaled[1])).astype(np.int64)
+            pixels = _to_bytes(samples, sample_range or declared, name)[..., None].repeat(3, axis=2)
             if image.format == 'TIFF' and image.tag_v2.get(_PHOTOMETRIC) == 0:  # 0 is white, which Pillow leaves to us
                 pixels = 255 - pixels
         else:
@@ -239,8 +247,8 @@ def _low_bytes(file: str | BinaryIO, tiles: list, kinds: Sequence[str] | None) -
 
 def _declared_range(image: PIL.Image.Image) -> tuple[float, float] | None:
     """The lowest and highest sample that the file says it may hold; None if it does not say."""
-    if image.format in _SCALED_BY_PILLOW and image.mode != 'F':
-        return 0, 2**16 - 1
+    if scaled := _scaled_by_pillow(image):
+        return 0, scaled[0]
     if image.format == 'TIFF':
         tags = image.tag_v2
         low, high = _number(tags.get(_SMALLEST, 0)), _number(tags.get(_LARGEST))
@@ -249,6 +257,26 @@ def _declared_range(image: PIL.Image.Image) -> tuple[float, float] | None:
         bits = _number(tags.get(_BITS_PER_SAMPLE))
         if bits is not None and bits < 16:
             return 0, 2**bits - 1
+    return None
+
+
+def _scaled_by_pillow(image: PIL.Image.Image) -> tuple[int, int] | None:
+    """(largest sample that the file says it may hold, what Pillow makes of it where it gives 16 bits).
+
+    None for formats whose samples Pillow leaves as they are. Pixels are not decoded yet.
+    """
+    if image.format == 'PPM' and image.mode != 'F':
+        args = image.tile[0].args
+        return args[-1] if isinstance(args, tuple) else 2**16 - 1 if image.mode == 'I' else 255, 2**16 - 1
+    if image.format == 'JPEG2000':
+        position = image.fp.tell()
+        image.fp.seek(0)
+        content = image.fp.read()
+        image.fp.seek(position)
+        start = content.index(_CODESTREAM)
+        channels = int.from_bytes(content[start + 40 : start + 42], 'big')
+        bits = max(depth & 0x7F for depth in content[start + 42 :][: 3 * channels : 3]) + 1
+        return 2**bits - 1, (2**bits - 1) * 2**16 // 2**bits
     return None
 
 

@@ -62,6 +62,8 @@ def verify(
         _log.info('%s %s: %s', dataset.name, dataset.split, dataset.reading)
 
     def check(i: int) -> _Good | DataError:
+        if i in dataset.unusable:
+            return dataset.unusable[i]
         image_path = dataset.image_paths[i]
         try:
             fingerprint = dataset.fingerprint(i)

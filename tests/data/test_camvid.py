@@ -102,6 +102,20 @@ def test_repack(tmp_path):
         verify(dataset)
 
 
+@pytest.mark.parametrize('void', [11, 255])
+def test_the_numbers_of_11_classes_are_not_taken_for_those_of_32(tmp_path, caplog, void):
+    train_ids = (np.arange(32) % 12).reshape(SIZE).astype(np.uint8)
+    write_frames(tmp_path, FRAMES, PIL.Image.fromarray(np.where(train_ids == 11, np.uint8(void), train_ids)))
+    dataset = load_camvid(str(tmp_path), 'train')
+    with pytest.raises(DataError, match='nothing above 11 but 255, as those of the 11 classes do, but are') as raised:
+        verify(dataset)
+    assert 'for 11 classes name the folders train and trainannot' in str(raised.value)
+    assert 'trust_labels=True goes on with them' in str(raised.value) and '\n' not in str(raised.value)
+    assert 'look like train ids' not in caplog.text
+    verify(dataset, trust_labels=True)
+    assert 'are read as the 32 classes in alphabetical order' in caplog.text
+
+
 def test_repack_of_colours(tmp_path):
     for part in ('train', 'val', 'test'):
         write_frames(tmp_path, [f'{part}_{i}' for i in range(2)], color_label(), (part, f'{part}_labels'), '_L')

@@ -126,6 +126,18 @@ def test_caches_on_one_disk_share_what_is_free_and_leave_some(dataset, tmp_path,
     assert not os.listdir(tmp_path / 'second') and 'the cache cannot grow (No space left on device)' in caplog.text
 
 
+def test_a_full_disk_is_told_with_what_the_cache_holds_of_other_settings(dataset, tmp_path, monkeypatch):
+    folder = tmp_path / 'cache'
+    assert_reads_all(Examples(dataset, cache='disk', cache_dir=str(folder)), dataset)
+    (folder / 'notes.txt').write_text('not of the cache')
+    monkeypatch.setattr(module.shutil, 'disk_usage', lambda folder: collections.namedtuple('_', 'free')(0))
+    others = dataclasses.replace(dataset, unknown_as_void=0.1)
+    with pytest.raises(
+        InputError, match='free; 3 other files there take 0.00 GB: delete those that no run needs; give'
+    ):
+        Examples(others, cache='disk', cache_dir=str(folder))
+
+
 def test_what_two_splits_share_needs_room_on_the_disk_once(dataset, tmp_path, monkeypatch):
     """As val and train+val do."""
     needed, left = decoded_bytes(dataset), module._LEFT_FREE

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import unicodedata
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from atonet_jax.check_data.inspection import inspect_split
 from atonet_jax.config import default_config
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.decode import read_example
@@ -95,18 +97,79 @@ def test_suffixes_are_no_part_of_the_name(root):
     assert len(dataset) == 1 and dataset.label_paths[0].endswith('flat/one_mask.png')
 
 
+@pytest.mark.parametrize(
+    ('image', 'label', 'options'),
+    [
+        ('flat/{}.jpg', 'flat/{}.png', {}),
+        ('flat/{}.jpg', 'flat/{}_mask.png', {'label_suffix': '_mask'}),
+        ('flat/{}.png', 'flat/{}_mask.png', {'label_suffix': '_mask'}),
+        ('flat/{}_rgb.png', 'flat/{}.png', {'image_suffix': '_rgb'}),
+        ('flat/{}.png', 'flat/masks/{}.png', {'labels': 'flat/masks', 'images': 'flat/.'}),
+    ],
+)
+def test_images_and_labels_may_share_a_folder(root, image, label, options):
+    options = {'images': 'flat', 'labels': 'flat'} | options
+    for name in ('one', 'two'):
+        write(root, image.format(name), np.zeros((*SIZE, 3)))
+        write(root, label.format(name), np.full(SIZE, 3))
+    dataset = verify(load(root, **options))
+    assert dataset.image_paths == tuple(f'{root}/{image.format(name)}' for name in ('one', 'two'))
+    assert dataset.label_paths == tuple(f'{root}/{label.format(name)}' for name in ('one', 'two'))
+    for missing in (image, label):
+        (root / missing.format('two')).rename(root / 'away')
+        message = load_error(root, **options)
+        assert 'two' in message and (
+            'no such file; every image needs its label' in message or 'add the other' in message
+        )
+        (root / 'away').rename(root / missing.format('two'))
+
+
+@pytest.mark.parametrize('forms', [('NFC', 'NFD'), ('NFD', 'NFC')])
+def test_accents_are_one_letter_however_files_and_lists_write_them(root, forms):
+    """As copies from macOS have them."""
+    image, label = (unicodedata.normalize(form, 'Zürich') for form in forms)
+    write(root, f'images/val/{image}/é.png', np.zeros((*SIZE, 3)))
+    write(root, f'labels/val/{label}/é.png', np.full(SIZE, 3))
+    assert len(verify(load(root, 'val'))) == 2
+    for form in forms:
+        (root / 'val.txt').write_text(unicodedata.normalize(form, 'Zürich/é.png\n'))
+        dataset = verify(load(root, 'val', list='{split}.txt'))
+        assert dataset.image_paths == (f'{root}/images/val/{image}/é.png',)
+
+
 def test_a_list_chooses_and_orders(root):
     (root / 'my list.txt').write_bytes(b'\xef\xbb\xbfb c\\second.PNG\r\na/first.jpg\r\n\r\n')
     dataset = verify(load(root, list='my list.txt'))
     assert [path.rsplit('/')[-1] for path in dataset.image_paths] == ['second.PNG', 'first.jpg']
 
     (root / 'my list.txt').write_text('a/first\nc/none\n')
-    assert 'c/none.png: no such file' in load_error(root, list='my list.txt')
+    named = f"{root}/my list.txt: names 'c/none', which is not below {root}/images/train; write one image name a line"
+    assert load_error(root, list='my list.txt') == named
+    assert list(verify(load(root, list='my list.txt'), on_corrupt='skip').unusable) == [1]
+    assert inspect_split(load(root, list='my list.txt')).failures == {'missing file': [named]}
     (root / 'my list.txt').write_text('\n')
     assert 'my list.txt: names no images' in load_error(root, list='my list.txt')
     (root / 'my list.txt').write_text('a/first\na/first\n')
     assert 'a/first is there more than once' in load_error(root, list='my list.txt')
     assert 'train.txt: cannot be read (No such file or directory)' in load_error(root, list='{split}.txt')
+
+
+@pytest.mark.parametrize('line', ['images/train/{}.JPG labels/train/{}.png', '{root}/images/train/{}.png', '{}.png'])
+def test_a_list_may_name_images_from_the_root(root, line):
+    for name in ('images/fourth', 'fifth'):
+        write(root, f'images/train/{name}.png', np.zeros((*SIZE, 3)))
+        write(root, f'labels/train/{name}.png', np.full(SIZE, 3))
+        (root / 'train.txt').write_text(line.replace('{root}', str(root)).replace('{}', name))
+        dataset = verify(load(root, list='{split}.txt'))
+        assert dataset.image_paths == (f'{root}/images/train/{name}.png',)
+
+
+@pytest.mark.parametrize('line', ['a/first.jpg,first.png', '# images of the first day'])
+def test_a_line_of_a_list_that_is_no_image_is_named(root, line):
+    (root / 'train.txt').write_text(f'{line}\nb c/second.PNG\n')
+    assert f"/train.txt: names '{line}', which is not below " in load_error(root, list='{split}.txt')
+    options = {'images': 'images/train', 'labels': 'images/train', 'list': '{split}.txt'}
+    assert f"/train.txt: names '{line}', which is not below " in load_error(root, **options)
 
 
 def test_colour_labels(root):

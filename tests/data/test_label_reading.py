@@ -1,5 +1,6 @@
 """What label files hold is decided over all of them, says why, and does not depend on their order."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -179,6 +180,25 @@ def test_greys_of_a_palette_that_are_class_numbers_are_these(tmp_path, length):
     assert (labels_of(dataset, 1) == IGNORE_LABEL).all() and 'by grey level' in dataset.reading
 
 
+def test_a_stray_grey_does_not_turn_the_labels_of_all_other_files(tmp_path):
+    classes = ClassTable(
+        'tiny', tuple('abcdefgh'), (BLACK,) * 8, tuple(RawLabel(c, i, None, i) for i, c in enumerate('abcdefgh'))
+    )
+    greys = np.array([1, 2, 4, 7, 99])
+    shown = np.array([[0, 1, 2, 3, 3, 3]] * 4)
+    stray = shown.copy()
+    stray[0, 0] = 4
+    files = [palette_file(shown, {i: (grey,) * 3 for i, grey in enumerate(greys[:4])}, 4)] * 5
+    files.append(palette_file(stray, {i: (grey,) * 3 for i, grey in enumerate(greys)}, 5))
+    dataset = decide(tmp_path, files, classes, in_any_order=False)
+    np.testing.assert_array_equal(labels_of(dataset), greys[shown])
+    assert 'label_values=index' in dataset.doubt
+    with pytest.raises(DataError, match=r'5.png: label value 99 \(1 pixels\)'):
+        labels_of(dataset, 5)
+    void = labels_of(dataclasses.replace(dataset, unknown_as_void=0.1), 5)
+    np.testing.assert_array_equal(void, np.where(stray == 4, IGNORE_LABEL, greys[stray]))
+
+
 @pytest.mark.parametrize('greys', [(0, 255, 255), (0, 127, 255), (0, 0, 0)])
 def test_greys_of_a_palette_that_only_show_the_numbers(tmp_path, greys):
     palette = {i: (grey,) * 3 for i, grey in enumerate(greys)}
@@ -205,3 +225,21 @@ def test_camvid_takes_the_setting_too(tmp_path):
     assert {way: labels_of(dataset)[0, 0] for way, dataset in found.items()} == {
         'auto': car, 'index': road, 'color': car,
     }  # fmt: skip
+
+
+def test_grey_colours_in_one_channel_lead_to_the_setting_and_throw_no_class_away(tmp_path):
+    """The files alone could as well hold a wrong number."""
+    greys = np.array([0, 128, 255], np.uint8)
+    classes = table(*((i, (int(grey),) * 3) for i, grey in enumerate(greys)))
+    files = [rgb(greys[TRAIN_IDS])]
+    with pytest.raises(
+        DataError, match=r'\(128, 128, 128\) is the colour of b: --config.data.label_values=color'
+    ) as error:
+        labels_of(decide(tmp_path, files, classes))
+    assert 'unknown_as_void' not in str(error.value)
+    np.testing.assert_array_equal(labels_of(decide(tmp_path, files, classes, 'color')), TRAIN_IDS)
+
+
+def test_reading_by_colour_needs_colours(tmp_path):
+    with pytest.raises(DataError, match='config.data.label_values=color: no class has a colour; give the classes'):
+        decide(tmp_path, [rgb(TRAIN_IDS)], PLAIN, 'color')

@@ -140,6 +140,44 @@ def test_a_pgm_declares_its_range():
     assert (read(io.BytesIO(b'P5 9 6 4095\n' + values.tobytes())) == 1000 >> 4).all()
 
 
+def pgm(values):
+    return io.BytesIO(b'P5 9 6 4095\n' + values.astype('>u2').tobytes())
+
+
+def plain_pgm(values):
+    return io.BytesIO(b'P2 9 6 4095\n' + ' '.join(map(str, values.ravel())).encode())
+
+
+def jpeg2000(values):
+    """Of 12 bits. Pillow writes 16, whose middle is subtracted before coding; the depth is in byte 42."""
+    file = encoded(PIL.Image.fromarray((values + 2**15 - 2**11).astype(np.uint16)), 'JPEG2000', no_jp2=True)
+    content = bytearray(file.getvalue())
+    content[42] = 11
+    return io.BytesIO(bytes(content))
+
+
+@pytest.mark.parametrize('write', [pgm, plain_pgm, jpeg2000])
+def test_the_range_that_is_given_is_that_of_the_file_and_not_of_what_pillow_makes_of_it(write):
+    values = np.random.default_rng(0).integers(0, 4096, (6, 9))
+    for sample_range in ((), (0, 4095)):
+        assert (read(write(values), sample_range=sample_range)[..., 0] == values >> 4).all()
+    assert (read(write(values), sample_range=(0, 1023))[..., 2] == values.clip(0, 1023) >> 2).all()
+
+
+@pytest.mark.parametrize('kind', ['PPM', 'JPEG2000'])
+def test_the_range_is_refused_for_colours_that_pillow_makes_8_bits(kind):
+    file = io.BytesIO(b'P6 9 6 4095\n' + np.full((6, 9, 3), 1000, '>u2').tobytes())
+    if kind == 'JPEG2000':
+        content = bytearray(encoded(PIL.Image.fromarray(PIXELS), kind, no_jp2=True).getvalue())
+        content[42:49:3] = [11] * 3
+        file = io.BytesIO(bytes(content))
+    assert read(file).shape == PIXELS.shape
+    with pytest.raises(InputError, match=f'it: config.data.sample_range cannot be applied to a colour {kind} of mo'):
+        read(file, sample_range=(0, 4095))
+    for image in (encoded(PIL.Image.fromarray(PIXELS), kind), encoded(PIL.Image.fromarray(PIXELS[..., 0]), kind)):
+        assert read(image, sample_range=(0, 4095)).shape == PIXELS.shape
+
+
 @pytest.mark.parametrize(
     ('low', 'high', 'expected'),
     [(0, 1, (0, 255)), (0, 0.5, (0, 128)), (0, 255, (0, 255)), (100, 4095, (6, 255)), (0, 65535, (0, 255))],
