@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import evaluate
@@ -152,22 +153,38 @@ def test_a_run_from_device_memory_needs_no_tensorflow_and_ends_the_same(finished
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_runs_that_differ_in_numbers_alone_share_the_compiled_step(basic_config, tmp_path, monkeypatch):
-    """Rates, decays, the schedule, the length and the seed are arguments of the program."""
-    made = []
-    compiled = train_module.compile_train_step
-    monkeypatch.setattr(
-        train_module, 'compile_train_step', lambda *args, **options: made.append(compiled(*args, **options)) or made[-1]
-    )
-    losses = []
-    for seed, epochs in ((0, 1.0), (5, 0.7)):
+def test_runs_that_differ_in_numbers_alone_share_the_compiled_step_and_not_the_loss(
+    basic_config, tmp_path, monkeypatch
+):
+    """Rates, decays, the schedule, the length, the seed and the class weights are arguments of the program."""
+    steps, seeds_of_batches, losses = [], [], []
+    compiled, batches = train_module.compile_train_step, Batches.train
+
+    def compile_and_note(*args, **options):
+        steps.append(compiled(*args, **options))
+        return steps[-1]
+
+    def train_and_note(self, **options):
+        seeds_of_batches.append(options['seed'])
+        return batches(self, **options)
+
+    monkeypatch.setattr(train_module, 'compile_train_step', compile_and_note)
+    monkeypatch.setattr(Batches, 'train', train_and_note)
+    rates = {'optimizer.learning_rate': 0.01, 'optimizer.weight_decay': 0.0, 'optimizer.backbone_factor': 0.5}
+    schedule = {'schedule.name': 'poly', 'schedule.warmup_epochs': 0.3}
+    changes = {
+        'usual': {'train.epochs': 1.0},
+        'seed': {'train.epochs': 0.7, 'seed': 5, **rates, **schedule},
+        'weights': {'train.epochs': 0.3, 'loss.class_weights': (1.0,) * 19},
+    }
+    for name, settings in changes.items():
         config = basic_config.copy_and_resolve_references()
-        config.seed, config.train.epochs = seed, epochs
-        if seed:
-            config.optimizer.update(learning_rate=0.01, weight_decay=0.0, backbone_factor=0.5)
-            config.schedule.update(name='poly', warmup_epochs=0.3)
-        train(config, str(tmp_path / str(seed)))
-        losses.append([line['train/loss'] for line in read_metrics(str(tmp_path / str(seed))) if 'train/loss' in line])
-    assert made[0] is made[1] and made[0]._cache_size() == 1
-    assert len(losses[0]) == 3 and len(losses[1]) == 2
-    assert losses[0][:2] != losses[1]
+        config.update_from_flattened_dict(settings)
+        train(config, str(tmp_path / name))
+        losses.append([line['train/loss'] for line in read_metrics(str(tmp_path / name)) if 'train/loss' in line])
+    assert steps[0] is steps[1] is steps[2] and steps[0]._cache_size() == 1
+    assert [len(of_run) for of_run in losses] == [3, 2, 1]
+    assert seeds_of_batches == [0, 5, 0]
+    usual, of_seed, weighted = (of_run[0] for of_run in losses)
+    assert of_seed != usual, 'the first loss, on which no rate acts'
+    assert weighted != usual, "SegNet's own weights are not all 1"
