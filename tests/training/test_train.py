@@ -15,10 +15,11 @@ from atonet_jax.data.batches import Batches
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import evaluate
+from atonet_jax.export import weights_format
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.metrics import read_metrics
-from atonet_jax.runs.network import create_network
+from atonet_jax.runs.network import create_network, trained_network
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.training import train as train_module
 from atonet_jax.training.from_config import with_crop_size
@@ -56,19 +57,34 @@ def test_evaluate_needs_only_the_workdir_and_agrees_with_the_run(finished, tiny_
     assert 'road' in capsys.readouterr().out
 
 
-def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_the_averaged(basic_config, tmp_path):
+@pytest.fixture(scope='module')
+def averaged_run(basic_config, tmp_path_factory):
+    """(config, workdir, scores) of an epoch in bfloat16, on whole images, with averaged parameters."""
     config = basic_config.copy_and_resolve_references()
     config.model.dtype = 'bfloat16'
     config.optimizer.ema_decay = 0.9
     config.train.epochs = 1.0
     config.data.crop_size = ()
-    scores = train(config, str(tmp_path))
-    assert load_config(str(tmp_path)).data.crop_size == (64, 128), 'whole images'
-    assert evaluate(config, str(tmp_path)).miou == pytest.approx(scores.miou, abs=1e-12)
-    averaged, last = (restored_variables(config, str(tmp_path), 3, averaged) for averaged in (True, False))
-    for variables in (averaged, last):
+    workdir = str(tmp_path_factory.mktemp('averaged'))
+    return config, workdir, train(config, workdir)
+
+
+def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_the_averaged(averaged_run):
+    config, workdir, scores = averaged_run
+    assert load_config(workdir).data.crop_size == (64, 128), 'whole images'
+    assert evaluate(config, workdir).miou == pytest.approx(scores.miou, abs=1e-12)
+    means, last = (restored_variables(config, workdir, 3, averaged) for averaged in (True, False))
+    for variables in (means, last):
         assert {array.dtype.name for array in jax.tree.leaves(variables)} == {'float32'}
-    assert any((one != other).any() for one, other in zip(jax.tree.leaves(averaged), jax.tree.leaves(last)))
+    assert any((one != other).any() for one, other in zip(jax.tree.leaves(means), jax.tree.leaves(last)))
+
+
+def test_exported_weights_are_the_averaged_parameters(averaged_run, tmp_path):
+    config, workdir, _ = averaged_run
+    path, mesh = str(tmp_path / 'weights'), create_mesh()
+    weights_format.write(path, trained_network(config, workdir, mesh), config)
+    exported = trained_network(load_config(path), path, mesh).variables
+    jax.tree.map(np.testing.assert_array_equal, exported, restored_variables(config, workdir, 3, averaged=True))
 
 
 def test_crops_take_the_size_of_most_images_where_none_is_given(basic_config):
