@@ -14,13 +14,14 @@ import main
 
 
 def main_command(config, workdir, *arguments):
-    """Trains configs/tiny.py with the network and the scenes of `config`, in a process of its own."""
+    """Trains configs/tiny.py with the network, the scenes and the averages of `config`, in a process of its own."""
     return [
         sys.executable,
         'main.py',
         f'--config=configs/tiny.py:{config.model.name}',
         f'--workdir={workdir}',
         f'--config.data.root={config.data.root}',
+        f'--config.optimizer.ema_decay={config.optimizer.ema_decay}',
         *arguments,
     ]
 

@@ -1,4 +1,4 @@
-"""A network starts from what its config names: a run of ours, on other classes too."""
+"""A network starts from what its config names: a seed, or a run of ours, on other classes too."""
 
 import dataclasses
 import re
@@ -34,6 +34,17 @@ def test_a_run_of_the_same_classes_gives_all_that_it_has_learned(finished, tiny_
         np.testing.assert_array_equal(array, expected[path], err_msg=path)
 
 
+def test_fresh_variables_follow_the_seed(tiny_config):
+    def drawn(seed):
+        config = tiny_config.copy_and_resolve_references()
+        config.seed = seed
+        variables, _ = starting_variables(config, create_network(config, 19), CITYSCAPES, create_mesh())
+        return np.asarray(variables['params']['stem']['conv']['kernel'])
+
+    np.testing.assert_array_equal(drawn(3), drawn(3))
+    assert (drawn(3) != drawn(4)).all()
+
+
 def test_a_start_takes_the_checkpoint_that_is_asked_for_and_its_faults_name_the_setting(
     finished, tiny_config, monkeypatch
 ):
@@ -59,6 +70,10 @@ def test_layers_of_other_classes_start_fresh_and_are_named(finished, tiny_config
     fresh = {path for path, array in started.items() if not np.array_equal(array, expected[path])}
     assert fresh == {path for path in started if 'classifier' in path}
     assert 'fresh: aux3, aux4, aux5, head' in caplog.text
+    config = tiny_config.copy_and_resolve_references()
+    config.seed = 1
+    kernel = 'params/head/classifier/conv/kernel'
+    assert (started_from(finished, config, others)[kernel] != started[kernel]).all(), 'they follow the seed'
 
 
 def test_a_run_of_another_network_is_refused(finished, tiny_config):

@@ -9,16 +9,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from atonet_jax.config import default_config
-from atonet_jax.errors import InputError
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.atonet import LEVELS
-from atonet_jax.training.from_config import (
-    backbone_rate_warning,
-    check_floor,
-    create_objective,
-    create_schedule,
-    step_options,
-)
+from atonet_jax.training.from_config import create_objective, create_schedule, step_options
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule, parameter_group
 from atonet_jax.training.timeline import Timeline
 
@@ -34,31 +27,6 @@ def rates(peak, **options):
     total_steps = STEPS_PER_EPOCH * EPOCHS
     schedule = learning_rate_schedule(peak=peak, total_steps=total_steps, floor=FLOOR, **options)
     return np.array([schedule(step) for step in range(total_steps)])
-
-
-def test_a_backbone_of_random_weights_at_a_tenth_of_the_rate_is_warned_of():
-    config = default_config()
-    config.optimizer.backbone_factor = 0.1
-    assert 'backbone_factor=0.1 is for a trained backbone' in backbone_rate_warning(config, {'backbone', 'rest'}, True)
-    assert backbone_rate_warning(config, {'backbone', 'rest'}, False) == ''
-    assert 'trains all at one rate' in backbone_rate_warning(config, {'rest'}, False)
-    config.optimizer.backbone_factor = 1.0
-    for groups in ({'backbone', 'rest'}, {'rest'}):
-        assert backbone_rate_warning(config, groups, True) == ''
-    config.optimizer.update(backbone_factor=0.1, frozen=('backbone',))
-    assert 'stays as it is drawn, at random' in backbone_rate_warning(config, {'frozen', 'rest'}, True)
-    assert backbone_rate_warning(config, {'frozen', 'rest'}, False) == ''
-
-
-def test_a_floor_above_the_rate_of_the_backbone_is_refused_where_parameters_have_that():
-    config = default_config()
-    config.optimizer.update(learning_rate=1e-3, backbone_factor=0.1)
-    config.schedule.floor = 5e-4
-    check_floor(config, {'rest', 'frozen'})
-    with pytest.raises(InputError, match="floor=0.0005: must be below 0.0001, the backbone's learning rate"):
-        check_floor(config, {'rest', 'backbone'})
-    config.schedule.name = 'constant'
-    check_floor(config, {'rest', 'backbone'})
 
 
 def two_parameters(seed):
@@ -147,30 +115,6 @@ def test_decay_of_kernels_alone_leaves_vectors_where_they_are(name):
     updates, _ = optimizer.update(gradient, optimizer.init(params), params, rates, decays)
     np.testing.assert_allclose(updates['stem']['conv']['kernel'], -0.05, rtol=1e-5)
     np.testing.assert_array_equal(updates['stem']['conv']['bias'], 0)
-
-
-def test_every_setting_reaches_the_optimizer_and_the_schedule():
-    config = default_config()
-    config.optimizer.update(
-        name='adamw', momentum=0.7, second_beta=0.8, decayed='kernels', frozen=('backbone',), learning_rate=0.2
-    )
-    optimizer = step_options(config, create_objective(config, MODEL), ('stem',))['optimizer']
-    assert optimizer == Optimizer('adamw', MODEL, 0.7, 0.8, 'kernels', ('backbone',), ('stem',))
-
-    config.train.update(batch_size=2, epochs=4.0)
-    config.schedule.update(per='step', warmup_epochs=1.0, floor=0.03)
-    timeline = Timeline(batch_size=2, num_images=8, epochs=4.0)  # 16 steps, the first 4 of them warm up
-    shapes = {
-        'poly': ({'power': 2.0}, lambda step: (1 - step / 16) ** 2),
-        'steps': ({'step_epochs': 2.0, 'step_factor': 0.5}, lambda step: 0.5 ** (step // 8)),
-    }
-    for name, (settings, shape) in shapes.items():
-        config.schedule.update(name=name, **settings)
-        schedule = create_schedule(config, timeline).learning_rates['rest']
-        for step in (0, 1, 3, 4, 8, 12, 15):
-            warm_up = min(1, (step + 1) / 5)  # 0 would be before the first step
-            expected = warm_up * (0.03 + (0.2 - 0.03) * shape(step))
-            np.testing.assert_allclose(schedule(step), expected, rtol=1e-6, err_msg=f'{name} {step}')
 
 
 @pytest.mark.parametrize(('acts_on', 'factor_of_decay'), [('both', 0.1), ('rate', 1.0)])

@@ -43,9 +43,11 @@ from tests.disks import full_disk
 TOTAL_STEPS = 6
 
 
-def variables_of(config, workdir, step=TOTAL_STEPS):
-    checkpoints = Checkpoints(workdir)
-    variables = checkpoints.restore_variables(step, create_network(config, 19), create_mesh(), averaged=False)
+def variables_of(config, workdir):
+    """The last ones, and their averages where the run has them."""
+    checkpoints, model = Checkpoints(workdir), create_network(config, 19)
+    kinds = [False, True] if config.optimizer.ema_decay else [False]
+    variables = [checkpoints.restore_variables(TOTAL_STEPS, model, create_mesh(), averaged) for averaged in kinds]
     checkpoints.close()
     return jax.tree.map(np.asarray, variables)
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from atonet_jax.training.optimizer import learning_rate_schedule
+from atonet_jax.config import default_config
+from atonet_jax.training.from_config import create_schedule
 from atonet_jax.training.timeline import Timeline
 
 
@@ -41,23 +42,24 @@ def test_epochs_end_where_their_last_sample_is_taken():
     assert all(Timeline(4, 3, 9.0).passes(step, 1.0) for step in range(1, 6))
 
 
+def rates(config, timeline, steps):
+    schedule = create_schedule(config, timeline).learning_rates['rest']
+    return [schedule(step) for step in steps]
+
+
 @pytest.mark.parametrize('per', ['step', 'epoch'])
 def test_the_learning_rate_follows_the_epochs_whatever_the_batch(per):
     """After 12 steps of 2 images the rates are those of a run that had batches of 6 from the start."""
+    config = default_config()
+    config.schedule.update(per=per, warmup_epochs=6.0)
     whole = Timeline(6, 6, 8.0)
     rest = whole.after(12, 4.0)
+    np.testing.assert_allclose(rates(config, rest, range(12, 16)), rates(config, whole, range(4, 8)), rtol=1e-5)
 
-    def rates(timeline, steps):
-        ahead = timeline.offset / timeline.batch_size
-        schedule = learning_rate_schedule(
-            peak=0.1,
-            name='cosine',
-            total_steps=timeline.total_steps + ahead,
-            epoch_of_step=(lambda step: timeline.sample(step) // 6) if per == 'epoch' else None,
-            total_epochs=8.0,
-            warmup_steps=6,
-            ahead=ahead,
-        )
-        return [float(schedule(step)) for step in steps]
 
-    np.testing.assert_allclose(rates(rest, range(12, 16)), rates(whole, range(4, 8)), rtol=1e-5)
+def test_the_papers_learning_rate_is_that_of_the_epoch_in_which_a_step_begins():
+    """With batches of 4 of 6 images, the second step begins in the first epoch and ends in the second."""
+    config = default_config()
+    config.schedule.floor = 0.0
+    expected = [0.02, 0.02, 0.015, 0.005, 0.005]  # 0.02 * (1 + cos(pi * epoch / 3)) / 2
+    np.testing.assert_allclose(rates(config, Timeline(4, 6, 3.0), range(5)), expected, rtol=1e-6)

@@ -11,13 +11,15 @@ import jax
 import numpy as np
 import pytest
 
+from atonet_jax.data.batches import Batches
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import evaluate
+from atonet_jax.export import weights_format
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.metrics import read_metrics
-from atonet_jax.runs.network import create_network
+from atonet_jax.runs.network import create_network, trained_network
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.training import train as train_module
 from atonet_jax.training.from_config import with_crop_size
@@ -55,19 +57,34 @@ def test_evaluate_needs_only_the_workdir_and_agrees_with_the_run(finished, tiny_
     assert 'road' in capsys.readouterr().out
 
 
-def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_the_averaged(basic_config, tmp_path):
+@pytest.fixture(scope='module')
+def averaged_run(basic_config, tmp_path_factory):
+    """(config, workdir, scores) of an epoch in bfloat16, on whole images, with averaged parameters."""
     config = basic_config.copy_and_resolve_references()
     config.model.dtype = 'bfloat16'
     config.optimizer.ema_decay = 0.9
     config.train.epochs = 1.0
     config.data.crop_size = ()
-    scores = train(config, str(tmp_path))
-    assert load_config(str(tmp_path)).data.crop_size == (64, 128), 'whole images'
-    assert evaluate(config, str(tmp_path)).miou == pytest.approx(scores.miou, abs=1e-12)
-    averaged, last = (restored_variables(config, str(tmp_path), 3, averaged) for averaged in (True, False))
-    for variables in (averaged, last):
+    workdir = str(tmp_path_factory.mktemp('averaged'))
+    return config, workdir, train(config, workdir)
+
+
+def test_bfloat16_training_keeps_and_averages_float32_parameters_and_evaluates_the_averaged(averaged_run):
+    config, workdir, scores = averaged_run
+    assert load_config(workdir).data.crop_size == (64, 128), 'whole images'
+    assert evaluate(config, workdir).miou == pytest.approx(scores.miou, abs=1e-12)
+    means, last = (restored_variables(config, workdir, 3, averaged) for averaged in (True, False))
+    for variables in (means, last):
         assert {array.dtype.name for array in jax.tree.leaves(variables)} == {'float32'}
-    assert any((one != other).any() for one, other in zip(jax.tree.leaves(averaged), jax.tree.leaves(last)))
+    assert any((one != other).any() for one, other in zip(jax.tree.leaves(means), jax.tree.leaves(last)))
+
+
+def test_exported_weights_are_the_averaged_parameters(averaged_run, tmp_path):
+    config, workdir, _ = averaged_run
+    path, mesh = str(tmp_path / 'weights'), create_mesh()
+    weights_format.write(path, trained_network(config, workdir, mesh), config)
+    exported = trained_network(load_config(path), path, mesh).variables
+    jax.tree.map(np.testing.assert_array_equal, exported, restored_variables(config, workdir, 3, averaged=True))
 
 
 def test_crops_take_the_size_of_most_images_where_none_is_given(basic_config):
@@ -152,22 +169,38 @@ def test_a_run_from_device_memory_needs_no_tensorflow_and_ends_the_same(finished
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
 
 
-def test_runs_that_differ_in_numbers_alone_share_the_compiled_step(basic_config, tmp_path, monkeypatch):
-    """Rates, decays, the schedule, the length and the seed are arguments of the program."""
-    made = []
-    compiled = train_module.compile_train_step
-    monkeypatch.setattr(
-        train_module, 'compile_train_step', lambda *args, **options: made.append(compiled(*args, **options)) or made[-1]
-    )
-    losses = []
-    for seed, epochs in ((0, 1.0), (5, 0.7)):
+def test_runs_that_differ_in_numbers_alone_share_the_compiled_step_and_not_the_loss(
+    basic_config, tmp_path, monkeypatch
+):
+    """Rates, decays, the schedule, the length, the seed and the class weights are arguments of the program."""
+    steps, seeds_of_batches, losses = [], [], []
+    compiled, batches = train_module.compile_train_step, Batches.train
+
+    def compile_and_note(*args, **options):
+        steps.append(compiled(*args, **options))
+        return steps[-1]
+
+    def train_and_note(self, **options):
+        seeds_of_batches.append(options['seed'])
+        return batches(self, **options)
+
+    monkeypatch.setattr(train_module, 'compile_train_step', compile_and_note)
+    monkeypatch.setattr(Batches, 'train', train_and_note)
+    rates = {'optimizer.learning_rate': 0.01, 'optimizer.weight_decay': 0.0, 'optimizer.backbone_factor': 0.5}
+    schedule = {'schedule.name': 'poly', 'schedule.warmup_epochs': 0.3}
+    changes = {
+        'usual': {'train.epochs': 1.0},
+        'seed': {'train.epochs': 0.7, 'seed': 5, **rates, **schedule},
+        'weights': {'train.epochs': 0.3, 'loss.class_weights': (1.0,) * 19},
+    }
+    for name, settings in changes.items():
         config = basic_config.copy_and_resolve_references()
-        config.seed, config.train.epochs = seed, epochs
-        if seed:
-            config.optimizer.update(learning_rate=0.01, weight_decay=0.0, backbone_factor=0.5)
-            config.schedule.update(name='poly', warmup_epochs=0.3)
-        train(config, str(tmp_path / str(seed)))
-        losses.append([line['train/loss'] for line in read_metrics(str(tmp_path / str(seed))) if 'train/loss' in line])
-    assert made[0] is made[1] and made[0]._cache_size() == 1
-    assert len(losses[0]) == 3 and len(losses[1]) == 2
-    assert losses[0][:2] != losses[1]
+        config.update_from_flattened_dict(settings)
+        train(config, str(tmp_path / name))
+        losses.append([line['train/loss'] for line in read_metrics(str(tmp_path / name)) if 'train/loss' in line])
+    assert steps[0] is steps[1] is steps[2] and steps[0]._cache_size() == 1
+    assert [len(of_run) for of_run in losses] == [3, 2, 1]
+    assert seeds_of_batches == [0, 5, 0]
+    usual, of_seed, weighted = (of_run[0] for of_run in losses)
+    assert of_seed != usual, 'the first loss, on which no rate acts'
+    assert weighted != usual, "SegNet's own weights are not all 1"
