@@ -1,15 +1,18 @@
 """Each export gives the labels of the run that it was made of, in its own runtime, and no file is lost to one."""
 
 import errno
+import importlib
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import types
 
 import flax
 import jax
@@ -24,9 +27,12 @@ from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.export import export
+from atonet_jax.inference import segmenter
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.models.contract import IMAGENET
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
@@ -240,6 +246,30 @@ def test_wrong_labels_are_refused_and_an_older_export_stays(config, finished, tm
         export(config, finished, force=True)
     assert sorted(os.listdir(tmp_path)) == ['atonet', 'atonet.json']
     assert older.read_text() == 'older' and pathlib.Path(f'{path}.json').read_text() == OLDER_CARD
+
+
+@pytest.mark.parametrize('format', sorted(set(CHOICES['export.format']) - {'torch', 'weights'}))
+def test_other_runtimes_are_compared_with_true_float32(config, exported, finished, monkeypatch, format):
+    """GPUs and TPUs round the inputs of products unless they are told not to. A program of JAX rounds as they do."""
+    jitted, texts = segmenter._jitted, []
+
+    def spied(*args):
+        def lower(*shapes):
+            lowered = jitted(*args).lower(*shapes)
+            texts.append(lowered.as_text())
+            return lowered
+
+        return types.SimpleNamespace(lower=lower)
+
+    form = importlib.import_module(f'atonet_jax.export.{format}_format')
+    trained = trained_network(config, finished, create_mesh())
+    Segmenter.of(trained)(np.zeros((1, *SIZE, 3), np.uint8))  # traced before, as a program does that segments too
+    monkeypatch.setattr(segmenter, '_jitted', spied)
+    form.check(exported(format), trained, config)
+    products = [line for line in texts[0].splitlines() if re.search(r'stablehlo\.(convolution|dot_general)', line)]
+    in_float32 = ['HIGHEST' in line for line in products]
+    assert len(products) > 10
+    assert not any(in_float32) if format == 'jax_export' else all(in_float32)
 
 
 @pytest.mark.parametrize('format', ['torch', 'weights'])
