@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -14,6 +15,7 @@ from atonet_jax.models import network
 from atonet_jax.runs.network import TrainedNetwork
 
 _MOST_DIFFERENT = 1e-3  # share of pixels
+_MOST_DIFFERENT_IN_BFLOAT16 = 1e-2  # each compiled program rounds in other places
 
 
 def compare(
@@ -34,7 +36,7 @@ def compare(
             runtimes compute here on the CPU, in true float32.
 
     Raises:
-        ExportError: labels differ in more than a pixel of a thousand.
+        ExportError: labels differ in more than a pixel of a thousand; of a hundred in bfloat16.
     """
     batch_size = batch_size or options.batch_size or 2
     images = np.stack([render_scene(0, i, *options.size)[0] for i in range(batch_size)])
@@ -50,7 +52,7 @@ def compare(
         logits_text = f', logits by at most {largest / np.ptp(ours):.1e} of their range'
     different = float(np.mean(labels_of(result, options) != expected))
     text = f'{100 * different:.4f}% of {expected.size} labels'
-    if different > _MOST_DIFFERENT:
+    if different > (_MOST_DIFFERENT_IN_BFLOAT16 if trained.model.dtype == jnp.bfloat16 else _MOST_DIFFERENT):
         raise ExportError(f'the export differs from the network in {text}; nothing was written')
     return f'loaded back, it differs from the network in {text}{logits_text}'
 
