@@ -31,7 +31,8 @@ class Video:
     Attributes:
         rate: frames a second. Of a file the mean of the frames that are asked for, by their timestamps. Of a stream or
             camera what it claims; `measured_rate` is the true one.
-        frame_count: of those that the file holds; None for a stream or camera.
+        frame_count: of those that the file holds, or that a film at an address claims; None for a camera, and for a
+            stream that has no end.
     """
 
     def __init__(self, source: Source, max_pixels: int, most: int = 0):
@@ -70,7 +71,8 @@ class Video:
                 '--config.predict.max_pixels'
             )
         self._times = [] if source.is_live else _packet_times(source.path, most)
-        self.frame_count = len(self._times) or None
+        claimed = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_address else 0  # negative: unknown
+        self.frame_count = len(self._times) or max(claimed, 0) or None
         claimed = self._capture.get(cv2.CAP_PROP_FPS)
         rates = (_mean_rate(self._times), claimed, _USUAL_RATE)
         self.rate = next(rate for rate in rates if _RATES[0] <= rate <= _RATES[1])

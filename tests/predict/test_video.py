@@ -219,7 +219,7 @@ def test_a_film_at_an_address_is_followed_like_a_camera(tmp_path, served):
     assert source.name == 'film' and source.is_video and source.is_live
     with Video(source, 10_000) as video:
         assert sum(1 for _ in video) == 10
-        assert (video.frame_count, video.rate, video.fault(3)) == (None, 10, '')
+        assert (video.frame_count, video.rate, video.fault(3)) == (10, 10, '')
         assert video.measured_rate() == pytest.approx(10)
 
 
