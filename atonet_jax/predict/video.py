@@ -45,7 +45,7 @@ class Video:
         Raises:
             InputError: it cannot be opened, or its frames are too large.
         """
-        self._source = source
+        self._source, self._most = source, most
         self._first_time = self._last_time = None  # milliseconds in the video; of a camera, as they came
         self._came = 0
         if not source.is_live:
@@ -71,9 +71,10 @@ class Video:
                 '--config.predict.max_pixels'
             )
         self._times = [] if source.is_live else _packet_times(source.path, most)
-        claimed = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_address else 0  # negative: unknown
-        self.frame_count = len(self._times) or max(claimed, 0) or None
         claimed = self._capture.get(cv2.CAP_PROP_FPS)
+        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_address else 0  # negative: unknown
+        self.frame_count = len(self._times) or max(frames, 0) or None
+        self._seconds = frames / claimed if claimed > 0 else 0.0  # that a film at an address claims to last
         rates = (_mean_rate(self._times), claimed, _USUAL_RATE)
         self.rate = next(rate for rate in rates if _RATES[0] <= rate <= _RATES[1])
 
@@ -109,12 +110,12 @@ class Video:
         return rate if _RATES[0] <= rate <= _RATES[1] else self.rate
 
     def fault(self, count: int) -> str:
-        """What is missing of a file from which all frames came, `count` of them; '' if nothing is.
+        """What is missing where no more frames came than `count`, although more were asked for; '' if nothing is.
 
-        A container often claims another number of frames than it holds, so only what it holds counts.
+        A container often claims another number of frames than it holds, so of a file only what it holds counts.
         """
         if self._source.is_live:
-            return ''
+            return self._live_fault(count)
         if is_cut_off(self._source.path):
             return f'the file is cut off; the {count} frames that it still holds are done'
         if len(self._times) < 2 or count >= len(self._times) or self._last_time is None:
@@ -128,6 +129,17 @@ class Video:
             return ''
         expected = len(self._times) if shown is None else round(shown * self.rate)
         return f'ends after {count} of {expected} frames; those are done'
+
+    def _live_fault(self, count: int) -> str:
+        if self.frame_count is None:  # a camera ends by itself only where it is lost
+            if not self._most and self._source.is_address:
+                return ''
+            of_all = f' of {self._most}' if self._most else ''
+            return f'no more frames came after {count}{of_all}, which are done; check its connection'
+        mean = 1 / self.measured_rate()
+        if count >= self.frame_count or self._last_time / 1000 + 1.5 * mean >= self._seconds:
+            return ''
+        return f'ends after {count} of {self.frame_count} frames; those are done'
 
 
 def _packet_times(path: str, most: int) -> list[float]:

@@ -324,6 +324,24 @@ def test_ctrl_c_is_how_a_camera_ends_and_no_failure(config, finished, camera, tm
     assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=None)) == 3
 
 
+@pytest.mark.parametrize(('max_frames', 'of_all'), [(0, ''), (250, ' of 250')])
+def test_a_camera_that_is_lost_is_named_and_its_film_stays(
+    config, finished, camera, tmp_path, capsys, max_frames, of_all
+):
+    config.predict.max_frames = max_frames
+    camera(3)
+    assert predict(config, finished) is False
+    lost = f'not done: camera 0: no more frames came after 3{of_all}, which are done'
+    assert lost in capsys.readouterr().out
+    assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=None)) == 3
+
+
+def test_a_camera_that_gave_all_that_was_asked_for_is_done(config, finished, camera):
+    config.predict.max_frames = 3
+    camera(3)
+    assert predict(config, finished) is True
+
+
 def test_a_signal_after_the_last_picture_leaves_nothing_undone(config, finished, tmp_path, monkeypatch, capsys):
     def label(images):
         os.kill(os.getpid(), signal.SIGINT)
