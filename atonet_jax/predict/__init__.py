@@ -254,6 +254,8 @@ class Job:
         count, failures_before = 0, len(self.failures)
         with ExitStack() as stack:
             stack.enter_context(video)
+            if isinstance(source.path, int):
+                self._compile_for(source, video)
             progress = stack.enter_context(Progress(f'predicting {source.name}', expected, 'frame'))
             files = {
                 kind: stack.enter_context(VideoFile(path, video.rate))
@@ -299,6 +301,12 @@ class Job:
         if not whole and count:
             for path in earlier:
                 self.failures.append(f'{path}: stays as an earlier call wrote it; remove it to have the new one')
+
+    def _compile_for(self, source: Source, camera: Iterable) -> None:
+        """Compiles for frames of the size of the first one, so that the time it takes is no part of the film."""
+        for frame in itertools.islice(camera, 1):
+            self._check_size(source, frame)
+            np.asarray(self._label(np.stack(self._images_at_once * [frame])))
 
 
 def _frame_path(first: str, number: int) -> str:

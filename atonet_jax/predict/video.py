@@ -85,7 +85,8 @@ class Video:
         self._capture.release()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields the frames, [H, W, 3] uint8 RGB, to the end."""
+        """Yields the frames, [H, W, 3] uint8 RGB, to the end. The rate is measured from here on."""
+        self._came = 0
         while True:
             there, frame = self._capture.read()
             if not there:

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import types
 import zipfile
 
 import numpy as np
@@ -314,7 +315,7 @@ def camera(config, monkeypatch):
 @pytest.mark.parametrize(('max_frames', 'undone'), [(0, False), (250, True)])
 def test_ctrl_c_is_how_a_camera_ends_and_no_failure(config, finished, camera, tmp_path, capsys, max_frames, undone):
     def coming(number):
-        if number == 4:
+        if number == 5:
             os.kill(os.getpid(), signal.SIGINT)
 
     config.predict.max_frames = max_frames
@@ -329,16 +330,39 @@ def test_a_camera_that_is_lost_is_named_and_its_film_stays(
     config, finished, camera, tmp_path, capsys, max_frames, of_all
 ):
     config.predict.max_frames = max_frames
-    camera(3)
+    camera(4)
     assert predict(config, finished) is False
     lost = f'not done: camera 0: no more frames came after 3{of_all}, which are done'
     assert lost in capsys.readouterr().out
     assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=None)) == 3
 
 
+def test_the_film_of_a_camera_plays_as_it_came_however_long_compiling_takes(
+    config, finished, camera, tmp_path, monkeypatch
+):
+    """20 frames a second; the first batch is compiled for eight seconds."""
+    clock, shapes = [0.0], []
+
+    def coming(number):
+        clock[0] += 0.05
+
+    def label(images):
+        clock[0] += 8.0 * (not shapes)
+        shapes.append(images.shape)
+        return np.zeros(images.shape[:3], np.uint8)
+
+    config.predict.update(max_frames=10, batch_size=2)
+    camera(100, coming)
+    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: label)
+    monkeypatch.setattr('atonet_jax.predict.video.time', types.SimpleNamespace(monotonic=lambda: clock[0]))
+    assert predict(config, finished) is True
+    assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=20)) == 10
+    assert set(shapes) == {(2, *SIZE, 3)}
+
+
 def test_a_camera_that_gave_all_that_was_asked_for_is_done(config, finished, camera):
     config.predict.max_frames = 3
-    camera(3)
+    camera(4)  # the first one is compiled for
     assert predict(config, finished) is True
 
 
