@@ -53,8 +53,10 @@ class Video:
                 open(source.path, 'rb').close()
             except OSError as error:
                 raise InputError(f'{source.path}: cannot be read ({error.strerror}); check its permissions') from error
+        # From the root: FFmpeg takes what stands before a colon, as in '12:00.mp4', for a protocol.
+        path = source.path if source.is_live else os.path.abspath(source.path)
         try:
-            self._capture = cv2.VideoCapture(source.path)
+            self._capture = cv2.VideoCapture(path)
         except UnicodeError as error:
             raise InputError(f'{source.path!r}: OpenCV cannot open a file of this name; rename it') from error
         if not self._capture.isOpened():
@@ -70,7 +72,7 @@ class Video:
                 f'{source.label}: frames of {width}x{height} are more than {max_pixels / 1e6:g} million pixels; raise '
                 '--config.predict.max_pixels'
             )
-        self._times = [] if source.is_live else _packet_times(source.path, most)
+        self._times = [] if source.is_live else _packet_times(path, most)
         claimed = self._capture.get(cv2.CAP_PROP_FPS)
         frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_address else 0  # negative: unknown
         self.frame_count = len(self._times) or max(frames, 0) or None
@@ -179,7 +181,7 @@ class VideoFile:
         self.rate = rate
         self.whole = True
         self._path, self._writer, self._frames, self._size = path, None, 0, ()
-        self._temporary = temporary_path(path)
+        self._temporary = os.path.abspath(temporary_path(path))  # from the root, as in `Video`
 
     def __enter__(self) -> 'VideoFile':
         return self

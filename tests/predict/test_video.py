@@ -63,6 +63,16 @@ def test_a_film_that_is_cut_off_says_so(tmp_path, ending, tail):
     assert fault == f'the file is cut off; the {count} frames that it still holds are done'
 
 
+def test_a_colon_in_a_name_is_that_of_a_time_and_not_of_a_protocol(tmp_path, monkeypatch):
+    """In names without a folder, and in the folder that outputs go to."""
+    os.rename(film(tmp_path, 'mp4'), tmp_path / '2024-01-01T12:00:00.mp4')
+    monkeypatch.chdir(tmp_path)
+    assert read('2024-01-01T12:00:00.mp4')[1:] == (10, '')
+    with VideoFile('run-12:00/film.mp4', 10.0) as file:
+        file.write(np.zeros((64, 96, 3), np.uint8))
+    assert os.listdir('run-12:00') == ['film.mp4']
+
+
 def test_boxes_that_end_beyond_the_file_are_cut_off(tmp_path):
     path = film(tmp_path, 'mp4')
     assert not is_cut_off(path)
