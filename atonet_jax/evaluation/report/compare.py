@@ -11,6 +11,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.report.charts import chart, color_of, curve
 from atonet_jax.evaluation.report.page import NONE, percent, rate, write_page
 from atonet_jax.models.counts import count_parameters
+from atonet_jax.runs.changes import READING
 from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.runs.network import create_network
 from atonet_jax.runs.scores import read_scores
@@ -134,14 +135,18 @@ def _notes(runs: list[Run]) -> list[str]:
                 'fewer): their mean scores are over different classes; compare classes of the same name'
             )
     scored = [run for run in runs if run.scores]
+    reading = [key for key in first.settings if key.startswith(READING)]
     compared = {
         'on different data': ['{dataset} {split} in {root}'.format(**run.scores) for run in scored],
+        'of different numbers of images': [run.scores['images'] for run in scored],
+        **{f'with different config.{key}': [run.settings[key] for run in scored] for key in reading},
         'from different files': [run.scores['source'] for run in scored],
         **{f'with different config.eval.{key}': [run.ways[key] or '()' for run in scored] for key in _WAYS},
     }
     for what, values in compared.items():
-        if len(set(values)) > 1:
-            listed = '; '.join(f'{run.name}: {value}' for run, value in zip(scored, values))
+        known = {run.name: value for run, value in zip(scored, values) if value is not None}
+        if len(set(known.values())) > 1:
+            listed = '; '.join(f'{name}: {value}' for name, value in known.items())
             notes.append(f'the scores are {what} ({listed})')
     notes += [f'{run.name} was not evaluated yet' for run in runs if not run.scores]
     return notes
