@@ -39,6 +39,7 @@ from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 from tests.conftest import EXPORT_SIZE as SIZE
+from tests.disks import full_disk
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
@@ -307,6 +308,17 @@ def test_an_export_whose_card_cannot_be_written_replaces_nothing(config, finishe
         export(config, finished, force=True)
     assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json']
     assert older.read_text() == 'older' and pathlib.Path(f'{path}.json').read_text() == OLDER_CARD
+
+
+@pytest.mark.parametrize('format', sorted(set(CHOICES['export.format']) - {'weights'}))
+def test_a_full_disk_is_one_line_and_replaces_nothing(config, finished, tmp_path, capsys, format):
+    path = tmp_path / 'atonet.pth'
+    older = write_older(path, is_folder=format == 'saved_model')
+    config.export.update(format=format, output=str(path))
+    too_large = pytest.raises(InputError, match=r'atonet.pth: cannot be written \(File too large\); ')
+    with too_large, full_disk(100_000):
+        export(config, finished, force=True)
+    assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json'] and older.read_text() == 'older'
 
 
 def write_older(path, is_folder):
