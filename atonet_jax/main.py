@@ -40,7 +40,9 @@ flags.DEFINE_integer('num_processes', None, 'How many processes there are, with 
 flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
 flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.')
 flags.DEFINE_bool(
-    'force', False, 'Lets export replace a file that is there already, and write int8 that loses more than it may.'
+    'force',
+    False,
+    'Lets export replace a file that is there already; where none is, lets it write int8 that loses more than it may.',
 )
 
 

@@ -10,7 +10,8 @@ Each way has a process of its own, so that its memory is its own. A round calls 
 alike. Sizes: 512x1024 and the one that the network's figures are published for; float32, on accelerators also bfloat16.
 `--systems train plain_train`, with results in a file of their own, times a training step on two crops of half the
 image's height and width instead, with the package's fast paths for CPUs and without.
-Each network is a line of the results file. A second start measures what is missing or failed. --report writes
+Each network is a line of the results file, and its last line counts. A second start measures what is missing or failed.
+Systems that a line has already are measured again beside new ones, because ratios need common rounds. --report writes
 PATH.md and PATH.png.
 """
 
@@ -184,7 +185,9 @@ def run(options: argparse.Namespace) -> list[Job]:
             try:
                 if time.monotonic() >= deadline:
                     raise OutOfTimeError
-                figures = measure(job, systems, options, deadline)
+                earlier = rows.get((*job, machine['device']), {}).get('systems', {})
+                wanted = [name for name in SYSTEMS | TRAINING if name in systems or name in earlier]
+                figures = measure(job, wanted, options, deadline)
             except OutOfTimeError:
                 return missing[i:]
             row = job._asdict() | {'options': options.options, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), **machine}

@@ -53,13 +53,15 @@ def export(config: ConfigDict, workdir: str, force: bool) -> str:
             f'{card_path}: is no model card, and the one of {path} would replace it; give another '
             '--config.export.output'
         )
+    replaces = os.path.exists(path)
     trained = trained_network(config, workdir, mesh)
     card = model_card(trained, config, workdir)
 
     try:
         with exit_on_sigterm(), replacing_export(path) as unchecked:
             if config.export.precision == 'int8':
-                figures = int8.write(unchecked, form, trained, config, workdir, force)
+                # --force allows one thing at a time: to replace what is there does not allow it to become worse.
+                figures = int8.write(unchecked, form, trained, config, workdir, any_loss=force and not replaces)
                 card['int8'], result = int8.card(figures), str(figures)
             else:
                 form.write(unchecked, trained, config)

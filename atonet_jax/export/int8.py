@@ -67,7 +67,7 @@ class Figures(NamedTuple):
 
 
 def write(
-    path: str, form: ModuleType, trained: TrainedNetwork, config: ConfigDict, workdir: str, force: bool
+    path: str, form: ModuleType, trained: TrainedNetwork, config: ConfigDict, workdir: str, any_loss: bool
 ) -> Figures:
     """Writes the int8 export, of a float export that was compared with the network.
 
@@ -77,7 +77,7 @@ def write(
         trained: what is exported.
         config: of the run: `data` names the images, `export` says what to write.
         workdir: remembers which files were checked.
-        force: keeps an export that loses more than `export.int8_tolerance`.
+        any_loss: keeps an export that loses more than `export.int8_tolerance`.
 
     Raises:
         InputError: the training images cannot be read.
@@ -127,9 +127,10 @@ def write(
     if figures.lost() > tolerance:
         loss = f'int8 loses {figures.lost():.2f} points of mIoU'
         limit = f'more than config.export.int8_tolerance={tolerance}'
-        if not force:
+        if not any_loss:
             more = 'give more config.export.calibration_images, or ' if len(examples) > len(images) else ''
-            raise ExportError(f'{loss} ({figures}), {limit}; nothing was written: {more}--force writes it all the same')
+            allowed = f'--config.export.int8_tolerance={math.ceil(figures.lost())} allows it'
+            raise ExportError(f'{loss} ({figures}), {limit}; nothing was written: {more}{allowed}')
         _log.warning('%s, %s; --force writes it all the same', loss, limit)
     return figures
 

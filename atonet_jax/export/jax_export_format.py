@@ -24,4 +24,4 @@ def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
 
 def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:
     exported = jax.export.deserialize(bytearray(pathlib.Path(path).read_bytes()))
-    return compare(lambda images: np.asarray(exported.call(images)), trained, config.export)
+    return compare(lambda images: np.asarray(exported.call(images)), trained, config.export, in_jax=True)

@@ -13,9 +13,8 @@ from ml_collections import ConfigDict
 from atonet_jax import __version__
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.models import network
-from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.runs.network import TrainedNetwork
-from atonet_jax.runs.workdir import load_config, reading_scores
+from atonet_jax.runs.scores import read_scores
 
 
 def model_card(trained: TrainedNetwork, config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -63,7 +62,7 @@ def model_card(trained: TrainedNetwork, config: ConfigDict, workdir: str) -> dic
         },
         'resized_to_height': trained.height or None,  # within the program, where there is one
         'license': 'Apache-2.0: of the code, not of these weights',
-        'scores': _scores(trained.step, workdir),
+        'scores': None if trained.step is None else read_scores(workdir, trained.step),
         'versions': {
             'atonet_jax': __version__,
             'jax': jax.__version__,
@@ -77,24 +76,6 @@ def _outputs(table: ClassTable) -> list[tuple[str, tuple[int, int, int]]]:
     """Name and colour of each output; of pixels of no class, 'void' and black."""
     outputs = list(zip(table.class_names, table.class_colors, strict=True))
     return [*outputs, ('void', (0, 0, 0))] if table.has_void_output else outputs
-
-
-def _scores(step: int | None, workdir: str) -> dict[str, Any] | None:
-    """Of `--mode=evaluate` where it looked at this step, else of the run itself; None where nobody looked."""
-    if step is None:
-        return None
-    try:
-        with reading_scores(workdir) as scores:
-            if scores['step'] == step:
-                return {key: scores[key] for key in ('split', 'images', 'options', 'miou', 'pixel_accuracy', 'classes')}
-    except FileNotFoundError:
-        pass
-    for line in read_metrics(workdir):
-        if line['step'] == step and 'eval/miou' in line:
-            figures = {name.removeprefix('eval/'): value for name, value in line.items() if name.startswith('eval/')}
-            config = load_config(workdir)
-            return {'split': config.data.eval_split, 'options': config.eval.to_dict()} | figures
-    return None
 
 
 def is_model_card(path: str) -> bool:

@@ -1,5 +1,7 @@
 """`saved_model`: a TensorFlow SavedModel for CPU, CUDA and TPU."""
 
+import errno
+
 import jax
 import tensorflow as tf
 from ml_collections import ConfigDict
@@ -23,7 +25,10 @@ def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
         config.export.outputs,
         PLATFORMS,
     )
-    tf.saved_model.save(module, path, signatures=module.function)
+    try:
+        tf.saved_model.save(module, path, signatures=module.function)
+    except tf.errors.OpError as error:  # it says 'PATH; File too large [Op:SaveV2]'
+        raise OSError(errno.EIO, error.message.rpartition('; ')[2].partition(' [Op:')[0]) from error
 
 
 def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:

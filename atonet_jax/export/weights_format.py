@@ -33,4 +33,4 @@ def write(path: str, trained: TrainedNetwork, config: ConfigDict) -> None:
 def check(path: str, trained: TrainedNetwork, config: ConfigDict) -> str:
     options = config.export.copy_and_resolve_references()
     options.update(inputs='uint8', outputs='labels', layout='NHWC')
-    return compare(Segmenter.from_workdir(path), trained, options)
+    return compare(Segmenter.from_workdir(path), trained, options, in_jax=True)

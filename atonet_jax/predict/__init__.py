@@ -124,10 +124,8 @@ class Job:
         try:
             with StopSignals('ends after the pictures under way; once more: at once') as signals:
                 self._pictures(pictures, signals)
-                for source in videos:
-                    if not signals.received(0):
-                        self._video(source, signals)
-                self._stopped = signals.received(0) is not None
+                for source in self._until_stopped(videos, signals):
+                    self._video(source, signals)
         finally:
             self._seconds = time.perf_counter() - start
 
@@ -138,6 +136,14 @@ class Job:
             self.failures.append('stopped before all was done; the same command begins anew')
         for failure in self.failures:
             print(f'not done: {failure}')
+
+    def _until_stopped(self, things: Iterable, signals: StopSignals) -> Iterator:
+        """Those before a signal."""
+        for thing in things:
+            if signals.received(0):
+                self._stopped = True
+                return
+            yield thing
 
     def _pictures(self, sources: list[Source], signals: StopSignals) -> None:
         if not sources:
@@ -159,7 +165,7 @@ class Job:
             self.failures.append(str(error))
             progress.update()
 
-        wanted = _until_stopped(sources, signals)
+        wanted = self._until_stopped(sources, signals)
         with (
             Progress('predicting', len(sources), 'image') as progress,
             ThreadPoolExecutor() as readers,
@@ -248,6 +254,8 @@ class Job:
         count, failures_before = 0, len(self.failures)
         with ExitStack() as stack:
             stack.enter_context(video)
+            if isinstance(source.path, int):
+                self._compile_for(source, video)
             progress = stack.enter_context(Progress(f'predicting {source.name}', expected, 'frame'))
             files = {
                 kind: stack.enter_context(VideoFile(path, video.rate))
@@ -264,7 +272,8 @@ class Job:
             def write_picture(kind, drawing):
                 files[kind].write(drawing.picture(kind))
 
-            frames = self._fitting(source, _until_stopped(video, signals, most), of_one_size=bool(files))
+            wanted = self._until_stopped(itertools.islice(video, most or None), signals)
+            frames = self._fitting(source, wanted, of_one_size=bool(files))
             for number, frame, labels in predicted(frames, self._label, self._images_at_once):
                 drawing = Drawing(frame, labels, self._table, everything)
                 for kind, writer in writers.items():
@@ -275,7 +284,9 @@ class Job:
                 count += 1
                 self._images += 1
                 progress.update()
-            stopped = signals.received(0) is not None and count != expected
+            stopped = self._stopped
+            if source.is_live and expected is None:
+                self._stopped = False  # by the one way in which a camera ends: nothing is left undone
             if len(self.failures) == failures_before and not stopped:
                 if count == 0:
                     self.failures.append(f'{source.label}: no frame came')
@@ -291,6 +302,12 @@ class Job:
             for path in earlier:
                 self.failures.append(f'{path}: stays as an earlier call wrote it; remove it to have the new one')
 
+    def _compile_for(self, source: Source, camera: Iterable) -> None:
+        """Compiles for frames of the size of the first one, so that the time it takes is no part of the film."""
+        for frame in itertools.islice(camera, 1):
+            self._check_size(source, frame)
+            np.asarray(self._label(np.stack(self._images_at_once * [frame])))
+
 
 def _frame_path(first: str, number: int) -> str:
     return os.path.join(os.path.dirname(first), f'{number:06d}_labels.png')
@@ -301,14 +318,6 @@ def _remove_frames(first: str, number: int) -> None:
     while os.path.exists(path := _frame_path(first, number)):
         os.remove(path)
         number += 1
-
-
-def _until_stopped(things, signals: StopSignals, most: int = 0) -> Iterator:
-    """At most `most` frames (0: all), and none after a signal."""
-    for thing in itertools.islice(things, most or None):
-        if signals.received(0):
-            return
-        yield thing
 
 
 def _finish_submission(sources: list[Source], folder: str, failures: list[str]) -> bool:

@@ -31,7 +31,8 @@ class Video:
     Attributes:
         rate: frames a second. Of a file the mean of the frames that are asked for, by their timestamps. Of a stream or
             camera what it claims; `measured_rate` is the true one.
-        frame_count: of those that the file holds; None for a stream or camera.
+        frame_count: of those that the file holds, or that a film at an address claims; None for a camera, and for a
+            stream that has no end.
     """
 
     def __init__(self, source: Source, max_pixels: int, most: int = 0):
@@ -44,7 +45,7 @@ class Video:
         Raises:
             InputError: it cannot be opened, or its frames are too large.
         """
-        self._source = source
+        self._source, self._most = source, most
         self._first_time = self._last_time = None  # milliseconds in the video; of a camera, as they came
         self._came = 0
         if not source.is_live:
@@ -52,8 +53,10 @@ class Video:
                 open(source.path, 'rb').close()
             except OSError as error:
                 raise InputError(f'{source.path}: cannot be read ({error.strerror}); check its permissions') from error
+        # From the root: FFmpeg takes what stands before a colon, as in '12:00.mp4', for a protocol.
+        path = source.path if source.is_live else os.path.abspath(source.path)
         try:
-            self._capture = cv2.VideoCapture(source.path)
+            self._capture = cv2.VideoCapture(path)
         except UnicodeError as error:
             raise InputError(f'{source.path!r}: OpenCV cannot open a file of this name; rename it') from error
         if not self._capture.isOpened():
@@ -69,9 +72,11 @@ class Video:
                 f'{source.label}: frames of {width}x{height} are more than {max_pixels / 1e6:g} million pixels; raise '
                 '--config.predict.max_pixels'
             )
-        self._times = [] if source.is_live else _packet_times(source.path, most)
-        self.frame_count = len(self._times) or None
+        self._times = [] if source.is_live else _packet_times(path, most)
         claimed = self._capture.get(cv2.CAP_PROP_FPS)
+        frames = int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)) if source.is_address else 0  # negative: unknown
+        self.frame_count = len(self._times) or max(frames, 0) or None
+        self._seconds = frames / claimed if claimed > 0 else 0.0  # that a film at an address claims to last
         rates = (_mean_rate(self._times), claimed, _USUAL_RATE)
         self.rate = next(rate for rate in rates if _RATES[0] <= rate <= _RATES[1])
 
@@ -82,7 +87,8 @@ class Video:
         self._capture.release()
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        """Yields the frames, [H, W, 3] uint8 RGB, to the end."""
+        """Yields the frames, [H, W, 3] uint8 RGB, to the end. The rate is measured from here on."""
+        self._came = 0
         while True:
             there, frame = self._capture.read()
             if not there:
@@ -107,12 +113,12 @@ class Video:
         return rate if _RATES[0] <= rate <= _RATES[1] else self.rate
 
     def fault(self, count: int) -> str:
-        """What is missing of a file from which all frames came, `count` of them; '' if nothing is.
+        """What is missing where no more frames came than `count`, although more were asked for; '' if nothing is.
 
-        A container often claims another number of frames than it holds, so only what it holds counts.
+        A container often claims another number of frames than it holds, so of a file only what it holds counts.
         """
         if self._source.is_live:
-            return ''
+            return self._live_fault(count)
         if is_cut_off(self._source.path):
             return f'the file is cut off; the {count} frames that it still holds are done'
         if len(self._times) < 2 or count >= len(self._times) or self._last_time is None:
@@ -126,6 +132,17 @@ class Video:
             return ''
         expected = len(self._times) if shown is None else round(shown * self.rate)
         return f'ends after {count} of {expected} frames; those are done'
+
+    def _live_fault(self, count: int) -> str:
+        if self.frame_count is None:  # a camera ends by itself only where it is lost
+            if not self._most and self._source.is_address:
+                return ''
+            of_all = f' of {self._most}' if self._most else ''
+            return f'no more frames came after {count}{of_all}, which are done; check its connection'
+        mean = 1 / self.measured_rate()
+        if count >= self.frame_count or self._last_time / 1000 + 1.5 * mean >= self._seconds:
+            return ''
+        return f'ends after {count} of {self.frame_count} frames; those are done'
 
 
 def _packet_times(path: str, most: int) -> list[float]:
@@ -164,7 +181,7 @@ class VideoFile:
         self.rate = rate
         self.whole = True
         self._path, self._writer, self._frames, self._size = path, None, 0, ()
-        self._temporary = temporary_path(path)
+        self._temporary = os.path.abspath(temporary_path(path))  # from the root, as in `Video`
 
     def __enter__(self) -> 'VideoFile':
         return self

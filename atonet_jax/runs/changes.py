@@ -13,11 +13,11 @@ from atonet_jax.runs.workdir import holds_run, load_class_table, load_config
 _STARTING_WEIGHTS = ('init_from', 'model.pretrained_backbone')
 # Settings of every network that trained weights do not depend on; `models.Family.changeable` has those of one.
 _SAME_NETWORK = ('model.dtype', 'model.pretrained_backbone', 'model.pretrained_strict')
-# The data of an evaluation, and settings of it that change no score.
-_EVALUATION_DATA = (
-    'data.eval_split', 'data.name', 'data.root', 'data.tfds_dir', 'data.folder.', 'data.label_values',
-    'data.unknown_as_void', 'data.label_orientation', 'data.sample_range',
+# How files become the images and labels of an evaluation; which data it looks at; settings of it that change no score.
+READING = (
+    'data.folder.', 'data.label_values', 'data.unknown_as_void', 'data.label_orientation', 'data.sample_range',
 )  # fmt: skip
+_EVALUATION_DATA = ('data.eval_split', 'data.name', 'data.root', 'data.tfds_dir', *READING)
 _SAME_SCORES = ('eval.batch_size', 'eval.pictures', 'eval.output', 'eval.checkpoint')
 
 

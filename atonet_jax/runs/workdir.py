@@ -41,7 +41,6 @@ CONFIG_FILE = 'config.json'
 CLASS_TABLE_FILE = 'class_table.json'
 _FRESH_FILE = 'fresh_modules.json'
 ENVIRONMENT_FILE = 'environment.json'
-SCORES_FILE = 'evaluation/scores.json'
 REPORT_FILE = 'report.html'
 LOCK_FILE = 'lock'
 
@@ -182,18 +181,6 @@ def read_starts(workdir: str) -> list[dict]:
             return stored['starts']
     except FileNotFoundError:
         return []
-
-
-@contextmanager
-def reading_scores(workdir: str) -> Iterator[dict]:
-    """Yields what `--mode=evaluate` wrote. An error in the body means that the file is damaged.
-
-    Raises:
-        FileNotFoundError: nobody evaluated.
-        InputError: the file is damaged.
-    """
-    with reading_json(os.path.join(workdir, SCORES_FILE), 'give --mode=evaluate again, or delete it') as scores:
-        yield scores
 
 
 def _lists_to_tuples(value):

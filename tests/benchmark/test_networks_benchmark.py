@@ -112,6 +112,15 @@ def test_a_second_start_measures_what_is_missing_or_failed(made_up, options):
     assert row['parameters'] == 364_647 and 'macs' not in row['systems']['segmenter']
 
 
+def test_another_system_is_measured_beside_those_that_a_line_has_already(made_up, options):
+    """The last line of a network counts as a whole."""
+    run(options('--sizes', '64x128', '--systems', 'segmenter', 'onnx'))
+    run(options('--sizes', '64x128', '--systems', 'plain'))
+    row = read_rows(options().results)['enet_paper', (64, 128), 'float32', 'made up']
+    assert list(row['systems']) == ['segmenter', 'plain', 'onnx'] and row['parameters'] == 364_647
+    assert row['systems']['plain']['times_of_segmenter'] == pytest.approx(2)
+
+
 def test_figures_of_other_options_do_not_meet_in_one_file(made_up, options):
     run(options('--sizes', '64x128', '--options', '{"width": 16}'))
     with pytest.raises(InputError, match='holds figures of other --options; give another file'):

@@ -98,6 +98,26 @@ def test_other_classes_data_and_ways_to_evaluate_are_said(runs, tiny_config, tmp
     assert 'config.eval.scales' not in printed, 'JSON has lists where the config has tuples'
 
 
+def test_other_labels_and_another_number_of_images_are_said(runs, tmp_path, capsys):
+    """Two runs on one folder, as with labels of another kind, or a list of the hard images."""
+    shutil.copytree(os.path.join(runs[0], 'evaluation'), os.path.join(runs[1], 'evaluation'))
+    change(runs[1], 'evaluation/scores.json', lambda scores: scores.update(images=2))
+    change(runs[1], 'config.json', lambda config: config['data'].update(unknown_as_void=0.5))
+    change(runs[1], 'config.json', lambda config: config['data']['folder'].update(labels='coarse/{split}'))
+    text = text_of(compare(runs, str(tmp_path)))
+    printed = capsys.readouterr().out
+    for note in (
+        'the scores are of different numbers of images (first: 5; second: 2)',
+        'the scores are with different config.data.folder.labels (first: labels/{split}; second: coarse/{split})',
+        'the scores are with different config.data.unknown_as_void (first: 0.0; second: 0.5)',
+    ):
+        assert note in text and note in printed
+    assert printed.count('note: ') == 3
+    shutil.rmtree(os.path.join(runs[1], 'evaluation'))  # metrics.jsonl does not say how many images there were
+    compare(runs, str(tmp_path))
+    assert 'numbers of images' not in capsys.readouterr().out
+
+
 def test_a_run_that_was_not_evaluated_yet_has_no_scores_but_curves(runs, tmp_path, capsys):
     path = os.path.join(runs[1], 'metrics.jsonl')
     with open(path) as file:

@@ -1,18 +1,22 @@
 """Each export gives the labels of the run that it was made of, in its own runtime, and no file is lost to one."""
 
 import errno
+import importlib
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import types
 
 import flax
 import jax
+import jax.numpy as jnp
 import numpy as np
 import onnxruntime
 import pytest
@@ -24,13 +28,18 @@ from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.export import export
+from atonet_jax.export.comparison import compare
+from atonet_jax.inference import segmenter
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import abstract_variables, create_model
 from atonet_jax.models.contract import IMAGENET
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 from tests.conftest import EXPORT_SIZE as SIZE
+from tests.disks import full_disk
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
@@ -195,6 +204,7 @@ def test_lies_in_the_workdir_with_a_card_that_says_how_to_use_it(exported, run, 
     assert not is_program or card['program']['size'] == list(SIZE)
     assert card['step'] in (3, 6)  # both were evaluated; which is better, depends on rounding
     assert 0 <= card['scores']['miou'] <= 1
+    assert (card['scores']['dataset'], card['scores']['split']) == ('synthetic', 'val')
     assert card['source'] == run
     assert card['model']['width'] == 16
     assert card['network']['title'] == 'ATONet' and card['network']['license_of_source'] == 'none'
@@ -242,6 +252,49 @@ def test_wrong_labels_are_refused_and_an_older_export_stays(config, finished, tm
     assert older.read_text() == 'older' and pathlib.Path(f'{path}.json').read_text() == OLDER_CARD
 
 
+@pytest.mark.parametrize('format', sorted(set(CHOICES['export.format']) - {'torch', 'weights'}))
+def test_other_runtimes_are_compared_with_true_float32(config, exported, finished, monkeypatch, format):
+    """GPUs and TPUs round the inputs of products unless they are told not to. A program of JAX rounds as they do."""
+    jitted, texts = segmenter._jitted, []
+
+    def spied(*args):
+        def lower(*shapes):
+            lowered = jitted(*args).lower(*shapes)
+            texts.append(lowered.as_text())
+            return lowered
+
+        return types.SimpleNamespace(lower=lower)
+
+    form = importlib.import_module(f'atonet_jax.export.{format}_format')
+    trained = trained_network(config, finished, create_mesh())
+    Segmenter.of(trained)(np.zeros((1, *SIZE, 3), np.uint8))  # traced before, as a program does that segments too
+    monkeypatch.setattr(segmenter, '_jitted', spied)
+    form.check(exported(format), trained, config)
+    products = [line for line in texts[0].splitlines() if re.search(r'stablehlo\.(convolution|dot_general)', line)]
+    in_float32 = ['HIGHEST' in line for line in products]
+    assert len(products) > 10
+    assert not any(in_float32) if format == 'jax_export' else all(in_float32)
+
+
+@pytest.mark.parametrize(('dtype', 'allowed'), [('float32', 0.001), ('bfloat16', 0.01)])
+def test_in_bfloat16_a_pixel_in_a_hundred_may_differ(config, monkeypatch, dtype, allowed):
+    """Two programs of one network round in other places: of ATONet, 0.2 to 0.4 % of the labels differ."""
+    monkeypatch.setattr('atonet_jax.export.comparison.Segmenter', types.SimpleNamespace(of=lambda _: zeros))
+
+    def zeros(images):
+        return np.zeros(images.shape[:3], np.uint8)
+
+    def run(share):
+        labels = zeros(np.zeros((2, *SIZE, 3)))
+        labels.ravel()[: int(share * labels.size)] = 1
+        return compare(lambda _: labels, trained, config.export)
+
+    trained = TrainedNetwork(create_model('atonet', 19, dtype=jnp.dtype(dtype)), {}, CITYSCAPES, step=None)
+    assert 'it differs from the network in' in run(0.9 * allowed)
+    with pytest.raises(ExportError, match='differs from the network in'):
+        run(1.1 * allowed)
+
+
 @pytest.mark.parametrize('format', ['torch', 'weights'])
 def test_an_export_whose_card_cannot_be_written_replaces_nothing(config, finished, tmp_path, monkeypatch, format):
     def full(path, values):
@@ -255,6 +308,17 @@ def test_an_export_whose_card_cannot_be_written_replaces_nothing(config, finishe
         export(config, finished, force=True)
     assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json']
     assert older.read_text() == 'older' and pathlib.Path(f'{path}.json').read_text() == OLDER_CARD
+
+
+@pytest.mark.parametrize('format', sorted(set(CHOICES['export.format']) - {'weights'}))
+def test_a_full_disk_is_one_line_and_replaces_nothing(config, finished, tmp_path, capsys, format):
+    path = tmp_path / 'atonet.pth'
+    older = write_older(path, is_folder=format == 'saved_model')
+    config.export.update(format=format, output=str(path))
+    too_large = pytest.raises(InputError, match=r'atonet.pth: cannot be written \(File too large\); ')
+    with too_large, full_disk(100_000):
+        export(config, finished, force=True)
+    assert sorted(os.listdir(tmp_path)) == ['atonet.pth', 'atonet.pth.json'] and older.read_text() == 'older'
 
 
 def write_older(path, is_folder):
@@ -448,8 +512,7 @@ def test_a_link_to_the_workdir_is_never_replaced(config, finished, tmp_path):
 
 def test_scores_of_other_weights_are_not_given_to_a_file(config, exported, tmp_path):
     (tmp_path / 'evaluation').mkdir()
-    scores = {'step': None, 'split': 'val', 'images': 1, 'options': {}, 'miou': 1, 'pixel_accuracy': 1, 'classes': {}}
-    (tmp_path / 'evaluation' / 'scores.json').write_text(json.dumps(scores))
+    (tmp_path / 'evaluation' / 'scores.json').write_text('{"step": null, "miou": 1}')
     config.init_from = exported('torch')
     config.export.update(format='torch', output=str(tmp_path / 'atonet.pth'))
     card = card_of(export(config, str(tmp_path), force=False))

@@ -150,7 +150,7 @@ def test_images_are_timed_and_scored_in_the_batches_of_the_export(config, finish
     assert figures['device'] == f'{cpu_name()}, {os.cpu_count()} cores'
 
 
-def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeypatch, caplog):
+def test_what_loses_too_much_is_written_by_force_alone_where_nothing_is_there(config, finished, monkeypatch, caplog):
     confusions = {'float': np.diag([5, 5]), 'int8': np.array([[5, 0], [1, 4]])}
     monkeypatch.setattr(int8, '_miou', lambda what, *_: Scores.from_confusion(confusions[what]).miou)
     monkeypatch.setattr(onnx_format, 'check', lambda *_: '')
@@ -166,6 +166,13 @@ def test_what_loses_too_much_is_written_by_force_alone(config, finished, monkeyp
     assert warning.getMessage() == (
         'int8 loses 18.33 points of mIoU, more than config.export.int8_tolerance=0.5; --force writes it all the same'
     )
+
+    before = os.stat(config.export.output)
+    with pytest.raises(ExportError, match='nothing was written: .*--config.export.int8_tolerance=19 allows it$'):
+        export(config, finished, force=True)
+    assert os.stat(config.export.output) == before
+    config.export.int8_tolerance = 19
+    assert os.stat(export(config, finished, force=True)).st_ino != before.st_ino
 
 
 def test_int8_is_not_tried_again_in_convolutions_alone_where_it_is_so_already(config, finished, monkeypatch, caplog):

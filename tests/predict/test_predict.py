@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import types
 import zipfile
 
 import numpy as np
@@ -191,13 +192,13 @@ def film(tmp_path):
     return path
 
 
-def frames_of(path):
+def frames_of(path, rate=10.0):
     import cv2
 
     capture, frames = cv2.VideoCapture(str(path)), []
     while (frame := capture.read())[0]:
         frames.append(frame[1])
-    assert capture.get(cv2.CAP_PROP_FPS) == 10
+    assert rate is None or capture.get(cv2.CAP_PROP_FPS) == pytest.approx(rate, rel=0.01)
     return frames
 
 
@@ -273,6 +274,108 @@ def test_what_comes_from_an_address_replaces_what_came_before(config, finished, 
     assert predict(config, finished) is False
     assert len(frames_of(tmp_path / 'out' / 'film_color.mp4')) == 3
     assert files_below(tmp_path / 'out' / 'film') == [f'{i:06d}_labels.png' for i in range(3)]
+
+
+class Camera:
+    """Of so many frames of one colour each; `coming` is called with the number of each before it comes."""
+
+    def __init__(self, frames, coming=lambda number: None):
+        self._frames, self._coming, self._came = frames, coming, 0
+
+    def isOpened(self):
+        return True
+
+    def get(self, key):
+        return 0.0
+
+    def read(self):
+        self._came += 1
+        self._coming(self._came)
+        return self._came <= self._frames, np.full((*SIZE, 3), self._came, np.uint8)
+
+    def release(self):
+        pass
+
+
+@pytest.fixture
+def camera(config, monkeypatch):
+    """(of `Camera`): connects the camera that `config` predicts; labels take no time."""
+    import cv2
+
+    of_file = cv2.VideoCapture
+
+    def connect(*args):
+        monkeypatch.setattr(cv2, 'VideoCapture', lambda path: Camera(*args) if path == 0 else of_file(path))
+
+    config.predict.update(input='camera:0', pictures=('color',), batch_size=1)
+    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: lambda images: np.zeros(images.shape[:3], np.uint8))
+    return connect
+
+
+@pytest.mark.parametrize(('max_frames', 'undone'), [(0, False), (250, True)])
+def test_ctrl_c_is_how_a_camera_ends_and_no_failure(config, finished, camera, tmp_path, capsys, max_frames, undone):
+    def coming(number):
+        if number == 5:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    config.predict.max_frames = max_frames
+    camera(100, coming)
+    assert predict(config, finished) is not undone
+    assert ('not done: stopped before all was done' in capsys.readouterr().out) is undone
+    assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=None)) == 3
+
+
+@pytest.mark.parametrize(('max_frames', 'of_all'), [(0, ''), (250, ' of 250')])
+def test_a_camera_that_is_lost_is_named_and_its_film_stays(
+    config, finished, camera, tmp_path, capsys, max_frames, of_all
+):
+    config.predict.max_frames = max_frames
+    camera(4)
+    assert predict(config, finished) is False
+    lost = f'not done: camera 0: no more frames came after 3{of_all}, which are done'
+    assert lost in capsys.readouterr().out
+    assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=None)) == 3
+
+
+def test_the_film_of_a_camera_plays_as_it_came_however_long_compiling_takes(
+    config, finished, camera, tmp_path, monkeypatch
+):
+    """20 frames a second; the first batch is compiled for eight seconds."""
+    clock, shapes = [0.0], []
+
+    def coming(number):
+        clock[0] += 0.05
+
+    def label(images):
+        clock[0] += 8.0 * (not shapes)
+        shapes.append(images.shape)
+        return np.zeros(images.shape[:3], np.uint8)
+
+    config.predict.update(max_frames=10, batch_size=2)
+    camera(100, coming)
+    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: label)
+    monkeypatch.setattr('atonet_jax.predict.video.time', types.SimpleNamespace(monotonic=lambda: clock[0]))
+    assert predict(config, finished) is True
+    assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=20)) == 10
+    assert set(shapes) == {(2, *SIZE, 3)}
+
+
+def test_a_camera_that_gave_all_that_was_asked_for_is_done(config, finished, camera):
+    config.predict.max_frames = 3
+    camera(4)  # the first one is compiled for
+    assert predict(config, finished) is True
+
+
+def test_a_signal_after_the_last_picture_leaves_nothing_undone(config, finished, tmp_path, monkeypatch, capsys):
+    def label(images):
+        os.kill(os.getpid(), signal.SIGINT)
+        return np.zeros(images.shape[:3], np.uint8)
+
+    config.predict.update(batch_size=4, pictures=('labels',))
+    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: label)
+    save(tmp_path / 'photos' / 'a.png', picture(0))
+    assert predict(config, finished) is True
+    assert 'not done' not in capsys.readouterr().out
 
 
 def test_a_video_whose_frames_change_size_stops_there_and_nothing_else(

@@ -4,6 +4,7 @@ import itertools
 import os
 import struct
 import time
+import types
 
 import cv2
 import numpy as np
@@ -60,6 +61,16 @@ def test_a_film_that_is_cut_off_says_so(tmp_path, ending, tail):
     _, count, fault = read(path)
     assert 0 < count < 20
     assert fault == f'the file is cut off; the {count} frames that it still holds are done'
+
+
+def test_a_colon_in_a_name_is_that_of_a_time_and_not_of_a_protocol(tmp_path, monkeypatch):
+    """In names without a folder, and in the folder that outputs go to."""
+    os.rename(film(tmp_path, 'mp4'), tmp_path / '2024-01-01T12:00:00.mp4')
+    monkeypatch.chdir(tmp_path)
+    assert read('2024-01-01T12:00:00.mp4')[1:] == (10, '')
+    with VideoFile('run-12:00/film.mp4', 10.0) as file:
+        file.write(np.zeros((64, 96, 3), np.uint8))
+    assert os.listdir('run-12:00') == ['film.mp4']
 
 
 def test_boxes_that_end_beyond_the_file_are_cut_off(tmp_path):
@@ -219,8 +230,29 @@ def test_a_film_at_an_address_is_followed_like_a_camera(tmp_path, served):
     assert source.name == 'film' and source.is_video and source.is_live
     with Video(source, 10_000) as video:
         assert sum(1 for _ in video) == 10
-        assert (video.frame_count, video.rate, video.fault(3)) == (None, 10, '')
+        assert (video.frame_count, video.rate, video.fault(3)) == (10, 10, '')
         assert video.measured_rate() == pytest.approx(10)
+
+
+def test_a_film_at_an_address_that_breaks_off_says_so(tmp_path, served):
+    path = film(tmp_path, 'webm', frames=20)
+    change(path, lambda content: content[: len(content) // 2])
+    with Video(Source(f'{served}/film.webm', 'film'), 10_000) as video:
+        count = sum(1 for _ in video)
+        assert 0 < count < video.frame_count == 20
+        assert video.fault(count) == f'ends after {count} of 20 frames; those are done'
+
+
+@pytest.mark.parametrize(
+    ('most', 'fault'), [(0, ''), (250, 'no more frames came after 3 of 250, which are done; check its connection')]
+)
+def test_a_stream_that_breaks_off_says_so_where_more_was_asked_for(monkeypatch, most, fault):
+    """It may end by itself otherwise: it does not say how long it is."""
+    claims = {cv2.CAP_PROP_FPS: 25.0, cv2.CAP_PROP_FRAME_COUNT: -192153584101141.0}  # OpenCV's number for unknown
+    stream = types.SimpleNamespace(isOpened=lambda: True, get=lambda key: claims.get(key, 0.0), release=lambda: None)
+    monkeypatch.setattr(cv2, 'VideoCapture', lambda _: stream)
+    with Video(Source('rtsp://camera.local/live', 'live'), 10_000, most) as video:
+        assert video.frame_count is None and video.fault(3) == fault
 
 
 def test_no_answer_is_said_without_the_password():

@@ -11,9 +11,11 @@ from atonet_jax.errors import InputError
 from atonet_jax.evaluation.report.charts import chart, color_of, curve
 from atonet_jax.evaluation.report.page import NONE, percent, rate, write_page
 from atonet_jax.models.counts import count_parameters
-from atonet_jax.runs.metrics import METRICS_FILE, read_metrics
+from atonet_jax.runs.changes import READING
+from atonet_jax.runs.metrics import read_metrics
 from atonet_jax.runs.network import create_network
-from atonet_jax.runs.workdir import SCORES_FILE, load_class_table, load_config, read_starts, reading_scores
+from atonet_jax.runs.scores import read_scores
+from atonet_jax.runs.workdir import load_class_table, load_config, read_starts
 
 REPORT_FILE = 'compare.html'
 _SCORES = {
@@ -22,7 +24,6 @@ _SCORES = {
     'mean_accuracy': 'mean class accuracy, %',
     'frequency_weighted_iou': 'frequency-weighted IoU, %',
 }
-_DATA = ('dataset', 'split', 'root')
 _WAYS = ('center_crop', 'height', 'window', 'window_stride', 'scales', 'flip')  # settings of `eval` that change scores
 
 
@@ -35,10 +36,9 @@ class Run(NamedTuple):
         table: its classes.
         settings: {whole key: value}.
         metrics: lines of metrics.jsonl.
-        scores: those of `_SCORES` by name, 'step', and what was scored as in `_DATA`; None if there are none.
+        scores: what `read_scores` gives; empty if the run was not evaluated yet.
         ious: {name: IoU} of the classes that occur.
         ways: how it was evaluated: settings of `eval`.
-        source: the file with the scores; None if the run was not evaluated yet.
         images_per_second: median of training; None without a record.
         parameters: of inference.
         start: the last start of training, as `workdir.record_start` wrote it; empty without a record.
@@ -52,7 +52,6 @@ class Run(NamedTuple):
     scores: dict[str, Any]
     ious: dict[str, float]
     ways: dict[str, Any]
-    source: str | None
     images_per_second: float | None
     parameters: int
     start: dict
@@ -105,23 +104,9 @@ def _names(workdirs: Sequence[str]) -> list[str]:
 
 def _read_run(name: str, workdir: str) -> Run:
     config, table, metrics = load_config(workdir), load_class_table(workdir), read_metrics(workdir)
-    scores, ious, options, source = dict.fromkeys((*_SCORES, 'step', *_DATA)), {}, config.eval, None
-    evaluated = [line for line in metrics if 'eval/miou' in line]
-    if os.path.exists(os.path.join(workdir, SCORES_FILE)):
-        with reading_scores(workdir) as written:
-            scores = {key: written[key] for key in scores}
-            ious = {name: values['iou'] for name, values in written['classes'].items() if values['iou'] is not None}
-            options = {key: written['options'][key] for key in _WAYS}
-        source = SCORES_FILE
-    elif evaluated:
-        line = evaluated[-1]
-        scores = {key: line.get(f'eval/{key}') for key in _SCORES}
-        data = config.data
-        scores |= {'step': line['step'], 'dataset': data.name, 'split': data.eval_split}
-        scores |= {'root': data.tfds_dir or data.root}
-        prefix = 'eval/iou/'
-        ious = {key.removeprefix(prefix): value for key, value in line.items() if key.startswith(prefix)}
-        source = f'{METRICS_FILE}, its last evaluation'
+    scores = read_scores(workdir) or {}
+    ious = {name: values['iou'] for name, values in scores.get('classes', {}).items() if values['iou'] is not None}
+    options = scores.get('options', config.eval)
     speeds = curve(metrics, 'train/images_per_second', '').values
     speeds = [speed for speed in speeds if speed > 0]  # 0 while the first steps compile
     return Run(
@@ -133,7 +118,6 @@ def _read_run(name: str, workdir: str) -> Run:
         scores=scores,
         ious=ious,
         ways={key: str(options[key]).strip('[(,)]') for key in _WAYS},  # tuples or JSON's lists
-        source=source,
         images_per_second=statistics.median(speeds) if speeds else None,
         parameters=count_parameters(create_network(config, table.num_outputs))['parameters'],
         start=(read_starts(workdir) or [{}])[-1],
@@ -150,17 +134,21 @@ def _notes(runs: list[Run]) -> list[str]:
                 f'{run.name} has other classes than {first.name} ({len(others - names)} more, {len(names - others)} '
                 'fewer): their mean scores are over different classes; compare classes of the same name'
             )
-    scored = [run for run in runs if run.source is not None]
+    scored = [run for run in runs if run.scores]
+    reading = [key for key in first.settings if key.startswith(READING)]
     compared = {
         'on different data': ['{dataset} {split} in {root}'.format(**run.scores) for run in scored],
-        'from different files': [run.source for run in scored],
+        'of different numbers of images': [run.scores['images'] for run in scored],
+        **{f'with different config.{key}': [run.settings[key] for run in scored] for key in reading},
+        'from different files': [run.scores['source'] for run in scored],
         **{f'with different config.eval.{key}': [run.ways[key] or '()' for run in scored] for key in _WAYS},
     }
     for what, values in compared.items():
-        if len(set(values)) > 1:
-            listed = '; '.join(f'{run.name}: {value}' for run, value in zip(scored, values))
+        known = {run.name: value for run, value in zip(scored, values) if value is not None}
+        if len(set(known.values())) > 1:
+            listed = '; '.join(f'{name}: {value}' for name, value in known.items())
             notes.append(f'the scores are {what} ({listed})')
-    notes += [f'{run.name} was not evaluated yet' for run in runs if run.source is None]
+    notes += [f'{run.name} was not evaluated yet' for run in runs if not run.scores]
     return notes
 
 
@@ -183,9 +171,9 @@ def _table(runs: list[Run]) -> str:
     width = max(len('run'), *(len(run.name) for run in runs))
     lines = [f'{"run":{width}}  {"step":>8}  {"mIoU %":>7}  {"accuracy %":>10}  {"images/s":>8}  {"parameters":>10}']
     for run in runs:
-        step = run.scores['step']
+        step = run.scores.get('step')
         speed = rate(run.images_per_second)
-        miou, accuracy = (percent(run.scores[key]) for key in ('miou', 'pixel_accuracy'))
+        miou, accuracy = (percent(run.scores.get(key)) for key in ('miou', 'pixel_accuracy'))
         lines.append(
             f'{run.name:{width}}  {NONE if step is None else step:>8}  {miou:>7}  {accuracy:>10}  {speed:>8}  '
             f'{run.parameters:>10,}'

@@ -253,22 +253,6 @@ def _elu(step: Step, made_by) -> Step | None:
     return Step('elu', {'alpha': alpha}, (x,), step.outputs, step.place)
 
 
-def _prelu_of_parts(step: Step, made_by) -> Step | None:
-    """max(x, 0) + slope * min(x, 0)."""
-    for positive, negative in (step.inputs, step.inputs[::-1]):
-        upper, product = made_by(positive, 'max'), made_by(negative, 'mul')
-        if upper is None or product is None:
-            continue
-        x, zero = _split(upper)
-        part, slope = _split(product)
-        lower = made_by(part, 'min', step=product) if part is not None else None
-        if x is None or lower is None or not zero.is_all(0) or x.shape != step.outputs[0].shape:
-            continue
-        if _split(lower)[0] is x and _split(lower)[1].is_all(0):
-            return Step('prelu', {}, (x, slope), step.outputs, step.place)
-    return None
-
-
 def _labels(step: Step, made_by) -> Step | None:
     """argmax over the classes of enlarged logits."""
     resize = made_by(step.inputs[0], 'resize_bilinear')
@@ -285,7 +269,7 @@ def _cast_labels(step: Step, made_by) -> Step | None:
 
 
 _RULES: dict[str, Sequence] = {
-    'add': (_affine_after_convolution, _prelu_of_parts),
+    'add': (_affine_after_convolution,),
     'sub': (_affine_after_convolution,),
     'mul': (_affine_after_convolution, _mean),
     'div': (_affine_after_convolution, _mean),
