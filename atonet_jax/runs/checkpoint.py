@@ -149,8 +149,18 @@ class Checkpoints:
         return os.path.join(self._folder, str(step), _SCORE, _SCORE)
 
     def save_variables(self, step: int, variables: dict[str, Any]) -> None:
-        """Starts to save only a network's variables: enough to evaluate, not to continue training."""
-        self._manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+        """Saves only a network's variables: enough to evaluate, not to continue training.
+
+        Raises:
+            OSError: the disk does not take them.
+        """
+        try:
+            self._manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(variables)))
+            self._manager.wait_until_finished()
+        except Exception as error:  # TensorStore raises ValueError for a full disk
+            if (code := _os_error_code(error)) is None:
+                raise
+            raise OSError(code, _reason(error)) from error
 
     def restore_latest(self, state: TrainState) -> tuple[TrainState, dict[str, float]]:
         """`restore` of the latest readable step. Unreadable ones are moved to `workdir/unusable` and logged.
@@ -380,9 +390,13 @@ def _patiently(read: Callable[[int], Any], step: int) -> Any:
 
 def _may_pass(error: Exception) -> bool:
     """Whether the system could not read, so that nothing is known of the file's content."""
-    told = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore passes it on
-    code = int(told[1]) if told else error.errno if isinstance(error, OSError) else None
+    code = _os_error_code(error)
     return isinstance(error, MemoryError) or (code is not None and code not in _OF_DAMAGE)
+
+
+def _os_error_code(error: Exception) -> int | None:
+    told = re.search(r"os_error_code='(\d+)'", str(error))  # how TensorStore passes it on
+    return int(told[1]) if told else error.errno if isinstance(error, OSError) else None
 
 
 def _reason(error: Exception) -> str:
