@@ -70,11 +70,10 @@ def test_counts_are_those_of_the_authors_code(num_classes, size, parameters, wit
 
 
 def test_the_loss_is_the_authors():
-    at_eighth = {'at': 'output', 'downsampling': 'corners'}
     expected = {
         'decoder': (Term('logits'),),
-        'encoder': (Term('logits', **at_eighth),),
-        'both': (Term('logits'), Term('encoder_logits', **at_eighth)),
+        'encoder': (Term('logits', at='output'),),
+        'both': (Term('logits'), Term('encoder_logits', at='output')),
     }
     for head, terms in expected.items():
         contract = network(create_model('erfnet', 19, head=head))
