@@ -68,9 +68,10 @@ def load_network(
             raise InputError(f'{path}: {what}; give the data that it is for{hint}') from error
         raise InputError(f'{path}: does not fit the network: {error}{hint}') from error
     _log.info('network from %s', path)
-    needed = needed_options(model)
+    outputs = num_outputs(state_dict, model) or model.num_classes
+    needed = needed_options(model.clone(num_classes=outputs))  # those of the file, whatever the classes here are
     if needed:
-        _log.warning('%s: published weights for %d classes need %s', path, model.num_classes, ' '.join(needed))
+        _log.warning('%s: published weights for %d classes need %s', path, outputs, ' '.join(needed))
     other = named_otherwise(path, model)
     if other:
         _log.warning("%s: is named after %s, but its arrays are not that network's; the arrays count", path, other)

@@ -94,6 +94,18 @@ def test_options_that_published_weights_need_are_said(tmp_path, caplog):
         assert len(caplog.messages) == 1
 
 
+def test_fine_tuning_on_other_classes_needs_the_options_of_the_file(tmp_path, caplog):
+    path = str(tmp_path / 'fcn8s_from_caffe.pth')
+    write_state_dict(path, arrays_of('fcn8s_original', 21, width=4, fc_features=16))
+    model = create_model('fcn8s_original', 11, width=4, fc_features=16)
+    fresh = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
+    with caplog.at_level('WARNING', 'atonet_jax'):
+        load_network(path, model, fresh, strict=False)
+        assert caplog.messages == [f'{path}: published weights for 21 classes need --config.model.caffe_images=true']
+        load_network(path, model.clone(caffe_images=True), fresh, strict=False)
+        assert len(caplog.messages) == 1
+
+
 def test_a_file_that_is_named_after_another_network_is_said(tmp_path, caplog):
     path, model = str(tmp_path / 'ERFNet_best.pth'), create_model('espnet', 20)
     write_state_dict(path, arrays_of('espnet', 20))
