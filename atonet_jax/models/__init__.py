@@ -138,15 +138,14 @@ def apply(
     Raises:
         InputError: the images are smaller than the network takes.
     """
-    size = images.shape[1:3]
+    size, contract = images.shape[1:3], network(model)
     check_size(model, size)
-    padded = pad_to_multiple(images, network(model).multiple_of)
+    padded = pad_to_multiple(images, contract.multiple_of)
     result = model.apply(variables, padded, train=train, **options)
     if padded.shape == images.shape:
         return result
-    if isinstance(result, tuple):
-        return cut_back(result[0], padded.shape[1:3], size), result[1]
-    return cut_back(result, padded.shape[1:3], size)
+    cut = partial(cut_back, padded=padded.shape[1:3], size=size, upsampling=contract.upsampling)
+    return (cut(result[0]), *result[1:]) if isinstance(result, tuple) else cut(result)
 
 
 def check_size(model: nn.Module, size: Sequence[int]) -> None:
