@@ -314,19 +314,17 @@ class PReLU(nn.Module):
 
 
 class SqueezeAttention(nn.Module):
-    """Channel attention from the global mean: x * sigmoid(ConvNorm 1x1 of the mean).
+    """Channel attention from the global mean: x * sigmoid(ConvNorm 1x1 of the mean). Attributes as in `ConvNorm`."""
 
-    Attributes:
-        dtype: computes in it.
-    """
-
+    kernel_init: nn.initializers.Initializer = torch_default_init
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         pooled = jnp.mean(x, (1, 2), keepdims=True)
-        gate = ConvNorm(x.shape[-1], 1, activation=nn.sigmoid, dtype=self.dtype, name='conv')
+        gate = ConvNorm(x.shape[-1], 1, activation=nn.sigmoid, kernel_init=self.kernel_init, dtype=self.dtype,
+                        name='conv')  # fmt: skip
         return x * gate(pooled, train)
 
 
