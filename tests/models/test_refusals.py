@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from atonet_jax import models, ops, published_weights
+from atonet_jax import ops, published_weights
 from atonet_jax.config import default_config
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import abstract_variables, apply, create_model
+from atonet_jax.models import abstract_variables, apply, create_model, registry
 from atonet_jax.models.blocks import Classifier, Conv
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames
 from atonet_jax.models.terms import Term
@@ -52,7 +52,7 @@ def describe(model: Plain) -> Network:
 def plain_networks(monkeypatch):
     """Registers two variants of `Plain`, whose files have other names."""
     variants = {'plain_a': {}, 'plain_b': {'named_as': 'second'}}
-    monkeypatch.setattr(models, 'FAMILIES', [*models.FAMILIES, Family(Plain, describe, variants)])
+    monkeypatch.setattr(registry, 'FAMILIES', [*registry.FAMILIES, Family(Plain, describe, variants)])
     monkeypatch.setattr(published_weights, 'MODEL_NAMES', (*published_weights.MODEL_NAMES, *variants))
 
 
