@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from atonet_jax import ops, published_weights
+from atonet_jax import identification, ops
 from atonet_jax.config import default_config
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
@@ -53,7 +53,7 @@ def plain_networks(monkeypatch):
     """Registers two variants of `Plain`, whose files have other names."""
     variants = {'plain_a': {}, 'plain_b': {'named_as': 'second'}}
     monkeypatch.setattr(registry, 'FAMILIES', [*registry.FAMILIES, Family(Plain, describe, variants)])
-    monkeypatch.setattr(published_weights, 'MODEL_NAMES', (*published_weights.MODEL_NAMES, *variants))
+    monkeypatch.setattr(identification, 'MODEL_NAMES', (*identification.MODEL_NAMES, *variants))
 
 
 def blank(model):

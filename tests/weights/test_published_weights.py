@@ -17,10 +17,11 @@ from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.report import write_report
+from atonet_jax.identification import identify, named_otherwise
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.predict.outputs import write_label_png
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.published_weights import identify, load_backbone, load_network, named_otherwise
+from atonet_jax.published_weights import load_backbone, load_network
 from atonet_jax.runs.network import config_of_file, trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
