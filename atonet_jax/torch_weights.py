@@ -1,6 +1,6 @@
 """PyTorch names and layouts of weights <-> ours: the engine. The names live with each network (models/contract.py).
 
-Files are read by torch_files.py; published_weights.py finds out which network they hold.
+Files are read by torch_files.py; identification.py finds out which network they hold.
 """
 
 import functools

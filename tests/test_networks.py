@@ -7,10 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from atonet_jax import models
 from atonet_jax.config import default_config
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.inference import Segmenter
+from atonet_jax.models import registry
 from atonet_jax.predict import predict
 from atonet_jax.training.train import train
 
@@ -22,7 +22,7 @@ def config(repository, tiny_config, monkeypatch):
     example = next(block for block in re.findall(r'```python\n(.*?)```', page, re.DOTALL) if 'class MyNet' in block)
     module = types.ModuleType('mynet')
     exec(example, vars(module))
-    monkeypatch.setattr(models, 'FAMILIES', [*models.FAMILIES, module.FAMILY])
+    monkeypatch.setattr(registry, 'FAMILIES', [*registry.FAMILIES, module.FAMILY])
     config = default_config('mynet')
     tiny = tiny_config.copy_and_resolve_references()
     for section in ('data', 'optimizer', 'schedule', 'train', 'eval'):

@@ -33,7 +33,8 @@ FORMS = ('torchseg', 'coincheung')
 COINCHEUNG = Normalization((0.3257, 0.3690, 0.3223), (0.2112, 0.2148, 0.2115))
 AUX_HEADS = ('aux_r16', 'aux_r32')
 
-_ConvNorm = partial(ConvNorm, kernel_init=kaiming_fan_in_init)
+# Of all but the backbone, in each form. The port's classifiers begin without bias.
+_INITS = {'torchseg': kaiming_fan_in_init, 'coincheung': nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')}
 
 
 class BiSeNet(nn.Module):
@@ -62,29 +63,33 @@ class BiSeNet(nn.Module):
         same shape, and 'aux_r32', [B, ceil(H / 16), ceil(W / 16), num_classes]: logits of the context path after each
         step back. With `train`, 'batch_stats' must be mutable.
         """
-        width, dtype, is_port = self.width, self.dtype, self.form == 'coincheung'
-        block = partial(_ConvNorm, 2 * width, dtype=dtype)
-        attention = partial(AttentionRefinement, 2 * width, dtype)
+        width, is_port = self.width, self.form == 'coincheung'
+        options = {'kernel_init': _INITS[self.form], 'dtype': self.dtype}
+        block = partial(ConvNorm, 2 * width, **options)
+        attention = partial(AttentionRefinement, 2 * width, **options)
+        head = partial(
+            Head, num_classes=self.num_classes, bias_init=nn.initializers.zeros if is_port else None, **options
+        )
         enlarge = ops.resize_nearest if is_port else ops.resize_align_corners
 
-        details = SpatialPath(width, dtype, name='spatial')(images, train)
+        details = SpatialPath(width, **options, name='spatial')(images, train)
         if self.backbone == 'resnet18':
-            _, c8, c16, c32 = resnet.resnet18(images, train, width, dtype)
+            _, c8, c16, c32 = resnet.resnet18(images, train, width, self.dtype)
         else:
-            c8, c16, c32 = xception.xception39(images, train, width // 8, dtype)
+            c8, c16, c32 = xception.xception39(images, train, width // 8, self.dtype)
 
         x = block(1, name='global_context')(jnp.mean(c32, (1, 2), keepdims=True), train)
         x += attention(name='arm32')(c32, train)
         r32 = block(3, name='refine32')(enlarge(x, c16.shape[1:3]), train)
         x = r32 + attention(name='arm16')(c16, train)
         r16 = block(3, name='refine16')(enlarge(x, c8.shape[1:3]), train)
-        x = FeatureFusion(4 * width, is_port, dtype, name='fusion')(details, r16, train)
+        x = FeatureFusion(4 * width, is_port, **options, name='fusion')(details, r16, train)
 
         main_width, aux_width = (4 * width, width) if is_port else (width, 2 * width)
-        outputs = {'logits': Head(main_width, self.num_classes, dtype, name='head')(x, train)}
+        outputs = {'logits': head(main_width, name='head')(x, train)}
         if train:
-            outputs['aux_r16'] = Head(aux_width, self.num_classes, dtype, name='aux_r16')(r16, train)
-            outputs['aux_r32'] = Head(aux_width, self.num_classes, dtype, name='aux_r32')(r32, train)
+            outputs['aux_r16'] = head(aux_width, name='aux_r16')(r16, train)
+            outputs['aux_r32'] = head(aux_width, name='aux_r32')(r32, train)
         return outputs
 
 
@@ -93,16 +98,18 @@ class SpatialPath(nn.Module):
 
     Attributes:
         width: channels within; the output has twice as many.
+        kernel_init: of all kernels.
         dtype: compute type.
     """
 
     width: int
+    kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, 3] -> [B, ceil(H / 8), ceil(W / 8), 2 * width]."""
-        block = partial(_ConvNorm, dtype=self.dtype)
+        block = partial(ConvNorm, kernel_init=self.kernel_init, dtype=self.dtype)
         x = block(self.width, 7, stride=2, name='conv1')(x, train)
         x = block(self.width, 3, stride=2, name='conv2')(x, train)
         x = block(self.width, 3, stride=2, name='conv3')(x, train)
@@ -113,13 +120,15 @@ class AttentionRefinement(nn.Module):
     """Attention refinement module (ARM): a convolution, then channel attention."""
 
     features: int
+    kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, features]."""
-        x = _ConvNorm(self.features, 3, dtype=self.dtype, name='conv')(x, train)
-        return SqueezeAttention(dtype=self.dtype, name='attention')(x, train)
+        options = {'kernel_init': self.kernel_init, 'dtype': self.dtype}
+        x = ConvNorm(self.features, 3, **options, name='conv')(x, train)
+        return SqueezeAttention(**options, name='attention')(x, train)
 
 
 class FeatureFusion(nn.Module):
@@ -128,21 +137,24 @@ class FeatureFusion(nn.Module):
     Attributes:
         features: output channels.
         is_attention_normalized: the attention is one convolution with batch normalisation, instead of two without.
+        kernel_init: of all kernels.
         dtype: compute type.
     """
 
     features: int
     is_attention_normalized: bool
+    kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, details: jax.Array, context: jax.Array, train: bool) -> jax.Array:
         """Two maps [B, H, W, C] -> [B, H, W, features]."""
+        options = {'kernel_init': self.kernel_init, 'dtype': self.dtype}
         x = jnp.concatenate([details, context], -1)
-        x = _ConvNorm(self.features, 1, dtype=self.dtype, name='conv')(x, train)
+        x = ConvNorm(self.features, 1, **options, name='conv')(x, train)
         if self.is_attention_normalized:
-            return x + SqueezeAttention(dtype=self.dtype, name='attention')(x, train)
-        conv = partial(Conv, self.features, 1, kernel_init=kaiming_fan_in_init, dtype=self.dtype)
+            return x + SqueezeAttention(**options, name='attention')(x, train)
+        conv = partial(Conv, self.features, 1, **options)
         gate = nn.relu(conv(name='attention1')(jnp.mean(x, (1, 2), keepdims=True)))
         return x + x * nn.sigmoid(conv(name='attention2')(gate))
 
@@ -153,18 +165,24 @@ class Head(nn.Module):
     Attributes:
         width: channels within.
         num_classes: output channels.
+        bias_init: of the logits; None: torch's default.
+        kernel_init: of all kernels.
         dtype: compute type of all but the logits.
     """
 
     width: int
     num_classes: int
+    bias_init: nn.initializers.Initializer | None
+    kernel_init: nn.initializers.Initializer
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, num_classes] float32."""
-        x = _ConvNorm(self.width, 3, dtype=self.dtype, name='conv')(x, train)
-        return Conv(self.num_classes, 1, use_bias=True, kernel_init=kaiming_fan_in_init, name='classifier')(x)
+        x = ConvNorm(self.width, 3, kernel_init=self.kernel_init, dtype=self.dtype, name='conv')(x, train)
+        classifier = Conv(self.num_classes, 1, use_bias=True, kernel_init=self.kernel_init, bias_init=self.bias_init,
+                          name='classifier')  # fmt: skip
+        return classifier(x)
 
 
 def check(model: BiSeNet) -> None:

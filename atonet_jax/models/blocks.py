@@ -24,8 +24,8 @@ kaiming_fan_out_init = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal'
 kaiming_fan_in_init = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 
 
-def torch_default_bias_init(fan_in: int) -> nn.initializers.Initializer:
-    """torch's default for biases: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
+def torch_default_init_of(fan_in: int) -> nn.initializers.Initializer:
+    """torch's default where the shape does not tell the fan-in: U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
 
     def init(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -(fan_in**-0.5), fan_in**-0.5)
@@ -110,7 +110,7 @@ class Conv(_Preparing):
         x = ops.conv(x, kernel.astype(self.dtype), **shape)
         if self.use_bias:
             fan_in = size[0] * size[1] * kernel.shape[2]
-            bias_init = self.bias_init or torch_default_bias_init(fan_in)
+            bias_init = self.bias_init or torch_default_init_of(fan_in)
             x += self.param('bias', bias_init, (self.features,)).astype(x.dtype)
         return x
 
@@ -119,6 +119,11 @@ class ConvTranspose(nn.Module):
     """Transposed convolution as torch has it: `ops.conv_transpose`.
 
     Attributes as in `Conv`; `output_padding` is added to the size at the bottom and the right.
+
+    Attributes:
+        fan: whose channels the fan-in of torch's default initialisation counts: those of the 'output', as PyTorch
+            does, or of the 'input', as Torch7 does.
+        kernel_init: of the kernel, [kh, kw, C, features]; None: torch's default.
     """
 
     features: int
@@ -127,19 +132,22 @@ class ConvTranspose(nn.Module):
     padding: IntOrPair = 1
     output_padding: IntOrPair = 1
     use_bias: bool = False
-    kernel_init: nn.initializers.Initializer = torch_default_init
+    fan: str = 'output'
+    kernel_init: nn.initializers.Initializer | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, h, w, features] of `dtype`; h = (H - 1) * stride - 2 * padding + kernel + output."""
         size = pair(self.kernel_size)
-        kernel = self.param('transposed_kernel', self.kernel_init, (*size, x.shape[-1], self.features))
+        counted = self.features if self.fan == 'output' else x.shape[-1]
+        default_init = torch_default_init_of(size[0] * size[1] * counted)
+        shape = *size, x.shape[-1], self.features
+        kernel = self.param('transposed_kernel', self.kernel_init or default_init, shape)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         x = ops.conv_transpose(x, kernel, self.stride, self.padding, self.output_padding)
         if self.use_bias:
-            fan_in = size[0] * size[1] * self.features  # as torch counts it
-            x += self.param('bias', torch_default_bias_init(fan_in), (self.features,)).astype(x.dtype)
+            x += self.param('bias', default_init, (self.features,)).astype(x.dtype)
         return x
 
 
@@ -267,6 +275,7 @@ class ConvTransposeNorm(_Preparing):
     padding: IntOrPair = 1
     output_padding: IntOrPair = 1
     use_bias: bool = False
+    fan: str = 'output'
     activation: Callable[[jax.Array], jax.Array] | None = nn.relu
     epsilon: float = 1e-5
     dtype: jnp.dtype = jnp.float32
@@ -276,7 +285,8 @@ class ConvTransposeNorm(_Preparing):
         """[B, H, W, C] -> [B, h, w, features] of `dtype`."""
         x = x.astype(self.dtype)
         shape = self.stride, self.padding, self.output_padding
-        conv = ConvTranspose(self.features, self.kernel_size, *shape, self.use_bias, dtype=self.dtype, name='conv')
+        conv = ConvTranspose(self.features, self.kernel_size, *shape, self.use_bias, self.fan, dtype=self.dtype,
+                             name='conv')  # fmt: skip
         bn = BatchNorm(self.epsilon, dtype=self.dtype, name='bn')
         if not train and not self.is_initializing() and self._is_prepared():
 
@@ -314,19 +324,17 @@ class PReLU(nn.Module):
 
 
 class SqueezeAttention(nn.Module):
-    """Channel attention from the global mean: x * sigmoid(ConvNorm 1x1 of the mean).
+    """Channel attention from the global mean: x * sigmoid(ConvNorm 1x1 of the mean). Attributes as in `ConvNorm`."""
 
-    Attributes:
-        dtype: computes in it.
-    """
-
+    kernel_init: nn.initializers.Initializer = torch_default_init
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         pooled = jnp.mean(x, (1, 2), keepdims=True)
-        gate = ConvNorm(x.shape[-1], 1, activation=nn.sigmoid, dtype=self.dtype, name='conv')
+        gate = ConvNorm(x.shape[-1], 1, activation=nn.sigmoid, kernel_init=self.kernel_init, dtype=self.dtype,
+                        name='conv')  # fmt: skip
         return x * gate(pooled, train)
 
 

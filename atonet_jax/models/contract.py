@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from atonet_jax import ops
 from atonet_jax.models.terms import ClassWeights, Term
 
 GROUPS = ('backbone', 'head')
@@ -266,11 +267,19 @@ def pad_to_multiple(images: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(images, ((0, 0), (0, bottom), (0, right), (0, 0))) if bottom or right else images
 
 
-def cut_back(outputs: Mapping[str, jax.Array], padded: Sequence[int], size: Sequence[int]) -> dict[str, jax.Array]:
-    """Outputs [B, h, w, C] of images that were padded to `padded`, without what lies beyond `size`, (height, width)."""
+def cut_back(
+    outputs: Mapping[str, jax.Array], padded: Sequence[int], size: Sequence[int], upsampling: str
+) -> dict[str, jax.Array]:
+    """Outputs [B, h, w, C] of images that were padded to `padded`, without what lies beyond `size`, (height, width).
+
+    Where no pixel of an output ends at the image's border, the output is enlarged to `padded` before it is cut. Pixels
+    that are cut as a whole would be stretched to the wrong places later.
+    """
 
     def cut(output):
-        rows, columns = (-(-new * n // old) for n, old, new in zip(output.shape[1:3], padded, size, strict=True))
+        if any(new * n % old for n, old, new in zip(output.shape[1:3], padded, size, strict=True)):
+            output = ops.resize(output, tuple(padded), upsampling)
+        rows, columns = (new * n // old for n, old, new in zip(output.shape[1:3], padded, size, strict=True))
         return output[:, :rows, :columns]
 
     return {name: cut(output) for name, output in outputs.items()}

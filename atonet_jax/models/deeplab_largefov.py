@@ -70,12 +70,13 @@ class DeepLabLargeFOV(nn.Module):
 
 
 def describe(model: DeepLabLargeFOV) -> Network:
+    upsampling = 'align_corners' if model.caffe_sizes else 'half_pixel'
     return Network(
-        terms=(Term('logits', at='output', downsampling='align_corners'),),
+        terms=(Term('logits', at='output', upsampling=upsampling),),
         group=lambda path: 'head' if path[0].startswith('fc') else 'backbone',
         reduced=lambda path: path[0] != 'fc8',  # it alone has ten times the rate in the published recipe
         normalization=CAFFE if model.caffe_images else IMAGENET,
-        upsampling='align_corners' if model.caffe_sizes else 'half_pixel',
+        upsampling=upsampling,
         weights={'published': _NAMES},
         backbones=(WeightNames(TORCHVISION_RULES, ignored=r'classifier\..*'),),
         published=Published(

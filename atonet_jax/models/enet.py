@@ -35,6 +35,7 @@ class Form:
 
     Attributes:
         use_bias: of the first convolution, the middle one of each bottleneck, and the last one.
+        fan: of transposed convolutions at their start: 'input' in Torch7, 'output' in PyTorch.
         epsilon: of batch normalisation.
         narrow_by: a bottleneck's middle has a quarter of the channels of its 'output' or of its 'input'.
         image_pool: window of the pool beside the first convolution.
@@ -51,6 +52,7 @@ class Form:
     """
 
     use_bias: bool
+    fan: str
     epsilon: float
     narrow_by: str
     image_pool: int
@@ -68,6 +70,7 @@ class Form:
 
 _PAPER = Form(
     use_bias=True,
+    fan='input',
     epsilon=1e-3,
     narrow_by='output',
     image_pool=2,
@@ -84,6 +87,7 @@ _PAPER = Form(
 )
 _DAVIDTVS_2018_03 = Form(
     use_bias=False,
+    fan='output',
     epsilon=1e-5,
     narrow_by='input',
     image_pool=3,
@@ -165,7 +169,8 @@ class ENet(nn.Module):
                     middle = {'is_asymmetric': kind == 'asymmetric', 'dilation': dilation}
                     x = Bottleneck(features, **options, **middle, name=name)(x, train)
         shape = _doubling(form.last_kernel_size)
-        return {'logits': ConvTranspose(self.num_classes, *shape, use_bias=form.use_bias, name='classifier')(x)}
+        classifier = ConvTranspose(self.num_classes, *shape, form.use_bias, form.fan, name='classifier')
+        return {'logits': classifier(x)}
 
 
 class Initial(nn.Module):
@@ -280,7 +285,7 @@ class Up(_Bottleneck):
         shortcut = ops.max_unpool(shortcut, indices, size, *_halving(form.pool))
         x = self.conv_norm(width, 1, 'narrow')(x, train)
         x = self.activate(x, 'narrow_act')
-        middle = ConvTransposeNorm(width, *_doubling(form.up_kernel_size), form.use_bias, activation=None,
+        middle = ConvTransposeNorm(width, *_doubling(form.up_kernel_size), form.use_bias, form.fan, activation=None,
                                    epsilon=form.epsilon, dtype=self.dtype, name='middle')  # fmt: skip
         x = self.activate(middle(x, train), 'middle_act')
         return self.widen_and_add(x, shortcut, form.activates_up_branch, train)

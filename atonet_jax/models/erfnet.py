@@ -142,7 +142,7 @@ def check(model: ERFNet) -> None:
 
 def describe(model: ERFNet) -> Network:
     is_encoder, has_both = model.head == 'encoder', model.head == 'both'
-    at_eighth = partial(Term, at='output', downsampling='corners')  # the authors shrink the labels
+    at_eighth = partial(Term, at='output')  # the authors shrink the labels
     terms = (at_eighth('logits'),) if is_encoder else (Term('logits'),)
     is_published = model.width == 16
     return Network(

@@ -181,7 +181,7 @@ def describe(model: ESPNet) -> Network:
         return 'backbone' if in_encoder and not (is_encoder and path[0] == 'encoder_classifier') else 'head'
 
     return Network(
-        terms=(Term('logits', at='output', downsampling='corners') if is_encoder else Term('logits'),),
+        terms=(Term('logits', at='output', upsampling='align_corners') if is_encoder else Term('logits'),),
         group=group,
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=_CAMVID if model.form == 'camvid' else _CITYSCAPES,

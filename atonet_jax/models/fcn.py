@@ -157,7 +157,9 @@ def _without_kernels(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarra
 
 
 _CAFFE_NAMES = WeightNames(
-    (*CAFFE_RULES, Rule('(fc[67])', r'\1'), Rule('(score_fr|score_pool[34])/conv', r'\1')), adapt=_without_kernels
+    (*CAFFE_RULES, Rule('(fc[67])', r'\1'), Rule('(score_fr|score_pool[34])/conv', r'\1')),
+    options={21: {'caffe_images': True}},  # of the authors' weights for PASCAL VOC
+    adapt=_without_kernels,
 )
 
 
@@ -168,12 +170,7 @@ def _fixed_kernels(num_classes: int) -> dict[str, np.ndarray]:
     return {f'{name}.weight': each * bilinear_kernel(factor) for name, factor in factors.items()}
 
 
-_ORIGINAL_NAMES = dataclasses.replace(
-    _CAFFE_NAMES,
-    ignored=r'upscore\w*\.weight',
-    options={21: {'caffe_images': True}},  # of the authors' weights for PASCAL VOC
-    fixed=_fixed_kernels,
-)
+_ORIGINAL_NAMES = dataclasses.replace(_CAFFE_NAMES, ignored=r'upscore\w*\.weight', fixed=_fixed_kernels)
 _TORCHVISION_FC_RULES = (Rule('fc6', 'classifier.0'), Rule('fc7', 'classifier.3'))
 
 FAMILY = Family(

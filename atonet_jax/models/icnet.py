@@ -150,7 +150,7 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 def describe(model: ICNet) -> Network:
-    term = partial(Term, at='output', downsampling='corners')
+    term = partial(Term, at='output', upsampling='align_corners')
     parameters, macs = _COUNTS.get((model.width, model.head_width), (None, None))
     return Network(
         terms=(term('logits'), term('aux_sub4', weight=0.16), term('aux_sub2', weight=0.4)),

@@ -12,7 +12,6 @@
 import dataclasses
 
 UPSAMPLINGS = ('half_pixel', 'align_corners')
-DOWNSAMPLINGS = ('centres', 'corners', 'align_corners')
 SIZES = ('labels', 'output')
 
 
@@ -202,9 +201,9 @@ class Term:
         criterion: how output and target become one number.
         at: the size of the comparison. 'labels': the output is enlarged to the label map's size. 'output': the target
             is brought to the output's size by nearest neighbour.
-        upsampling: with at='labels': 'half_pixel' or 'align_corners', both bilinear.
-        downsampling: with at='output', which of N pixels pixel i of n takes: 'centres': floor((i + 0.5) * N / n).
-            'corners': floor(i * N / n), as torch's 'nearest'. 'align_corners': round(i * (N - 1) / (n - 1)).
+        upsampling: how the output's pixels lie on the label map: 'half_pixel' or 'align_corners'. With at='labels' the
+            enlargement, which is bilinear. With at='output' pixel i of n takes that one of N target pixels which lies
+            where the enlargement would put it: floor((i + 0.5) * N / n), or round(i * (N - 1) / (n - 1)).
         name: of the term in the metrics, without '_loss'. By default 'main' for the output 'logits' and the output's
             name for others; with `LabelsOnEdges` the output's name and '_on_edges'.
     """
@@ -215,13 +214,11 @@ class Term:
     criterion: Criterion = CrossEntropy()
     at: str = 'labels'
     upsampling: str = 'half_pixel'
-    downsampling: str = 'centres'
     name: str = ''
 
     def __post_init__(self):
         _one_of('Term.at', self.at, SIZES)
         _one_of('Term.upsampling', self.upsampling, UPSAMPLINGS)
-        _one_of('Term.downsampling', self.downsampling, DOWNSAMPLINGS)
         if not isinstance(self.target, Edges | LabelsOnEdges):
             _one_of('Term.target', self.target, ('labels', 'nothing', 'Edges(...)', 'LabelsOnEdges(...)'))
         if isinstance(self.target, Edges) != isinstance(self.criterion, BalancedBinaryCrossEntropy):

@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from atonet_jax import published_weights
+from atonet_jax import identification, published_weights
 from atonet_jax.config import create_network, default_config
 from atonet_jax.data.labels import CLASS_TABLES, ClassTable
 from atonet_jax.data.sources import class_table
@@ -125,9 +125,9 @@ def config_of_file(path: str) -> ConfigDict:
     if holds_run(path):
         raise _is_a_run(path)
     state_dict = read_state_dict(path)
-    name = published_weights.identify(state_dict)
-    outputs = name and published_weights.num_outputs(state_dict, create_model(name, 19))
-    if not outputs and published_weights.holds_backbone(state_dict):
+    name = identification.identify(state_dict)
+    outputs = name and identification.num_outputs(state_dict, create_model(name, 19))
+    if not outputs and identification.holds_backbone(state_dict):
         raise InputError(f'{path}: holds a backbone alone; train a network from it: --config.model.pretrained_backbone')
     if not outputs:
         raise InputError(f'{path}: holds none of the known networks; give --config=configs/NAME.py:NETWORK')
@@ -171,7 +171,7 @@ def trained_network(config: ConfigDict, workdir: str, mesh: Mesh) -> TrainedNetw
     if config.init_from and not holds_run(workdir):
         if holds_run(config.init_from):
             raise _is_a_run(config.init_from)
-        outputs = published_weights.num_outputs(read_state_dict(config.init_from), model)
+        outputs = identification.num_outputs(read_state_dict(config.init_from), model)
         with_void = model.clone(num_classes=table.num_classes + 1)
         if outputs == with_void.num_classes and published_weights.has_void_output(with_void):
             table, model = dataclasses.replace(table, has_void_output=True), with_void

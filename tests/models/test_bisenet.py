@@ -3,8 +3,9 @@
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from atonet_jax.models import abstract_variables, create_model, network
+from atonet_jax.models import abstract_variables, create_model, init_variables, network
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.terms import HardExampleShare
 from atonet_jax.torch_weights import from_torch, to_torch
@@ -68,6 +69,21 @@ def test_all_but_the_backbone_takes_the_whole_rate_and_of_the_port_fusion_and_he
     port = create_model('bisenet_coincheung', 19)
     whole = {module for module in abstract_variables(port)['params'] if not network(port).reduced((module, 'kernel'))}
     assert whole == {'fusion', 'head', 'aux_r16', 'aux_r32'}
+
+
+@pytest.mark.parametrize(('name', 'variance'), [('bisenet_r18', 2.0), ('bisenet_coincheung', 1.0)])
+def test_all_but_the_backbone_starts_as_in_each_code(name, variance):
+    """Each kernel has this variance, divided by its fan-in."""
+    model = create_model(name, 19, width=16)
+    params = flatten_dict(init_variables(model, seed=0)['params'])
+    head = {path: array for path, array in params.items() if network(model).group(path) == 'head'}
+    for path, kernel in head.items():
+        if path[-1] == 'kernel':
+            scaled = float(np.mean(np.square(kernel))) * np.prod(kernel.shape[:-1])
+            assert scaled == pytest.approx(variance, rel=6 * (2 / kernel.size) ** 0.5), path
+    biases = [array for path, array in head.items() if path[-2:] == ('classifier', 'bias')]
+    assert len(biases) == 3
+    assert [bool(bias.any()) for bias in biases] == 3 * [name == 'bisenet_r18']
 
 
 def test_the_port_has_its_own_names_and_normalisation():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from atonet_jax.errors import InputError
-from atonet_jax.models.blocks import BatchNorm, ConvNorm
+from atonet_jax.models.blocks import BatchNorm, ConvNorm, ConvTranspose
 
 
 def feature_map(height, width):
@@ -52,3 +52,13 @@ def test_a_batch_of_one_value_a_channel_is_refused():
     with pytest.raises(InputError, match='config.train.batch_size: .* give two images or more at once'):
         BatchNorm().apply(variables, jnp.ones((1, 1, 1, 3)), train=True, mutable=['batch_stats'])
     BatchNorm().apply(variables, jnp.ones((2, 1, 1, 3)), train=True, mutable=['batch_stats'])
+
+
+@pytest.mark.parametrize(('options', 'channels'), [({}, 64), ({'fan': 'input'}, 4)], ids=['PyTorch', 'Torch7'])
+def test_kernel_and_bias_of_a_transposed_convolution_start_within_one_bound(options, channels):
+    """A weight is [input, output, k, k]. PyTorch takes its second axis for the input, Torch7 knows the first one is."""
+    layer = ConvTranspose(64, use_bias=True, **options)
+    params = layer.init(jax.random.key(0), jnp.ones((1, 1, 1, 4)))['params']
+    bound = (3 * 3 * channels) ** -0.5
+    for name, array in params.items():
+        assert 0.9 * bound < np.abs(array).max() <= bound, name

@@ -63,7 +63,7 @@ def test_sizes_are_those_of_caffe_where_asked():
 
 def test_the_loss_is_the_authors_and_fc8_alone_learns_fast():
     contract = network(NAME)
-    assert contract.terms == (Term('logits', criterion=CrossEntropy(), at='output', downsampling='align_corners'),)
+    assert contract.terms == (Term('logits', criterion=CrossEntropy(), at='output'),)
     layers = abstract_variables(create_model(NAME, 2, width=2, fc_features=4))['params']
     assert {layer for layer in layers if not contract.reduced((layer, 'kernel'))} == {'fc8'}
 
@@ -72,6 +72,7 @@ def test_images_and_the_way_to_their_size_are_those_of_the_weights():
     plain, caffe = (network(create_model(NAME, 2, caffe_images=on, caffe_sizes=on)) for on in (False, True))
     assert (plain.normalization, plain.upsampling) == (IMAGENET, 'half_pixel')
     assert (caffe.normalization, caffe.upsampling) == (CAFFE, 'align_corners')
+    assert [contract.terms[0].upsampling for contract in (plain, caffe)] == ['half_pixel', 'align_corners']
     np.testing.assert_allclose(CAFFE.mean_color(), (122.675, 116.669, 104.008))
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from atonet_jax import models, published_weights
+from atonet_jax import identification, ops
 from atonet_jax.config import default_config
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
-from atonet_jax.models import abstract_variables, apply, create_model
+from atonet_jax.models import abstract_variables, apply, create_model, registry
 from atonet_jax.models.blocks import Classifier, Conv
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames
 from atonet_jax.models.terms import Term
@@ -52,8 +52,8 @@ def describe(model: Plain) -> Network:
 def plain_networks(monkeypatch):
     """Registers two variants of `Plain`, whose files have other names."""
     variants = {'plain_a': {}, 'plain_b': {'named_as': 'second'}}
-    monkeypatch.setattr(models, 'FAMILIES', [*models.FAMILIES, Family(Plain, describe, variants)])
-    monkeypatch.setattr(published_weights, 'MODEL_NAMES', (*published_weights.MODEL_NAMES, *variants))
+    monkeypatch.setattr(registry, 'FAMILIES', [*registry.FAMILIES, Family(Plain, describe, variants)])
+    monkeypatch.setattr(identification, 'MODEL_NAMES', (*identification.MODEL_NAMES, *variants))
 
 
 def blank(model):
@@ -142,7 +142,8 @@ def test_other_sizes_are_padded_with_zeros_and_the_outputs_cut_back():
     images = generator.normal(size=(2, 33, 46, 3)).astype(np.float32)
     padded = np.zeros((2, 40, 48, 3), np.float32)
     padded[:, :33, :46] = images
-    expected = model.apply(variables, padded, train=False)['logits']
+    expected = ops.resize_bilinear(model.apply(variables, padded, train=False)['logits'], (40, 48))[:, :33, :46]
     logits = apply(model, variables, images)['logits']
-    assert logits.shape == (2, 5, 6, 5)
+    assert logits.shape == (2, 33, 46, 5)  # at full size, as no pixel of the network's ends at the border
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    assert apply(model, variables, images[:, :32, :40])['logits'].shape == (2, 4, 5, 5)

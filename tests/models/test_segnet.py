@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from atonet_jax.errors import InputError
+from atonet_jax.identification import holds_backbone
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.models.segnet import CAFFE, normalize_locally
 from atonet_jax.models.terms import Term
 from atonet_jax.models.vgg import BLOCKS
-from atonet_jax.published_weights import holds_backbone
 from atonet_jax.torch_weights import backbone_from_torch, fresh_modules, from_torch, to_torch
 from tests.models import golden
 

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from atonet_jax import published_weights
+from atonet_jax import identification
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.models.terms import CrossEntropy, Term
-from atonet_jax.published_weights import identify
 from tests.models import golden
 
 pytestmark = pytest.mark.networks
@@ -24,11 +23,11 @@ NAMES = [
 @pytest.mark.parametrize('name', NAMES)
 def test_a_backbone_alone_is_not_taken_for_a_network_whose_file_has_little_more(name, monkeypatch):
     file = golden.load(name).state_dict
-    monkeypatch.setattr(published_weights, 'MODEL_NAMES', tuple(NAMES))  # others take time to trace
+    monkeypatch.setattr(identification, 'MODEL_NAMES', tuple(NAMES))  # others take time to trace
     kept = ('conv1', 'bn1', 'layer')
     backbone = {entry: array for entry, array in file.items() if entry.startswith(kept)}
-    assert identify(backbone | {'fc.weight': np.zeros((10, 64)), 'fc.bias': np.zeros(10)}) is None
-    assert identify(file) is not None
+    assert identification.identify(backbone | {'fc.weight': np.zeros((10, 64)), 'fc.bias': np.zeros(10)}) is None
+    assert identification.identify(file) is not None
 
 
 @pytest.mark.parametrize('name', NAMES)

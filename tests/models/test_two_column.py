@@ -102,6 +102,15 @@ def test_the_cell_with_the_higher_gate_is_refined_and_the_other_one_keeps_its_co
         np.testing.assert_allclose(cells[best], of_dense[best], atol=0.02 * np.ptp(dense))  # but for the margin's end
 
 
+def test_logits_are_those_of_the_padded_image_cut_where_no_pixel_of_theirs_ends_at_the_border(variables):
+    images = np.random.default_rng(3).normal(size=(1, 116, 90, 3)).astype(np.float32)
+    padded = np.pad(images, ((0, 0), (0, 12), (0, 38), (0, 0)))
+    expected = ops.resize_bilinear(tiny().apply(variables, padded, train=False)['logits'], (128, 128))[:, :116, :90]
+    logits = ops.resize(jnp.asarray(logits_of(tiny(), variables, images)), (116, 90), network(tiny()).upsampling)
+    np.testing.assert_allclose(logits, expected, atol=1e-5 * np.ptp(expected))
+    assert logits_of(tiny(), variables, images[:, :112, :88]).shape == (1, 14, 11, CLASSES)  # where one does, small
+
+
 def test_the_share_of_cells_is_rounded_up():
     images = jax.ShapeDtypeStruct((1, 3 * 128, 3 * 128, 3), jnp.float32)
     variables = abstract_variables(tiny())

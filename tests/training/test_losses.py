@@ -1,5 +1,6 @@
 """Every loss term equals a plain NumPy reference, in every variant, and never becomes NaN."""
 
+import functools
 from types import SimpleNamespace
 
 import jax
@@ -10,6 +11,7 @@ import pytest
 from atonet_jax import ops
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.errors import InputError
+from atonet_jax.models import create_model, distinct_networks, network
 from atonet_jax.models.terms import (
     BalancedBinaryCrossEntropy,
     CrossEntropy,
@@ -229,17 +231,56 @@ def test_loss_and_gradient_take_less_memory_than_the_enlarged_logits(stride, ups
     assert program.memory_analysis().temp_size_in_bytes < 20e6
 
 
-@pytest.mark.parametrize('rule', ['centres', 'corners', 'align_corners'])
-def test_rules_of_downsampling(rule):
+@pytest.mark.parametrize('upsampling, expected', [('half_pixel', [1, 3, 5, 7]), ('align_corners', [0, 3, 5, 8])])
+def test_labels_are_downsampled_as_outputs_are_upsampled(upsampling, expected):
     labels = np.arange(9).reshape(1, 1, 9).astype(np.uint8)
-    expected = {'centres': [1, 3, 5, 7], 'corners': [0, 2, 4, 6], 'align_corners': [0, 3, 5, 8]}
-    np.testing.assert_array_equal(downsample_labels(labels, (1, 4), rule)[0, 0], expected[rule])
+    np.testing.assert_array_equal(downsample_labels(labels, (1, 4), upsampling)[0, 0], expected)
 
 
-def test_a_term_chooses_upsampling_and_downsampling():
+@functools.cache
+def shares_of_equal_pixels(upsampling, stride):
+    """Of drawn labels that are shrunk by each rule and enlarged again by `upsampling`: the share that is as before."""
+    size = 180, 240
+    rows, columns = np.mgrid[: size[0], : size[1]]
+    labels = (rows > 100).astype(np.uint8)
+    for i, (row, column, radius) in enumerate([(40, 50, 30), (90, 120, 25), (150, 190, 20), (120, 30, 12)]):
+        labels[(rows - row) ** 2 + (columns - column) ** 2 < radius**2] = 2 + i % 2
+    for left in (80, 163, 205):
+        labels[20:150, left : left + 6] = 4
+    matrix_of = {'half_pixel': ops.half_pixel_matrix, 'align_corners': ops.align_corners_matrix}[upsampling]
+    steps = [-(-length // stride) for length in size]
+    matrices = [matrix_of(new, old) for new, old in zip(steps, size)]
+    corners = [np.arange(new) * old // new for new, old in zip(steps, size)]  # torch's 'nearest'
+    shrunk = {rule: downsample_labels(labels[None], steps, rule)[0] for rule in ('half_pixel', 'align_corners')}
+    shrunk['corners'] = labels[np.ix_(*corners)]
+    enlarged = {
+        rule: np.einsum('Hh,Ww,hwc->HWc', *matrices, np.eye(5)[small], optimize=True) for rule, small in shrunk.items()
+    }
+    return {rule: np.mean(scores.argmax(-1) == labels) for rule, scores in enlarged.items()}
+
+
+MODELS = [create_model(name, 19) for name in distinct_networks()]
+MODELS += [create_model('deeplab_largefov', 19, caffe_sizes=True), create_model('erfnet', 19, head='both')]
+
+
+@pytest.mark.parametrize('stride', [4, 8, 16])
+def test_labels_at_the_size_of_an_output_are_those_that_its_enlargement_restores_best(stride):
+    """Of all terms that compare labels at that size, or do if asked. Other rules shift what a network learns."""
+    compared = 0
+    for contract in map(network, MODELS):
+        shares = shares_of_equal_pixels(contract.upsampling, stride)
+        for term in contract.terms:
+            if term.at == 'output' or term.target == 'labels' and term.output != 'logits':
+                assert shares[term.upsampling] == max(shares.values()), (contract.published.title, term)
+                compared += 1
+    assert compared > 15
+
+
+def test_a_term_chooses_the_upsampling_at_either_size():
     outputs, labels = random_outputs((3, 4), (3, 4), (3, 4)), random_labels((9, 13))
     outputs = {name: outputs[name] for name in ('logits', 'aux3')}
-    terms = Term('logits', upsampling='align_corners'), Term('aux3', at='output', downsampling='corners')
+    align = {'upsampling': 'align_corners'}
+    terms = Term('logits', **align), Term('aux3', at='output', **align)
     values = jax.jit(lambda outputs: total_loss(outputs, labels, terms)[1])(outputs)
     rows, columns = (
         np.array([np.interp(np.arange(new) * (old - 1) / (new - 1), np.arange(old), one) for one in np.eye(old)])
@@ -247,7 +288,7 @@ def test_a_term_chooses_upsampling_and_downsampling():
     )
     enlarged = np.einsum('hH,wW,bhwc->bHWc', rows, columns, outputs['logits'].astype(np.float64))
     np.testing.assert_allclose(values['main_loss'], reference_term(enlarged, labels), rtol=1e-5)
-    target = labels[:, [0, 3, 6]][:, :, [0, 3, 6, 9]]
+    target = labels[:, [0, 4, 8]][:, :, [0, 4, 8, 12]]
     np.testing.assert_allclose(values['aux3_loss'], reference_term(outputs['aux3'], target), rtol=1e-5)
 
 
@@ -350,7 +391,7 @@ def test_outputs_and_terms_that_do_not_belong_together_are_refused_in_one_line(c
 
 @pytest.mark.parametrize(
     'fields',
-    [{'at': 'input'}, {'upsampling': 'nearest'}, {'downsampling': 'nearest'}, {'target': 'edges'}, {'target': Edges()}],
+    [{'at': 'input'}, {'upsampling': 'nearest'}, {'target': 'edges'}, {'target': Edges()}],
 )
 def test_a_term_with_a_wrong_field_is_refused(fields):
     with pytest.raises(ValueError, match='Term'):

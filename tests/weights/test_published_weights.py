@@ -17,10 +17,11 @@ from atonet_jax.data.sources import load_dataset
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.report import write_report
+from atonet_jax.identification import identify, named_otherwise
 from atonet_jax.models import abstract_variables, create_model, network
 from atonet_jax.predict.outputs import write_label_png
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.published_weights import identify, load_backbone, load_network, named_otherwise
+from atonet_jax.published_weights import load_backbone, load_network
 from atonet_jax.runs.network import config_of_file, trained_network
 from atonet_jax.runs.workdir import claim, load_class_table
 from atonet_jax.torch_files import write_state_dict
@@ -80,11 +81,24 @@ def test_options_that_published_weights_need_are_said(tmp_path, caplog):
     write_state_dict(path, arrays_of('fcn8s_original', 21, width=4, fc_features=16))
     with pytest.raises(InputError, match='for 21 classes, .* that it is for and --config.model.caffe_images=true$'):
         config_of_file(path)
-    model = create_model('fcn8s_original', 21, width=4, fc_features=16)
-    with caplog.at_level('WARNING', 'atonet_jax'):
-        load_network(path, model)
+    for name in ('fcn8s_original', 'fcn8s'):  # both take the file
+        caplog.clear()
+        model = create_model(name, 21, width=4, fc_features=16)
+        with caplog.at_level('WARNING', 'atonet_jax'):
+            load_network(path, model)
+            load_network(path, model.clone(caffe_images=True))
         assert caplog.messages == [f'{path}: published weights for 21 classes need --config.model.caffe_images=true']
-        load_network(path, model.clone(caffe_images=True))
+
+
+def test_fine_tuning_on_other_classes_needs_the_options_of_the_file(tmp_path, caplog):
+    path = str(tmp_path / 'fcn8s_from_caffe.pth')
+    write_state_dict(path, arrays_of('fcn8s_original', 21, width=4, fc_features=16))
+    model = create_model('fcn8s_original', 11, width=4, fc_features=16)
+    fresh = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
+    with caplog.at_level('WARNING', 'atonet_jax'):
+        load_network(path, model, fresh, strict=False)
+        assert caplog.messages == [f'{path}: published weights for 21 classes need --config.model.caffe_images=true']
+        load_network(path, model.clone(caffe_images=True), fresh, strict=False)
         assert len(caplog.messages) == 1
 
 

@@ -172,24 +172,22 @@ def check_terms(outputs: Mapping[str, jax.Array], terms: Sequence[Term]) -> None
             raise InputError(f'loss terms: the edge output {name!r} is {outputs[name].shape}; must have one channel')
 
 
-def downsample_labels(labels: jax.Array, size: tuple[int, int], rule: str = 'centres') -> jax.Array:
-    """Nearest neighbour, [B, H, W] -> [B, *size], by one of the rules of `Term.downsampling`."""
-    rows, columns = (_nearest(old, new, rule) for old, new in zip(labels.shape[1:], size, strict=True))
+def downsample_labels(labels: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel') -> jax.Array:
+    """Nearest neighbour, [B, H, W] -> [B, *size]: the labels of those places to which `upsampling` moves the pixels."""
+    rows, columns = (_nearest(old, new, upsampling) for old, new in zip(labels.shape[1:], size, strict=True))
     return labels[:, rows][:, :, columns]
 
 
-def _nearest(old: int, new: int, rule: str) -> np.ndarray:
+def _nearest(old: int, new: int, upsampling: str) -> np.ndarray:
     pixels = np.arange(new)
-    if rule == 'centres':
-        return (2 * pixels + 1) * old // (2 * new)
-    if rule == 'corners':
-        return pixels * old // new
-    return np.floor(pixels * ((old - 1) / max(new - 1, 1)) + 0.5).astype(int)
+    if upsampling == 'align_corners':
+        return np.floor(pixels * ((old - 1) / max(new - 1, 1)) + 0.5).astype(int)
+    return (2 * pixels + 1) * old // (2 * new)
 
 
 def _at_size(target: jax.Array, output: jax.Array, term: Term) -> jax.Array:
     """[B, H, W] at the size of the comparison."""
-    return downsample_labels(target, output.shape[1:3], term.downsampling) if term.at == 'output' else target
+    return downsample_labels(target, output.shape[1:3], term.upsampling) if term.at == 'output' else target
 
 
 def _edge_loss(logits: jax.Array, labels: jax.Array, term: Term) -> jax.Array:
