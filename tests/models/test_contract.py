@@ -51,6 +51,7 @@ from atonet_jax.serve.app import create_app
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.torch_weights import from_torch, to_torch
 from atonet_jax.training import train as train_module
+from atonet_jax.training.optimizer import parameter_group
 from atonet_jax.training.step import Objective
 from atonet_jax.training.train import train
 from atonet_jax.validation import EXPORT_FORMATS
@@ -70,6 +71,8 @@ class Row(NamedTuple):
         learning_rate: of its training; larger where float32 would round a step away, smaller where it would explode.
         size: of the scenes that it is trained and used on.
         cancelled: end of the paths of biases that a batch normalisation cancels: they learn rounding alone.
+        pixel: what the network makes of the RGB pixel (10, 20, 30), by the published mean and standard deviation.
+        one_rate: all parameters have the same learning rate in the published recipe.
     """
 
     options: dict
@@ -78,31 +81,38 @@ class Row(NamedTuple):
     learning_rate: float = 1e-3
     size: tuple[int, int] = SIZE
     cancelled: str | None = None
+    pixel: tuple[float, float, float] = (-1.94666, -1.68557, -1.28157)  # ImageNet's
+    one_rate: bool = False
 
 
+FROM_0_TO_1 = (0.0392157, 0.0784314, 0.117647)
+ESPNET_CITYSCAPES = (-0.0036683, -0.00534531, -0.00551444)  # BGR
+SWIFTNET_CITYSCAPES = (-1.32473, -1.29717, -0.886235)
 ROWS = {
     'atonet': Row({'width': 16, 'backbone_width': 8, 'aux_levels': (1, 2, 3, 4, 5)}),
-    'pidnet_s': Row({'width': 4}, whole=True),
-    'ddrnet_23_slim': Row({'width': 4}),
+    'pidnet_s': Row({'width': 4}, whole=True, one_rate=True),
+    'ddrnet_23_slim': Row({'width': 4}, one_rate=True),
     'bisenet_r18': Row({'width': 4}),
     'bisenet_x39': Row({'width': 16}),
-    'bisenet_coincheung': Row({'width': 4}),
-    'enet_paper': Row({'width': 16}, whole=True),
-    'enet_davidtvs_2018_03': Row({'width': 16}),
-    'enet_davidtvs_head': Row({'width': 16}),
+    'bisenet_coincheung': Row({'width': 4}, pixel=(-1.35646, -1.35274, -0.967626)),
+    'enet_paper': Row({'width': 16}, whole=True, pixel=FROM_0_TO_1, one_rate=True),
+    'enet_davidtvs_2018_03': Row({'width': 16}, pixel=FROM_0_TO_1, one_rate=True),
+    'enet_davidtvs_head': Row({'width': 16}, pixel=FROM_0_TO_1, one_rate=True),
     'fcn8s': Row({'width': 4, 'fc_features': 16}, whole=True),
     'fcn8s_fc1024': Row({'width': 4, 'fc_features': 16}, files_of='fcn8s'),
     'fcn8s_original': Row({'width': 4, 'fc_features': 16}, whole=True),
-    'erfnet': Row({'width': 8}),
-    'erfnet_encoder': Row({'width': 8}),
-    'espnet': Row({'width': 4}, whole=True),
-    'espnet_camvid': Row({'width': 4}, files_of='espnet'),
-    'espnet_c': Row({'width': 4}),
+    'erfnet': Row({'width': 8}, pixel=FROM_0_TO_1, one_rate=True),
+    'erfnet_encoder': Row({'width': 8}, pixel=FROM_0_TO_1, one_rate=True),
+    'espnet': Row({'width': 4}, whole=True, pixel=ESPNET_CITYSCAPES, one_rate=True),
+    'espnet_camvid': Row({'width': 4}, files_of='espnet', pixel=(-0.0043677, -0.00476954, -0.00533127), one_rate=True),
+    'espnet_c': Row({'width': 4}, pixel=ESPNET_CITYSCAPES, one_rate=True),
     'swiftnet_ss_2019': Row({'width': 8, 'backbone_width': 4}),
-    'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}),
+    'swiftnet_ss_2020': Row({'width': 8, 'backbone_width': 4}, pixel=SWIFTNET_CITYSCAPES),
     'swiftnet_pyr_2019': Row({'width': 8, 'backbone_width': 4}, whole=True),
     # On smaller scenes, the smallest maps have too few values to be normalised: gradients vanish.
-    'swiftnet_pyr_2020': Row({'width': 16, 'backbone_width': 8}, size=(128, 256), learning_rate=0.1),
+    'swiftnet_pyr_2020': Row(
+        {'width': 16, 'backbone_width': 8}, size=(128, 256), learning_rate=0.1, pixel=SWIFTNET_CITYSCAPES
+    ),
     'swiftnet_ens': Row({'width': 8, 'backbone_width': 4}),
     'table3_aggregation': Row({'width': 8, 'backbone_width': 4}),
     'table3_aggregation_final1x1': Row({'width': 8, 'backbone_width': 4}, files_of='table3_aggregation'),
@@ -112,23 +122,28 @@ ROWS = {
     'table3_multi_pathway_b': Row({'width': 8, 'backbone_width': 4}),
     'table3_multi_pathway_c': Row({'width': 8, 'backbone_width': 4}),
     'table3_dilation': Row({'width': 8, 'backbone_width': 4}),
-    'segnet': Row({'width': 4}),
-    'segnet_basic': Row({'width': 4}),
+    'segnet': Row({'width': 4}, one_rate=True),
+    'segnet_basic': Row({'width': 4}, pixel=(30, 20, 10), one_rate=True),
     'deeplab_largefov': Row({'width': 4, 'fc_features': 16}),
-    'frrn_a': Row({'width': 6, 'lanes': 4}),
-    'frrn_b': Row({'width': 6, 'lanes': 4}),
-    'sqnet': Row({'width': 4}, whole=True),
-    'sqnet_zh320': Row({'width': 8}),  # with fewer, one layer has a single channel, which may learn nothing
-    'icnet': Row({'width': 4, 'head_width': 4}),
+    'frrn_a': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1[::-1], one_rate=True),
+    'frrn_b': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1[::-1], one_rate=True),
+    'sqnet': Row({'width': 4}, whole=True, one_rate=True),
+    # With fewer channels, one layer has a single one, which may learn nothing.
+    'sqnet_zh320': Row({'width': 8}, one_rate=True),
+    'icnet': Row({'width': 4, 'head_width': 4}, one_rate=True),
     # The attention of relu multiplies drawn numbers beyond what float32 holds, and so do longer steps.
     'dfanet_a': Row(
-        {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'}, learning_rate=5e-5, cancelled='attention/fc/bias'
+        {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'},
+        learning_rate=5e-5,
+        cancelled='attention/fc/bias',
+        one_rate=True,
     ),
     'dfanet_b': Row(
         {'width': 16, 'decoder_width': 4, 'attention': 'sigmoid'},
         learning_rate=5e-5,
         cancelled='attention/fc/bias',
         files_of='dfanet_a',
+        one_rate=True,
     ),
     'sparse_two_column': Row({'width': 4}),
 }
@@ -148,6 +163,7 @@ ALIASES = {
     'dfanet_a_prime': 'dfanet_a',
 }
 CLASSES = 5
+PIXEL = np.array([10, 20, 30], np.uint8)
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
 ENDINGS = {'torch': '.pth'}  # the one that an output must have
 
@@ -305,9 +321,33 @@ def test_remat_keeps_less_for_the_gradient(name):
 @every_network
 def test_every_parameter_is_in_a_group(name):
     model = tiny(name)
-    contract, paths = network(model), list(flatten_dict(abstract(model)['params']))
-    assert {contract.group(path) for path in paths} <= set(GROUPS)
-    assert contract.reduced is None or all(contract.reduced(path) in (True, False) for path in paths)
+    assert {network(model).group(path) for path in flatten_dict(abstract(model)['params'])} <= set(GROUPS)
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+def test_images_are_normalised_by_the_published_mean_and_deviation(name):
+    np.testing.assert_allclose(network(tiny(name)).normalization(PIXEL), ROWS[name].pixel, rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', DISTINCT)
+def test_the_backbone_has_a_rate_of_its_own_where_that_is_published(name):
+    model = tiny(name)
+    groups = {parameter_group(path, network(model)) for path in flatten_dict(abstract(model)['params'])}
+    assert groups == ({'rest'} if ROWS[name].one_rate else {'rest', 'backbone'})
+
+
+@pytest.mark.parametrize(
+    ('name', 'pixel'),
+    [
+        ('fcn8s', (-74.007, -96.66877, -112.67892)),
+        ('deeplab_largefov', (-74.008, -96.669, -112.675)),
+        ('segnet', (30, 20, 10)),
+    ],
+)
+def test_images_are_those_of_caffe_where_asked(name, pixel):
+    normalization = network(create_model(name, CLASSES, caffe_images=True)).normalization
+    np.testing.assert_allclose(normalization(PIXEL), pixel, rtol=1e-6)
+    np.testing.assert_array_equal(normalization(normalization.mean_color()), 0)
 
 
 @every_network
