@@ -5,14 +5,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from atonet_jax.config import flat_settings
+from atonet_jax.config import create_network, flat_settings
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.report.charts import chart, color_of, curve
 from atonet_jax.evaluation.report.page import NONE, percent, rate, write_page
 from atonet_jax.models.counts import count_parameters
 from atonet_jax.runs.metrics import METRICS_FILE, read_metrics
-from atonet_jax.runs.network import create_network
 from atonet_jax.runs.workdir import SCORES_FILE, load_class_table, load_config, read_starts, reading_scores
 
 REPORT_FILE = 'compare.html'
