@@ -591,15 +591,19 @@ def start(repository, workdir, *arguments):
 def test_command_serves_until_it_is_told_to_end(repository, finished, scene, number):
     in_short = number == signal.SIGINT and sys.platform == 'linux'  # a form of the address that browsers do not send
     host, address = ('127.0.2', '127.0.0.2') if in_short else ('127.0.0.1', '127.0.0.1')
-    with start(repository, finished, '--config.serve.port=0', f'--config.serve.host={host}') as process:
+    settings = f'--config.serve.host={host}', '--config.serve.port=0', '--config.data.sample_range=(0,510)'
+    with start(repository, finished, *settings) as process:
         try:
             line = process.stdout.readline()
             match = re.fullmatch(rf'serving atonet of {finished} on http://{host}:(\d+) \(Ctrl-C .*\)\n', line)
             assert match, line + process.stderr.read()
             port = match[1]
             url = f'http://{address}:{port}'
-            answer = httpx.post(f'{url}/segment', content=encoded(scene), timeout=60)
-            assert decoded(answer.content).shape == (64, 128)
+            pictures = scene[..., 0], 2 * scene[..., 0].astype(np.uint16)  # alike, in that range
+            answers = [httpx.post(f'{url}/segment', content=encoded(grey), timeout=60) for grey in pictures]
+            labels, of_wide_samples = (decoded(answer.content) for answer in answers)
+            assert labels.shape == (64, 128)
+            np.testing.assert_array_equal(of_wide_samples, labels)
             if number == signal.SIGTERM:
                 too_large = httpx.post(f'{url}/segment', content=bytes(25_000_000), timeout=60)
                 assert_one_clear_line(too_large, 413, '20 MB')
