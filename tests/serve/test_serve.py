@@ -395,21 +395,6 @@ def test_answer_that_is_not_taken_is_given_up_and_keeps_its_place_until_then(app
     asyncio.run(ask())
 
 
-@pytest.mark.skipif(shutil.which('curl') is None, reason='curl is not installed')
-def test_commands_of_the_documents_ask_as_they_say(app, segment, scene, repository, tmp_path):
-    (tmp_path / 'street.jpg').write_bytes(encoded(scene, 'JPEG'))
-    commands = re.findall('^curl .*', (repository / 'docs' / 'serving.md').read_text(), re.MULTILINE)
-    with running(app) as address:
-        for command in commands:
-            command = command.replace('http://127.0.0.1:8000/', address)
-            subprocess.run(f'{command} --silent --fail', shell=True, cwd=tmp_path, check=True)
-    image = np.asarray(PIL.Image.open(tmp_path / 'street.jpg'))
-    labels = np.asarray(segment(image[None]))[0]
-    np.testing.assert_array_equal(decoded((tmp_path / 'labels.png').read_bytes()), labels)
-    expected = overlay(image, labels, TABLE.palette)
-    np.testing.assert_array_equal(decoded((tmp_path / 'overlay.png').read_bytes()), expected)
-
-
 class HeldSegmenter:
     """Answers once it is let, and remembers how many of its calls ran at the same time."""
 
