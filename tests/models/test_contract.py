@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import PIL.Image
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict, path_aware_map
 
 from atonet_jax import ops
@@ -38,6 +39,7 @@ from atonet_jax.models import (
     network,
     prepare,
 )
+from atonet_jax.models.blocks import BatchNorm
 from atonet_jax.models.contract import GROUPS
 from atonet_jax.models.counts import convolutions
 from atonet_jax.models.terms import LabelsOnEdges
@@ -162,6 +164,13 @@ ALIASES = {
     'dfanet': 'dfanet_a',
     'dfanet_a_prime': 'dfanet_a',
 }
+# Epsilon and momentum of batch normalisations, where they are not all 1e-5 and 0.9.
+NORMS = {
+    **dict.fromkeys(('enet_paper', 'erfnet', 'erfnet_encoder', 'espnet', 'espnet_camvid', 'espnet_c'), {(1e-3, 0.9)}),
+    **dict.fromkeys(('frrn_a', 'frrn_b'), {(1e-4, 0.9)}),
+    **dict.fromkeys(('swiftnet_ss_2019', 'swiftnet_ss_2020', 'swiftnet_ens'), {(1e-5, 0.9), (1e-5, 0.995)}),
+    'icnet': {(1e-5, 0.95)},
+}
 CLASSES = 5
 PIXEL = np.array([10, 20, 30], np.uint8)
 MOST_DIFFERENT = 1e-3  # share of pixels: programs for other batches round in their own way
@@ -276,6 +285,22 @@ def test_every_training_output_is_taken_by_a_term_and_every_term_has_its_output(
     edges = {term.target.output for term in terms if isinstance(term.target, LabelsOnEdges)}
     assert set(outputs) == {term.output for term in terms} | edges
     assert len({term.loss_name for term in terms}) == len(terms), 'metrics would overwrite each other'
+
+
+@every_network
+def test_batch_normalisations_have_the_published_epsilon_and_momentum(name):
+    """Which goldens hardly show: theirs move no averages, and rounding hides a small epsilon."""
+    model, found = tiny(name), set()
+
+    def look(call, arguments, options, context):
+        if isinstance(context.module, BatchNorm):
+            found.add((context.module.epsilon, context.module.momentum))
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(look):
+        training_outputs(model, abstract(model))
+    has_any = 'batch_stats' in abstract(model)
+    assert found == (NORMS.get(name, {(1e-5, 0.9)}) if has_any else set())
 
 
 @every_network
