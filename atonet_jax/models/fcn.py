@@ -95,7 +95,8 @@ def enlarge(x: jax.Array, factor: int) -> jax.Array:
     """
     channels = x.shape[-1]
     kernel = np.broadcast_to(bilinear_kernel(factor)[:, :, None, None], (2 * factor, 2 * factor, channels, 1))
-    return ops.conv_transpose(x, jnp.asarray(kernel, x.dtype), factor, 0, groups=channels)
+    # Of NumPy, and so a constant of every export: int8 of TensorFlow Lite is wrong with a kernel that it computes.
+    return ops.conv_transpose(x, kernel, factor, 0, groups=channels)
 
 
 def bilinear_kernel(factor: int) -> np.ndarray:

@@ -1,10 +1,21 @@
-"""What is said of a split by its name."""
+"""A split is read as the config says, and its files are named after it."""
 
 import os
 
 import pytest
 
 from atonet_jax.data.dataset import split_file_name
+from atonet_jax.data.sources import load_dataset
+
+
+def test_a_split_is_read_as_the_config_says(tiny_config):
+    data = tiny_config.data.copy_and_resolve_references()
+    data.update(max_pixels=10_000, sample_range=(0, 1023), label_orientation='stored', unknown_as_void=0.25)
+    dataset = load_dataset(data, 'val')
+    assert dataset.max_pixels == 10_000
+    assert dataset.sample_range == (0, 1023)
+    assert dataset.label_orientation == 'stored'
+    assert dataset.unknown_as_void == 0.25
 
 
 def test_a_file_of_a_split_is_named_after_it():

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
+from atonet_jax.config import create_network
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
@@ -23,7 +24,6 @@ from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.runs.network import create_network
 from tests.disks import full_disk
 
 

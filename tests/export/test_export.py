@@ -401,6 +401,16 @@ def test_a_run_that_computes_in_bfloat16_is_exported_in_float32(config, finished
     assert card['program']['batch_size'] == (1 if format == 'tflite' else 0)
 
 
+def test_weights_of_a_run_that_is_evaluated_at_another_height_keep_it_and_their_card_names_it(
+    config, finished, tmp_path
+):
+    config.eval.height = 96
+    config.export.output = str(tmp_path / 'weights')
+    path = export(config, finished, force=False)
+    assert card_of(path)['resized_to_height'] == 96
+    assert load_config(path).eval.height == 96
+
+
 def test_a_folder_that_no_export_made_is_never_replaced(config, finished, tmp_path):
     precious = tmp_path / 'photographs'
     precious.mkdir()

@@ -37,6 +37,13 @@ def card_of(path):
         return json.load(file)
 
 
+def assert_nearly_the_labels(form, path, path_of_float, share):
+    images = [render_scene(1, i, *EXPORT_SIZE)[0][None] for i in range(3)]
+    labels, of_float = (np.stack([run(image) for image in images]) for run in map(form.load, (path, path_of_float)))
+    assert np.mean(labels == of_float) > share
+    assert np.bincount(of_float.ravel()).max() < 0.9 * of_float.size, 'labels of one class would pass'
+
+
 def test_an_onnx_file_of_int8_is_calibrated_scored_and_gives_nearly_the_labels_of_float(
     config, finished, exported, capsys
 ):
@@ -48,8 +55,7 @@ def test_an_onnx_file_of_int8_is_calibrated_scored_and_gives_nearly_the_labels_o
     assert figures['scored'] == '5 images of synthetic val'
     assert abs(figures['miou']['float32'] - figures['miou']['int8']) < 0.005
     assert 'mIoU float' in capsys.readouterr().out
-    images = np.stack([render_scene(1, i, *EXPORT_SIZE)[0] for i in range(3)])
-    assert np.mean(onnx_format.load(path)(images) == onnx_format.load(exported('onnx'))(images)) > 0.97
+    assert_nearly_the_labels(onnx_format, path, exported('onnx'), share=0.97)
     assert sorted(os.listdir(os.path.dirname(path))) == ['int8.onnx', 'int8.onnx.json']
 
     graph = onnx.load(path).graph
@@ -110,10 +116,12 @@ def test_the_first_convolution_takes_the_bytes_of_the_image_as_they_are(tmp_path
     assert np.abs(logits - wanted)[inner].max() < 0.03 * np.abs(wanted).max()
 
 
-def test_a_tflite_file_of_int8_is_scored_too(config, finished):
+def test_a_tflite_file_of_int8_is_scored_and_gives_nearly_the_labels_of_float_too(config, finished, exported):
     config.export.update(format='tflite', output=f'{config.export.output}.tflite')
-    figures = card_of(export(config, finished, force=False))['int8']
+    path = export(config, finished, force=False)
+    figures = card_of(path)['int8']
     assert abs(figures['miou']['float32'] - figures['miou']['int8']) < 0.02
+    assert_nearly_the_labels(tflite_format, path, exported('tflite'), share=0.95)
 
 
 def test_a_network_that_tensorflow_lite_cannot_make_int8_is_refused_in_one_line(config, tmp_path, monkeypatch, capfd):

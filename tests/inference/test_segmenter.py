@@ -1,5 +1,7 @@
 """`Segmenter` gives the plain path's labels, and says what is wrong with images that it cannot take."""
 
+import json
+import shutil
 from functools import partial
 
 import jax
@@ -11,8 +13,9 @@ from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.inference.views import Views, predict_labels
 from atonet_jax.models import create_model, prepare
-from atonet_jax.runs.network import blank_variables
-from atonet_jax.runs.workdir import claim
+from atonet_jax.process.devices import create_mesh
+from atonet_jax.runs.network import blank_variables, trained_network
+from atonet_jax.runs.workdir import claim, load_config
 from tests.drawn_weights import drawn_variables
 from tests.parity_cases import NUM_CLASSES, TINY
 
@@ -99,6 +102,26 @@ def test_of_a_workdir_it_has_the_runs_weights_and_classes(finished):
     segment = Segmenter.from_workdir(finished)
     assert segment.class_table.num_classes == 19
     assert segment(random_images(1, 64, 128)).shape == (1, 64, 128)
+
+
+def test_images_of_a_run_and_of_a_file_are_resized_to_the_height_of_their_evaluation(finished, exported, tmp_path):
+    workdir, images = tmp_path / 'run', random_images(1, 64, 128)
+    shutil.copytree(finished, workdir)
+    settings = json.loads((workdir / 'config.json').read_text())
+    settings['eval']['height'] = 96
+    (workdir / 'config.json').write_text(json.dumps(settings))
+    trained = trained_network(load_config(finished), finished, create_mesh())
+    plain, resized = (
+        np.asarray(jax.jit(partial(predict_labels, trained.model, views=Views(height)))(trained.variables, images))
+        for height in (0, 96)
+    )
+    assert np.mean(resized != plain) > 0.05
+
+    config = load_config(str(workdir))
+    config.init_from = exported('torch')
+    of_file = Segmenter.of(trained_network(config, str(tmp_path / 'no_run'), create_mesh()))
+    for segment in (Segmenter.from_workdir(str(workdir)), of_file):
+        assert np.mean(np.asarray(segment(images)) == resized) >= 0.9999
 
 
 def test_a_workdir_without_checkpoints_is_named(tmp_path):

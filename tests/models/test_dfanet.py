@@ -15,15 +15,17 @@ from tests.models import golden as goldens
 pytestmark = pytest.mark.networks
 
 # The attention normalises two values a channel, which magnifies rounding; each backbone adds to what the last one did.
-# In float64 here, what is left is the rounding of the golden.
+# In float64 here, what is left is the rounding of the golden, up to 0.094. It would hide a wrong epsilon in the later
+# backbones: test_contract.py compares those that the modules declare. The first that fits a name counts.
 MAGNIFIED = {
-    'decoder.high1': 1e-3,
-    'backbone3': 0.1,
-    'backbone2': 5e-3,
-    'decoder.low2': 5e-3,
-    'decoder.low3': 5e-3,
-    'decoder.fuse': 5e-3,
-    'decoder.high2': 5e-3,
+    'backbone2': 2e-3,
+    'backbone3.attention': 0.1,
+    'backbone3': 0.05,
+    'decoder.fuse': 2e-3,
+    'decoder.low3': 2e-3,
+    'decoder.high1': 2e-4,
+    'decoder.high2': 3e-3,
+    'decoder.high3': 0.1,
 }
 
 
@@ -40,16 +42,15 @@ def zeros(abstract):
     return np.zeros(abstract.shape, np.float32)
 
 
-@pytest.mark.parametrize(('name', 'of_high3'), [('dfanet_a', 0.05), ('dfanet_b', 0.1)])
-def test_statistics_of_a_training_batch_are_those_of_the_golden(name, of_high3):
+@pytest.mark.parametrize('name', ['dfanet_a', 'dfanet_b'])
+def test_statistics_of_a_training_batch_are_those_of_the_golden(name):
     golden = goldens.load(name)
     with jax.enable_x64(True):
         model = create_model(name, golden.num_classes, dtype=jnp.float64)
         errors = goldens.statistics_errors(golden, model, from_torch(golden.state_dict, model))
     assert len(errors) == 292
-    magnified = MAGNIFIED | {'decoder.high3': of_high3}
     for name, error in errors.items():
-        allowed = next((most for module, most in magnified.items() if name.startswith(module)), 1e-4)
+        allowed = next((most for module, most in MAGNIFIED.items() if name.startswith(module)), 1e-4)
         assert error <= allowed, name
 
 

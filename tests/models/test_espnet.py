@@ -117,15 +117,6 @@ def test_the_loss_and_the_way_to_the_images_size_are_the_authors():
     assert network('espnet_c').upsampling == 'align_corners'
 
 
-def test_images_are_normalised_by_the_data_set_in_bgr_and_divided_by_255_once_more():
-    image = np.zeros((1, 1, 3), np.uint8) + np.array([10, 20, 30], np.uint8)
-    mean, std = np.array([72.3923111, 82.90893555, 73.15840149]), np.array([45.3192215, 46.15289307, 44.91483307])
-    expected = (np.array([30, 20, 10]) - mean) / std / 255
-    for name in ('espnet', 'espnet_c'):
-        np.testing.assert_allclose(network(name).normalization(jnp.asarray(image))[0, 0], expected, rtol=1e-5)
-    assert network('espnet_camvid').normalization != network('espnet').normalization
-
-
 def test_encoder_alone_takes_any_size():
     model = create_model('espnet_c', 5, width=4)
     for size, wanted in {(1, 1): (1, 1), (45, 59): (6, 8)}.items():

@@ -7,7 +7,7 @@ import pytest
 
 from atonet_jax import ops
 from atonet_jax.models import abstract_variables, create_model, network, prepare
-from atonet_jax.models.fcn import _OFFSETS, CAFFE, crop, enlarge
+from atonet_jax.models.fcn import _OFFSETS, crop, enlarge
 from atonet_jax.models.vgg import BLOCKS
 from atonet_jax.torch_weights import backbone_from_torch, to_torch
 from tests.models import golden
@@ -107,12 +107,6 @@ def test_torchvisions_fully_connected_layers_belong_to_the_backbone_where_they_f
     assert tuple(map(whole.backbones[0].name_of, ('fc6', 'fc7'))) == ('classifier.0', 'classifier.3')
     assert narrow.backbones[0].name_of('fc6') is None
     assert [net.group(('fc6', 'kernel')) for net in (whole, narrow)] == ['backbone', 'head']
-
-
-def test_images_of_caffe_are_bgr_minus_a_mean():
-    assert network(create_model('fcn8s', 19, caffe_images=True)).normalization is CAFFE
-    normalized = CAFFE(jnp.array([[10.0, 20.0, 30.0]]))
-    np.testing.assert_allclose(normalized, [[30 - 104.00699, 20 - 116.66877, 10 - 122.67892]], rtol=1e-5)
 
 
 @pytest.mark.parametrize(

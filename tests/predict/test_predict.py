@@ -155,6 +155,17 @@ def test_raw_ids_and_several_views_are_as_the_settings_say(config, finished, tmp
     assert set(np.unique(written)) <= set(network.class_table.train_to_raw[:19])
 
 
+def test_samples_of_more_than_8_bits_are_scaled_as_the_run_scales_them(config, finished, segment, tmp_path):
+    config.predict.pictures = ('labels',)
+    config.data.sample_range = (0, 510)  # each picture's own would be of 10 bits
+    grey = picture(0)[..., :1]
+    save(tmp_path / 'photos' / 'a.png', 2 * grey[..., 0].astype(np.uint16))
+    assert predict(config, finished) is True
+    labels, darker = (np.asarray(segment(image[None].repeat(3, -1)))[0] for image in (grey, grey // 2))
+    np.testing.assert_array_equal(load(tmp_path / 'out' / 'a_labels.png'), labels)
+    assert np.mean(labels != darker) > 0.05
+
+
 def test_with_windows_pictures_are_looked_at_one_by_one(config, finished, tmp_path, monkeypatch):
     """The batch is one of windows, and no batch of pictures is filled up with copies."""
     config.predict.update(pictures=('labels',), batch_size=4)

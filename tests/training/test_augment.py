@@ -232,12 +232,6 @@ def test_images_too_long_for_32_bits_are_named():
     assert too_long_text([(64, 23171)], Augmentation((64, 64))) == ''
 
 
-def test_normalize_is_torchvisions():
-    pixel = np.array([[0, 128, 255]], np.uint8)
-    expected = (pixel / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    np.testing.assert_allclose(IMAGENET(pixel), expected, atol=1e-6)
-
-
 def test_recipe_draws_nothing_on_the_device():
     batch = {
         'image': np.zeros((2, 40, 40, 3), np.uint8),

@@ -18,6 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from atonet_jax.config import create_network
 from atonet_jax.data import examples
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.dataset import DataError
@@ -30,7 +31,6 @@ from atonet_jax.process.stopping import Stopped, StopSignals
 from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.metrics import MetricsLog, read_metrics
-from atonet_jax.runs.network import create_network
 from atonet_jax.runs.state import TrainState
 from atonet_jax.runs.workdir import lock
 from atonet_jax.training import nonfinite

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from atonet_jax.config import create_network
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError, TrainingError
@@ -19,7 +20,7 @@ from atonet_jax.export import weights_format
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.metrics import read_metrics
-from atonet_jax.runs.network import create_network, trained_network
+from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import load_config
 from atonet_jax.training import train as train_module
 from atonet_jax.training.from_config import with_crop_size

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from atonet_jax.config import flat_settings
+from atonet_jax.config import create_network, flat_settings
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.report.charts import chart, color_of, curve
@@ -13,7 +13,6 @@ from atonet_jax.evaluation.report.page import NONE, percent, rate, write_page
 from atonet_jax.models.counts import count_parameters
 from atonet_jax.runs.changes import READING
 from atonet_jax.runs.metrics import read_metrics
-from atonet_jax.runs.network import create_network
 from atonet_jax.runs.scores import read_scores
 from atonet_jax.runs.workdir import load_class_table, load_config, read_starts
 
