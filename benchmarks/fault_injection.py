@@ -27,10 +27,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from atonet_jax.config import create_network
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
-from atonet_jax.runs.network import create_network
 from atonet_jax.training.train import train
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
