@@ -21,7 +21,9 @@ ENLARGED = $(if $(wildcard $(CAMVID)/images $(CAMVID)/701_StillsRaw_full),,--con
 FROM_BACKBONE = $(if $(BACKBONE),--config.model.pretrained_backbone=$(BACKBONE) --config.optimizer.backbone_factor=0.5 $(ENLARGED))
 CAMVID_COMMAND = $(BIN)/python main.py --config=configs/camvid.py --workdir=$(CAMVID_RUN) --config.data.root=$(CAMVID) --config.train.epochs=$(CAMVID_EPOCHS) --config.train.batch_size=$(CAMVID_BATCH) $(FROM_BACKBONE)
 
-.PHONY: demo camvid test test-networks parity clean
+.PHONY: venv demo camvid test test-networks parity clean
+
+venv: $(VENV)/ready
 
 demo: $(VENV)/ready
 	$(BIN)/python main.py --config=configs/synthetic.py --workdir=runs/demo
