@@ -22,7 +22,7 @@ def read_scores(workdir: str, step: int | None = None) -> dict[str, Any] | None:
     Returns:
         JSON-ready: 'source', the file; 'step'; 'dataset', 'split', 'root' and 'images', what was scored; 'options', the
         settings of `eval`; 'miou' and the other means; 'classes', {name: {'iou': ..., ...}}. What was not recorded is
-        None. All is None where nobody evaluated.
+        None. None alone where nobody evaluated.
 
     Raises:
         InputError: a file is damaged.
