@@ -13,11 +13,12 @@
 Every setting of a config can be changed on the command line, as in --config.train.batch_size=8. Lists need neither
 brackets nor quotes: --config.predict.pictures=labels,overlay.
 Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
-is at fault, 3 where training cannot go on or an export is wrong, 130 where SIGINT and 143 where SIGTERM ended an export
-or, after a step that is saved, training.
+is at fault, 3 where training cannot go on or an export is wrong. Where a signal ended training after a step that is
+saved, or an export: 130 for SIGINT, 143 for SIGTERM, 129 for a lost terminal.
 Several processes as one run: docs/scaling.md.
 """
 
+import contextlib
 import gc
 import io
 import logging
@@ -82,7 +83,8 @@ def command() -> int:
         print(f"error: --mode={mode}: the device's memory is full ({first_line(error)}); {less}", file=sys.stderr)
         return 3
     except Stopped as stopped:
-        print(f'{stopped}; the same command goes on from there', file=sys.stderr)
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f'{stopped}; the same command goes on from there', file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
         mode = flags.FLAGS.mode if flags.FLAGS.is_parsed() else None
@@ -98,7 +100,7 @@ def main(argv: list[str]) -> int:
         InputError: the input is at fault, or a package of the mode's extra is missing.
         ExportError: an export does not compute what the network does.
         TrainingError: training cannot go on.
-        Stopped: SIGINT or SIGTERM ended training after a step that is saved.
+        Stopped: a signal ended training after a step that is saved.
     """
     import jax
 

@@ -32,6 +32,7 @@ from atonet_jax.process.distributed import (
     main_process_first,
     processes_on_this_host,
 )
+from atonet_jax.process.progress import say
 from atonet_jax.runs.changes import (
     changes_since,
     check_network,
@@ -77,7 +78,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
     Raises:
         InputError: a setting, a data file or the workdir does not allow the run, or another run is in the workdir.
         TrainingError: the loss or its gradient is no finite number any more; or a checkpoint cannot be saved.
-        Stopped: SIGTERM or SIGINT ended the run in good order.
+        Stopped: a signal ended the run in good order.
     """
     mesh = create_mesh()
     validate(config)
@@ -98,9 +99,9 @@ def train(config: ConfigDict, workdir: str) -> Scores:
             raise InputError(f'{workdir}: another run has just saved there; give the same command again to go on')
         scores = _train(config, workdir, mesh, table, objective, start)
     if is_main_process():
-        table = f'python main.py --workdir={workdir} --mode=evaluate --config.eval.checkpoint=latest'
-        print(f'final mIoU {100 * scores.miou:.2f}%; a table: {table}')
-        print(f'report: {os.path.join(workdir, REPORT_FILE)}')
+        command = f'python main.py --workdir={workdir} --mode=evaluate --config.eval.checkpoint=latest'
+        say(f'final mIoU {100 * scores.miou:.2f}%; a table: {command}')
+        say(f'report: {os.path.join(workdir, REPORT_FILE)}')
     return scores
 
 
