@@ -57,7 +57,10 @@ def command() -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')  # names of files may hold what the terminal's encoding lacks
     if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
-        print(__doc__, flags.FLAGS, sep='\n')
+        try:
+            print(__doc__, flags.FLAGS, sep='\n', flush=True)
+        except BrokenPipeError:  # `head` has read enough; what is left would fail again at the end
+            sys.stdout = open(os.devnull, 'w')
         return 0
     # Tracing a network makes 100,000 objects that live on. The default, 700, looks through them again and again.
     gc.set_threshold(10_000)

@@ -345,6 +345,12 @@ def test_a_name_that_the_terminal_cannot_write_ends_nothing(monkeypatch):
     assert screen.buffer.getvalue().endswith(b'stra\\xdfe caf\\udce9.png\n')
 
 
+def test_help_may_be_read_in_part(repository):
+    command = f'{sys.executable} main.py --help | true'
+    process = subprocess.run(command, shell=True, cwd=repository, capture_output=True, timeout=60)
+    assert process.stderr == b''
+
+
 def test_help_does_not_wait_for_jax(repository):
     """Importing it takes most of a second."""
     script = (
