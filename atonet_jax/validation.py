@@ -96,7 +96,7 @@ class _Checks:
         if isinstance(value, str):
             self.require(value in words, key, f'one of {", ".join(words)}')
         elif key != 'loss.class_weights':  # which may hold numbers
-            self.require(all(word in words for word in value), key, f'of {", ".join(words)}')
+            self.require(all(word in words for word in value), key, f'some of {", ".join(words)}')
 
     def positive(self, *keys: str) -> None:
         for key in keys:
@@ -224,7 +224,7 @@ def _check_eval(config: ConfigDict, checks: _Checks) -> None:
 
 
 def _check_predict(config: ConfigDict, checks: _Checks) -> None:
-    checks.require(config.predict.pictures, 'predict.pictures', f'of {", ".join(CHOICES["predict.pictures"])}')
+    checks.require(config.predict.pictures, 'predict.pictures', f'some of {", ".join(CHOICES["predict.pictures"])}')
     checks.positive('predict.batch_size', 'predict.max_pixels')
     checks.not_negative('predict.max_frames')
 
@@ -236,7 +236,7 @@ def _check_benchmark(config: ConfigDict, checks: _Checks) -> None:
     checks.require(are_sizes, 'benchmark.sizes', wanted)
     are_counts = batch_sizes and _are_counts(batch_sizes)
     checks.require(are_counts, 'benchmark.batch_sizes', 'whole numbers greater than 0')
-    checks.require(config.benchmark.dtypes, 'benchmark.dtypes', f'of {", ".join(CHOICES["benchmark.dtypes"])}')
+    checks.require(config.benchmark.dtypes, 'benchmark.dtypes', f'some of {", ".join(CHOICES["benchmark.dtypes"])}')
     checks.positive('benchmark.rounds', 'benchmark.seconds')
     checks.not_negative('benchmark.warmup')
 

@@ -13,7 +13,7 @@ import pathlib
 import sys
 
 from atonet_jax.models import MODEL_NAMES
-from tests.models.golden import ALLOWED, logits_errors, with_weights
+from tests.models.golden import ALLOWED, is_there, logits_errors, with_weights
 
 
 def main() -> int:
@@ -21,9 +21,10 @@ def main() -> int:
     parser.add_argument('folder', type=pathlib.Path)
     parser.add_argument('--networks', nargs='+', help='names of goldens; none: all')
     arguments = parser.parse_args()
-    names = arguments.networks or [name for name in MODEL_NAMES if (arguments.folder / f'{name}.npz').exists()]
-    if not names:
-        sys.exit(f'error: {arguments.folder}: holds no goldens')
+    wanted = arguments.networks or MODEL_NAMES
+    names = [name for name in wanted if is_there(name, arguments.folder)]
+    if not names or (arguments.networks and names != wanted):
+        sys.exit(f'error: {arguments.folder}: holds no goldens of {", ".join(set(wanted) - set(names))}')
     print(f'| network | outputs | largest error | of | allowed |\n{5 * "|---"}|')
     misses = 0
     for name in names:

@@ -136,7 +136,7 @@ class Checkpoints:
                 raise RuntimeError('there is a later one')
 
     def has_score(self, step: int) -> bool:
-        return os.path.exists(self._score_path(step))
+        return in_main_process(lambda: os.path.exists(self._score_path(step)))
 
     def add_score(self, step: int, miou: float) -> None:
         """Gives a saved checkpoint its score, from which the next start knows the best one."""

@@ -65,11 +65,9 @@ class Loop:
         train, timeline, scores = self._config.train, self._recorder.timeline, None
         total_steps, first_step = timeline.total_steps, timeline.start_step + 1
         self._last_good_step = timeline.start_step
-        self._pending = []
+        self._state, self._pending = state, []
         self._started, self._before_this = time.perf_counter(), dict(self._figures)
         with self._recorder.progress() as self._progress, StopSignals(_ENDS) as signals, self._saving_before_a_fault():
-            self._state = state
-            del state  # whose memory the step takes
             for step, batch in enumerate(batches, first_step):
                 of_step = schedule.at(step - 1)
                 before, (self._state, metrics) = self._state, step_fn(self._state, batch, of_step)

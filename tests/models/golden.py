@@ -78,6 +78,15 @@ class Golden(NamedTuple):
     raised: list[str]
 
 
+def is_there(name: str, folder: pathlib.Path) -> bool:
+    """Whether `load` can read it. The file of ATONet is another one, of tests/models/test_atonet.py alone."""
+    path, complete = folder / f'{name}.npz', folder / f'{name}.json'
+    if not path.exists():
+        return False
+    with np.load(path) as file:
+        return 'description' in file or (complete.exists() and 'outputs' in json.loads(complete.read_text()))
+
+
 def load(name: str, folder: pathlib.Path = FOLDER) -> Golden:
     """The golden `name`. `folder` may also be one of complete goldens."""
     with np.load(folder / f'{name}.npz') as file:
