@@ -4,6 +4,7 @@ import functools
 import heapq
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,8 +17,9 @@ from ml_collections import ConfigDict
 from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
+from atonet_jax.inference.programs import Programs
 from atonet_jax.inference.segmenter import prepared_variables
-from atonet_jax.inference.views import Views, many_sizes_text, predict_labels
+from atonet_jax.inference.views import Views, many_sizes_text, predict_labels, winograd_pays
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
@@ -96,14 +98,16 @@ class Evaluator:
         """
         self._views = Views.of(options)
         dataset = batches.examples.dataset
-        sizes = {size for size in dataset.sizes or () if size is not None}
-        for size in sizes:
-            if options.center_crop:
+        sizes = Counter(size for size in dataset.sizes or () if size is not None)
+        if options.center_crop:
+            for size in sizes:
                 _check_center_crop(size, options.center_crop)
-            self._views.check_size(model, options.center_crop or size)
-        many = many_sizes_text(f'the images of {dataset.name} {dataset.split}', sizes, self._views)
-        if many and not options.center_crop:
+            sizes = Counter({tuple(options.center_crop): len(dataset)})
+        for size in sizes:
+            self._views.check_size(model, size)
+        if many := many_sizes_text(f'the images of {dataset.name} {dataset.split}', sizes, self._views):
             _log.info('%s', many)
+        self._winograd = winograd_pays(sizes, self._views)
         self._batches = batches
         self._options = options
         self._model = model
@@ -118,7 +122,7 @@ class Evaluator:
         """
         start = time.perf_counter()
         mesh, dataset = self._batches.mesh, self._batches.examples.dataset
-        variables = prepared_variables(self._model, variables, mesh)
+        variables = prepared_variables(self._model, variables, mesh, self._winograd)
         images_at_once = self._views.images_at_once(-(-self._options.batch_size // mesh.size))
         batches = self._batches.evaluate(images_at_once * mesh.size)
         confusion = np.zeros(self._shape, np.int64)
@@ -220,14 +224,18 @@ def _compile_eval_step(model: nn.Module, shape: tuple[int, int], views: Views, m
     return _compile_whole_images(model, shape, views, mesh)
 
 
-@functools.cache  # evaluations of one process share the program
+@functools.cache  # evaluations of one process share the programs
 def _compile_whole_images(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh) -> Callable:
     whole, split = replicated(mesh), split_by_batch(mesh)
 
-    def eval_step(variables, images, labels, index):
-        return _scored(shape, labels, index, predict_labels(model, variables, images, views))
+    def program(_):
+        def eval_step(variables, images, labels, index):
+            return _scored(shape, labels, index, predict_labels(model, variables, images, views))
 
-    return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
+        return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
+
+    programs = Programs(program)
+    return lambda variables, images, labels, index: programs(images.shape)(variables, images, labels, index)
 
 
 def _scored(shape, labels, index, predictions):

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from atonet_jax import ops
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
 from atonet_jax.inference.label_map import label_map, label_map_with_confidence
+from atonet_jax.inference.programs import MOST_PROGRAMS, Programs
 from atonet_jax.inference.views import resize_to_height
 from atonet_jax.models import apply, network, prepare
 from atonet_jax.process.devices import create_mesh, replicated, split_by_batch
@@ -24,7 +25,8 @@ class Segmenter:
     """The fastest way from images to label maps: one compiled program a shape of the images.
 
     Normalising, the prepared network (`models.prepare`) and the argmax over enlarged logits are one program. The batch
-    is split over all devices where they divide it, else each device computes all of it.
+    is split over all devices where they divide it, else each device computes all of it. The programs of the last 32
+    shapes are kept. Threads may share a segmenter.
 
     Attributes:
         model: the network; its `dtype` is what is computed in.
@@ -38,6 +40,7 @@ class Segmenter:
         class_table: ClassTable | None = None,
         shapes: Sequence[tuple[int, int, int]] = (),
         height: int = 0,
+        winograd: bool = True,
     ):
         """
         Args:
@@ -46,13 +49,15 @@ class Segmenter:
             class_table: kept as the attribute.
             shapes: (batch, height, width) of images to compile `__call__` for at once; others at their first call.
             height: to which images are resized for the network (`resize_to_height`). Labels have the images' own size.
+            winograd: on CPUs in float32, convolve by Winograd's algorithm where that is faster. A label map then takes
+                about four fifths of the time, and compiling three times as long. See `views.winograd_pays`.
         """
         self.model = model
         self.class_table = class_table
         self._height = height
         self._mesh = create_mesh()
-        self._variables = prepared_variables(model, variables, self._mesh)
-        self._programs = {}
+        self._variables = prepared_variables(model, variables, self._mesh, winograd)
+        self._programs = Programs(self._compile, max(MOST_PROGRAMS, len(shapes)))
         for shape in shapes:
             self.compile('__call__', shape)
 
@@ -113,11 +118,11 @@ class Segmenter:
             The program: (variables, images) -> what the method gives. It tells what memory and arithmetic it needs.
         """
         function = {'__call__': _labels, 'logits': _full_logits, 'coarse_logits': _coarse_logits}[method]
-        return self._compile(function, (*shape, 3))
+        return self._programs((function, (*shape, 3)))
 
     def _run(self, function, images):
         _check(images)
-        program = self._programs.get((function, images.shape)) or self._compile(function, images.shape)
+        program = self._programs((function, images.shape))
         if isinstance(images, jax.Array) and self._mesh.size > 1:  # which may lie on one of them
             images = jax.device_put(images, self._split(images.shape))
         return program(self._variables, images)
@@ -125,23 +130,24 @@ class Segmenter:
     def _split(self, shape) -> NamedSharding:
         return split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else replicated(self._mesh)
 
-    def _compile(self, function, shape):
+    def _compile(self, function_and_shape):
+        function, shape = function_and_shape
         whole, split = replicated(self._mesh), self._split(shape)
-        images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-        lowered = _jitted(function, self.model, self._height, whole, split).lower(self._variables, images)
-        self._programs[function, shape] = program = lowered.compile()
-        return program
+        program = jax.jit(
+            functools.partial(function, self.model, self._height), in_shardings=(whole, split), out_shardings=split
+        )
+        return program.lower(self._variables, jax.ShapeDtypeStruct(shape, jnp.uint8)).compile()
 
 
-@functools.cache  # traced once for all segmenters of a network
-def _jitted(function: Callable, model: nn.Module, height: int, whole: NamedSharding, split: NamedSharding) -> Callable:
-    return jax.jit(functools.partial(function, model, height), in_shardings=(whole, split), out_shardings=split)
+def prepared_variables(
+    model: nn.Module, variables: Mapping[str, Any], mesh: Mesh, winograd: bool = True
+) -> dict[str, Any]:
+    """What inference computes with on the devices of the mesh: `models.prepare`, with what suits their kind.
 
-
-def prepared_variables(model: nn.Module, variables: Mapping[str, Any], mesh: Mesh) -> dict[str, Any]:
-    """What inference computes with on the devices of the mesh: `models.prepare`, with what suits their kind."""
-    on_cpu = jax.default_backend() == 'cpu' and model.dtype == jnp.float32
-    return jax.device_put(prepare(model, variables, transform_kernels=on_cpu), replicated(mesh))
+    winograd: as in `Segmenter`.
+    """
+    by_winograd = winograd and jax.default_backend() == 'cpu' and model.dtype == jnp.float32
+    return jax.device_put(prepare(model, variables, transform_kernels=by_winograd), replicated(mesh))
 
 
 def _coarse_logits(model, height, variables, images):

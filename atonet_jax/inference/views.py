@@ -1,6 +1,7 @@
 """Label maps of whole images, from one view or several: scales, the mirror image."""
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 import jax
@@ -14,6 +15,9 @@ from atonet_jax.models import apply, check_size, network
 
 _FEW_SIZES = 3
 _WINDOWS = 256, 512  # the smallest and the largest that are advised
+# Pixels of one size from which on Winograd's algorithm saves more time than it takes to compile
+# (`benchmarks.program_costs`).
+_WORTH_WINOGRAD = 32e6
 
 
 class Views(NamedTuple):
@@ -91,6 +95,19 @@ def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], views: Views)
         f'{what} have {len(sizes)} sizes: a program is compiled for each, once; --config.eval.window="({side},{side})" '
         'shares one, and looks at them window by window'
     )
+
+
+def winograd_pays(sizes: Mapping[tuple[int, int], float], views: Views) -> bool:
+    """Whether programs for these images should convolve by Winograd's algorithm (`segmenter.Segmenter`).
+
+    Args:
+        sizes: {(height, width): number of images}; {} if unknown, which counts as many.
+        views: of them.
+    """
+    pixels = sum(number * math.prod(resized_size(size, views.height)) for size, number in sizes.items())
+    pixels *= sum(scale**2 for scale in views.scales) * (1 + views.flip)
+    programs = 1 if views.window else len(sizes)
+    return not sizes or pixels >= programs * _WORTH_WINOGRAD
 
 
 def predict_labels(model: nn.Module, variables: dict, images: jax.Array, views: Views = WHOLE_IMAGE) -> jax.Array:

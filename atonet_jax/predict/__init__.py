@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import functools
 import itertools
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,8 +19,9 @@ from ml_collections import ConfigDict
 
 from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
+from atonet_jax.inference.programs import Programs
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
-from atonet_jax.inference.views import Views, many_sizes_text, predict_labels
+from atonet_jax.inference.views import Views, many_sizes_text, predict_labels, winograd_pays
 from atonet_jax.inference.windows import SlidingWindows
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
@@ -60,8 +63,12 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         submission.check_sources(sources, trained.class_table)
     make_folder(folder, '--config.predict.output')
 
-    _tell_of_many_sizes(sources, config)
-    job = Job(config, trained, folder)
+    pictures = [source for source in sources if not source.is_video]
+    sizes, views = _sizes(pictures, config.predict.max_pixels), Views.of(config.eval)
+    what = f'the first {_LOOKED_AT} pictures' if len(pictures) > _LOOKED_AT else f'{len(pictures)} pictures'
+    if text := many_sizes_text(what, sizes, views):
+        _log.info('%s', text)
+    job = Job(config, trained, folder, winograd_pays(sizes, views))
     try:
         job.run(sources)
     finally:
@@ -71,28 +78,32 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     return not job.failures
 
 
-def _tell_of_many_sizes(sources: list[Source], config: ConfigDict) -> None:
-    """Logs how many sizes the pictures have, where they are many: compiling for each takes longer than the rest."""
-    files = [source.path for source in sources if not (source.is_video or source.is_address)]
-    sizes = set()
-    for path in files[:_LOOKED_AT]:
+def _sizes(pictures: list[Source], max_pixels: int) -> Counter:
+    """{(height, width): number} of the first pictures, without those at addresses."""
+    sizes = Counter()
+    for path in [source.path for source in pictures[:_LOOKED_AT] if not source.is_address]:
         with contextlib.suppress(InputError):  # said where it is read
-            sizes.add(read_header(path, path, config.predict.max_pixels, 'config.predict.max_pixels').size)
-    what = f'the first {_LOOKED_AT} pictures' if len(files) > _LOOKED_AT else f'{len(files)} pictures'
-    if text := many_sizes_text(what, sizes, Views.of(config.eval)):
-        _log.info('%s', text)
+            sizes[read_header(path, path, max_pixels, 'config.predict.max_pixels').size] += 1
+    return sizes
 
 
-def labeler(config: ConfigDict, trained: TrainedNetwork) -> Callable[[np.ndarray], jax.Array]:
-    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, in the views of `config.eval`."""
+def labeler(config: ConfigDict, trained: TrainedNetwork, winograd: bool = True) -> Callable[[np.ndarray], jax.Array]:
+    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, in the views of `config.eval`.
+
+    winograd: as in `Segmenter`.
+    """
     views, mesh = Views.of(config.eval), create_mesh()
     if views.is_one:
-        return Segmenter.of(trained)
+        return Segmenter.of(trained, winograd=winograd)
     if views.window:
         label = SlidingWindows(trained.model, mesh, views, config.predict.batch_size)
     else:
-        label = jax.jit(partial(predict_labels, trained.model, views=views))
-    return partial(label, prepared_variables(trained.model, trained.variables, mesh))
+        programs = Programs(lambda _: jax.jit(partial(predict_labels, trained.model, views=views)))
+
+        def label(variables, images):
+            return programs(images.shape)(variables, images)
+
+    return partial(label, prepared_variables(trained.model, trained.variables, mesh, winograd))
 
 
 class Job:
@@ -102,11 +113,18 @@ class Job:
         failures: what is left undone, a line each.
     """
 
-    def __init__(self, config: ConfigDict, trained: TrainedNetwork, folder: str):
-        """folder: where results go."""
+    def __init__(self, config: ConfigDict, trained: TrainedNetwork, folder: str, winograd: bool = True):
+        """
+        Args:
+            config: of the call.
+            trained: the network.
+            folder: where results go.
+            winograd: as in `Segmenter`, for pictures; videos have frames enough for it.
+        """
         self._options = config.predict
         self._sample_range = tuple(config.data.sample_range)
-        self._label = labeler(config, trained)
+        self._labeler = functools.cache(partial(labeler, config, trained))
+        self._winograd = winograd
         views = Views.of(config.eval)
         self._check = partial(views.check_size, trained.model)
         self._images_at_once = views.images_at_once(config.predict.batch_size)
@@ -148,6 +166,12 @@ class Job:
     def _pictures(self, sources: list[Source], signals: StopSignals) -> None:
         if not sources:
             return
+        label = self._labeler(self._winograd)
+
+        def compile_ahead(image):
+            # Several sizes at once, in the threads that read. Not on GPUs, where compiling measures kernels.
+            if isinstance(label, Segmenter) and jax.default_backend() == 'cpu':
+                label.compile('__call__', (self._images_at_once, *image.shape[:2]))
 
         def read(source):
             self._check_name(source)
@@ -159,6 +183,7 @@ class Job:
                 sample_range=self._sample_range,
             )
             self._check_size(source, image)
+            compile_ahead(image)
             return image
 
         def failed(source, error):
@@ -172,7 +197,7 @@ class Job:
             Background() as writers,
         ):
             images = errors_apart(in_order_ahead(read, wanted, readers), failed)
-            for source, image, labels in predicted(images, self._label, self._images_at_once):
+            for source, image, labels in predicted(images, label, self._images_at_once):
                 writers.submit(self._write, source, image, labels)
                 self._images += 1
                 progress.update()
@@ -245,7 +270,7 @@ class Job:
     def _frames(self, source: Source, signals: StopSignals) -> None:
         from atonet_jax.predict.video import Video, VideoFile  # takes a moment to import
 
-        paths = self._paths(source)
+        label, paths = self._labeler(True), self._paths(source)
         everything = range(self._table.num_classes)  # one legend for all frames
         video = Video(source, self._options.max_pixels, self._options.max_frames)
         most = self._options.max_frames
@@ -255,7 +280,7 @@ class Job:
         with ExitStack() as stack:
             stack.enter_context(video)
             if isinstance(source.path, int):
-                self._compile_for(source, video)
+                self._compile_for(source, video, label)
             progress = stack.enter_context(Progress(f'predicting {source.name}', expected, 'frame'))
             files = {
                 kind: stack.enter_context(VideoFile(path, video.rate))
@@ -274,7 +299,7 @@ class Job:
 
             wanted = self._until_stopped(itertools.islice(video, most or None), signals)
             frames = self._fitting(source, wanted, of_one_size=bool(files))
-            for number, frame, labels in predicted(frames, self._label, self._images_at_once):
+            for number, frame, labels in predicted(frames, label, self._images_at_once):
                 drawing = Drawing(frame, labels, self._table, everything)
                 for kind, writer in writers.items():
                     if kind == 'labels':
@@ -302,11 +327,11 @@ class Job:
             for path in earlier:
                 self.failures.append(f'{path}: stays as an earlier call wrote it; remove it to have the new one')
 
-    def _compile_for(self, source: Source, camera: Iterable) -> None:
+    def _compile_for(self, source: Source, camera: Iterable, label: Callable[[np.ndarray], jax.Array]) -> None:
         """Compiles for frames of the size of the first one, so that the time it takes is no part of the film."""
         for frame in itertools.islice(camera, 1):
             self._check_size(source, frame)
-            np.asarray(self._label(np.stack(self._images_at_once * [frame])))
+            np.asarray(label(np.stack(self._images_at_once * [frame])))
 
 
 def _frame_path(first: str, number: int) -> str:

@@ -22,6 +22,7 @@ from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.inference import Segmenter
+from atonet_jax.inference.segmenter import prepared_variables
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
 from tests.disks import full_disk
@@ -80,6 +81,21 @@ def test_what_is_scored_is_what_people_get(tiny_config):
     for example in scorer.run(variables).examples:
         np.testing.assert_array_equal(example.predictions, segment(example.image[None])[0])
     assert 'batch_stats' in variables and given and not any('batch_stats' in each for each in given)
+
+
+def test_small_splits_take_programs_that_compile_fast(run, monkeypatch):
+    """Without Winograd's algorithm, unless the images of a size have pixels enough."""
+    asked = []
+
+    def prepared(model, variables, mesh, winograd):
+        asked.append(winograd)
+        return prepared_variables(model, variables, mesh, winograd)
+
+    monkeypatch.setattr(evaluator, 'prepared_variables', prepared)
+    run()
+    monkeypatch.setattr('atonet_jax.inference.views._WORTH_WINOGRAD', 1)
+    run()
+    assert asked == [False, True]
 
 
 def test_every_image_has_its_own_scores_and_padding_has_none(run):

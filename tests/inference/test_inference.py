@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from atonet_jax.config import default_config
 from atonet_jax.inference.label_map import label_map
-from atonet_jax.inference.views import Views, many_sizes_text, predict_labels
+from atonet_jax.inference.views import Views, many_sizes_text, predict_labels, winograd_pays
 from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.ops import cpu, resize_align_corners, resize_bilinear
@@ -128,3 +128,21 @@ def test_many_sizes_are_answered_with_a_window_that_no_image_clips(options, wind
         many_sizes_text('pictures', sizes, Views.of(settings))
     )
     assert many_sizes_text('pictures', sizes[:3], Views.of(settings)) == ''
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'views', 'pays'),
+    [
+        ({}, Views(), True),  # unknown
+        ({(1000, 1000): 32}, Views(), True),
+        ({(1000, 1000): 31}, Views(), False),
+        ({(1000, 1000): 31, (1000, 1001): 1}, Views(), False),  # two programs
+        ({(1000, 1000): 31, (1000, 1001): 1}, Views(window=(500, 500)), True),  # one program
+        ({(500, 500): 32}, Views(), False),
+        ({(500, 500): 32}, Views(height=1000), True),
+        ({(500, 500): 32}, Views(scales=(2.0,)), True),
+        ({(1000, 1000): 16}, Views(flip=True), True),
+    ],
+)
+def test_winograd_pays_where_a_program_sees_many_pixels(sizes, views, pays):
+    assert winograd_pays(sizes, views) is pays

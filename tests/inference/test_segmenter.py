@@ -10,7 +10,7 @@ import pytest
 
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
-from atonet_jax.inference.segmenter import Segmenter
+from atonet_jax.inference.segmenter import Segmenter, prepared_variables
 from atonet_jax.inference.views import Views, predict_labels
 from atonet_jax.models import create_model, prepare
 from atonet_jax.process.devices import create_mesh
@@ -68,6 +68,13 @@ def test_winograd_is_for_convolutions_of_many_channels_and_stride_1_on_smaller_m
     assert set(kernels) == {'layer2', 'layer3', 'layer4', 'up2', 'up3', 'up4', 'up5'}
     assert set(kernels['layer4']['block0']) == {'conv2'}
     assert [row.shape for row in kernels['up2']['kernel']] == 6 * [(6, 128, 128)]
+
+
+@pytest.mark.parametrize('winograd', [True, False])
+def test_programs_without_winograd_have_no_transformed_kernels(winograd):
+    model = create_model('atonet', 19)
+    variables = prepared_variables(model, blank_variables(model), create_mesh(), winograd)
+    assert ('transformed' in variables) is winograd
 
 
 def test_logits_are_at_the_images_resolution_and_their_argmax_the_labels(segment):

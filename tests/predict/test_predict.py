@@ -118,6 +118,24 @@ def test_pictures_of_many_sizes_are_told_of_before_a_program_is_compiled_for_eac
     assert not caplog.records
 
 
+def test_few_pictures_take_programs_that_compile_fast(config, finished, tmp_path, monkeypatch):
+    """Without Winograd's algorithm, unless the pictures of a size have pixels enough."""
+    asked = []
+
+    def labeler(config, trained, winograd):
+        asked.append(winograd)
+        return lambda images: np.zeros(images.shape[:3], np.uint8)
+
+    monkeypatch.setattr('atonet_jax.predict.labeler', labeler)
+    config.predict.pictures = ('labels',)
+    for i in range(2):
+        save(tmp_path / 'photos' / f'{i}.png', picture(i))
+    for least in (2 * SIZE[0] * SIZE[1] + 1, 2 * SIZE[0] * SIZE[1]):
+        monkeypatch.setattr('atonet_jax.inference.views._WORTH_WINOGRAD', least)
+        assert predict(config, finished) is True
+    assert asked == [False, True]
+
+
 def test_a_name_that_is_too_long_stops_nothing_else(config, finished, tmp_path, capsys):
     """The longest names that fit are written; of what does not fit nothing is."""
     config.predict.pictures = ('labels', 'side_by_side')
