@@ -83,8 +83,11 @@ def test_what_is_scored_is_what_people_get(tiny_config):
     assert 'batch_stats' in variables and given and not any('batch_stats' in each for each in given)
 
 
-def test_small_splits_take_programs_that_compile_fast(run, monkeypatch):
+def test_small_splits_take_programs_that_compile_fast(tiny_config, labels, monkeypatch):
     """Without Winograd's algorithm, unless the images of a size have pixels enough."""
+    model = create_network(tiny_config, 19)
+    variables = init_variables(model, seed=1)
+    dataset = dataclasses.replace(load_dataset(tiny_config.data, 'val'), sizes=len(labels) * (labels.shape[1:],))
     asked = []
 
     def prepared(model, variables, mesh, winograd):
@@ -92,9 +95,9 @@ def test_small_splits_take_programs_that_compile_fast(run, monkeypatch):
         return prepared_variables(model, variables, mesh, winograd)
 
     monkeypatch.setattr(evaluator, 'prepared_variables', prepared)
-    run()
-    monkeypatch.setattr('atonet_jax.inference.views._WORTH_WINOGRAD', 1)
-    run()
+    for least in (labels.size + 1, labels.size):
+        monkeypatch.setattr('atonet_jax.inference.views._WORTH_WINOGRAD', least)
+        Evaluator(model, Batches(Examples(dataset), create_mesh()), tiny_config.eval).run(variables)
     assert asked == [False, True]
 
 
