@@ -1,5 +1,6 @@
 """What all tests share: where compiled programs are kept, and a tiny network."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -13,11 +14,18 @@ import time
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', os.path.expanduser('~/.cache/atonet_jax/tests'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
-# Compiling takes nearly all of the tests' time, and less of it unoptimised; a third less again without the fusion
-# emitters, which later versions than 0.10 always take.
-_FLAGS = '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+# Compiling takes half of the tests' time, and less of it unoptimised; a third less again without the fusion emitters,
+# which later versions than 0.10 always take. One thread compiles a program: several would take a tenth more work, and
+# the tests keep every core busy.
+_FLAGS = (
+    '--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true '
+    '--xla_cpu_parallel_codegen_split_count=1'
+)
 _EMITTERS = ' --xla_cpu_use_fusion_emitters=false' if importlib.metadata.version('jaxlib').startswith('0.10.') else ''
 os.environ.setdefault('XLA_FLAGS', _FLAGS + _EMITTERS)
+# Imports and traces make many objects that live on, and Python's garbage collector would look through them again and
+# again: a tenth of the time.
+gc.set_threshold(100_000, 50)
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402

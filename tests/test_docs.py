@@ -27,14 +27,13 @@ from absl import flags
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import main as command_line
 from atonet_jax.command_line import read_config
 from atonet_jax.config import default_config
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.serve import listen
 from atonet_jax.serve.app import create_app
 from atonet_jax.validation import validate
-from tests.commands import fresh_flags, fresh_logging
+from tests.commands import fresh_flags, run_command
 from tests.test_packaging import PROJECT, pins
 
 _MARK = re.compile(r'# needs (Cityscapes|CamVid|published weights|a GPU|a TPU|a camera|several machines)$')
@@ -69,12 +68,17 @@ def commands_of(text):
 
 
 def all_commands():
+    """Each command once, of the first document that has it. What is said of it behind a # makes no other command."""
     folder = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     files = ['README.md', *(f'docs/{name}' for name in sorted(os.listdir(f'{folder}/docs')) if name.endswith('.md'))]
+    known = set()
     for name in files:
         with open(os.path.join(folder, name)) as file:
             for command in commands_of(file.read()):
-                yield pytest.param(command, id=f'{name}: {command}')
+                what = command.partition(' #')[0], bool(_MARK.search(command))
+                if what not in known:
+                    known.add(what)
+                    yield pytest.param(command, id=f'{name}: {command}')
 
 
 @pytest.fixture(scope='module')
@@ -128,8 +132,8 @@ def run_main(arguments, tiny_config):
     elif begins:
         arguments = [f'{a}:segnet_basic' if a.startswith('--config=') else a for a in arguments]
         arguments += [*_TINY, '--config.model.width=8']
-    with fresh_flags(), fresh_logging():
-        return command_line.main(['main.py', *arguments])
+    finished = run_command(*arguments, cwd=os.getcwd())
+    assert finished.returncode == 0, finished.stderr
 
 
 def assert_understood(arguments):
@@ -172,7 +176,7 @@ def test_a_command_in_the_documents(command, world, app, helps, repository, tiny
                 if 'main.py' in words:
                     assert_understood(words[words.index('main.py') + 1 :])
             case ['python', 'main.py', *arguments]:
-                assert run_main(arguments, tiny_config) == 0
+                run_main(arguments, tiny_config)
             case ['python', '-m', 'pytest', path, *_]:
                 assert os.path.exists(path)
             case ['python', '-m', module, *arguments]:

@@ -175,7 +175,7 @@ print(json.dumps([jax.device_count(), len(batches[0]['image'].sharding.device_se
 def test_split_over_devices_it_gives_the_same_without_tensorflow(tiny_config, tmp_path):
     load_dataset(tiny_config.data, 'val')  # generates it
     root, out = tiny_config.data.root, str(tmp_path / 'out.npz')
-    env = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=4'}
+    env = os.environ | {'XLA_FLAGS': f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=4'}
     command = [sys.executable, '-c', _WORKER, root, out]
     run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr

@@ -9,6 +9,7 @@ import PIL.Image
 import pytest
 from flax import linen as nn
 
+from atonet_jax import identification
 from atonet_jax.command_line import read_config
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.examples import Examples
@@ -144,6 +145,12 @@ def test_imagenet_files_of_erfnet_and_pidnet_start_their_backbones(tmp_path, cap
         first, last = {'erfnet': ('layer1', 'layer23'), 'pidnet_s': ('stem1', 'final')}[name]
         assert not fresh and all(array.any() for array in jax.tree.leaves(variables['params'][first]))
         assert not any(array.any() for array in jax.tree.leaves(variables['params'][last]))
+
+
+def test_shapes_are_compared_only_where_networks_share_their_names(monkeypatch):
+    """For its shapes, a network is traced twice more."""
+    monkeypatch.setattr(identification, 'num_outputs', lambda *_: pytest.fail('asked for shapes'))
+    assert identify(arrays_of('erfnet', 19)) == 'erfnet'
 
 
 def test_a_backbone_is_not_taken_for_a_network(tmp_path):

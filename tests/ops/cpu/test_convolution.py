@@ -94,5 +94,5 @@ gradient = jax.jit(jax.grad(loss), in_shardings=(whole, split), out_shardings=wh
 text = gradient.lower(*shapes).compile().as_text()
 assert 'all-reduce' in text and 'all-gather' not in text and 'all-to-all' not in text, text
 """
-    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count=2'
+    flags = f'{os.environ["XLA_FLAGS"]} --xla_force_host_platform_device_count=2'
     subprocess.run([sys.executable, '-c', code], check=True, env=os.environ | {'XLA_FLAGS': flags})
