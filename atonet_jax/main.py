@@ -1,4 +1,4 @@
-"""Trains, evaluates, times and exports networks for real-time semantic segmentation.
+"""Trains, evaluates, runs, serves and exports networks for real-time semantic segmentation.
 
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes --mode=check_data
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes
@@ -10,12 +10,30 @@
     python main.py --workdir=runs/cityscapes --mode=export --config.export.format=onnx
     python main.py --workdir=runs/cityscapes --mode=serve
 
-Every setting of a config can be changed on the command line, as in --config.train.batch_size=8. Lists need neither
-brackets nor quotes: --config.predict.pictures=labels,overlay.
-Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
-is at fault, 3 where training cannot go on or an export is wrong. Where a signal ended training after a step that is
-saved, or an export: 130 for SIGINT, 143 for SIGTERM, 129 for a lost terminal.
-Several processes as one run: docs/scaling.md.
+A command with --config=FILE takes the settings of that file; --config=FILE:NETWORK also chooses the network. A command
+without --config takes the settings of the run in --workdir. --config.KEY=VALUE changes a setting, such as
+--config.train.batch_size=8; atonet_jax/config.py lists them all. Lists need no brackets and no quotes:
+--config.predict.pictures=labels,overlay.
+
+Modes:
+    train       trains, or continues a run that stopped (the default)
+    check_data  reads all images and labels, and says whether they are fit to train on
+    evaluate    scores a run and writes a report
+    compare     prints the scores of several runs and writes a page that compares them
+    predict     writes label maps and pictures of photos, videos or a camera
+    serve       opens a web page and an endpoint that segment pictures
+    export      writes the network for other programs: ONNX, TensorFlow, TensorFlow Lite, JAX, PyTorch
+    benchmark   times the network on this device
+    prepare     copies the data into a few large files (TFDS)
+
+Exit codes:
+    0    done
+    1    check_data found data unfit to train on, or predict left something undone
+    2    the input is at fault, or the disk is full (3 in training)
+    3    training cannot go on, an export is wrong, or the device's memory is full
+    130, 143, 129    ended by SIGINT (Ctrl-C), by SIGTERM or by the loss of the terminal; training saves its last step
+
+Several processes as one run: docs/scaling.md. When something fails: docs/troubleshooting.md.
 """
 
 import contextlib
@@ -39,11 +57,11 @@ flags.DEFINE_enum('mode', 'train', list(MODES), 'What to do.')
 flags.DEFINE_string('coordinator', None, 'host:port of process 0 of several; docs/scaling.md says who needs it.')
 flags.DEFINE_integer('num_processes', None, 'How many processes there are, with --coordinator.')
 flags.DEFINE_integer('process_id', None, 'The number of this one, from 0, with --coordinator.')
-flags.DEFINE_bool('networks', False, 'Lists all networks, and does nothing else.')
+flags.DEFINE_bool('networks', False, 'Lists all networks and does nothing else.')
 flags.DEFINE_bool(
     'force',
     False,
-    'Lets export replace a file that is there already; where none is, lets it write int8 that loses more than it may.',
+    'Lets export replace an earlier one. If there is none, lets it write int8 that loses more than it may.',
 )
 
 
@@ -58,7 +76,8 @@ def command() -> int:
             stream.reconfigure(errors='backslashreplace')  # names of files may hold what the terminal's encoding lacks
     if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
         try:
-            print(__doc__, flags.FLAGS, sep='\n', flush=True)
+            shown = flags.FLAGS if '--helpfull' in sys.argv else flags.FLAGS.module_help(__name__)
+            print(__doc__, shown, sep='\n', flush=True)
         except BrokenPipeError:  # `head` has read enough; what is left would fail again at the end
             sys.stdout = open(os.devnull, 'w')
         return 0

@@ -151,7 +151,7 @@ def _remarks(rows: Sequence[dict[str, Any]]) -> list[str]:
                 what = f'{row["network"]} at {size_text(row["size"])}'
                 lines.append(f'- {what}: {100 * share:.1f} % of the labels of {SYSTEMS[name]} are those of Segmenter.')
     if rows[0]['backend'] == 'cpu':
-        memory = 'the most that the process took while it computed, beside its libraries; program and weights included'
+        memory = 'the most that the process took while it computed, beyond its libraries; with program and weights'
     else:
         memory = "the program's arguments, results and temporaries on the device, as XLA plans them"
     return [*lines, f'- Memory: {memory}.']
@@ -214,11 +214,11 @@ def _published_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [
         *lines,
         '',
-        'Published speeds are of other machines, each of another one.',
-        *(['', f'Printed there, but of no public definition: {", ".join(others)}.'] if others else []),
+        'Published speeds were measured on other machines, a different one for each paper.',
+        *(['', f'The published tables also have, without a public definition: {", ".join(others)}.'] if others else []),
         '',
-        f"mIoU % that ATONet's Table 2 prints for CamVid's test frames at 720x960: {', '.join(camvid)}. Those of "
-        'SegNet and ENet are of 360x480, and SegNet had 3,433 training images.',
+        f"ATONet's Table 2 prints these mIoU, in %, for CamVid's test frames at 720x960: {', '.join(camvid)}. The "
+        'figures of SegNet and ENet are really of 360x480, and SegNet had 3,433 training images.',
     ]
 
 

@@ -3,11 +3,17 @@
     python main.py --config=configs/camvid.py --workdir=runs/camvid --config.data.root=/path/to/camvid
     python main.py --config=configs/camvid.py:pidnet_s --workdir=runs/pidnet --config.data.root=/path/to/camvid
 
-Trains on train+val (468 frames), from random weights, and scores on test (233). With torchvision's ImageNet ResNet-18,
-add --config.model.pretrained_backbone=resnet18.pth --config.optimizer.backbone_factor=0.5. With it, enlarge the frames
-of the repack in training and inference: --config.data.scale_range=1.0,2.25 --config.eval.height=720. Larger crops were
-better still on an unseen drive: --config.data.crop_size=540,720 --config.data.scale_range=1.5,2.25. docs/results.md has
-the results, and how the recipe was chosen. The paper of ATONet gives its recipe for Cityscapes: configs/cityscapes.py.
+Trains on train+val (468 frames), from random weights, and scores on test (233). These flags make the result better:
+
+    --config.model.pretrained_backbone=resnet18.pth --config.optimizer.backbone_factor=0.5
+        starts from torchvision's ImageNet ResNet-18
+    --config.data.scale_range=1.0,2.25 --config.eval.height=720
+        also enlarges the frames of the repack, in training and inference
+    --config.data.scale_range=1.5,2.25 --config.eval.height=720 --config.data.crop_size=540,720
+        the same with larger crops, which gave the best result with --config.train.batch_size=4
+
+docs/results.md has the results, and how the recipe was chosen. ATONet's own recipe for CamVid is atonet_camvid in
+configs/published.py.
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,10 @@
 
     python main.py --config=configs/cityscapes.py --workdir=runs/cityscapes --config.data.root=/path/to/cityscapes
 
-Needs leftImg8bit and gtFine, unpacked in the root. Trains for 200 epochs, 148,750 steps.
---config.model.dtype=bfloat16 is faster on a GPU or TPU. The paper's run starts from an ImageNet backbone: with
-torchvision's file, add --config.model.pretrained_backbone=resnet18.pth. The figures are the paper's; they have not been
-repeated here.
+Needs leftImg8bit and gtFine, unpacked in the root. Trains for 200 epochs, which are 148,750 steps. The paper's run
+starts from an ImageNet backbone: with torchvision's file, add --config.model.pretrained_backbone=resnet18.pth. Without
+it, add --config.optimizer.backbone_factor=1.0. --config.model.dtype=bfloat16 is faster on a GPU or TPU. The figures
+are the paper's; they have not been repeated here.
 """
 
 from ml_collections import ConfigDict

@@ -2,12 +2,13 @@
 
     python main.py --config=configs/published.py:enet_camvid --workdir=runs/enet --config.data.root=/path/to/camvid
 
-The name after the colon is one of the functions below; --config=configs/published.py lists them. Each says where its
-numbers come from, and what of the published recipe it cannot keep. None of these runs has been repeated here.
+The name after the colon is one of the functions below; --config=configs/published.py lists them. Each docstring says
+where its numbers come from. "Not kept" names the parts of the published recipe that this package does not have. None of
+these runs has been repeated here.
 
-The loss (terms, mining, edges, class weights counted in the labels) is the network's own under any config file. What is
-set here is the data, the optimiser, the schedule, and class weights that were published as numbers. A run that starts
-from weights needs their file: --config.init_from or --config.model.pretrained_backbone.
+These recipes set the data, the optimiser, the schedule, and class weights that were published as numbers. The rest of
+the loss (terms, mining, edges, class weights counted in the labels) is the network's own under any config file. A run
+that starts from weights needs their file: --config.init_from or --config.model.pretrained_backbone.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,5 @@
-"""For tests: ATONet with 16 channels, or SegNet-Basic with 8, on a few scenes of 64x128. Takes seconds and gives no
-useful result.
+"""For tests: ATONet with 16 channels, or SegNet-Basic with 8, on a few scenes of 64x128. A run takes seconds and learns
+nothing useful.
 
     python main.py --config=configs/tiny.py --workdir=runs/tiny
     python main.py --config=configs/tiny.py:segnet_basic --workdir=runs/tiny_basic

@@ -275,7 +275,17 @@ def test_the_readme_is_under_two_screens(repository):
 
 
 def test_links_lead_somewhere(repository):
+    """To a file, and in it to a heading, which GitHub names in small letters with hyphens for spaces."""
+
+    def without_code(path):
+        return re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)
+
+    def headings(path):
+        titles = re.findall(r'^#+ (.+)$', without_code(path), re.MULTILINE)
+        return {re.sub(r'[^\w -]', '', title).lower().replace(' ', '-') for title in titles}
+
     for path in (repository / 'README.md', *(repository / 'docs').glob('*.md')):
-        text = re.sub(r'```.*?```', '', path.read_text(), flags=re.DOTALL)
-        for link in re.findall(r'\]\(([^)#]+)(?:#[\w-]+)?\)', text):
-            assert (path.parent / link).exists(), f'{path.name}: {link}'
+        for link, heading in re.findall(r'\]\((?!https?:)([^)#]*)(?:#([\w-]+))?\)', without_code(path)):
+            target = path.parent / link if link else path
+            assert target.exists(), f'{path.name}: {link}'
+            assert not heading or heading in headings(target), f'{path.name}: {link}#{heading}'

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -352,6 +353,14 @@ def test_help_may_be_read_in_part(repository):
     command = f'{sys.executable} main.py --help | true'
     process = subprocess.run(command, shell=True, cwd=repository, capture_output=True, timeout=60)
     assert process.stderr == b''
+
+
+def test_help_explains_every_mode_and_shows_the_flags_of_this_program_alone(monkeypatch, capsys):
+    monkeypatch.setattr(sys, 'argv', ['main.py', '--help'])
+    assert main.command() == 0
+    shown = capsys.readouterr().out
+    assert {mode for mode in main.MODES if not re.search(rf'^    {mode} +\w', shown, re.MULTILINE)} == set()
+    assert '--workdir' in shown and 'alsologtostderr' not in shown
 
 
 def test_help_does_not_wait_for_jax(repository):

@@ -42,12 +42,12 @@ BOUNDARIES = {
 }
 
 CONVENTIONS = {
-    'time': 'of one call, from uint8 images until the result is there (block_until_ready); images lie on the device, '
-    f'but for "{FROM_HOST}", which begins and ends with numpy arrays. Calls of the boundaries take turns',
+    'time': 'of one call, from uint8 images until the result is there (block_until_ready). Images are on the device; '
+    f'"{FROM_HOST}" begins and ends with NumPy arrays instead. Calls of the rows take turns',
     'images/s': 'batch size / median time',
-    'compile': 'tracing and compiling; the two boundaries that end in label maps are one program',
-    'memory': 'arguments, outputs and temporaries of the compiled program on one device, as XLA plans them; where the '
-    'platform counts, also the most that the process has held on the first device so far',
+    'compile': 'tracing and compiling; the two rows of label maps share one program',
+    'memory': 'arguments, outputs and temporaries of the compiled program on one device, as XLA plans them; if the '
+    'platform counts it, also the most that the process has held on the first device so far',
     'GMACs': 'multiply-accumulates of the convolutions of one image, counted in the traced program; 2 FLOPs each',
     'XLA GFLOPs': "XLA's own count of all operations of one call on one device, without library calls that it cannot "
     'see into and products with padding',

@@ -88,7 +88,7 @@ def judge_labels(
         warnings += [dataset.doubt] * bool(dataset.doubt)
     missing = [name for name, count in zip(names, pixels) if count == 0]
     if missing:
-        warnings.append(f'no pixel of: {", ".join(missing)}')
+        warnings.append(f'no pixel of the classes: {", ".join(missing)}')
     if strays:
         warnings.append(
             f'{sum(strays.values())} pixels in {len(strays)} of {len(counts)} label files have values of no class and '

@@ -140,7 +140,7 @@ class Job:
         pictures = [source for source in sources if not source.is_video]
         start = time.perf_counter()
         try:
-            with StopSignals('ends after the pictures under way; once more: at once') as signals:
+            with StopSignals('stopping after the pictures under way; a second signal stops at once') as signals:
                 self._pictures(pictures, signals)
                 for source in self._until_stopped(videos, signals):
                     self._video(source, signals)

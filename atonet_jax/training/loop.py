@@ -21,7 +21,7 @@ from atonet_jax.training.step import StepNumbers, StepSchedule
 
 _log = logging.getLogger(__name__)
 
-_ENDS = 'ends after this step, or the evaluation under way, and saves it; once more: at once'
+_ENDS = 'stopping: this step, or the evaluation under way, is finished and saved first; a second signal stops at once'
 _GENTLER = 'start again with a lower config.optimizer.learning_rate or more config.schedule.warmup_epochs'
 
 

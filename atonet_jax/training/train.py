@@ -100,7 +100,7 @@ def train(config: ConfigDict, workdir: str) -> Scores:
         scores = _train(config, workdir, mesh, table, objective, start)
     if is_main_process():
         command = f'python main.py --workdir={workdir} --mode=evaluate --config.eval.checkpoint=latest'
-        say(f'final mIoU {100 * scores.miou:.2f}%; a table: {command}')
+        say(f'final mIoU {100 * scores.miou:.2f}%; for the scores of each class: {command}')
         say(f'report: {os.path.join(workdir, REPORT_FILE)}')
     return scores
 

@@ -42,7 +42,7 @@ def test_values_classes_and_sizes_are_counted(tmp_path):
     assert report.pixels[0] == road == report.values['7'] and report.images[0] == 4
     assert report.images[10] == 3 and report.pixels[10] == report.values['23']  # sky
     assert report.to_dict()['pixels_of_value']['7 road'] == road
-    assert any(warning.startswith('no pixel of: wall, ') for warning in report.warnings)
+    assert any(warning.startswith('no pixel of the classes: wall, ') for warning in report.warnings)
     assert len(report.digests) == 4
 
 

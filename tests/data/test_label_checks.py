@@ -84,7 +84,7 @@ def test_a_few_masks_among_others_are_odd(tmp_path):
 def test_one_class_is_nothing_to_learn(tmp_path):
     failures, _ = judged(tmp_path / 'train', [EMPTY])
     assert failures == ['all pixels that have a class are a, so there is nothing to learn']
-    assert judged(tmp_path / 'val', [EMPTY], split='val') == ([], ['no pixel of: b, c'])
+    assert judged(tmp_path / 'val', [EMPTY], split='val') == ([], ['no pixel of the classes: b, c'])
     assert judged(tmp_path / 'trusted', [EMPTY], trust_labels=True)[0] == []
 
 
@@ -113,14 +113,14 @@ def test_a_declared_void_above_the_number_of_classes(tmp_path, void):
 
 def test_a_declared_value_that_a_split_does_not_show(tmp_path):
     rows = [{'name': name, 'value': value} for name, value in (('a', 0), ('b', 1), ('c', 2), ('d', 30))]
-    assert judged(tmp_path, [SOUND % 255], rows) == ([], ['no pixel of: d'])
+    assert judged(tmp_path, [SOUND % 255], rows) == ([], ['no pixel of the classes: d'])
 
 
 def test_train_ids_are_a_guess_that_can_be_overruled(tmp_path):
     rows = [{'name': name, 'value': value} for name, value in (('v', 0), ('a', 1), ('b', 2), ('c', 30))]
     _, warnings = judged(tmp_path / 'doubted', [SOUND], rows)
     assert warnings[0].startswith('1 of 1 label files hold nothing above 3 but 255: they look like train ids')
-    assert judged(tmp_path / 'trusted', [SOUND], rows, trust_labels=True) == ([], ['no pixel of: c'])
+    assert judged(tmp_path / 'trusted', [SOUND], rows, trust_labels=True) == ([], ['no pixel of the classes: c'])
 
 
 def test_values_of_no_class_are_said_and_counted(tmp_path):
