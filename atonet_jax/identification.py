@@ -88,7 +88,7 @@ def num_outputs(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int |
     """The number of outputs of the network in a file; None if no layer tells. `model`: for any number of outputs."""
     base, votes = 19, collections.Counter()
     ours, more = (shapes(model.clone(num_classes=base + n)) for n in (0, 1))
-    for names in network(model).weights.values():
+    for names in network(model).weights:
         for path, needed in ours.items():
             given = state_dict.get(file_name(path, names))
             if needed == more[path] or given is None or len(given.shape) != len(needed):
@@ -107,7 +107,7 @@ def _match(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> tuple[floa
 def _recognised(state_dict: Iterable[str], model: nn.Module) -> float:
     """The share of a file's names that look like one of the network's: at least its likeness, at almost no cost."""
     given = [name for name in state_dict if not name.endswith(COUNTER)]
-    patterns = map(_names_of_modules, network(model).weights.values())
+    patterns = map(_names_of_modules, network(model).weights)
     most = max((sum(pattern.fullmatch(name) is not None for name in given) for pattern in patterns), default=0)
     return most / max(len(given), 1)
 
@@ -129,7 +129,7 @@ def _fitting(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int:
         expected = shapes(model.clone(num_classes=num_outputs(state_dict, model) or model.num_classes))
     except ValueError:  # a number that no file of this network can have
         return 0
-    names = vocabulary_of(state_dict, model, expected)
+    names = vocabulary_of(state_dict, model)
     given = {path: state_dict.get(file_name(path, names)) for path in expected}
     return sum(
         array is not None and fits(array.shape, torch_shape(path, expected[path])) for path, array in given.items()
@@ -138,7 +138,7 @@ def _fitting(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int:
 
 def _ignored(state_dict: Iterable[str], model: nn.Module) -> int:
     """How many of a file's names the network knows as such that it passes over."""
-    vocabularies = network(model).weights.values()
+    vocabularies = network(model).weights
     return max(sum(re.fullmatch(names.ignored, name) is not None for name in state_dict) for names in vocabularies)
 
 
@@ -156,4 +156,4 @@ def _likeness(state_dict: Iterable[str], model: nn.Module) -> float:
 
 def _names_in_files(model: nn.Module) -> list[set[str]]:
     """The names of a network's variables in files, in each of its vocabularies."""
-    return [names_in_file(model, names) for names in network(model).weights.values()]
+    return [names_in_file(model, names) for names in network(model).weights]

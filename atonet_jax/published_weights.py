@@ -82,7 +82,7 @@ def load_backbone(
         lacks = strict and not error.unexpected and error.misshapen <= class_layers(model)
         hint = '; --config.model.pretrained_strict=false starts such parts fresh' if lacks else ''
         raise InputError(f'{path}: does not fit the backbone of {type(model).__name__}: {error}{hint}') from error
-    fresh = () if strict else fresh_modules(state_dict, model, variables)
+    fresh = () if strict else fresh_modules(state_dict, model)
     names = backbone_names(state_dict, model)
     known = names_in_file(model, names)
     ignored = [name for name in names.adapt(state_dict) if name not in known and re.fullmatch(names.ignored, name)]
@@ -95,11 +95,11 @@ def load_backbone(
 def needed_options(model: nn.Module) -> list[str]:
     """Settings that the published weights of a network with so many outputs need, and that it does not have."""
     options = {}
-    for names in network(model).weights.values():
+    for names in network(model).weights:
         options |= names.options.get(model.num_classes, {})
     return [f'--config.model.{key}={value}'.lower() for key, value in options.items() if getattr(model, key) != value]
 
 
 def has_void_output(model: nn.Module) -> bool:
     """Whether the last output of a network with so many is for pixels of no class, as that of the published weights."""
-    return any(model.num_classes in names.void for names in network(model).weights.values())
+    return any(model.num_classes in names.void for names in network(model).weights)

@@ -142,7 +142,7 @@ def describe(model: ATONet) -> Network:
         training_only=heads,
         group=resnet_group,
         reduced=is_stage_kernel,  # the stem and every batch normalisation take the full rate (the published recipe)
-        weights={'published': _PUBLISHED_NAMES},
+        weights=(_PUBLISHED_NAMES,),
         backbones=(TORCHVISION,),
         published=Published(
             title='ATONet',

@@ -170,7 +170,7 @@ class Network:
         smallest: the least height and width that it takes.
         upsampling: from logits to the image's size: 'half_pixel' or 'align_corners'.
         class_weights: how much each class counts in the loss, where the published recipe weighs them by their pixels.
-        weights: vocabularies of whole networks, by name; the first one is written by `to_torch`.
+        weights: vocabularies of whole networks; the first one is written by `to_torch`.
         backbones: vocabularies of files that hold the backbone alone; none where no such file is known.
     """
 
@@ -184,7 +184,7 @@ class Network:
     smallest: int = 1
     upsampling: str = 'half_pixel'
     class_weights: ClassWeights | None = None
-    weights: Mapping[str, WeightNames] = dataclasses.field(default_factory=dict)
+    weights: Sequence[WeightNames] = ()
     backbones: Sequence[WeightNames] = ()
 
     def with_fresh(self, modules: Sequence[str]) -> 'Network':

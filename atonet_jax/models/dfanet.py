@@ -211,7 +211,7 @@ def describe(model: DFANet) -> Network:
         group=lambda path: 'head' if path[0] == 'decoder' else 'backbone',
         reduced=lambda path: False,  # the published recipe has one rate for all
         upsampling='align_corners',
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         published=Published(
             title=title,
             source='Li, Xiong, Fan, Sun: CVPR 2019, rebuilt from its Table 1',

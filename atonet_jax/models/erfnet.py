@@ -153,7 +153,7 @@ def describe(model: ERFNet) -> Network:
         normalization=Normalization(),
         multiple_of=8,
         class_weights=InverseLogShare(1.2 if is_encoder else 1.1),
-        weights={'published': _ENCODER_NAMES if is_encoder else _WHOLE_NAMES},
+        weights=(_ENCODER_NAMES if is_encoder else _WHOLE_NAMES,),
         backbones=(_BACKBONE_NAMES,),
         published=Published(
             title="ERFNet's encoder" if is_encoder else 'ERFNet',

@@ -188,7 +188,7 @@ def describe(model: ESPNet) -> Network:
         multiple_of=1 if is_encoder else 8,
         upsampling='align_corners',  # of ESPNet-C; the other logits have the image's size
         class_weights=InverseLogShare(1.1),
-        weights={'published': _ENCODER_NAMES if is_encoder else _NAMES},
+        weights=(_ENCODER_NAMES if is_encoder else _NAMES,),
         backbones=(_ENCODER_NAMES,),
         published=Published(
             title='ESPNet-C' if is_encoder else 'ESPNet',

@@ -127,7 +127,7 @@ def describe(model: FCN8s) -> Network:
         terms=(Term('logits'),),
         group=lambda path: 'head' if backbone.name_of('/'.join(path[:-1])) is None else 'backbone',
         normalization=CAFFE if model.caffe_images else IMAGENET,
-        weights={'published': _ORIGINAL_NAMES if is_original else _CAFFE_NAMES},
+        weights=(_ORIGINAL_NAMES if is_original else _CAFFE_NAMES,),
         backbones=(backbone,),
         published=Published(
             title='FCN-8s',

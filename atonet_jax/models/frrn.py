@@ -147,7 +147,7 @@ def describe(model: FRRN) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=Normalization(channels='BGR'),
         multiple_of=2 ** len(ENCODERS[model.form]),
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         published=Published(
             title=f'FRRN {model.form.upper()}',
             source='Pohlen, Hermans, Mathias, Leibe: CVPR 2017, and their code',

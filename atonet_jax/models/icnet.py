@@ -159,7 +159,7 @@ def describe(model: ICNet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         smallest=18,  # of less, nothing is left at a 32nd
         upsampling='align_corners',
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         published=Published(
             title='ICNet',
             source="Zhao, Qi, Shen, Shi, Jia: ECCV 2018, and the authors' network for Caffe",

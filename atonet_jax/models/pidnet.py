@@ -182,7 +182,7 @@ def describe(model: PIDNet) -> Network:
         group=lambda path: 'head' if path[0] in HEADS else 'backbone',
         reduced=lambda path: False,  # the published recipe has one rate for all
         upsampling='align_corners',
-        weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
+        weights=(_PUBLISHED_NAMES, _NAMES_BESIDE_LOSSES),
         backbones=(_IMAGENET_NAMES,),
         published=Published(
             title='PIDNet-S',

@@ -118,7 +118,7 @@ def describe(model: SegNet) -> Network:
         reduced=lambda path: False,  # the published recipe has one rate for all
         normalization=CAFFE if model.caffe_images else IMAGENET,
         class_weights=MedianFrequency(),
-        weights={'published': _NAMES, 'of xiaoyufenfei': _SHORT_NAMES, 'of say4n': _SAY4N_NAMES},
+        weights=(_NAMES, _SHORT_NAMES, _SAY4N_NAMES),
         backbones=_TORCHVISION_NAMES,
         published=Published(
             title='SegNet',
@@ -141,7 +141,7 @@ def describe_basic(model: SegNetBasic) -> Network:
         reduced=lambda path: False,
         normalization=CAFFE,
         class_weights=MedianFrequency(),
-        weights={'published': _BASIC_NAMES},
+        weights=(_BASIC_NAMES,),
         published=Published(
             title='SegNet-Basic',
             source='Badrinarayanan, Kendall, Cipolla: PAMI 2017, and their Caffe code',

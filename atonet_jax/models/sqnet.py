@@ -113,7 +113,7 @@ def describe(model: SQNet) -> Network:
         terms=(Term('logits', criterion=criterion),),
         group=lambda path: 'backbone' if path[0].startswith(('conv1', 'fire')) else 'head',
         reduced=lambda path: False,  # the published recipes have one rate for all
-        weights={'published': _ZH320_NAMES if model.form == 'zh320' else _names(model.form == 'bn')},
+        weights=(_ZH320_NAMES if model.form == 'zh320' else _names(model.form == 'bn'),),
         backbones=(_TORCHVISION,) if model.form == 'biases' else (),
         published=Published(
             title=title,

@@ -119,7 +119,7 @@ def describe(model: SwiftNet) -> Network:
         terms=(Term('logits'),),
         group=resnet_group,
         normalization=IMAGENET if is_first else CITYSCAPES,
-        weights={'published': with_buffers(_NAMES) if model.form == '2020' else _NAMES},
+        weights=(with_buffers(_NAMES) if model.form == '2020' else _NAMES,),
         backbones=(TORCHVISION,),
         published=Published(
             title=f'SwiftNetRN-18 ss ({model.form})',

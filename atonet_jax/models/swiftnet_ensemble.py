@@ -98,7 +98,7 @@ def describe(model: SwiftNetEnsemble) -> Network:
         group=lambda path: resnet_group(path[1:]),
         normalization=pyramid.normalization,
         multiple_of=pyramid.multiple_of,
-        weights={'published': _both(single.weights['published'], pyramid.weights['published'], '{}.')},
+        weights=(_both(*single.weights, *pyramid.weights, '{}.'),),
         backbones=(_both(*single.backbones, *pyramid.backbones, ''),),
         published=Published(
             title='SwiftNetRN-18 ens',

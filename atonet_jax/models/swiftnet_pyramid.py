@@ -186,7 +186,7 @@ def describe(model: SwiftNetPyramid) -> Network:
         group=resnet_group,
         normalization=IMAGENET if is_first else CITYSCAPES,
         multiple_of=2 ** (model.levels - 1),
-        weights={'published': _NAMES[model.form]},
+        weights=(_NAMES[model.form],),
         backbones=(TORCHVISION if is_first else _TORCHVISION_FOR_LEVELS,),
         published=Published(
             title=f'SwiftNetRN-18 pyr ({model.form})',

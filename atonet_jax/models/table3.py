@@ -152,7 +152,7 @@ def describe(model: Table3) -> Network:
         terms=(Term('logits'),),
         group=resnet_group,
         reduced=is_stage_kernel,  # as in ATONet
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         backbones=(TORCHVISION,),
         published=Published(
             title=f'{_TITLES[model.design]} on a ResNet-18',

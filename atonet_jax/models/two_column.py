@@ -192,7 +192,7 @@ def describe(model: SparseTwoColumn) -> Network:
         ),
         group=lambda path: 'backbone' if path[0] in ('coarse', 'fine') else 'head',
         multiple_of=CELL,
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         backbones=(_TORCHVISION,),
         published=Published(
             title='Sparse two-column (ours)',

@@ -117,6 +117,14 @@ def test_all_that_does_not_fit_is_in_one_message(published, tiny_model):
     )
 
 
+def test_a_head_of_training_may_be_missing_but_not_half_of_a_layer(published, tiny_model):
+    without = {name: array for name, array in published.items() if not name.startswith('aux_cls3')}
+    assert 'aux3' not in from_torch(without, tiny_model)['params']
+    del published['aux_cls3.1.running_var']
+    with pytest.raises(InputError, match=r'^1 missing: aux_cls3\.1\.running_var$'):
+        from_torch(published, tiny_model)
+
+
 def test_resnet_50_is_refused_as_a_backbone(published, tiny_model, tiny_variables, tmp_path):
     """Its blocks have three convolutions and shortcuts from the first stage on."""
     state = torchvision_backbone(published)
