@@ -203,9 +203,9 @@ def describe(model: BiSeNet) -> Network:
             Term(output, criterion=HardExampleShare(), upsampling=upsampling) for output in ('logits', *AUX_HEADS)
         ),
         training_only=AUX_HEADS,
-        group=resnet.resnet_group,
+        in_backbone=resnet.in_resnet,
         # The authors train all but the backbone at ten times its rate, the port the fusion and the heads alone.
-        reduced=(lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS)) if is_port else None,
+        reduced=(lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS)) if is_port else resnet.in_resnet,
         normalization=COINCHEUNG if is_port else IMAGENET,
         upsampling=upsampling,
         weights=(_COINCHEUNG_NAMES if is_port else _TORCHSEG_NAMES[model.backbone],),

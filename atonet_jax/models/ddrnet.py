@@ -110,8 +110,7 @@ def describe(model: DDRNet) -> Network:
             Term('aux', weight=0.4, criterion=CrossEntropy(over='all')),
         ),
         training_only=HEADS[1:],
-        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] not in HEADS,
         weights=(_PUBLISHED_NAMES, _NAMES_BESIDE_LOSSES),
         backbones=(_IMAGENET_NAMES,),
         published=Published(

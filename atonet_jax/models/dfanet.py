@@ -208,8 +208,7 @@ def describe(model: DFANet) -> Network:
     title, rows, parameters, macs = _PUBLISHED.get(model.width, ('DFANet', (), None, None))
     return Network(
         terms=(Term('logits', upsampling='align_corners'),),
-        group=lambda path: 'head' if path[0] == 'decoder' else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] != 'decoder',
         upsampling='align_corners',
         weights=(_NAMES,),
         published=Published(

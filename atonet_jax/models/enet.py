@@ -306,8 +306,7 @@ def describe(model: ENet) -> Network:
     parameters, macs = _COUNTS.get((model.form, model.decoder_act), (None, None))
     return Network(
         terms=(Term('logits'),),
-        group=lambda path: 'backbone' if path[0].split('_')[0] in ENCODER else 'head',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0].split('_')[0] in ENCODER,
         normalization=Normalization(),  # all the published weights take images of 0 .. 1
         multiple_of=8,
         class_weights=InverseLogShare(1.02),

@@ -143,8 +143,7 @@ def describe(model: FRRN) -> Network:
     parameters, macs = _COUNTS[model.form]
     return Network(
         terms=(Term('logits', criterion=BootstrappedCrossEntropy()),),
-        group=lambda path: 'backbone' if path[0].startswith(_ENCODER) else 'head',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0].startswith(_ENCODER),
         normalization=Normalization(channels='BGR'),
         multiple_of=2 ** len(ENCODERS[model.form]),
         weights=(_NAMES,),

@@ -155,8 +155,7 @@ def describe(model: ICNet) -> Network:
     return Network(
         terms=(term('logits'), term('aux_sub4', weight=0.16), term('aux_sub2', weight=0.4)),
         training_only=AUX_HEADS,
-        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] not in HEADS,
         smallest=18,  # of less, nothing is left at a 32nd
         upsampling='align_corners',
         weights=(_NAMES,),

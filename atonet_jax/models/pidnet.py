@@ -179,8 +179,7 @@ def describe(model: PIDNet) -> Network:
             term('logits', target=LabelsOnEdges(), criterion=HardExampleCount()),
         ),
         training_only=HEADS[1:],
-        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] not in HEADS,
         upsampling='align_corners',
         weights=(_PUBLISHED_NAMES, _NAMES_BESIDE_LOSSES),
         backbones=(_IMAGENET_NAMES,),

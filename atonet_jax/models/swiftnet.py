@@ -26,7 +26,7 @@ from atonet_jax.models.contract import (
     conv_norm,
     prefixed,
 )
-from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, resnet18, resnet_group
+from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, in_resnet, resnet18
 from atonet_jax.models.terms import Term
 
 FORMS = ('2019', '2020')
@@ -117,7 +117,8 @@ def describe(model: SwiftNet) -> Network:
     is_first = model.form == '2019'
     return Network(
         terms=(Term('logits'),),
-        group=resnet_group,
+        in_backbone=in_resnet,
+        reduced=in_resnet,
         normalization=IMAGENET if is_first else CITYSCAPES,
         weights=(with_buffers(_NAMES) if model.form == '2020' else _NAMES,),
         backbones=(TORCHVISION,),

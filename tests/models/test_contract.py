@@ -40,7 +40,6 @@ from atonet_jax.models import (
     prepare,
 )
 from atonet_jax.models.blocks import BatchNorm
-from atonet_jax.models.contract import GROUPS
 from atonet_jax.models.counts import convolutions
 from atonet_jax.models.terms import LabelsOnEdges
 from atonet_jax.predict import predict
@@ -342,12 +341,6 @@ def test_remat_keeps_less_for_the_gradient(name):
 
     most = 1 if name in CONVOLUTIONS_AS_UNITS else 0.65
     assert kept_bytes(remat=True) <= most * kept_bytes(remat=False)
-
-
-@every_network
-def test_every_parameter_is_in_a_group(name):
-    model = tiny(name)
-    assert {network(model).group(path) for path in flatten_dict(abstract(model)['params'])} <= set(GROUPS)
 
 
 @pytest.mark.parametrize('name', DISTINCT)

@@ -81,7 +81,7 @@ def test_the_convolutions_of_torchvisions_vgg16_are_taken_and_normalisations_sta
     loaded = backbone_from_torch(vgg, model, zeros)
     for name, module in variables['params'].items():
         is_taken = 'conv' in module and not name.endswith('_D')
-        assert is_taken == (network(model).group((name, 'conv', 'kernel')) == 'backbone')
+        assert is_taken == network(model).in_backbone((name, 'conv', 'kernel'))
         expected = dict(zeros['params'][name]) | ({'conv': module['conv']} if is_taken else {})
         jax.tree.map(np.testing.assert_array_equal, loaded['params'][name], expected)
 
