@@ -89,7 +89,7 @@ class PoolingPyramid(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -90,7 +90,7 @@ class ESPNet(nn.Module):
 class NormAct(nn.Module):
     """Batch normalisation and PReLU."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -87,7 +87,7 @@ class ResidualUnit(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -110,7 +110,7 @@ class FullResolutionUnit(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, y: jax.Array, z: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:

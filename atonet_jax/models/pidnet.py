@@ -113,7 +113,7 @@ class PixelAttention(nn.Module):
     """
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, train: bool) -> jax.Array:
@@ -136,7 +136,7 @@ class PoolingPyramid(nn.Module):
 
     width: int
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -158,7 +158,7 @@ class BoundaryFusion(nn.Module):
     """Boundary-attention-guided fusion, Light-Bag (the paper's Fig. 7): details on borders, context elsewhere."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, details: jax.Array, context: jax.Array, boundary: jax.Array, train: bool) -> jax.Array:

@@ -29,8 +29,8 @@ TORCHVISION = WeightNames((*conv_norm('stem', 'conv1', 'bn1'), *STAGE_RULES), ig
 def resnet18(
     images: jax.Array,
     train: bool,
-    width: int = 64,
-    dtype: jnp.dtype = jnp.float32,
+    width: int,
+    dtype: jnp.dtype,
     dilations: Sequence[int] = (1, 1, 1, 1),
 ) -> list[jax.Array]:
     """The four levels of a ResNet-18, to be called within a compact module, which owns 'stem', 'layer1' .. 'layer4'.

@@ -83,7 +83,7 @@ class SPP(nn.Module):
     """
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -103,7 +103,7 @@ class Up(nn.Module):
     """A step of the decoder: the coarse map, enlarged, plus a finer level."""
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array, train: bool) -> jax.Array:
