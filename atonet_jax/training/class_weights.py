@@ -26,16 +26,16 @@ _RULES = {'balanced': InverseRootShare(), 'enet': InverseLogShare()}
 
 
 class ClassCounts(NamedTuple):
-    """What the labels of a split hold.
+    """Pixels of the labels of a split.
 
     Attributes:
-        pixels: [C] int64, pixels of each class.
-        labelled: [C] int64, labelled pixels of the images that show the class.
-        total: pixels of all images, ignored ones too.
+        pixels: of each class.
+        labelled: of each class, the labelled pixels of the images that show it.
+        total: of all images, ignored pixels too.
     """
 
-    pixels: np.ndarray
-    labelled: np.ndarray
+    pixels: list[int]
+    labelled: list[int]
     total: int
 
 
@@ -107,7 +107,7 @@ def _count_once(dataset: SegmentationDataset, workdir: str) -> ClassCounts:
 
 
 def count_classes(dataset: SegmentationDataset, usable: list[int]) -> ClassCounts:
-    """Decodes the labels of these examples of a verified split; lists in place of arrays."""
+    """Decodes the labels of these examples of a verified split."""
     num_classes = dataset.class_table.num_classes
 
     def count(i):
