@@ -99,9 +99,6 @@ class Checkpoints:
             ),
         )
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def step(self, which: str) -> int:
         """The step of the 'best' or the 'latest' checkpoint.
 

@@ -456,7 +456,7 @@ def labels(segment, images):
 
 def variables_after(life, step, workdir):
     checkpoints = Checkpoints(workdir)
-    assert checkpoints.latest_step() == step
+    assert checkpoints.step('latest') == step
     model = create_model(life.config.model.name, 19, **ROWS[life.config.model.name].options)
     variables = checkpoints.restore_variables(step, model, create_mesh(), averaged=False)
     checkpoints.close()

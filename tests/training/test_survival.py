@@ -56,7 +56,7 @@ def variables_of(config, workdir):
 def latest_step(workdir):
     checkpoints = Checkpoints(workdir)
     try:
-        return checkpoints.latest_step()
+        return checkpoints.step('latest')
     finally:
         checkpoints.close()
 
