@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.label_files import read_labels
+from atonet_jax.errors import InputError
 from atonet_jax.models.terms import ClassWeights, InverseLogShare, InverseRootShare
 from atonet_jax.process.distributed import in_main_process
 from atonet_jax.process.files import write_json, writing
@@ -51,7 +52,7 @@ def class_weights(
         workdir: of the run.
 
     Raises:
-        InputError: a label file cannot be read any more, or the counts cannot be written.
+        InputError: no pixel has a label, a label file cannot be read any more, or the counts cannot be written.
     """
     given = tuple(config.loss.class_weights)
     if given == ('equal',):
@@ -62,6 +63,11 @@ def class_weights(
     if rule is None:
         return None
     counts = in_main_process(lambda: _count_once(dataset, workdir))
+    if not any(counts.pixels):
+        raise InputError(
+            f'config.data.train_split={dataset.split}: no pixel of {dataset.name} {dataset.split} has a label, from '
+            "which class weights are counted; choose another split, or give config.loss.class_weights=('equal',)"
+        )
     weights = weights_of_counts(rule, counts)
     names = dataset.class_table.class_names
     low, high = weights.argmin(), weights.argmax()
