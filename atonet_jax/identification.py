@@ -27,7 +27,7 @@ from atonet_jax.torch_weights import (
 def identify(state_dict: Mapping[str, np.ndarray]) -> str | None:
     """The registered network whose names a file holds, or whose shapes fit best where several have these names.
 
-    None where none shares half of the names, or those of its backbone are all.
+    None if no network shares more than half of the names, or if the file holds a backbone alone.
     """
     models = {}
     for name in MODEL_NAMES:  # of several names of a network, the first one

@@ -125,7 +125,7 @@ def _left_fresh(
     backbone: Mapping[str, tuple[int, ...]],
     model: nn.Module,
 ) -> set[str]:
-    """Paths of `fresh_modules`' arrays; none where a file holds no part at all, as it is none of a backbone."""
+    """Paths of the arrays of `fresh_modules`; none where a file holds no part of a backbone: it is another file."""
     given = {path: state_dict.get(file_name(path, names)) for path in backbone}
     missing = {path for path, array in given.items() if array is None}
     if missing == backbone.keys():
