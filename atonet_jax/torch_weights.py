@@ -167,8 +167,8 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     flat = _flatten(variables)
     whole = names.whole(model)
     expected = shapes(whole).keys()
-    missing = expected - flat.keys()
-    lacks = sorted(path for path in missing if not names.is_optional(module_of(path)))
+    missing, held = expected - flat.keys(), {module_of(path) for path in flat}
+    lacks = sorted(path for path in missing if module_of(path) in held or not names.is_optional(module_of(path)))
     if wrong := lacks or sorted(flat.keys() - expected):
         what = 'lack' if lacks else 'have, beyond those of the network,'
         raise InputError(f'{type(model).__name__}: the variables {what} {len(wrong)}: {_first(wrong)}')
