@@ -45,7 +45,7 @@ class Views(NamedTuple):
         return not (self.flip or self.window) and self.scales == (1.0,)
 
     def images_at_once(self, batch_size: int) -> int:
-        """Of a batch. Of windows, a batch is of one image."""
+        """Images of a batch: so many whole ones, or one whose windows make up batches."""
         return 1 if self.window else batch_size
 
     def check_size(self, model: nn.Module, size: tuple[int, int]) -> None:

@@ -323,7 +323,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            steps = [int(name) for name in os.listdir(self._folder) if name.isdecimal()]
+            steps = [int(name) for name in _names(self._folder) if name.isdecimal()]
             kept = f'that of step {max(steps)} is complete' if steps else 'there is no other'
             raise TrainingError(
                 f'{self._folder}: a checkpoint could not be saved ({_reason(error)}); {kept}; free space or repair '
