@@ -27,7 +27,7 @@ from atonet_jax.torch_weights import (
 def identify(state_dict: Mapping[str, np.ndarray]) -> str | None:
     """The registered network whose names a file holds, or whose shapes fit best where several have these names.
 
-    None where none shares half of the names, or those of its backbone are all.
+    None if no network shares more than half of the names, or if the file holds a backbone alone.
     """
     models = {}
     for name in MODEL_NAMES:  # of several names of a network, the first one
@@ -89,7 +89,7 @@ def num_outputs(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int |
     """The number of outputs of the network in a file; None if no layer tells. `model`: for any number of outputs."""
     base, votes = 19, collections.Counter()
     ours, more = (shapes(model.clone(num_classes=base + n)) for n in (0, 1))
-    for names in network(model).weights.values():
+    for names in network(model).weights:
         for path, needed in ours.items():
             given = state_dict.get(file_name(path, names))
             if needed == more[path] or given is None or len(given.shape) != len(needed):
@@ -108,7 +108,7 @@ def _match(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> tuple[floa
 def _recognised(state_dict: Iterable[str], model: nn.Module) -> float:
     """The share of a file's names that look like one of the network's: at least its likeness, at almost no cost."""
     given = [name for name in state_dict if not name.endswith(COUNTER)]
-    patterns = map(_names_of_modules, network(model).weights.values())
+    patterns = map(_names_of_modules, network(model).weights)
     most = max((sum(pattern.fullmatch(name) is not None for name in given) for pattern in patterns), default=0)
     return most / max(len(given), 1)
 
@@ -130,7 +130,7 @@ def _fitting(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int:
         expected = shapes(model.clone(num_classes=num_outputs(state_dict, model) or model.num_classes))
     except ValueError:  # a number that no file of this network can have
         return 0
-    names = vocabulary_of(state_dict, model, expected)
+    names = vocabulary_of(state_dict, model)
     given = {path: state_dict.get(file_name(path, names)) for path in expected}
     return sum(
         array is not None and fits(array.shape, torch_shape(path, expected[path])) for path, array in given.items()
@@ -139,7 +139,7 @@ def _fitting(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> int:
 
 def _ignored(state_dict: Iterable[str], model: nn.Module) -> int:
     """How many of a file's names the network knows as such that it passes over."""
-    vocabularies = network(model).weights.values()
+    vocabularies = network(model).weights
     return max(sum(re.fullmatch(names.ignored, name) is not None for name in state_dict) for names in vocabularies)
 
 
@@ -157,4 +157,4 @@ def _likeness(state_dict: Iterable[str], model: nn.Module) -> float:
 
 def _names_in_files(model: nn.Module) -> list[set[str]]:
     """The names of a network's variables in files, in each of its vocabularies."""
-    return [names_in_file(model, names) for names in network(model).weights.values()]
+    return [names_in_file(model, names) for names in network(model).weights]

@@ -58,16 +58,15 @@ def from_torch(
             nothing is loaded by halves.
         InputError: the file has learned what is constant in this network.
     """
-    expected = _flatten(abstract_variables(model))
-    names = vocabulary_of(state_dict, model, expected)
+    names = vocabulary_of(state_dict, model)
     _check_fixed(state_dict, names, model.num_classes)
     state_dict = names.adapt(state_dict)
     free = set() if strict else class_layers(model)
-    loaded = _convert(state_dict, expected, names, free)
+    loaded = _convert(state_dict, shapes(model), names, free)
     left = {module_of(path) for path in free - loaded.keys()}
     if left:
         _log.info('left fresh: %s', ', '.join(sorted(left)))
-    kept = {path: array for path, array in _flatten(fresh or {}).items() if path in expected}
+    kept = {path: array for path, array in _flatten(fresh or {}).items() if path in shapes(model)}
     return unflatten_dict(kept | loaded, sep='/')
 
 
@@ -97,20 +96,19 @@ def backbone_from_torch(
         MismatchError: as `from_torch`.
         InputError: the network has no backbone that is published alone.
     """
-    names, backbone = _backbone(model, variables, state_dict)
-    state_dict = names.adapt(state_dict)
+    names = backbone_names(state_dict, model)
+    state_dict, backbone = names.adapt(state_dict), _named(model, names)
     free = set() if strict else _left_fresh(state_dict, names, backbone, model)
     return unflatten_dict(_flatten(variables) | _convert(state_dict, backbone, names, free), sep='/')
 
 
-def fresh_modules(
-    state_dict: Mapping[str, np.ndarray], model: nn.Module, variables: Mapping[str, Any]
-) -> tuple[str, ...]:
+def fresh_modules(state_dict: Mapping[str, np.ndarray], model: nn.Module) -> tuple[str, ...]:
     """Modules of the backbone of which a file lacks an array, or has one for another number of classes.
 
     By the shortest paths that name them all and no other.
     """
-    names, backbone = _backbone(model, variables, state_dict)
+    names = backbone_names(state_dict, model)
+    backbone = _named(model, names)
     modules = {module_of(path) for path in backbone}
     fresh = {module_of(path) for path in _left_fresh(names.adapt(state_dict), names, backbone, model)}
     roots = set()
@@ -122,14 +120,17 @@ def fresh_modules(
 
 
 def _left_fresh(
-    state_dict: Mapping[str, np.ndarray], names: WeightNames, backbone: Mapping[str, Any], model: nn.Module
+    state_dict: Mapping[str, np.ndarray],
+    names: WeightNames,
+    backbone: Mapping[str, tuple[int, ...]],
+    model: nn.Module,
 ) -> set[str]:
-    """Paths of `fresh_modules`' arrays; none where a file holds no part at all, as it is none of a backbone."""
+    """Paths of the arrays of `fresh_modules`; none where a file holds no part of a backbone: it is another file."""
     given = {path: state_dict.get(file_name(path, names)) for path in backbone}
     missing = {path for path, array in given.items() if array is None}
     if missing == backbone.keys():
         return set()
-    needed = {path: torch_shape(path, backbone[path].shape) for path in class_layers(model) & backbone.keys() - missing}
+    needed = {path: torch_shape(path, backbone[path]) for path in class_layers(model) & backbone.keys() - missing}
     return missing | {path for path, shape in needed.items() if not fits(given[path].shape, shape)}
 
 
@@ -146,12 +147,9 @@ def backbone_names(state_dict: Mapping[str, Any], model: nn.Module) -> WeightNam
     return max(vocabularies, key=lambda names: len(names_in_file(model, names) & names.adapt(state_dict).keys()))
 
 
-def _backbone(
-    model: nn.Module, variables: Mapping[str, Any], state_dict: Mapping[str, Any]
-) -> tuple[WeightNames, dict[str, Any]]:
-    """The names of a file of the backbone alone, and the variables that it holds, by path."""
-    names = backbone_names(state_dict, model)
-    return names, {path: a for path, a in _flatten(variables).items() if names.name_of(module_of(path)) is not None}
+def _named(model: nn.Module, names: WeightNames) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of the variables that a vocabulary names: all, or those of the backbone."""
+    return {path: shape for path, shape in shapes(model).items() if names.name_of(module_of(path)) is not None}
 
 
 def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.ndarray]:
@@ -163,14 +161,14 @@ def to_torch(variables: Mapping[str, Any], model: nn.Module) -> dict[str, np.nda
     Raises:
         InputError: the network has no vocabulary, or `variables` are not whole, or not of this network.
     """
-    names = next(iter(network(model).weights.values()), None)
-    if names is None:
+    if not network(model).weights:
         raise InputError(f'{type(model).__name__} has no names in PyTorch; export it as weights')
+    names = network(model).weights[0]
     flat = _flatten(variables)
     whole = names.whole(model)
-    expected = _flatten(abstract_variables(whole)).keys()
-    missing = expected - flat.keys()
-    lacks = sorted(path for path in missing if not names.is_optional(module_of(path)))
+    expected = shapes(whole).keys()
+    missing, held = expected - flat.keys(), {module_of(path) for path in flat}
+    lacks = sorted(path for path in missing if module_of(path) in held or not names.is_optional(module_of(path)))
     if wrong := lacks or sorted(flat.keys() - expected):
         what = 'lack' if lacks else 'have, beyond those of the network,'
         raise InputError(f'{type(model).__name__}: the variables {what} {len(wrong)}: {_first(wrong)}')
@@ -194,15 +192,15 @@ def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def names_in_file(model: nn.Module, names: WeightNames) -> set[str]:
     """The names that a vocabulary gives to a network's variables, or to those of its backbone."""
-    return {file_name(path, names) for path in shapes(model) if names.name_of(module_of(path)) is not None}
+    return {file_name(path, names) for path in _named(model, names)}
 
 
 def class_layers(model: nn.Module) -> set[str]:
     """Paths of the variables in modules whose shapes depend on the number of classes."""
-    ours = _flatten(abstract_variables(model))
+    ours = shapes(model)
     # Some have a share of the classes as channels, rounded down: one class more would not show.
-    others = _flatten(abstract_variables(model.clone(num_classes=model.num_classes + _MORE_CLASSES)))
-    modules = {module_of(path) for path, array in ours.items() if array.shape != others[path].shape}
+    others = shapes(model.clone(num_classes=model.num_classes + _MORE_CLASSES))
+    modules = {module_of(path) for path, shape in ours.items() if shape != others[path]}
     return {path for path in ours if module_of(path) in modules}
 
 
@@ -222,48 +220,59 @@ class MismatchError(InputError):
         super().__init__('; '.join(f'{len(names)} {kind}: {_first(names)}' for kind, names in kinds.items() if names))
 
 
-def vocabulary_of(state_dict: Mapping[str, Any], model: nn.Module, expected: Mapping[str, Any]) -> WeightNames:
-    """The network's vocabulary that shares most names with the file."""
+def vocabulary_of(state_dict: Mapping[str, Any], model: nn.Module) -> WeightNames:
+    """The network's vocabulary that shares most names with the file.
 
-    def shared(names):
-        return sum(file_name(path, names) in state_dict for path in expected)
-
-    vocabularies = network(model).weights.values()
+    Raises:
+        InputError: the network has none.
+    """
+    vocabularies = network(model).weights
     if not vocabularies:
         raise InputError(f'{type(model).__name__} has no names in PyTorch; start it from a run of its own')
-    return max(vocabularies, key=shared)
+    return max(vocabularies, key=lambda names: len(names_in_file(model, names) & state_dict.keys()))
 
 
 def _convert(
     state_dict: Mapping[str, np.ndarray],
-    expected: Mapping[str, Any],
+    expected: Mapping[str, tuple[int, ...]],
     names: WeightNames,
     free: Set[str],
 ) -> dict[str, Any]:
-    """{path: array} for each path of `expected`, which must fit; modules of `free` that do not are left out whole."""
+    """{path: array} of the variables that a file holds.
+
+    Args:
+        state_dict: {name: array}.
+        expected: {path: shape} of the variables that it should hold.
+        names: its vocabulary.
+        free: paths that it may lack or have in other shapes. Modules in which this is so are left out whole, and so
+            are optional ones of which it holds nothing.
+
+    Raises:
+        MismatchError: anything else does not fit.
+    """
     by_path = {path: file_name(path, names) for path in expected}
     missing = {path: name for path, name in by_path.items() if name not in state_dict}
+    misshapen = {}
+    for path, name in by_path.items():
+        needed = torch_shape(path, expected[path])
+        if path not in missing and not fits(state_dict[name].shape, needed):
+            misshapen[path] = f'{name} is {_by(state_dict[name].shape)}, not {_by(needed)}'
+
+    held = {module_of(path) for path in by_path.keys() - missing.keys()}
+    left = {module_of(path) for path in (missing.keys() | misshapen.keys()) & free}
+    left |= {module_of(path) for path in missing if names.is_optional(module_of(path))} - held
+    taken = {path: name for path, name in by_path.items() if module_of(path) not in left}
+
     known = set(by_path.values())
     unexpected = [name for name in state_dict if name not in known and not name.endswith(COUNTER)]
     unexpected = [name for name in unexpected if not re.fullmatch(names.ignored, name)]
-    misshapen = {}
-    for path, name in by_path.items():
-        needed = torch_shape(path, expected[path].shape)
-        if name in state_dict and not fits(state_dict[name].shape, needed):
-            misshapen[path] = f'{name} is {_by(state_dict[name].shape)}, not {_by(needed)}'
-
-    left = (missing.keys() | misshapen.keys()) & free
-    modules = {module_of(path) for path in left}
-    left = {path for path in by_path if module_of(path) in modules}
-    skipped = left | {path for path in missing if names.is_optional(module_of(path))}
-    missing = {path: name for path, name in missing.items() if path not in skipped}
+    missing = {path: name for path, name in missing.items() if path in taken}
     misshapen = {path: text for path, text in misshapen.items() if path not in free}
     if missing or unexpected or misshapen:
         raise MismatchError(missing, unexpected, misshapen)
     return {
-        path: _from_torch_layout(path, np.array(state_dict[name], np.float32), expected[path].shape)
-        for path, name in by_path.items()
-        if path not in skipped
+        path: _from_torch_layout(path, np.array(state_dict[name], np.float32), expected[path])
+        for path, name in taken.items()
     }
 
 

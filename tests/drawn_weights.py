@@ -35,6 +35,6 @@ def drawn_state(shapes: Iterable[tuple[str, tuple[int, ...]]], seed: int) -> dic
 
 def drawn_variables(model, seed: int = 1) -> dict:
     """Variables of a network of this package with such weights, auxiliary heads included."""
-    whole = next(iter(network(model).weights.values())).whole(model)  # what is missing would be drawn, which takes long
+    whole = network(model).weights[0].whole(model)  # what is missing would be drawn, which takes long
     shapes = [(name, array.shape) for name, array in to_torch(blank_variables(whole), model).items()]
     return from_torch(drawn_state(shapes, seed), model)

@@ -19,8 +19,7 @@ from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation, Geometry
 from atonet_jax.evaluation.evaluator import _compile_eval_step
 from atonet_jax.inference import segmenter as inference
-from atonet_jax.inference.views import Views
-from atonet_jax.inference.windows import _probabilities
+from atonet_jax.inference.views import Views, probabilities
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.ops.cpu import patches, strips, winograd
 from atonet_jax.process.devices import create_mesh
@@ -108,7 +107,7 @@ def programs(tiny_model, tiny_variables, cpu_branches):
         ('evaluate', 'bfloat16'): export_evaluation(half),
         ('evaluate views', 'float32'): export_evaluation(tiny_model, scales=(0.75,), flip=True),
         ('probabilities of windows', 'float32'): export(
-            jax.jit(functools.partial(_probabilities, tiny_model)),
+            jax.jit(functools.partial(probabilities, tiny_model)),
             abstract_variables(tiny_model),
             jax.ShapeDtypeStruct((4, 48, 64, 3), jnp.float32),
         ),

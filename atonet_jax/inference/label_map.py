@@ -13,10 +13,9 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
     """The most likely class of each pixel: [B, h, w, C] logits enlarged bilinearly to `size` -> [B, *size] uint8.
 
     Full-resolution logits are never written. CPUs widen the logits, and then find the labels of each row from the two
-    rows that it lies between. Elsewhere one phase after the other is reduced to labels, where the enlargement goes by
-    phases, else one class after the other is enlarged and compared with the best so far.
+    rows that it lies between. Other devices reduce each phase to labels where the enlargement goes by few phases.
+    Otherwise they enlarge one class at a time and compare it with the best so far.
     """
-
     if tuple(logits.shape[1:3]) == tuple(size):
         return argmax(logits)
 

@@ -49,7 +49,7 @@ class Views(NamedTuple):
         return not (self.flip or self.window) and self.scales == (1.0,)
 
     def images_at_once(self, batch_size: int) -> int:
-        """Of a batch. Of windows, a batch is of one image."""
+        """Images of a batch: so many whole ones, or one whose windows make up batches."""
         return 1 if self.window else batch_size
 
     def check_size(self, model: nn.Module, size: tuple[int, int]) -> None:
@@ -123,19 +123,21 @@ def predict_labels(model: nn.Module, variables: dict, images: jax.Array, views: 
     contract = network(model)
     images = contract.normalization(images)
 
-    def logits(images):
-        return apply(model, variables, images)['logits']
-
     if views.is_one:
-        return label_map(logits(resize_to_height(images, views.height)), size, contract.upsampling)
-
-    def probabilities(images):
-        return jax.nn.softmax(ops.resize(logits(images), images.shape[1:3], contract.upsampling))
+        logits = apply(model, variables, resize_to_height(images, views.height))['logits']
+        return label_map(logits, size, contract.upsampling)
 
     resized, summed = resized_size(size, views.height), jnp.zeros(())
     for scale in views.scales:
         scaled = ops.resize_bilinear(images, tuple(max(1, round(length * scale)) for length in resized))
-        summed += ops.resize_bilinear(probabilities(scaled), size)
+        summed += ops.resize_bilinear(probabilities(model, variables, scaled), size)
         if views.flip:
-            summed += ops.resize_bilinear(probabilities(scaled[:, :, ::-1])[:, :, ::-1], size)
+            mirrored = probabilities(model, variables, scaled[:, :, ::-1])
+            summed += ops.resize_bilinear(mirrored[:, :, ::-1], size)
     return argmax(summed)
+
+
+def probabilities(model: nn.Module, variables: dict, images: jax.Array) -> jax.Array:
+    """Of each class at each pixel: normalised images, [B, H, W, 3] -> [B, H, W, C] float32."""
+    logits = apply(model, variables, images)['logits']
+    return jax.nn.softmax(ops.resize(logits, images.shape[1:3], network(model).upsampling))

@@ -13,11 +13,13 @@ from jax.sharding import Mesh
 
 from atonet_jax import ops
 from atonet_jax.inference.label_map import argmax
-from atonet_jax.inference.views import Views, resized_size
-from atonet_jax.models import apply, network
+from atonet_jax.inference.views import Views, probabilities, resized_size
+from atonet_jax.models import network
 from atonet_jax.process.devices import replicated, split_by_batch
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress
+
+_probabilities = jax.jit(probabilities, static_argnames='model')
 
 
 class SlidingWindows:
@@ -95,8 +97,8 @@ class SlidingWindows:
                 images, top, lefts, view.taps, view.part, view.size, view.mirrored, self._normalization,
                 split_by_batch(self._mesh),
             )  # fmt: skip
-            probabilities = self._probabilities(variables, cut)
-            band = _add(band, probabilities, top - band_start, lefts, used, view.mirrored, band.sharding)
+            of_windows = self._probabilities(variables, cut)
+            band = _add(band, of_windows, top - band_start, lefts, used, view.mirrored, band.sharding)
             jax.block_until_ready(band)  # otherwise the windows of all batches would wait in memory
             progress.update(used * len(images))
         return band
@@ -158,13 +160,6 @@ def _starts(length: int, part: int, step: int) -> np.ndarray:
     """Where parts begin that cover `length`; the last one ends at the border."""
     step = min(step, part)  # no gaps where the image is smaller than the window
     return np.unique(np.minimum(np.arange(0, length - part + step, step), length - part))
-
-
-@functools.partial(jax.jit, static_argnames='model')
-def _probabilities(model: nn.Module, variables: dict, windows: jax.Array) -> jax.Array:
-    """[N, h, w, 3] normalised -> [N, h, w, C] float32."""
-    logits = apply(model, variables, windows)['logits']
-    return jax.nn.softmax(ops.resize(logits, windows.shape[1:3], network(model).upsampling))
 
 
 @functools.partial(jax.jit, static_argnames=('part', 'size', 'mirrored', 'normalization', 'sharding'))

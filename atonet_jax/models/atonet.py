@@ -14,7 +14,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models.blocks import Classifier, ConvNorm, spp_grid
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, is_stage_kernel, resnet18, resnet_group
+from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, in_resnet, is_stage_kernel, resnet18
 from atonet_jax.models.terms import Term
 
 LEVELS = (1, 2, 3, 4, 5)  # layer1 .. layer4 and spp
@@ -140,9 +140,9 @@ def describe(model: ATONet) -> Network:
     return Network(
         terms=(Term('logits', at='labels'), *(Term(head, at='output') for head in heads)),
         training_only=heads,
-        group=resnet_group,
+        in_backbone=in_resnet,
         reduced=is_stage_kernel,  # the stem and every batch normalisation take the full rate (the published recipe)
-        weights={'published': _PUBLISHED_NAMES},
+        weights=(_PUBLISHED_NAMES,),
         backbones=(TORCHVISION,),
         published=Published(
             title='ATONet',

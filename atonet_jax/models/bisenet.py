@@ -203,12 +203,12 @@ def describe(model: BiSeNet) -> Network:
             Term(output, criterion=HardExampleShare(), upsampling=upsampling) for output in ('logits', *AUX_HEADS)
         ),
         training_only=AUX_HEADS,
-        group=resnet.resnet_group,
+        in_backbone=resnet.in_resnet,
         # The authors train all but the backbone at ten times its rate, the port the fusion and the heads alone.
-        reduced=(lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS)) if is_port else None,
+        reduced=(lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS)) if is_port else resnet.in_resnet,
         normalization=COINCHEUNG if is_port else IMAGENET,
         upsampling=upsampling,
-        weights=_COINCHEUNG_NAMES if is_port else _TORCHSEG_NAMES[model.backbone],
+        weights=(_COINCHEUNG_NAMES if is_port else _TORCHSEG_NAMES[model.backbone],),
         backbones=(resnet.TORCHVISION,) if model.backbone == 'resnet18' else (),
         published=Published(
             title=title,
@@ -268,26 +268,24 @@ _BACKBONE_RULES = {
     'xception39': (*conv_bn('stem', 'conv1'), *xception.STAGE_RULES),
 }
 _TORCHSEG_NAMES = {
-    backbone: {'published': WeightNames(prefixed(rules, 'context_path.') + _TORCHSEG_RULES)}
+    backbone: WeightNames(prefixed(rules, 'context_path.') + _TORCHSEG_RULES)
     for backbone, rules in _BACKBONE_RULES.items()
 }
-_COINCHEUNG_NAMES = {
-    'published': WeightNames(
-        (
-            *prefixed(resnet.TORCHVISION.rules, 'cp.resnet.'),
-            *conv_bn(r'spatial/(conv[123])', r'sp.\1'),
-            *conv_bn('spatial/conv4', 'sp.conv_out'),
-            *conv_bn('global_context', 'cp.conv_avg'),
-            *conv_bn(r'(arm\d\d)/conv', r'cp.\1.conv'),
-            *conv_norm(r'(arm\d\d)/attention/conv', r'cp.\1.conv_atten', r'cp.\1.bn_atten'),
-            *conv_bn(r'refine(\d\d)', r'cp.conv_head\1'),
-            *conv_bn('fusion/conv', 'ffm.convblk'),
-            *conv_bn('fusion/attention/conv', 'ffm'),
-            *_coincheung_head('head', 'conv_out'),
-            *_coincheung_head(r'aux_r(\d\d)', r'conv_out\1', optional=True),
-        )
+_COINCHEUNG_NAMES = WeightNames(
+    (
+        *prefixed(resnet.TORCHVISION.rules, 'cp.resnet.'),
+        *conv_bn(r'spatial/(conv[123])', r'sp.\1'),
+        *conv_bn('spatial/conv4', 'sp.conv_out'),
+        *conv_bn('global_context', 'cp.conv_avg'),
+        *conv_bn(r'(arm\d\d)/conv', r'cp.\1.conv'),
+        *conv_norm(r'(arm\d\d)/attention/conv', r'cp.\1.conv_atten', r'cp.\1.bn_atten'),
+        *conv_bn(r'refine(\d\d)', r'cp.conv_head\1'),
+        *conv_bn('fusion/conv', 'ffm.convblk'),
+        *conv_bn('fusion/attention/conv', 'ffm'),
+        *_coincheung_head('head', 'conv_out'),
+        *_coincheung_head(r'aux_r(\d\d)', r'conv_out\1', optional=True),
     )
-}
+)
 
 FAMILY = Family(
     BiSeNet,

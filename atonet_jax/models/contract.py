@@ -17,7 +17,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models.terms import ClassWeights, Term
 
-GROUPS = ('backbone', 'head')
+GROUPS = ('backbone', 'head')  # of parameters; each can be frozen
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,30 +161,30 @@ class Network:
         terms: of the training loss; between them they take every training output.
         published: figures and sources.
         training_only: names of the modules at the top that only training has.
-        group: path of a parameter -> one of `GROUPS`, which can be frozen.
-        reduced: path of a parameter -> whether it takes the backbone's learning rate and weight decay; None: all of
-            the group 'backbone' do.
+        in_backbone: path of a parameter -> whether it is of the group 'backbone'; all others are of 'head'.
+        reduced: path of a parameter -> whether it takes the backbone's learning rate and weight decay. By default none
+            does: the published recipe has one rate for all.
         normalization: of the images.
         multiple_of: sides that the module takes; others are padded at the right and the bottom with zeros after
             normalisation, and the outputs cut back.
         smallest: the least height and width that it takes.
         upsampling: from logits to the image's size: 'half_pixel' or 'align_corners'.
         class_weights: how much each class counts in the loss, where the published recipe weighs them by their pixels.
-        weights: vocabularies of whole networks, by name; the first one is written by `to_torch`.
+        weights: vocabularies of whole networks; the first one is written by `to_torch`.
         backbones: vocabularies of files that hold the backbone alone; none where no such file is known.
     """
 
     terms: tuple[Term, ...]
     published: Published
     training_only: tuple[str, ...] = ()
-    group: Callable[[tuple[str, ...]], str] = lambda path: 'head'
-    reduced: Callable[[tuple[str, ...]], bool] | None = None
+    in_backbone: Callable[[tuple[str, ...]], bool] = lambda path: False
+    reduced: Callable[[tuple[str, ...]], bool] = lambda path: False
     normalization: Normalization = IMAGENET
     multiple_of: int = 1
     smallest: int = 1
     upsampling: str = 'half_pixel'
     class_weights: ClassWeights | None = None
-    weights: Mapping[str, WeightNames] = dataclasses.field(default_factory=dict)
+    weights: Sequence[WeightNames] = ()
     backbones: Sequence[WeightNames] = ()
 
     def with_fresh(self, modules: Sequence[str]) -> 'Network':
@@ -193,13 +193,13 @@ class Network:
         def is_fresh(path):
             return '/'.join(path).startswith(tuple(f'{module}/' for module in modules))
 
-        def group(path):
-            return 'head' if is_fresh(path) else self.group(path)
+        def in_backbone(path):
+            return not is_fresh(path) and self.in_backbone(path)
 
         def reduced(path):
             return not is_fresh(path) and self.reduced(path)
 
-        return dataclasses.replace(self, group=group, reduced=self.reduced and reduced)
+        return dataclasses.replace(self, in_backbone=in_backbone, reduced=reduced)
 
 
 @dataclasses.dataclass(frozen=True)

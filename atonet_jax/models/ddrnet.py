@@ -89,7 +89,7 @@ class PoolingPyramid(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -110,9 +110,8 @@ def describe(model: DDRNet) -> Network:
             Term('aux', weight=0.4, criterion=CrossEntropy(over='all')),
         ),
         training_only=HEADS[1:],
-        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
-        weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
+        in_backbone=lambda path: path[0] not in HEADS,
+        weights=(_PUBLISHED_NAMES, _NAMES_BESIDE_LOSSES),
         backbones=(_IMAGENET_NAMES,),
         published=Published(
             title='DDRNet-23-slim',

@@ -34,8 +34,6 @@ class DFANet(nn.Module):
         width: channels of each backbone's first stage, a multiple of 4; the other two have 2 and 4 times as many. 48 is
             DFANet A, 32 is B.
         decoder_width: channels of the decoder. The paper does not tell them: its operations fit 32.
-        has_fusion: the decoder has a 3x3 convolution, of the sum of the finer maps.
-        classifier_kernel_size: of the last convolution, odd.
         attention: what the weights of the channels pass, 'relu' or, as in one port, 'sigmoid'.
         dtype: compute type, float32 or bfloat16. Parameters, running statistics and logits are float32 in both.
     """
@@ -43,8 +41,6 @@ class DFANet(nn.Module):
     num_classes: int
     width: int = 48
     decoder_width: int = 32
-    has_fusion: bool = True
-    classifier_kernel_size: int = 1
     attention: str = 'relu'
     dtype: jnp.dtype = jnp.float32
 
@@ -62,14 +58,7 @@ class DFANet(nn.Module):
             runs.append(levels)
             first, *beside, attended = levels
             x = jnp.concatenate([first, ops.resize_align_corners(attended, first.shape[1:3])], -1)
-        decoder = Decoder(
-            self.num_classes,
-            self.decoder_width,
-            self.has_fusion,
-            self.classifier_kernel_size,
-            self.dtype,
-            name='decoder',
-        )
+        decoder = Decoder(self.num_classes, self.decoder_width, self.dtype, name='decoder')
         return {'logits': decoder([levels[0] for levels in runs], [levels[-1] for levels in runs], train)}
 
 
@@ -169,14 +158,13 @@ class Decoder(nn.Module):
     """Sums of the three runs' fine maps and of their attended coarse maps (the paper's Fig. 3, right).
 
     Attributes:
-        num_classes, width, has_fusion, classifier_kernel_size: of `DFANet`.
+        num_classes: output channels.
+        width: channels within.
         dtype: compute type of all but the logits.
     """
 
     num_classes: int
     width: int
-    has_fusion: bool
-    classifier_kernel_size: int
     dtype: jnp.dtype
 
     @nn.compact
@@ -188,35 +176,25 @@ class Decoder(nn.Module):
             maps = [block(1, name=f'{name}{b}')(x, train) for b, x in zip(BACKBONES, maps, strict=True)]
             return sum(x if x.shape[1:3] == size else ops.resize_align_corners(x, size) for x in maps)
 
-        x = added(fine, 'low')
-        if self.has_fusion:
-            x = block(3, name='fuse')(x, train)
-        x += added(coarse, 'high')
-        classifier = Conv(
-            self.num_classes,
-            self.classifier_kernel_size,
-            use_bias=True,
-            kernel_init=kaiming_fan_in_init,
-            bias_init=nn.initializers.zeros,
-            name='classifier',
-        )
+        x = block(3, name='fuse')(added(fine, 'low'), train) + added(coarse, 'high')
+        classifier = Conv(self.num_classes, 1, use_bias=True, kernel_init=kaiming_fan_in_init,
+                          bias_init=nn.initializers.zeros, name='classifier')  # fmt: skip
         return classifier(x)
 
 
 def describe(model: DFANet) -> Network:
-    has_published_decoder = model.has_fusion and (model.decoder_width, model.classifier_kernel_size) == (32, 1)
-    title, rows, parameters, macs = _PUBLISHED.get(model.width, ('DFANet', (), None, None))
+    widths = model.width, model.decoder_width
+    title, rows, parameters, macs = _PUBLISHED.get(widths, ('DFANet', (), None, None))
     return Network(
         terms=(Term('logits', upsampling='align_corners'),),
-        group=lambda path: 'head' if path[0] == 'decoder' else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] != 'decoder',
         upsampling='align_corners',
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         published=Published(
             title=title,
             source='Li, Xiong, Fan, Sun: CVPR 2019, rebuilt from its Table 1',
-            parameters=parameters if has_published_decoder else None,
-            macs=((1024, 1024), macs) if macs and has_published_decoder else None,
+            parameters=parameters,
+            macs=macs and ((1024, 1024), macs),
             license='no code',
             rows=rows,
             notes='the printed 7.8 M and 4.8 M parameters are probably megabytes of weights; no public network of this '
@@ -225,10 +203,10 @@ def describe(model: DFANet) -> Network:
     )
 
 
-# Title, rows, parameters, and multiply-accumulates at 1024x1024, by the width.
+# Title, rows, parameters, and multiply-accumulates at 1024x1024, by both widths.
 _PUBLISHED = {
-    48: ('DFANet A', ('DFANet A', "DFANet A'"), 1_824_443, 3_420_678_656),
-    32: ('DFANet B', ('DFANet B',), 1_098_203, 2_054_921_216),
+    (48, 32): ('DFANet A', ('DFANet A', "DFANet A'"), 1_824_443, 3_420_678_656),
+    (32, 32): ('DFANet B', ('DFANet B',), 1_098_203, 2_054_921_216),
 }
 
 

@@ -306,12 +306,11 @@ def describe(model: ENet) -> Network:
     parameters, macs = _COUNTS.get((model.form, model.decoder_act), (None, None))
     return Network(
         terms=(Term('logits'),),
-        group=lambda path: 'backbone' if path[0].split('_')[0] in ENCODER else 'head',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0].split('_')[0] in ENCODER,
         normalization=Normalization(),  # all the published weights take images of 0 .. 1
         multiple_of=8,
         class_weights=InverseLogShare(1.02),
-        weights={'published': _PAPER_NAMES if is_paper else _davidtvs_names(model.form == 'davidtvs_head')},
+        weights=(_PAPER_NAMES if is_paper else _davidtvs_names(model.form == 'davidtvs_head'),),
         published=Published(
             title='ENet' if is_paper else f'ENet ({model.form})',
             source='Paszke et al.: arXiv 1606.02147' if is_paper else 'github.com/davidtvs/PyTorch-ENet',

@@ -148,12 +148,11 @@ def describe(model: ERFNet) -> Network:
     return Network(
         terms=(*terms, at_eighth('encoder_logits')) if has_both else terms,
         training_only=('encoder_head',) if has_both else (),
-        group=lambda path: 'backbone' if path[0] in ENCODER else 'head',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] in ENCODER,
         normalization=Normalization(),
         multiple_of=8,
         class_weights=InverseLogShare(1.2 if is_encoder else 1.1),
-        weights={'published': _ENCODER_NAMES if is_encoder else _WHOLE_NAMES},
+        weights=(_ENCODER_NAMES if is_encoder else _WHOLE_NAMES,),
         backbones=(_BACKBONE_NAMES,),
         published=Published(
             title="ERFNet's encoder" if is_encoder else 'ERFNet',

@@ -90,7 +90,7 @@ class ESPNet(nn.Module):
 class NormAct(nn.Module):
     """Batch normalisation and PReLU."""
 
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -176,19 +176,18 @@ def describe(model: ESPNet) -> Network:
     is_encoder = model.form == 'encoder'
     parameters, macs = _COUNTS[model.form] if (model.width, model.blocks) == (16, (2, 8)) else (None, None)
 
-    def group(path: tuple[str, ...]) -> str:
+    def in_backbone(path: tuple[str, ...]) -> bool:
         in_encoder = _ENCODER_NAMES.name_of('/'.join(path[:-1])) is not None
-        return 'backbone' if in_encoder and not (is_encoder and path[0] == 'encoder_classifier') else 'head'
+        return in_encoder and not (is_encoder and path[0] == 'encoder_classifier')
 
     return Network(
         terms=(Term('logits', at='output', upsampling='align_corners') if is_encoder else Term('logits'),),
-        group=group,
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=in_backbone,
         normalization=_CAMVID if model.form == 'camvid' else _CITYSCAPES,
         multiple_of=1 if is_encoder else 8,
         upsampling='align_corners',  # of ESPNet-C; the other logits have the image's size
         class_weights=InverseLogShare(1.1),
-        weights={'published': _ENCODER_NAMES if is_encoder else _NAMES},
+        weights=(_ENCODER_NAMES if is_encoder else _NAMES,),
         backbones=(_ENCODER_NAMES,),
         published=Published(
             title='ESPNet-C' if is_encoder else 'ESPNet',

@@ -123,11 +123,16 @@ def describe(model: FCN8s) -> Network:
     backbone = WeightNames(
         TORCHVISION_RULES + (_TORCHVISION_FC_RULES if fc == (4096, 7) else ()), ignored=r'classifier\..*'
     )
+
+    def in_backbone(path: tuple[str, ...]) -> bool:
+        return backbone.name_of('/'.join(path[:-1])) is not None
+
     return Network(
         terms=(Term('logits'),),
-        group=lambda path: 'head' if backbone.name_of('/'.join(path[:-1])) is None else 'backbone',
+        in_backbone=in_backbone,
+        reduced=in_backbone,
         normalization=CAFFE if model.caffe_images else IMAGENET,
-        weights={'published': _ORIGINAL_NAMES if is_original else _CAFFE_NAMES},
+        weights=(_ORIGINAL_NAMES if is_original else _CAFFE_NAMES,),
         backbones=(backbone,),
         published=Published(
             title='FCN-8s',

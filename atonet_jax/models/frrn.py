@@ -87,7 +87,7 @@ class ResidualUnit(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -110,7 +110,7 @@ class FullResolutionUnit(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, y: jax.Array, z: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
@@ -143,11 +143,10 @@ def describe(model: FRRN) -> Network:
     parameters, macs = _COUNTS[model.form]
     return Network(
         terms=(Term('logits', criterion=BootstrappedCrossEntropy()),),
-        group=lambda path: 'backbone' if path[0].startswith(_ENCODER) else 'head',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0].startswith(_ENCODER),
         normalization=Normalization(channels='BGR'),
         multiple_of=2 ** len(ENCODERS[model.form]),
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         published=Published(
             title=f'FRRN {model.form.upper()}',
             source='Pohlen, Hermans, Mathias, Leibe: CVPR 2017, and their code',

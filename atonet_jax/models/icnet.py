@@ -155,11 +155,10 @@ def describe(model: ICNet) -> Network:
     return Network(
         terms=(term('logits'), term('aux_sub4', weight=0.16), term('aux_sub2', weight=0.4)),
         training_only=AUX_HEADS,
-        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] not in HEADS,
         smallest=18,  # of less, nothing is left at a 32nd
         upsampling='align_corners',
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         published=Published(
             title='ICNet',
             source="Zhao, Qi, Shen, Shi, Jia: ECCV 2018, and the authors' network for Caffe",

@@ -113,7 +113,7 @@ class PixelAttention(nn.Module):
     """
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, context: jax.Array, train: bool) -> jax.Array:
@@ -136,7 +136,7 @@ class PoolingPyramid(nn.Module):
 
     width: int
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -158,7 +158,7 @@ class BoundaryFusion(nn.Module):
     """Boundary-attention-guided fusion, Light-Bag (the paper's Fig. 7): details on borders, context elsewhere."""
 
     features: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, details: jax.Array, context: jax.Array, boundary: jax.Array, train: bool) -> jax.Array:
@@ -179,10 +179,9 @@ def describe(model: PIDNet) -> Network:
             term('logits', target=LabelsOnEdges(), criterion=HardExampleCount()),
         ),
         training_only=HEADS[1:],
-        group=lambda path: 'head' if path[0] in HEADS else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: path[0] not in HEADS,
         upsampling='align_corners',
-        weights={'published': _PUBLISHED_NAMES, 'with its losses': _NAMES_BESIDE_LOSSES},
+        weights=(_PUBLISHED_NAMES, _NAMES_BESIDE_LOSSES),
         backbones=(_IMAGENET_NAMES,),
         published=Published(
             title='PIDNet-S',

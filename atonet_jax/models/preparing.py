@@ -27,8 +27,8 @@ def prepare(model: nn.Module, variables: Mapping[str, Any], transform_kernels: b
     """
     collections = ('prepared', 'transformed') if transform_kernels else ('prepared',)
     prepared = dict(_prepared(variables, model, collections))
-    # The outputs depend on what inference reads beside the prepared variables, which are blank while they are made
-    # (`blocks`).
+    # While prepared variables are made, modules compute with zeros in their place (`blocks`). So the outputs of this
+    # trace depend on those other variables alone that inference still reads.
     traced = _apply.trace(variables, model, collections)
     count = len(jax.tree.leaves(traced.out_info[0]))
     return prepared | _kept(variables, _inputs_of(traced.jaxpr.jaxpr, traced.jaxpr.jaxpr.outvars[:count]))
@@ -41,7 +41,7 @@ def _apply(variables, model, collections):
 
 @partial(jax.jit, static_argnames=('model', 'collections'))
 def _prepared(variables, model, collections):
-    return _apply(variables, model, collections)[1]  # of which nothing but this is compiled
+    return _apply(variables, model, collections)[1]  # the outputs are not compiled
 
 
 def _inputs_of(jaxpr: Jaxpr, outputs: Iterable[Any]) -> list[bool]:

@@ -29,8 +29,8 @@ TORCHVISION = WeightNames((*conv_norm('stem', 'conv1', 'bn1'), *STAGE_RULES), ig
 def resnet18(
     images: jax.Array,
     train: bool,
-    width: int = 64,
-    dtype: jnp.dtype = jnp.float32,
+    width: int,
+    dtype: jnp.dtype,
     dilations: Sequence[int] = (1, 1, 1, 1),
 ) -> list[jax.Array]:
     """The four levels of a ResNet-18, to be called within a compact module, which owns 'stem', 'layer1' .. 'layer4'.
@@ -56,14 +56,14 @@ def resnet18(
     return levels
 
 
-def resnet_group(path: tuple[str, ...]) -> str:
-    """'backbone' for the parameters that `resnet18` makes, else 'head'."""
-    return 'backbone' if path[0] in ('stem', 'layer1', 'layer2', 'layer3', 'layer4') else 'head'
+def in_resnet(path: tuple[str, ...]) -> bool:
+    """Whether `resnet18` makes a parameter."""
+    return path[0] in ('stem', 'layer1', 'layer2', 'layer3', 'layer4')
 
 
 def is_stage_kernel(path: tuple[str, ...]) -> bool:
     """Whether a parameter is a kernel of layer1 .. layer4, their shortcuts' too."""
-    return path[0] != 'stem' and resnet_group(path) == 'backbone' and path[-2] == 'conv'
+    return in_resnet(path) and path[0] != 'stem' and path[-2] == 'conv'
 
 
 class Stem(ConvNorm):

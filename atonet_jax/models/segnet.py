@@ -114,11 +114,10 @@ def normalize_locally(images: jax.Array) -> jax.Array:
 def describe(model: SegNet) -> Network:
     return Network(
         terms=(Term('logits'),),
-        group=lambda path: 'head' if path[0].endswith('_D') else 'backbone',
-        reduced=lambda path: False,  # the published recipe has one rate for all
+        in_backbone=lambda path: not path[0].endswith('_D'),
         normalization=CAFFE if model.caffe_images else IMAGENET,
         class_weights=MedianFrequency(),
-        weights={'published': _NAMES, 'of xiaoyufenfei': _SHORT_NAMES, 'of say4n': _SAY4N_NAMES},
+        weights=(_NAMES, _SHORT_NAMES, _SAY4N_NAMES),
         backbones=_TORCHVISION_NAMES,
         published=Published(
             title='SegNet',
@@ -137,11 +136,10 @@ def describe(model: SegNet) -> Network:
 def describe_basic(model: SegNetBasic) -> Network:
     return Network(
         terms=(Term('logits'),),
-        group=lambda path: 'backbone' if path[0] in _BASIC_ENCODER else 'head',
-        reduced=lambda path: False,
+        in_backbone=lambda path: path[0] in _BASIC_ENCODER,
         normalization=CAFFE,
         class_weights=MedianFrequency(),
-        weights={'published': _BASIC_NAMES},
+        weights=(_BASIC_NAMES,),
         published=Published(
             title='SegNet-Basic',
             source='Badrinarayanan, Kendall, Cipolla: PAMI 2017, and their Caffe code',

@@ -111,9 +111,8 @@ def describe(model: SQNet) -> Network:
     criterion = HardExampleShare() if model.form == 'zh320' else CrossEntropy()
     return Network(
         terms=(Term('logits', criterion=criterion),),
-        group=lambda path: 'backbone' if path[0].startswith(('conv1', 'fire')) else 'head',
-        reduced=lambda path: False,  # the published recipes have one rate for all
-        weights={'published': _ZH320_NAMES if model.form == 'zh320' else _names(model.form == 'bn')},
+        in_backbone=lambda path: path[0].startswith(('conv1', 'fire')),
+        weights=(_ZH320_NAMES if model.form == 'zh320' else _names(model.form == 'bn'),),
         backbones=(_TORCHVISION,) if model.form == 'biases' else (),
         published=Published(
             title=title,

@@ -26,7 +26,7 @@ from atonet_jax.models.contract import (
     conv_norm,
     prefixed,
 )
-from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, resnet18, resnet_group
+from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, in_resnet, resnet18
 from atonet_jax.models.terms import Term
 
 FORMS = ('2019', '2020')
@@ -83,7 +83,7 @@ class SPP(nn.Module):
     """
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -103,7 +103,7 @@ class Up(nn.Module):
     """A step of the decoder: the coarse map, enlarged, plus a finer level."""
 
     width: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: jnp.dtype
 
     @nn.compact
     def __call__(self, x: jax.Array, skip: jax.Array, train: bool) -> jax.Array:
@@ -117,9 +117,10 @@ def describe(model: SwiftNet) -> Network:
     is_first = model.form == '2019'
     return Network(
         terms=(Term('logits'),),
-        group=resnet_group,
+        in_backbone=in_resnet,
+        reduced=in_resnet,
         normalization=IMAGENET if is_first else CITYSCAPES,
-        weights={'published': with_buffers(_NAMES) if model.form == '2020' else _NAMES},
+        weights=(with_buffers(_NAMES) if model.form == '2020' else _NAMES,),
         backbones=(TORCHVISION,),
         published=Published(
             title=f'SwiftNetRN-18 ss ({model.form})',

@@ -13,7 +13,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models import swiftnet, swiftnet_pyramid
 from atonet_jax.models.contract import Family, Network, Published, WeightNames, prefixed
-from atonet_jax.models.resnet import resnet_group
+from atonet_jax.models.resnet import in_resnet
 
 PARTS = {'single': swiftnet, 'pyramid': swiftnet_pyramid}  # names of the networks within the ensemble
 
@@ -95,10 +95,11 @@ def describe(model: SwiftNetEnsemble) -> Network:
     parameters, macs = (24_694_415, 249_502_746_624) if forms == ('2020', '2019', 2) else (None, None)
     return Network(
         terms=(single_term, dataclasses.replace(pyramid_term, output='pyramid')),
-        group=lambda path: resnet_group(path[1:]),
+        in_backbone=lambda path: in_resnet(path[1:]),
+        reduced=lambda path: in_resnet(path[1:]),
         normalization=pyramid.normalization,
         multiple_of=pyramid.multiple_of,
-        weights={'published': _both(single.weights['published'], pyramid.weights['published'], '{}.')},
+        weights=(_both(*single.weights, *pyramid.weights, '{}.'),),
         backbones=(_both(*single.backbones, *pyramid.backbones, ''),),
         published=Published(
             title='SwiftNetRN-18 ens',

@@ -14,7 +14,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvNorm, NormConv, kaiming_fan_out_init
 from atonet_jax.models.contract import IMAGENET, Family, Network, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.resnet import BLOCKS, TORCHVISION, Stage, Stem, resnet_group
+from atonet_jax.models.resnet import BLOCKS, TORCHVISION, Stage, Stem, in_resnet
 from atonet_jax.models.swiftnet import BACKBONE_RULES, CITYSCAPES, FORMS, logits, norm_conv_names, with_buffers
 from atonet_jax.models.terms import BoundaryWeightedCrossEntropy, CrossEntropy, Term
 
@@ -183,10 +183,11 @@ def describe(model: SwiftNetPyramid) -> Network:
     parameters, macs = _COUNTS.get((model.form, model.levels), (None, None))
     return Network(
         terms=(Term('logits', criterion=CrossEntropy() if is_first else BoundaryWeightedCrossEntropy()),),
-        group=resnet_group,
+        in_backbone=in_resnet,
+        reduced=in_resnet,
         normalization=IMAGENET if is_first else CITYSCAPES,
         multiple_of=2 ** (model.levels - 1),
-        weights={'published': _NAMES[model.form]},
+        weights=(_NAMES[model.form],),
         backbones=(TORCHVISION if is_first else _TORCHVISION_FOR_LEVELS,),
         published=Published(
             title=f'SwiftNetRN-18 pyr ({model.form})',

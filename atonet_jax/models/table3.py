@@ -14,7 +14,7 @@ from flax import linen as nn
 from atonet_jax import ops
 from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
-from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, is_stage_kernel, resnet18, resnet_group
+from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, in_resnet, is_stage_kernel, resnet18
 from atonet_jax.models.terms import Term
 
 _TITLES = {
@@ -150,9 +150,9 @@ def describe(model: Table3) -> Network:
     parameters, macs, printed = _COUNTS.get(form, (None, None, ''))
     return Network(
         terms=(Term('logits'),),
-        group=resnet_group,
+        in_backbone=in_resnet,
         reduced=is_stage_kernel,  # as in ATONet
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         backbones=(TORCHVISION,),
         published=Published(
             title=f'{_TITLES[model.design]} on a ResNet-18',

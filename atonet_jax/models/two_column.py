@@ -21,6 +21,7 @@ from atonet_jax.models.contract import Family, Network, Published, Rule, WeightN
 from atonet_jax.models.terms import ExcessMean, Term
 
 FORMS = ('sparse', 'dense')
+COLUMNS = ('coarse', 'fine')
 CELL = 128  # side of a cell, in pixels
 STRIDE = 8  # of the fine column's map
 
@@ -190,9 +191,10 @@ def describe(model: SparseTwoColumn) -> Network:
             Term('coarse'),
             Term('gate', target='nothing', criterion=ExcessMean(model.share)),
         ),
-        group=lambda path: 'backbone' if path[0] in ('coarse', 'fine') else 'head',
+        in_backbone=lambda path: path[0] in COLUMNS,
+        reduced=lambda path: path[0] in COLUMNS,
         multiple_of=CELL,
-        weights={'published': _NAMES},
+        weights=(_NAMES,),
         backbones=(_TORCHVISION,),
         published=Published(
             title='Sparse two-column (ours)',

@@ -24,9 +24,7 @@ TORCHVISION_BN_RULES = tuple(
 )
 
 
-def vgg16(
-    images: jax.Array, width: int = 64, first_padding: int = 1, dtype: jnp.dtype = jnp.float32
-) -> list[jax.Array]:
+def vgg16(images: jax.Array, width: int, first_padding: int, dtype: jnp.dtype) -> list[jax.Array]:
     """The five levels of a VGG16, to be called within a compact module, which owns 'conv1_1' .. 'conv5_3'.
 
     Args:
@@ -41,19 +39,14 @@ def vgg16(
     """
     x, levels = images, []
     for block in range(1, len(BLOCKS) + 1):
-        x = vgg16_block(x, block, width, first_padding=first_padding if block == 1 else 1, dtype=dtype)
+        x = vgg16_block(x, block, width, dtype, first_padding if block == 1 else 1)
         x = ops.max_pool(x, 2, 2, 0, ceil=True)
         levels.append(x)
     return levels
 
 
 def vgg16_block(
-    x: jax.Array,
-    block: int,
-    width: int = 64,
-    first_padding: int = 1,
-    dilation: int = 1,
-    dtype: jnp.dtype = jnp.float32,
+    x: jax.Array, block: int, width: int, dtype: jnp.dtype, first_padding: int = 1, dilation: int = 1
 ) -> jax.Array:
     """The convolutions of one block, without its pool, to be called within a compact module, which owns them.
 
@@ -61,9 +54,9 @@ def vgg16_block(
         x: [B, H, W, C].
         block: 1 .. 5.
         width: channels of the first block.
+        dtype: compute type.
         first_padding: zeros at each side of `x`, without dilation.
         dilation: of all convolutions of the block, which are padded so that they keep the size.
-        dtype: compute type.
 
     Returns:
         [B, H, W, c], with `first_padding` of more than 1 larger; c is `block_width(block, width)`.
@@ -83,6 +76,6 @@ def vgg16_block(
     return x
 
 
-def block_width(block: int, width: int = 64) -> int:
+def block_width(block: int, width: int) -> int:
     """The channels of block 1 .. 5, where the first one has `width`."""
     return width * min(2 ** (block - 1), 8)

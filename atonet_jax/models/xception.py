@@ -23,7 +23,7 @@ STAGE_RULES: tuple[Rule, ...] = (
 )
 
 
-def xception39(images: jax.Array, train: bool, width: int = 8, dtype: jnp.dtype = jnp.float32) -> list[jax.Array]:
+def xception39(images: jax.Array, train: bool, width: int, dtype: jnp.dtype) -> list[jax.Array]:
     """The three levels of an Xception39, to be called within a compact module, which owns 'stem', 'layer1' .. 'layer3'.
 
     Args:

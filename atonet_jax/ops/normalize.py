@@ -8,7 +8,8 @@ def batch_statistics(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Mean and biased variance of each channel of [B, H, W, C], over the whole batch: [C] float32 each."""
     x = x.astype(jnp.float32)
     mean = jnp.mean(x, (0, 1, 2))
-    if x.shape[1:3] == (1, 1):  # pooled maps: so few values may lie so close that their squares' rounding exceeds it
+    # Of pooled maps there are few values. Where these are nearly equal, their squares' rounding exceeds the variance.
+    if x.shape[1:3] == (1, 1):
         return mean, jnp.mean(jnp.square(x - mean), (0, 1, 2))
     return mean, jnp.maximum(jnp.mean(jnp.square(x), (0, 1, 2)) - jnp.square(mean), 0.0)
 

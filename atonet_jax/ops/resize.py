@@ -25,7 +25,7 @@ def resize(x: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
 @functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""
-    for axis in (2, 1):  # rows last: whole ones are moved where most is
+    for axis in (2, 1):  # columns first: the step on the wider map then moves whole rows
         old, new = x.shape[axis], size[axis - 1]
         if new == old:
             continue

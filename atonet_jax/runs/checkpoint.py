@@ -99,9 +99,6 @@ class Checkpoints:
             ),
         )
 
-    def latest_step(self) -> int | None:
-        return self._manager.latest_step()
-
     def step(self, which: str) -> int:
         """The step of the 'best' or the 'latest' checkpoint.
 
@@ -171,30 +168,7 @@ class Checkpoints:
         Raises:
             InputError: none can be read, or not now.
         """
-
-        def find():
-            failures = []
-            folders = [pathlib.Path(self._folder, str(step)) for step in self._manager.all_steps()]
-            if not any((folder / 'optimizer').exists() for folder in folders):
-                raise InputError(
-                    f'{os.path.dirname(self._folder)}: holds weights alone, which training cannot go on from; start a '
-                    'new run from them: --config.init_from=FOLDER and another --workdir'
-                )
-            for step in sorted(self._manager.all_steps(), reverse=True):
-                try:
-                    _patiently(self._read_alone, step)
-                    return step, failures
-                except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
-                    if _may_pass(error):
-                        raise self._not_now(step, error) from error
-                    failures.append((step, _reason(error)))
-            _, reason = failures[0]
-            raise InputError(
-                f'{self._folder}: no checkpoint can be read (the latest one: {reason}); restore the folder '
-                'from a copy, or give a new --workdir'
-            )
-
-        step, failures = in_main_process(find)
+        step, failures = in_main_process(self._latest_readable)
         for bad, reason in failures:
             aside = in_main_process(lambda bad=bad: self._set_aside(str(bad)))
             _log.warning(
@@ -208,6 +182,32 @@ class Checkpoints:
             return _patiently(restore, step) if jax.process_count() == 1 else restore(step)
         except Exception as error:
             raise self._not_now(step, error) from error
+
+    def _latest_readable(self) -> tuple[int, list[tuple[int, str]]]:
+        """The latest step that this process can read, and (step, why) of later ones that are damaged.
+
+        Raises:
+            InputError: there is none, or reading fails for another reason than damage.
+        """
+        steps, failures = sorted(self._manager.all_steps(), reverse=True), []
+        if not any(pathlib.Path(self._folder, str(step), 'optimizer').exists() for step in steps):
+            raise InputError(
+                f'{os.path.dirname(self._folder)}: holds weights alone, which training cannot go on from; start a '
+                'new run from them: --config.init_from=FOLDER and another --workdir'
+            )
+        for step in steps:
+            try:
+                _patiently(self._read_alone, step)
+                return step, failures
+            except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
+                if _may_pass(error):
+                    raise self._not_now(step, error) from error
+                failures.append((step, _reason(error)))
+        _, reason = failures[0]
+        raise InputError(
+            f'{self._folder}: no checkpoint can be read (the latest one: {reason}); restore the folder '
+            'from a copy, or give a new --workdir'
+        )
 
     def _read_alone(self, step: int) -> None:
         """Reads all of a checkpoint in this process alone. Orbax would wait for the other processes, and prints a
@@ -326,7 +326,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            steps = [int(name) for name in os.listdir(self._folder) if name.isdecimal()]
+            steps = [int(name) for name in _names(self._folder) if name.isdecimal()]
             kept = f'that of step {max(steps)} is complete' if steps else 'there is no other'
             raise TrainingError(
                 f'{self._folder}: a checkpoint could not be saved ({_reason(error)}); {kept}; free space or repair '

@@ -144,7 +144,7 @@ def config_of_file(path: str) -> ConfigDict:
     config = default_config(name)
     config.init_from = path
     config.data.update(name=data, root=f'data/{data}')
-    config.eval.height = max(names.heights.get(outputs, 0) for names in network(model).weights.values())
+    config.eval.height = max(names.heights.get(outputs, 0) for names in network(model).weights)
     void = ' and void' if has_void else ''
     height = f', trained on images of height {config.eval.height}' if config.eval.height else ''
     _log.info('%s holds %s for the classes of %s%s%s', path, name, data, void, height)

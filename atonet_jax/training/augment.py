@@ -22,7 +22,10 @@ _LARGEST_ASPECT = 3  # of an erased rectangle, and its inverse the smallest
 
 
 class _Draws(NamedTuple):
-    """Of one example, each uniform in [0, 1). All are drawn in any case: an effect's do not depend on the others."""
+    """Random numbers of one example, each uniform in [0, 1).
+
+    All are drawn, whichever effects are on. So the numbers of one effect do not depend on the other effects.
+    """
 
     brightness: jax.Array
     contrast: jax.Array

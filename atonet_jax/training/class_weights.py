@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from atonet_jax.data.dataset import SegmentationDataset
 from atonet_jax.data.label_files import read_labels
+from atonet_jax.errors import InputError
 from atonet_jax.models.terms import ClassWeights, InverseLogShare, InverseRootShare
 from atonet_jax.process.distributed import in_main_process
 from atonet_jax.process.files import write_json, writing
@@ -26,16 +27,16 @@ _RULES = {'balanced': InverseRootShare(), 'enet': InverseLogShare()}
 
 
 class ClassCounts(NamedTuple):
-    """What the labels of a split hold.
+    """Pixels of the labels of a split.
 
     Attributes:
-        pixels: [C] int64, pixels of each class.
-        labelled: [C] int64, labelled pixels of the images that show the class.
-        total: pixels of all images, ignored ones too.
+        pixels: of each class.
+        labelled: of each class, the labelled pixels of the images that show it.
+        total: of all images, ignored pixels too.
     """
 
-    pixels: np.ndarray
-    labelled: np.ndarray
+    pixels: list[int]
+    labelled: list[int]
     total: int
 
 
@@ -51,7 +52,7 @@ def class_weights(
         workdir: of the run.
 
     Raises:
-        InputError: a label file cannot be read any more, or the counts cannot be written.
+        InputError: no pixel has a label, a label file cannot be read any more, or the counts cannot be written.
     """
     given = tuple(config.loss.class_weights)
     if given == ('equal',):
@@ -62,6 +63,11 @@ def class_weights(
     if rule is None:
         return None
     counts = in_main_process(lambda: _count_once(dataset, workdir))
+    if not any(counts.pixels):
+        raise InputError(
+            f'config.data.train_split={dataset.split}: no pixel of {dataset.name} {dataset.split} has a label, from '
+            "which class weights are counted; choose another split, or give config.loss.class_weights=('equal',)"
+        )
     weights = weights_of_counts(rule, counts)
     names = dataset.class_table.class_names
     low, high = weights.argmin(), weights.argmax()
@@ -107,7 +113,7 @@ def _count_once(dataset: SegmentationDataset, workdir: str) -> ClassCounts:
 
 
 def count_classes(dataset: SegmentationDataset, usable: list[int]) -> ClassCounts:
-    """Decodes the labels of these examples of a verified split; lists in place of arrays."""
+    """Decodes the labels of these examples of a verified split."""
     num_classes = dataset.class_table.num_classes
 
     def count(i):

@@ -55,8 +55,8 @@ class Loop:
     ) -> Scores:
         """Steps from `state.step` to the end of the timeline, evaluating and saving on the way.
 
-        The figures of steps are looked at a few at a time, so that the device never waits for the host; a loss that is
-        no number stays one, and is found at the next look, which comes before anything is saved.
+        The figures of steps are looked at a few at a time, so that the device never waits for the host. Once a loss is
+        NaN, all later ones are. So the next look finds it, and there is a look before anything is saved.
 
         Raises:
             Stopped: a signal said so; the last step is saved.
@@ -192,7 +192,7 @@ def _miou(scores: Scores | None) -> float | None:
 
 
 def _check_finite(step: int, state: TrainState, kept: str) -> None:
-    """Refuses to save a step whose update went beyond all numbers, of which the loss before it knows nothing."""
+    """Refuses to save parameters that are not finite. The loss, from before the update, does not show them."""
     if not all(np.isfinite(array).all() for array in jax.tree.leaves(jax.device_get(state.variables))):
         raise TrainingError(f'step {step}: its update made parameters that are not finite; {kept}; {_GENTLER}')
 

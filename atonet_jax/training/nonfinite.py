@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.runs.state import TrainState
@@ -31,10 +32,10 @@ def first_nonfinite(
         objective, augmentation, accumulation: as in `train_step`.
 
     Returns:
-        One clause, such as "first in the output of layer3_0/conv1 (17 of 4096 values)".
+        One clause, such as "first in the output of layer3/block0/conv1 (17 of 4096 values)".
     """
     objective = objective._replace(remat=False)  # which puts layers into programs of their own
-    names = []
+    stages_of_part = []  # name, and how many values it has; known when a part is traced
 
     def parts_of(state, batch, numbers):
         """(images, labels, dropout's key) of each part, as the step takes them, and `part` of `gradient_of`."""
@@ -45,55 +46,48 @@ def first_nonfinite(
         return [(images[i], labels[i], key_of_part(key, i)) for i in range(accumulation)], part
 
     def count(variables, images, labels, key, part):
-        """Bad values in each stage of a part, and the collections after it."""
-        layers = []
+        """How many values of each stage of a part are bad, and the collections after it."""
+        layers = {}  # each is noted as it ends, before those that it is part of; autodiff may trace it more than once
 
         def note(next_fun, args, kwargs, context):
             outputs = next_fun(*args, **kwargs)
-            arrays = [array for array in jax.tree.leaves(outputs) if isinstance(array, jax.Array)]
-            layers.append(('/'.join(context.module.path) or 'network', [_count(array) for array in arrays]))
+            layers['/'.join(context.module.path) or 'network'] = _count(outputs)
             return outputs
 
         with nn.intercept_methods(note):
             loss, terms, collections, gradients = gradient_of(
                 objective, variables, images, labels, key, numbers.class_weights, **part
             )
-        stages = [('the images', [_count(images)])]
-        stages += [(f'{kind}/{path}', [_count(leaf)]) for kind, path, leaf in _leaves(variables)]
-        # A layer is noted as it ends, before those that it is part of; autodiff may trace it more than once.
-        stages += [(f'the output of {path}', counts) for path, counts in dict(layers).items()]
-        stages += [(f'the loss term {name}', [_count(term)]) for name, term in terms.items()]
-        stages += [('the loss', [_count(loss)])]
         # Gradients are computed from the loss back.
-        backwards = reversed([path for path, _ in dict(layers).items()])
-        by_layer = {}
-        for _, path, leaf in _leaves({'': gradients}):
-            by_layer.setdefault(path.rpartition('/')[0], []).append((path, leaf))
-        for layer in backwards:
-            stages += [(f'the gradient of {path}', [_count(leaf)]) for path, leaf in by_layer.pop(layer, ())]
-        for leaves in by_layer.values():
-            stages += [(f'the gradient of {path}', [_count(leaf)]) for path, leaf in leaves]
-        names[:] = [name for name, _ in stages]
-        return [counts for _, counts in stages], collections
+        places = {layer: place for place, layer in enumerate(reversed(layers))}
+        flat_gradients = sorted(
+            flatten_dict(gradients, sep='/').items(),
+            key=lambda item: places.get(item[0].rpartition('/')[0], len(places)),
+        )
+        counts = {
+            'the images': _count(images),
+            **{path: _count(array) for path, array in flatten_dict(variables, sep='/').items()},
+            **{f'the output of {path}': count for path, count in layers.items()},
+            **{f'the loss term {name}': _count(term) for name, term in terms.items()},
+            'the loss': _count(loss),
+            **{f'the gradient of {path}': _count(array) for path, array in flat_gradients},
+        }
+        stages_of_part[:] = [(stage, size) for stage, (_, size) in counts.items()]
+        return [bad for bad, _ in counts.values()], collections
 
     parts, part = jax.jit(parts_of)(state, batch, numbers)
     variables, counted = state.variables, jax.jit(count)
     for inputs in parts:
         counts, collections = counted(variables, *inputs, part)
-        for name, of_stage in zip(names, jax.device_get(counts), strict=True):
-            bad, size = sum(int(bad) for bad, _ in of_stage), sum(int(size) for _, size in of_stage)
+        for (stage, size), bad in zip(stages_of_part, jax.device_get(counts), strict=True):
             if bad:
-                return f'first in {name} ({bad} of {size} values)'
+                return f'first in {stage} ({bad} of {size} values)'
         variables = {**variables, **collections}
     return 'all is finite when the step is taken again'
 
 
-def _count(array: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return jnp.sum(~jnp.isfinite(array)), jnp.asarray(array.size)
-
-
-def _leaves(tree: Mapping[str, Any]):
-    """(kind, 'layer/array', leaf) of {kind: {layer: {array: leaf}}}."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        kind, *names = (key.key for key in path)
-        yield kind, '/'.join(names), leaf
+def _count(tree: Any) -> tuple[jax.Array, int]:
+    """How many values of the arrays in a tree are not finite, and how many there are."""
+    arrays = [array for array in jax.tree.leaves(tree) if isinstance(array, jax.Array)]
+    bad = sum((jnp.sum(~jnp.isfinite(array)) for array in arrays), jnp.zeros((), jnp.int32))
+    return bad, sum(array.size for array in arrays)

@@ -24,11 +24,9 @@ def parameter_group(path: tuple[str, ...], network: Network, frozen: Sequence[st
         network: the contract that says so.
         frozen: groups of the contract that stay as they are.
     """
-    group = network.group(path)
-    if group in frozen:
+    if ('backbone' if network.in_backbone(path) else 'head') in frozen:
         return 'frozen'
-    is_reduced = network.reduced(path) if network.reduced is not None else group == 'backbone'
-    return 'backbone' if is_reduced else 'rest'
+    return 'backbone' if network.reduced(path) else 'rest'
 
 
 def learning_rate_schedule(

@@ -34,7 +34,8 @@ def adjust_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
     value = image.max(-1)
     chroma = value - image.min(-1)
     divisor = jnp.where(chroma > 0, chroma, 1)  # grey has no hue, and needs none
-    # Not by what equals the value: compiled twice, the two may be rounded in two ways.
+    # Channels are compared with each other, not with `value`: a compiler may compute a channel twice and round it
+    # differently, and then no channel equals `value`.
     sextant = jnp.where(
         (red >= green) & (red >= blue),
         (green - blue) / divisor,

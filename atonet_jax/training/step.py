@@ -111,7 +111,6 @@ class Objective(NamedTuple):
             images: [B, H, W, 3] float32, normalised.
             dropout_key: for dropout.
         """
-
         mutable = [name for name in variables if name != 'params']
         with rematerialized() if self.remat else nullcontext():
             outputs, updates = apply(

@@ -202,7 +202,7 @@ def with_weights(name: str, folder: pathlib.Path = FOLDER) -> tuple[Golden, nn.M
     """
     golden = load(name, folder)
     model = create_model(name, golden.num_classes)
-    names = next(iter(network(model).weights.values()))
+    names = network(model).weights[0]
     whole = names.whole(model)
     return golden, whole, from_torch(golden.state_dict, whole)
 
@@ -227,7 +227,7 @@ def logits_errors(golden: Golden, variables: Mapping[str, Any]) -> dict[str, flo
 def assert_names(golden: Golden, model: nn.Module, variables: Mapping[str, Any]) -> None:
     """`to_torch` gives the golden's names and arrays, and no others but what files hold whatever was learned."""
     back = to_torch(variables, model)
-    fixed = set(next(iter(network(model).weights.values())).fixed(model.num_classes))
+    fixed = set(network(model).weights[0].fixed(model.num_classes))
     names = {name for name in back if not name.endswith('num_batches_tracked')}
     assert names - (fixed - set(golden.state_dict)) == set(golden.state_dict)
     for name, array in golden.state_dict.items():

@@ -62,9 +62,10 @@ def test_the_loss_is_over_hard_pixels_of_three_outputs_at_full_size():
 
 def test_all_but_the_backbone_takes_the_whole_rate_and_of_the_port_fusion_and_heads():
     model = create_model('bisenet_x39', 19)
-    group, modules = network(model).group, abstract_variables(model)['params']
-    assert network(model).reduced is None
-    assert {module for module in modules if group((module,)) == 'backbone'} == {'stem', 'layer1', 'layer2', 'layer3'}
+    contract, modules = network(model), abstract_variables(model)['params']
+    backbone = {module for module in modules if contract.in_backbone((module,))}
+    assert backbone == {'stem', 'layer1', 'layer2', 'layer3'}
+    assert {module for module in modules if contract.reduced((module,))} == backbone
     port = create_model('bisenet_coincheung', 19)
     whole = {module for module in abstract_variables(port)['params'] if not network(port).reduced((module, 'kernel'))}
     assert whole == {'fusion', 'head', 'aux_r16', 'aux_r32'}
@@ -75,7 +76,7 @@ def test_all_but_the_backbone_starts_as_in_each_code(name, variance):
     """Each kernel has this variance, divided by its fan-in."""
     model = create_model(name, 19, width=16)
     params = flatten_dict(init_variables(model, seed=0)['params'])
-    head = {path: array for path, array in params.items() if network(model).group(path) == 'head'}
+    head = {path: array for path, array in params.items() if not network(model).in_backbone(path)}
     for path, kernel in head.items():
         if path[-1] == 'kernel':
             scaled = float(np.mean(np.square(kernel))) * np.prod(kernel.shape[:-1])

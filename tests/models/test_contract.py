@@ -40,7 +40,6 @@ from atonet_jax.models import (
     prepare,
 )
 from atonet_jax.models.blocks import BatchNorm
-from atonet_jax.models.contract import GROUPS
 from atonet_jax.models.counts import convolutions
 from atonet_jax.models.terms import LabelsOnEdges
 from atonet_jax.predict import predict
@@ -344,12 +343,6 @@ def test_remat_keeps_less_for_the_gradient(name):
     assert kept_bytes(remat=True) <= most * kept_bytes(remat=False)
 
 
-@every_network
-def test_every_parameter_is_in_a_group(name):
-    model = tiny(name)
-    assert {network(model).group(path) for path in flatten_dict(abstract(model)['params'])} <= set(GROUPS)
-
-
 @pytest.mark.parametrize('name', DISTINCT)
 def test_images_are_normalised_by_the_published_mean_and_deviation(name):
     np.testing.assert_allclose(network(tiny(name)).normalization(PIXEL), ROWS[name].pixel, rtol=1e-5)
@@ -463,7 +456,7 @@ def labels(segment, images):
 
 def variables_after(life, step, workdir):
     checkpoints = Checkpoints(workdir)
-    assert checkpoints.latest_step() == step
+    assert checkpoints.step('latest') == step
     model = create_model(life.config.model.name, 19, **ROWS[life.config.model.name].options)
     variables = checkpoints.restore_variables(step, model, create_mesh(), averaged=False)
     checkpoints.close()

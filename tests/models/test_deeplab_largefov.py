@@ -33,7 +33,7 @@ def test_the_convolutions_of_torchvisions_vgg16_are_taken(published):
     zeros = jax.tree.map(np.zeros_like, variables)
     loaded = backbone_from_torch(vgg | {'classifier.0.weight': np.zeros((1, 1))}, model, zeros)['params']
     for name, module in variables['params'].items():
-        is_backbone = network(model).group((name, 'kernel')) == 'backbone'
+        is_backbone = network(model).in_backbone((name, 'kernel'))
         assert is_backbone == (not name.startswith('fc'))
         jax.tree.map(np.testing.assert_array_equal, loaded[name], module if is_backbone else zeros['params'][name])
 

@@ -72,13 +72,13 @@ def test_a_network_for_other_classes_starts_all_but_what_depends_on_them(tmp_pat
 
 def test_the_encoder_is_the_backbone_and_the_encoders_own_logits_are_its_head():
     groups = {
-        name: {network(model).group((layer, 'kernel')) for layer in abstract_variables(model)['params']}
+        name: {network(model).in_backbone((layer, 'kernel')) for layer in abstract_variables(model)['params']}
         for name, model in ((name, create_model(name, 19)) for name in NAMES)
     }
-    assert groups == dict.fromkeys(NAMES, {'backbone', 'head'})
-    whole, encoder = (network(create_model(name, 19)).group for name in ('espnet', 'espnet_c'))
-    assert [whole(('encoder_classifier', 'kernel')), encoder(('encoder_classifier', 'kernel'))] == ['backbone', 'head']
-    assert whole(('classifier', 'transposed_kernel')) == 'head'
+    assert groups == dict.fromkeys(NAMES, {True, False})
+    whole, encoder = (network(create_model(name, 19)).in_backbone for name in ('espnet', 'espnet_c'))
+    assert [whole(('encoder_classifier', 'kernel')), encoder(('encoder_classifier', 'kernel'))] == [True, False]
+    assert not whole(('classifier', 'transposed_kernel'))
 
 
 @pytest.mark.parametrize(

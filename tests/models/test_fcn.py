@@ -106,7 +106,7 @@ def test_torchvisions_fully_connected_layers_belong_to_the_backbone_where_they_f
     whole, narrow = (network(create_model(name, 19)) for name in ('fcn8s', 'fcn8s_fc1024'))
     assert tuple(map(whole.backbones[0].name_of, ('fc6', 'fc7'))) == ('classifier.0', 'classifier.3')
     assert narrow.backbones[0].name_of('fc6') is None
-    assert [net.group(('fc6', 'kernel')) for net in (whole, narrow)] == ['backbone', 'head']
+    assert [net.in_backbone(('fc6', 'kernel')) for net in (whole, narrow)] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_the_loss_is_at_three_sizes(model):
 
 def test_the_trunk_is_the_backbone(model):
     layers = abstract_variables(model)['params']
-    heads = {layer for layer in layers if network(model).group((layer, 'kernel')) == 'head'}
+    heads = {layer for layer in layers if not network(model).in_backbone((layer, 'kernel'))}
     branch = {f'conv{i}_sub1' for i in (1, 2, 3)}
     assert heads == branch | {'fusion_sub2', 'fusion_sub1', 'classifier', 'aux_sub4', 'aux_sub2'}
     assert len(layers) - len(heads) == 3 + 3 + 4 + 6 + 3 + 1

@@ -44,7 +44,7 @@ def describe(model: Plain) -> Network:
         training_only=model.heads,
         multiple_of=8,
         smallest=16,
-        weights={'published': names},
+        weights=(names,),
     )
 
 

@@ -81,7 +81,7 @@ def test_the_convolutions_of_torchvisions_vgg16_are_taken_and_normalisations_sta
     loaded = backbone_from_torch(vgg, model, zeros)
     for name, module in variables['params'].items():
         is_taken = 'conv' in module and not name.endswith('_D')
-        assert is_taken == (network(model).group((name, 'conv', 'kernel')) == 'backbone')
+        assert is_taken == network(model).in_backbone((name, 'conv', 'kernel'))
         expected = dict(zeros['params'][name]) | ({'conv': module['conv']} if is_taken else {})
         jax.tree.map(np.testing.assert_array_equal, loaded['params'][name], expected)
 
@@ -105,7 +105,7 @@ def test_torchvisions_vgg16_with_batch_normalisation_is_taken_whole(tmp_path):
     del vgg['features.31.running_mean']
     with pytest.raises(InputError, match=r'^1 missing: features\.31\.running_mean$'):
         backbone_from_torch(vgg, model, zeros)
-    assert fresh_modules(vgg, model, zeros) == ('conv4_3/bn',)
+    assert fresh_modules(vgg, model) == ('conv4_3/bn',)
 
 
 @pytest.mark.parametrize('name', ['segnet', 'segnet_basic'])

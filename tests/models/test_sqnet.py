@@ -53,7 +53,7 @@ def test_the_encoder_is_torchvisions_squeezenet():
             file[f'{theirs.get(first, "features.0")}.{rest}'] = array
     loaded = backbone_from_torch(file, model, zeros)['params']
     is_loaded = {path[0]: bool(array.all()) for path, array in flatten_dict(loaded).items()}
-    assert is_loaded == {name: network(model).group((name,)) == 'backbone' for name in variables['params']}
+    assert is_loaded == {name: network(model).in_backbone((name,)) for name in variables['params']}
     assert sum(is_loaded.values()) == 1 + 8 * 3
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from atonet_jax.errors import InputError
+from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints, has_checkpoint
 from atonet_jax.runs.state import TrainState
@@ -51,6 +51,16 @@ def test_a_folder_that_cannot_be_read_is_named(run, monkeypatch, opens):
     monkeypatch.setattr(os, 'listdir', refuse)
     with pytest.raises(InputError, match=r'checkpoints: cannot be read \(Permission denied\); check its permissions'):
         opens(run)
+
+
+def test_where_the_folder_itself_is_lost_the_failure_to_save_is_still_one_line(run):
+    checkpoints = Checkpoints(run, keep=2)
+    folder = os.path.join(run, 'checkpoints')
+    shutil.rmtree(folder)
+    state = TrainState(jnp.int32(3), {'params': {'a': jnp.ones(3)}}, {'mean': jnp.zeros(3)}, None)
+    with open(folder, 'w'), pytest.raises(TrainingError, match=r'saved \(Not a directory\); there is no other; free'):
+        checkpoints.save(state, {}, None)
+        checkpoints.wait()
 
 
 def test_an_error_that_passes_moves_no_checkpoint_away(run, monkeypatch):

@@ -8,6 +8,7 @@ import pytest
 
 from atonet_jax.config import default_config
 from atonet_jax.data.sources import load_examples
+from atonet_jax.errors import InputError
 from atonet_jax.models import network
 from atonet_jax.models.terms import InverseLogShare, InverseRootShare, MedianFrequency
 from atonet_jax.training import class_weights as module
@@ -79,6 +80,14 @@ def test_the_labels_are_counted_once_and_anew_where_they_changed(config, dataset
     assert class_weights(config, None, dataset, str(tmp_path)) == found, 'read from the workdir'
     monkeypatch.setattr(type(dataset), 'fingerprint', lambda self, i: f'changed {i}')
     assert len(set(class_weights(config, None, dataset, str(tmp_path)))) == 1, 'all pixels are of class 3'
+
+
+@pytest.mark.parametrize('given', [('balanced',), ('enet',), ()])
+def test_labels_without_a_labelled_pixel_give_no_weights(config, dataset, tmp_path, monkeypatch, given):
+    monkeypatch.setattr(module, 'read_labels', lambda *_: np.full((1, 1), 255, np.uint8))
+    config.loss.class_weights = given
+    with pytest.raises(InputError, match=r"train_split=train: no pixel of folder train has a label, .*\('equal',\)$"):
+        class_weights(config, MedianFrequency(), dataset, str(tmp_path))
 
 
 def test_published_weights_of_erfnet_follow_from_each_other():

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from flax import linen as nn
 
 from atonet_jax.config import create_network
 from atonet_jax.data import examples
@@ -55,7 +56,7 @@ def variables_of(config, workdir):
 def latest_step(workdir):
     checkpoints = Checkpoints(workdir)
     try:
-        return checkpoints.latest_step()
+        return checkpoints.step('latest')
     finally:
         checkpoints.close()
 
@@ -496,6 +497,30 @@ def test_debug_nans_takes_a_batch_in_parts_as_the_step_does(monkeypatch):
         accumulation=2,
     )
     assert where == 'first in the images (1 of 6144 values)'
+
+
+def test_debug_nans_counts_the_values_of_an_output_beyond_32_bits(monkeypatch):
+    class Repeated(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            """Never in memory: of it, the network reads one value."""
+            return jnp.broadcast_to(images.max(), (2**31, 1, 1, 1))
+
+    class Network(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return {'logits': nn.Conv(5, (1, 1))(images) + Repeated()(images)[:1]}
+
+    images, labels = jnp.zeros((1, 2, 2, 3)).at[0, 0, 0].set(-jnp.inf), jnp.zeros((1, 2, 2), jnp.uint8)
+    monkeypatch.setattr(nonfinite, 'step_inputs', lambda *_: (images, labels, jax.random.key(0)))
+    where = nonfinite.first_nonfinite(
+        TrainState(jnp.int32(0), init_variables(Network(), 0), opt_state=None, averaged=None),
+        {},
+        StepSchedule({}, {}).at(0),
+        objective=Objective.of(Network()),
+        augmentation=None,
+    )
+    assert where == 'first in the images (3 of 12 values)'
 
 
 def test_a_list_of_skipped_images_that_cannot_be_written_ends_no_run(

@@ -31,7 +31,7 @@ TOTAL_STEPS = 6
 
 def restored_variables(config, workdir, step=TOTAL_STEPS, averaged=False):
     checkpoints = Checkpoints(workdir)
-    assert checkpoints.latest_step() == step
+    assert checkpoints.step('latest') == step
     variables = checkpoints.restore_variables(step, create_network(config, 19), create_mesh(), averaged=averaged)
     checkpoints.close()
     return variables

@@ -35,7 +35,7 @@ def arrays_of(name, outputs, **options):
     model = create_model(name, outputs, **options)
     blank = jax.tree.map(lambda array: np.zeros(array.shape, np.float32), abstract_variables(model))
     arrays = to_torch(blank, model)
-    fixed = next(iter(network(model).weights.values())).fixed(outputs)
+    fixed = network(model).weights[0].fixed(outputs)
     return {entry: np.full_like(array, 1 + i) for i, (entry, array) in enumerate(arrays.items())} | fixed
 
 

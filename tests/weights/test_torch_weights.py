@@ -117,6 +117,14 @@ def test_all_that_does_not_fit_is_in_one_message(published, tiny_model):
     )
 
 
+def test_a_head_of_training_may_be_missing_but_not_half_of_a_layer(published, tiny_model):
+    without = {name: array for name, array in published.items() if not name.startswith('aux_cls3')}
+    assert 'aux3' not in from_torch(without, tiny_model)['params']
+    del published['aux_cls3.1.running_var']
+    with pytest.raises(InputError, match=r'^1 missing: aux_cls3\.1\.running_var$'):
+        from_torch(published, tiny_model)
+
+
 def test_resnet_50_is_refused_as_a_backbone(published, tiny_model, tiny_variables, tmp_path):
     """Its blocks have three convolutions and shortcuts from the first stage on."""
     state = torchvision_backbone(published)
@@ -154,7 +162,12 @@ def test_other_classes_load_all_but_the_heads_and_only_if_asked(tiny_model, tiny
 def test_variables_that_are_not_whole_or_of_another_network_are_not_filled_up(tiny_model, tiny_variables):
     flat = flatten_dict(tiny_variables)
     path = next(path for path in flat if path[:2] == ('params', 'head'))
-    for changed, said in ((flat.keys() - {path}, 'lack 1: params/head'), (flat.keys() | {('params', 'x', 'y')}, 'x/y')):
+    half = ('batch_stats', 'aux3', 'conv', 'bn', 'var')  # of a layer that may be missing as a whole
+    for changed, said in (
+        (flat.keys() - {path}, 'lack 1: params/head'),
+        (flat.keys() - {half}, 'lack 1: batch_stats/aux3/conv/bn/var'),
+        (flat.keys() | {('params', 'x', 'y')}, 'x/y'),
+    ):
         with pytest.raises(InputError, match=said):
             to_torch(unflatten_dict({path: flat.get(path, np.zeros(1)) for path in changed}), tiny_model)
 
