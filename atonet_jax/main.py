@@ -14,7 +14,7 @@ Every setting of a config can be changed on the command line, as in --config.tra
 brackets nor quotes: --config.predict.pictures=labels,overlay.
 Exits with 0, with 1 where check_data finds data unfit to train on or predict leaves something undone, 2 where the input
 is at fault, 3 where training cannot go on or an export is wrong. Where a signal ended training after a step that is
-saved, or an export: 130 for SIGINT, 143 for SIGTERM, 129 for a lost terminal.
+saved, or an export: 130 for SIGINT, 143 for SIGTERM, 129 for a lost terminal. 141: nobody reads the output.
 Several processes as one run: docs/scaling.md.
 """
 
@@ -29,7 +29,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from atonet_jax.errors import ExportError, InputError, TrainingError, first_line, is_out_of_memory
+from atonet_jax.errors import ExportError, InputError, Stopped, TrainingError, first_line, is_out_of_memory
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.modes import MODES
 from atonet_jax.process.files import FULL
@@ -56,21 +56,22 @@ def command() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')  # names of files may hold what the terminal's encoding lacks
-    if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
-        try:
-            print(__doc__, flags.FLAGS, sep='\n', flush=True)
-        except BrokenPipeError:  # `head` has read enough; what is left would fail again at the end
-            sys.stdout = open(os.devnull, 'w')
-        return 0
     # Tracing a network makes 100,000 objects that live on. The default, 700, looks through them again and again.
     gc.set_threshold(10_000)
-    from atonet_jax.process.stopping import Stopped  # imports JAX, for which help does not wait
-
     try:
-        return main(sys.argv)
+        if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
+            print(__doc__, flags.FLAGS, sep='\n')
+            code = 0
+        else:
+            code = main(sys.argv)  # which imports JAX, for which help does not wait
+        print(end='', flush=True)
+        return code
     except (InputError, ExportError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         return 2 if isinstance(failure, InputError) else 3
+    except BrokenPipeError:  # what reads the output, such as `head`, has ended
+        sys.stdout = open(os.devnull, 'w')  # for what is left, which would fail again at the end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -90,9 +91,11 @@ def command() -> int:
             print(f'{stopped}; the same command goes on from there', file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        mode = flags.FLAGS.mode if flags.FLAGS.is_parsed() else None
-        goes_on = 'goes on from the last checkpoint' if mode == 'train' else 'begins anew'
-        print(f'interrupted; the same command {goes_on}', file=sys.stderr)
+        line = 'interrupted'
+        if flags.FLAGS.is_parsed():  # else nothing is begun
+            goes_on = 'goes on from the last checkpoint' if flags.FLAGS.mode == 'train' else 'begins anew'
+            line = f'{line}; the same command {goes_on}'
+        print(line, file=sys.stderr)
         return 130
 
 
