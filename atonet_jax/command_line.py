@@ -41,8 +41,8 @@ def read_config(argv: list[str]) -> tuple[list[str], ConfigDict | None]:
         known, rest = parser.parse_known_args(argv)
     except argparse.ArgumentError as error:
         raise InputError(f'{error.argument_name}: has no value; give {error.argument_name}=VALUE') from error
-    if known.workdir is not None:
-        known.workdir = os.path.expanduser(known.workdir)
+    # An empty one, as of a variable of the shell that is not set, would be the folder that the command is given in.
+    known.workdir = os.path.expanduser(known.workdir) if known.workdir else None
     if known.mode == 'compare':
         return argv, None
     if known.config is not None:
@@ -81,6 +81,10 @@ def _run_config_file(argument: str, chosen: str) -> ConfigDict:
     if not os.path.isfile(path):
         reason = 'is a folder; name a file in it' if os.path.isdir(path) else 'no such file'
         raise InputError(f'--config={path}: {reason}')
+    if not path.endswith('.py'):
+        raise InputError(
+            f'--config={path}: is no Python file such as those of configs/; to use a run give its --workdir alone'
+        )
     try:
         get_config = runpy.run_path(path)['get_config']
         if network and not inspect.signature(get_config).parameters:

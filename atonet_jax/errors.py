@@ -1,8 +1,13 @@
 """The errors that end the command line with one line for the person who reads it, and no traceback."""
 
+import signal
+
 
 class InputError(ValueError):
     """Bad input. Its text is one line: what is wrong, where (file, key, value), and what to do."""
+
+    def __str__(self) -> str:
+        return '\\n'.join(super().__str__().splitlines())  # names of files may hold line ends
 
 
 class ExportError(RuntimeError):
@@ -11,6 +16,18 @@ class ExportError(RuntimeError):
 
 class TrainingError(RuntimeError):
     """A run that cannot go on. Its text is one line: what happened at which step, what is kept, and what to do."""
+
+
+class Stopped(Exception):
+    """A signal ended the run, and its state is saved.
+
+    Attributes:
+        signal: the signal.
+    """
+
+    def __init__(self, signal_number: int, step: int):
+        super().__init__(f'stopped by {signal.Signals(signal_number).name} after step {step}, which is saved')
+        self.signal = signal_number
 
 
 def first_line(error: BaseException) -> str:

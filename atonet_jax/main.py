@@ -32,6 +32,7 @@ Exit codes:
     2    the input is at fault, or the disk is full (3 in training)
     3    training cannot go on, an export is wrong, or the device's memory is full
     130, 143, 129    ended by SIGINT (Ctrl-C), by SIGTERM or by the loss of the terminal; training saves its last step
+    141              nothing reads the output any more
 
 Several processes as one run: docs/scaling.md. When something fails: docs/troubleshooting.md.
 """
@@ -47,7 +48,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from atonet_jax.errors import ExportError, InputError, TrainingError, first_line, is_out_of_memory
+from atonet_jax.errors import ExportError, InputError, Stopped, TrainingError, first_line, is_out_of_memory
 from atonet_jax.extras import explain_missing_package
 from atonet_jax.modes import MODES
 from atonet_jax.process.files import FULL
@@ -74,22 +75,23 @@ def command() -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors='backslashreplace')  # names of files may hold what the terminal's encoding lacks
-    if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
-        try:
-            shown = flags.FLAGS if '--helpfull' in sys.argv else flags.FLAGS.module_help(__name__)
-            print(__doc__, shown, sep='\n', flush=True)
-        except BrokenPipeError:  # `head` has read enough; what is left would fail again at the end
-            sys.stdout = open(os.devnull, 'w')
-        return 0
     # Tracing a network makes 100,000 objects that live on. The default, 700, looks through them again and again.
     gc.set_threshold(10_000)
-    from atonet_jax.process.stopping import Stopped  # imports JAX, for which help does not wait
-
     try:
-        return main(sys.argv)
+        if {'--help', '-h', '--helpshort', '--helpfull'} & set(sys.argv):
+            shown = flags.FLAGS if '--helpfull' in sys.argv else flags.FLAGS.module_help(__name__)
+            print(__doc__, shown, sep='\n')
+            code = 0
+        else:
+            code = main(sys.argv)  # which imports JAX, for which help does not wait
+        print(end='', flush=True)
+        return code
     except (InputError, ExportError, TrainingError) as failure:
         print(f'error: {failure}', file=sys.stderr)
         return 2 if isinstance(failure, InputError) else 3
+    except BrokenPipeError:  # what reads the output, such as `head`, has ended
+        sys.stdout = open(os.devnull, 'w')  # for what is left, which would fail again at the end
+        return 128 + signal.SIGPIPE
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -109,9 +111,11 @@ def command() -> int:
             print(f'{stopped}; the same command goes on from there', file=sys.stderr)
         return 128 + stopped.signal
     except KeyboardInterrupt:
-        mode = flags.FLAGS.mode if flags.FLAGS.is_parsed() else None
-        goes_on = 'goes on from the last checkpoint' if mode == 'train' else 'begins anew'
-        print(f'interrupted; the same command {goes_on}', file=sys.stderr)
+        line = 'interrupted'
+        if flags.FLAGS.is_parsed():  # else nothing is begun
+            goes_on = 'goes on from the last checkpoint' if flags.FLAGS.mode == 'train' else 'begins anew'
+            line = f'{line}; the same command {goes_on}'
+        print(line, file=sys.stderr)
         return 130
 
 

@@ -46,14 +46,14 @@ from atonet_jax.config import create_network
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.labels import CAMVID
 from atonet_jax.data.sources import load_examples
-from atonet_jax.errors import InputError
+from atonet_jax.errors import InputError, Stopped
 from atonet_jax.evaluation.evaluator import Evaluation, Evaluator
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import create_model, init_variables, network
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, replicated
 from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import Progress, say
-from atonet_jax.process.stopping import Stopped, StopSignals
+from atonet_jax.process.stopping import StopSignals
 from atonet_jax.runs.environment import device_names, git_revision, now, versions
 from atonet_jax.runs.network import starting_variables
 from atonet_jax.runs.state import TrainState

@@ -18,8 +18,7 @@ import pytest
 
 from atonet_jax import main
 from atonet_jax.data.synthetic import write_dataset
-from atonet_jax.errors import ExportError, InputError, TrainingError
-from atonet_jax.process.stopping import Stopped
+from atonet_jax.errors import ExportError, InputError, Stopped, TrainingError
 from atonet_jax.runs.workdir import LOCK_FILE
 from tests.commands import run_command
 
@@ -139,6 +138,17 @@ def test_a_missing_config_file_is_named(command):
     assert_one_clear_line(command('--config=configs/none.py'), 'configs/none.py', 'no such file')
 
 
+def test_a_config_of_another_kind_is_not_called_damaged(command, tmp_path):
+    (tmp_path / 'config.json').write_text('{"init_strict": true}')
+    process = command(f'--config={tmp_path}/config.json')
+    assert_one_clear_line(process, 'config.json: is no Python file', 'give its --workdir alone')
+
+
+@pytest.mark.parametrize('arguments', [['--config=configs/tiny.py'], ['--config=configs/tiny.py', '--mode=benchmark']])
+def test_an_empty_workdir_is_none_and_not_the_present_folder(repository, arguments):
+    assert_one_clear_line(run_command(*arguments, '--workdir=', cwd=repository), 'give --workdir=DIR')
+
+
 def test_a_path_may_begin_with_the_home_folder(command, repository, tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
     shutil.copy(repository / 'configs' / 'tiny.py', tmp_path)
@@ -153,6 +163,7 @@ def test_a_path_may_begin_with_the_home_folder(command, repository, tmp_path, mo
     ('error', 'code', 'line'),
     [
         (InputError('a setting'), 2, 'error: a setting\n'),
+        (InputError('a\nb.png: no image'), 2, 'error: a\\nb.png: no image\n'),
         (TrainingError('step 5: loss is nan'), 3, 'error: step 5: loss is nan\n'),
         (ExportError('wrong labels'), 3, 'error: wrong labels\n'),
         (Stopped(signal.SIGINT, 5), 130, 'after step 5, which is saved; the same command goes on from there\n'),
@@ -361,6 +372,41 @@ def test_help_explains_every_mode_and_shows_the_flags_of_this_program_alone(monk
     shown = capsys.readouterr().out
     assert {mode for mode in main.MODES if not re.search(rf'^    {mode} +\w', shown, re.MULTILINE)} == set()
     assert '--workdir' in shown and 'alsologtostderr' not in shown
+
+
+def of_its_own(repository, before, *arguments, **options):
+    """How `main.command()` ends in a process of its own, in which the lines `before` have run."""
+    script = f'import sys; import main; from atonet_jax import main as package\n{before}\nsys.exit(main.command())'
+    command = [sys.executable, '-c', script, *arguments]
+    return subprocess.run(command, cwd=repository, stderr=subprocess.PIPE, text=True, timeout=120, **options)
+
+
+@pytest.mark.parametrize('unbuffered', ['', '1'])
+def test_output_of_a_mode_may_be_read_in_part(repository, tmp_path, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = of_its_own(
+        repository,
+        'package._run_mode = lambda *_: print("a table") or 0',
+        '--config=configs/tiny.py',
+        f'--workdir={tmp_path}',
+        stdout=writer,
+        env=os.environ | {'PYTHONUNBUFFERED': unbuffered},
+    )
+    os.close(writer)
+    assert (process.returncode, process.stderr) == (141, '')
+
+
+def test_ctrl_c_while_jax_is_imported_is_one_line(repository):
+    before = (
+        'class Finder:\n'
+        '    def find_spec(self, name, *_):\n'
+        '        if name == "jax":\n'
+        '            raise KeyboardInterrupt\n'
+        'sys.meta_path.insert(0, Finder())'
+    )
+    process = of_its_own(repository, before, '--networks')
+    assert (process.returncode, process.stderr) == (130, 'interrupted\n')
 
 
 def test_help_does_not_wait_for_jax(repository):

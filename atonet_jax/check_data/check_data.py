@@ -1,6 +1,7 @@
 """`--mode=check_data`: reads all data of a config, shows what it holds, and says what is wrong."""
 
 import os
+import warnings
 
 import jax
 import numpy as np
@@ -171,14 +172,15 @@ def _plot_classes(reports: dict[str, SplitReport], table: ClassTable, path: str)
     height = 0.8 / len(reports)
     for k, (split, report) in enumerate(reports.items()):
         axes.barh(np.arange(len(names)) + k * height, 100 * _shares(report), height, align='edge', label=split)
-    axes.set_yticks(np.arange(len(names)) + 0.4, names)
+    axes.set_yticks(np.arange(len(names)) + 0.4, names, parse_math=False)
     axes.invert_yaxis()
     axes.set_xscale('log')
     axes.xaxis.set_major_formatter('{x:g}')
     axes.set_xlabel('% of the pixels')
     axes.grid(axis='x', alpha=0.3)
     axes.legend()
-    with writing(os.path.dirname(path)), replacing(path) as temporary:
+    with writing(os.path.dirname(path)), replacing(path) as temporary, warnings.catch_warnings():
+        warnings.filterwarnings('ignore', 'Glyph .* missing from font')  # of names in scripts that the font lacks
         figure.savefig(temporary, dpi=110)
 
 

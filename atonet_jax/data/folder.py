@@ -12,14 +12,13 @@ from atonet_jax.data.dataset import DataError, SegmentationDataset, refuse_folde
 from atonet_jax.data.label_files import LABEL_EXTENSIONS
 from atonet_jax.data.label_reading import decide_reading
 from atonet_jax.data.labels import ClassTable
-from atonet_jax.data.pictures import suffixes
+from atonet_jax.data.pictures import HEIF_SUFFIXES, suffixes
 from atonet_jax.data.split_list import read_split_list, refuse_repeated
 from atonet_jax.process.files import walk
 
 _log = logging.getLogger(__name__)
 
 _USUAL_EXTENSIONS = ('.png', '.jpg', '.jpeg')  # files of other formats are images only where a label names them
-_HIDDEN = ('.', '__MACOSX', 'lost+found')  # what the names of files and folders begin with that are passed over
 
 
 def load_folder(
@@ -50,7 +49,7 @@ def load_folder(
             if not os.path.isdir(folder):
                 raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
         labels = _find(labels_folder, options.label_suffix, LABEL_EXTENSIONS)
-        images = _find(images_folder, options.image_suffix, suffixes(), labels)
+        images = _find(images_folder, options.image_suffix, _image_suffixes(), labels)
         taken = set(images.values())  # both may lie in one folder
         labels = {name: path for name, path in labels.items() if path not in taken}
         if options.list:
@@ -112,7 +111,7 @@ def _find(
         labels: for images: what was found of labels. The label of another image is no image.
     """
     found = defaultdict(list)
-    for parent, files in walk(folder, _HIDDEN, refuse_folder):
+    for parent, files in walk(folder, refuse_folder):
         for file in files:
             stem, extension = os.path.splitext(file)
             if extension.lower() in extensions and stem.endswith(suffix):
@@ -132,8 +131,13 @@ def _find(
 def _listed_name(line: str, root: str, folder: str, suffix: str, images: Mapping[str, str]) -> str:
     """The name of an image that a list gives by its path from the image folder, or from `root`."""
     from_root = os.path.relpath(os.path.join(root, line), folder)
-    names = [_strip(path, suffix, suffixes()) for path in (line, from_root)]
+    names = [_strip(path, suffix, _image_suffixes()) for path in (line, from_root)]
     return next((name for name in names if name in images), names[0])
+
+
+def _image_suffixes() -> tuple[str, ...]:
+    """With those of HEIF, so that reading such an image says what it needs."""
+    return (*suffixes(), *HEIF_SUFFIXES)
 
 
 def _is_usual(path: str) -> bool:

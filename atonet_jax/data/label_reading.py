@@ -9,7 +9,7 @@ import concurrent.futures
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -62,10 +62,12 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
     by_color = frozenset(kind for kind, decision in decisions.items() if decision.how == 'colour')
     if by_color:
         _check_colors_differ(dataset)
-    doubt = ''
+    doubts = []
     if any(decision.doubtful for decision in decisions.values()):
         other = 'color' if all(decision.how == 'number' for decision in decisions.values()) else 'index'
-        doubt = f'label files read the other way would show other classes; {_SETTING}={other} reads them so'
+        doubts.append(f'label files read the other way would show other classes; {_SETTING}={other} reads them so')
+    if label_values == 'auto' and 'palette' in decisions and decisions['palette'].how == 'number':
+        doubts += _different_palettes(dataset, files['palette'])
     return dataclasses.replace(
         asked,
         by_color=frozenset(KINDS) if by_color and by_color == set(decisions) else by_color,
@@ -76,7 +78,7 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
             f'{decision.why and f", because {decision.why}"}'
             for kind, decision in decisions.items()
         ),
-        doubt=doubt,
+        doubt='; '.join(doubts),
     )
 
 
@@ -205,6 +207,26 @@ def _moved_color(dataset: SegmentationDataset, path: str, palette: np.ndarray) -
         if index != IGNORE_LABEL and colors[index] not in colors[in_place]:
             return f'the palette of {os.path.basename(path)} has the class colour #{colors[index]:06x} at {index}'
     return ''
+
+
+def _different_palettes(dataset: SegmentationDataset, palettes: Mapping[str, np.ndarray]) -> list[str]:
+    """A line where palettes give a class's number different colours, as in files of drawing programs, which number
+    the colours of each file anew; none where they do not."""
+    path_of = {palette.tobytes(): path for path, palette in sorted(palettes.items(), reverse=True)}
+    numbers = np.flatnonzero(dataset.train_ids < dataset.class_table.num_classes)
+    seen = {}  # {number: (its colour, the file)}
+    for path in sorted(path_of.values()):
+        palette = filled_part(palettes[path])
+        for number in numbers[numbers < len(palette)].tolist():
+            color = bytes(palette[number]).hex()
+            first, other = seen.setdefault(number, (color, path))
+            if first != color:
+                return [
+                    f'the number {number} has the colour #{first} in the palette of {os.path.basename(other)} and '
+                    f'#{color} in that of {os.path.basename(path)}; if colours tell the classes, give them in the '
+                    f'class file; if numbers do, {_SETTING}=index ends this warning'
+                ]
+    return []
 
 
 def _read_both_ways(dataset: SegmentationDataset, paths: Sequence[str], by_level: bool = False) -> _Meanings:

@@ -21,6 +21,8 @@ _log = logging.getLogger(__name__)
 
 MAX_PIXELS = 180_000_000  # of a picture of a data set, unless config.data.max_pixels says otherwise
 
+HEIF_SUFFIXES = ('.heic', '.heif', '.hif')  # of files that pillow-heif reads
+
 _ORIENTATION = 0x0112  # EXIF tag
 _LATE_CHUNKS = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')  # of a PNG: EXIF and XMP may come after the pixels
 _WIDE_MODES = ('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N')
@@ -180,7 +182,9 @@ def _opened(
     except (PermissionError, IsADirectoryError) as error:
         raise InputError(f'{name}: cannot be read ({error.strerror}); check its permissions') from error
     except PIL.UnidentifiedImageError as error:
-        raise InputError(f'{name}: no image that can be read; give PNG, JPEG or another usual format') from error
+        needs_package = name.lower().endswith(HEIF_SUFFIXES) and 'HEIF' not in formats()
+        way_on = '`pip install pillow-heif`' if needs_package else 'give PNG, JPEG or another usual format'
+        raise InputError(f'{name}: no image that can be read; {way_on}') from error
     except MemoryError as error:
         raise InputError(f'{name}: too large for the memory; make it smaller') from error
     except UNDECODABLE as error:

@@ -1,5 +1,6 @@
 """The registered networks: names to modules, and modules to their contracts."""
 
+from numbers import Integral
 from typing import Any
 
 from flax import linen as nn
@@ -50,6 +51,7 @@ FAMILIES: list[Family] = [
     dfanet.FAMILY,
     two_column.FAMILY,
 ]
+_MOST_CLASSES = 255  # labels are of 8 bits, and 255 is no class
 MODEL_NAMES = tuple(name for family in FAMILIES for name in family.variants)
 
 
@@ -80,6 +82,8 @@ def create_model(name: str, num_classes: int, **options) -> nn.Module:
     Raises:
         ValueError: no such network, an option that it does not have, or a value that cannot work.
     """
+    if not isinstance(num_classes, Integral) or not 1 <= num_classes <= _MOST_CLASSES:
+        raise ValueError(f'num_classes={num_classes!r}: must be a whole number from 1 to {_MOST_CLASSES}')
     known = default_options(name)
     unknown = sorted(set(options) - set(known) - {'dtype'})
     if unknown:

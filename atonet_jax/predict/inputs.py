@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import BinaryIO, NamedTuple
 
-from atonet_jax.data.pictures import suffixes
+from atonet_jax.data.pictures import HEIF_SUFFIXES, suffixes
 from atonet_jax.errors import InputError
 from atonet_jax.process.files import walk
 
@@ -26,7 +26,7 @@ VIDEO_SUFFIXES = (
     '.wmv', '.asf', '.flv', '.f4v', '.ogv', '.mxf', '.dv', '.y4m', '.mjpeg', '.mjpg', '.h264', '.264', '.h265', '.hevc',
 )  # fmt: skip
 _STREAMS = ('http', 'https', 'rtsp', 'rtsps', 'rtmp', 'rtp', 'udp')  # schemes that OpenCV's FFmpeg opens
-_WHY_NOT = dict.fromkeys(('.heic', '.heif', '.hif'), '`pip install pillow-heif` lets them be read')
+_WHY_NOT = dict.fromkeys(HEIF_SUFFIXES, '`pip install pillow-heif` lets them be read')
 _SECONDS = 30  # without an answer
 _MOST_BYTES = 1_000_000_000  # of a picture at an address
 _MOST_KINDS = 8  # of files passed over that are named
@@ -223,7 +223,7 @@ def _files_below(folder: str, output: str) -> list[str]:
             f'config.predict.output={output}: is the input folder itself; give another one, such as {output}_labels'
         )
     paths = []
-    for parent, names in walk(folder, ('.',), lambda error: paths.append(error.filename)):
+    for parent, names in walk(folder, lambda error: paths.append(error.filename)):
         paths += [os.path.join(parent, name) for name in names]
     return paths
 

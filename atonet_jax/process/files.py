@@ -14,6 +14,8 @@ from typing import Any
 from atonet_jax.errors import InputError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # numbers of OSError: disk, quota and largest file
+# What the names of files and folders begin with that systems make: zips of macOS, thumbnails of a NAS, disks.
+_HIDDEN = ('.', '__MACOSX', '@eaDir', 'lost+found')
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP)  # by file systems that cannot sync a file or a folder
 
 
@@ -100,12 +102,13 @@ def writing(folder: str, setting: str = '--workdir') -> Iterator[None]:
         raise InputError(f'{folder}: cannot be written ({error.strerror}); {way_on}choose another {setting}') from error
 
 
-def walk(folder: str, hidden: tuple[str, ...], onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
+def walk(folder: str, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str]]]:
     """(folder, names of its files) of a folder and all below it, also through links, except those that lead back.
+
+    Hidden files and folders are passed over.
 
     Args:
         folder: where it begins.
-        hidden: what the names of files and folders begin with that are passed over.
         onerror: is called for a folder that cannot be listed.
     """
     above = {folder: frozenset()}  # {folder: the real paths of those that it was reached through}
@@ -114,9 +117,9 @@ def walk(folder: str, hidden: tuple[str, ...], onerror: Callable[[OSError], None
         if real in way:
             folders.clear()
             continue
-        folders[:] = [name for name in folders if not name.startswith(hidden)]
+        folders[:] = [name for name in folders if not name.startswith(_HIDDEN)]
         above |= {os.path.join(parent, name): way | {real} for name in folders}
-        yield parent, [name for name in files if not name.startswith(hidden)]
+        yield parent, [name for name in files if not name.startswith(_HIDDEN)]
 
 
 def write_text(path: str, text: str) -> None:

@@ -12,18 +12,6 @@ import jax
 from jax.experimental import multihost_utils
 
 
-class Stopped(Exception):
-    """A signal ended the run, and its state is saved.
-
-    Attributes:
-        signal: the signal.
-    """
-
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f'stopped by {signal.Signals(signal_number).name} after step {step}, which is saved')
-        self.signal = signal_number
-
-
 class StopSignals:
     """A context manager. It records the first SIGTERM, SIGINT or SIGHUP; a second one ends the process at once.
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import glob
 import json
 import logging
 import os
@@ -40,12 +41,12 @@ _OF_DAMAGE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
 
 
 def has_checkpoint(workdir: str) -> bool:
-    """Whether one is saved in `workdir`.
+    """Whether one is saved in `workdir`, in which training is to save more.
 
     Raises:
-        InputError: the folder of the checkpoints cannot be read.
+        InputError: the folder of the checkpoints cannot be read, or none can be saved under its name.
     """
-    folder = _folder(workdir)
+    folder = _folder(workdir, writes=True)
     return bool(_names(folder)) and ocp.utils.any_checkpoint_step(folder) is not None
 
 
@@ -64,9 +65,10 @@ class Checkpoints:
                 training: unfinished checkpoints of other processes are then left alone.
 
         Raises:
-            InputError: the folder of the checkpoints, or a score in it, cannot be read.
+            InputError: the folder of the checkpoints, or a score in it, cannot be read; or, where they are to be
+                written, none can be saved under its name.
         """
-        self._folder = _folder(workdir)
+        self._folder = _folder(workdir, writes=keep is not None)
         names = _names(self._folder)
         if keep is not None:
             _warn_of_half_written(self._folder, names)
@@ -210,20 +212,22 @@ class Checkpoints:
         )
 
     def _read_alone(self, step: int) -> None:
-        """Reads all of a checkpoint in this process alone. Orbax would wait for the other processes, and prints a
-        traceback for each array of a damaged one."""
-        folder = pathlib.Path(self._folder, str(step))
+        """Reads all of a checkpoint in this process alone. Orbax would wait for the other processes."""
         for name in _TREES:
-            tree = folder / name
-            if name == 'averaged' and not tree.exists():
-                continue
-            for part in {tree / '_METADATA', *tree.glob('_*'), *tree.glob('array_metadatas/*')}:
-                json.loads(part.read_text())
-            store = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{tree}/'}}
-            keys = tensorstore.KvStore.open(store).result().list().result()
-            for array in (key.decode().removesuffix('.zarray') for key in keys if key.endswith(b'.zarray')):
-                tensorstore.open({'driver': 'zarr', 'kvstore': store | {'path': array}}).result().read().result()
-        json.loads((folder / 'numbers' / 'metadata').read_text())
+            if name != 'averaged' or self.holds_averages(step):
+                self._read_tree(step, name)
+        json.loads(pathlib.Path(self._folder, str(step), 'numbers', 'metadata').read_text())
+
+    def _read_tree(self, step: int, name: str) -> None:
+        """Reads one of `_TREES`. Orbax would print a traceback for each array of a damaged one."""
+        tree = pathlib.Path(self._folder, str(step), name)
+        for part in {tree / '_METADATA', *tree.glob('_*'), *tree.glob('array_metadatas/*')}:
+            json.loads(part.read_text())
+        store = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{tree}/'}}
+        for entry in json.loads((tree / '_METADATA').read_text())['tree_metadata'].values():
+            if not entry['value_metadata']['skip_deserialize']:  # as of what optimisers leave out
+                array = '.'.join(str(key['key']) for key in entry['key_metadata'])
+                tensorstore.open({'driver': 'zarr', 'kvstore': store | {'path': f'{array}/'}}).result().read().result()
 
     def _not_now(self, step: int, error: Exception) -> InputError:
         return InputError(
@@ -258,8 +262,10 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint cannot be read.
         """
+        item = 'averaged' if averaged else 'variables'
         try:
-            return self._restore_variables(step, model, mesh, 'averaged' if averaged else 'variables')
+            self._read_tree(step, item)
+            return self._restore_variables(step, model, mesh, item)
         except Exception as error:  # TensorStore raises many kinds of errors for a damaged file
             if is_out_of_memory(error):
                 raise
@@ -408,8 +414,27 @@ def _reason(error: Exception) -> str:
     return told[1].strip() if told else text.partition('\n')[0][:200] or type(error).__name__
 
 
-def _folder(workdir: str) -> str:
-    return os.path.abspath(os.path.join(workdir, 'checkpoints'))
+def _folder(workdir: str, *, writes: bool) -> str:
+    """The folder of the checkpoints.
+
+    Raises:
+        InputError: they could not be read there again. TensorStore takes UTF-8 alone, and a backslash for a slash.
+            Orbax takes the path for a pattern when it puts together what processes have written.
+    """
+    folder = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+    try:
+        folder.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f'{folder}: this path is no UTF-8 text; rename its folder, give another one, or set LC_ALL=C.UTF-8 where '
+            'the system has another encoding'
+        ) from error
+    if '\\' in folder or (writes and glob.has_magic(folder)):
+        raise InputError(
+            f'{folder}: this path has one of the signs * ? [ \\, with which checkpoints would be lost; rename its '
+            'folder, or give another one'
+        )
+    return folder
 
 
 def _items(state: TrainState) -> dict[str, Any]:

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from atonet_jax.errors import TrainingError, is_out_of_memory
+from atonet_jax.errors import Stopped, TrainingError, is_out_of_memory
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
-from atonet_jax.process.stopping import Stopped, StopSignals
+from atonet_jax.process.stopping import StopSignals
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.state import TrainState
 from atonet_jax.training.recorder import Recorder

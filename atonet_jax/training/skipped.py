@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from atonet_jax.data.dataset import split_file_name
 from atonet_jax.data.examples import Examples
+from atonet_jax.errors import Stopped
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.files import write_json
-from atonet_jax.process.stopping import Stopped
 
 _log = logging.getLogger(__name__)
 

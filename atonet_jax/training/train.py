@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -99,7 +100,8 @@ def train(config: ConfigDict, workdir: str) -> Scores:
             raise InputError(f'{workdir}: another run has just saved there; give the same command again to go on')
         scores = _train(config, workdir, mesh, table, objective, start)
     if is_main_process():
-        command = f'python main.py --workdir={workdir} --mode=evaluate --config.eval.checkpoint=latest'
+        run = shlex.quote(f'--workdir={workdir}')
+        command = f'python main.py {run} --mode=evaluate --config.eval.checkpoint=latest'
         say(f'final mIoU {100 * scores.miou:.2f}%; for the scores of each class: {command}')
         say(f'report: {os.path.join(workdir, REPORT_FILE)}')
     return scores

@@ -14,10 +14,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from atonet_jax.config import create_network
-from atonet_jax.errors import InputError
+from atonet_jax.errors import InputError, Stopped
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.stopping import Stopped
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation
 from atonet_jax.training.step import compile_train_step, create_state

@@ -56,6 +56,20 @@ def test_sound_data_is_fit_to_train_on(config, tmp_path, capsys):
     assert not (workdir / 'config.json').exists()  # it is no run
 
 
+def test_names_of_classes_are_drawn_as_they_are(config, tmp_path, recwarn):
+    """Matplotlib would read what stands between dollars as a formula, and warn of each letter that it cannot draw."""
+    root, names = tmp_path / 'folder', ['$\\frac$', '道路']
+    for part in ('train', 'val'):
+        for kind, shape in (('images', (64, 64, 3)), ('labels', (64, 64))):
+            (root / kind / part).mkdir(parents=True)
+            array = np.arange(np.prod(shape)).reshape(shape) % 2
+            PIL.Image.fromarray(array.astype(np.uint8)).save(root / kind / part / 'a.png')
+    (root / 'classes.json').write_text(json.dumps([{'name': name} for name in names]))
+    config.data.update(name='folder', root=str(root))
+    assert check_data(config, str(tmp_path / 'workdir'))
+    assert not [warning for warning in recwarn if 'Glyph' in str(warning.message)]
+
+
 def test_unfit_data_is_told_with_all_problems(config, tmp_path, capsys):
     for path in label_files(config)[:7]:
         path.unlink()

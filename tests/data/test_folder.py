@@ -323,9 +323,19 @@ def test_a_jpeg_label_is_refused_as_such_and_passed_over_beside_a_png(root):
     assert 'a/first.jpg: label file is a JPEG file, whose compression may change class ids' in load_error(root)
 
 
+def test_a_photo_of_a_phone_says_which_package_it_needs(root):
+    """And not that an image is missing."""
+    (root / 'images/val/phone.HEIC').write_bytes(b'\0\0\0\x18ftypheic')
+    write(root, 'labels/val/phone.png', np.full(SIZE, 3))
+    (root / 'val.txt').write_text('phone.HEIC\n')
+    for options in ({}, {'list': '{split}.txt'}):
+        error = load_error(root, 'val', **options)
+        assert 'val/phone.HEIC: no image that can be read; `pip install pillow-heif`' in error
+
+
 def test_hidden_files_and_folders_are_passed_over(root):
     for folder in ('images', 'labels'):
-        for hidden in ('._third.png', '.ipynb_checkpoints/x.png', '__MACOSX/x.png', '.DS_Store'):
+        for hidden in ('._third.png', '.ipynb_checkpoints/x.png', '__MACOSX/x.png', '@eaDir/x.png', '.DS_Store'):
             path = root / folder / 'val' / hidden
             path.parent.mkdir(exist_ok=True)
             path.write_bytes(b'\0\5\x16\7')

@@ -107,6 +107,17 @@ def test_without_colours_in_the_class_file_a_palette_says_nothing(tmp_path):
     np.testing.assert_array_equal(labels_of(dataset), TRAIN_IDS)
 
 
+def test_palettes_that_give_one_number_different_colours_are_a_doubt(tmp_path):
+    """Drawing programs number the colours of each file anew. Nothing else tells where no class has a colour."""
+    cut = palette_file(np.minimum(TRAIN_IDS, 1), {0: BLACK, 1: RED}, 2)
+    whole = palette_file(TRAIN_IDS, {0: BLACK, 1: RED, 2: GREEN, 7: BORDER})
+    other = palette_file(TRAIN_IDS, {0: BLACK, 1: GREEN, 2: RED})
+    assert not decide(tmp_path, [cut, whole, palette_file(TRAIN_IDS, {0: BLACK, 1: RED, 2: GREEN})], PLAIN).doubt
+    doubt = decide(tmp_path, [cut, whole, other], PLAIN).doubt
+    assert 'number 1 has the colour #ff0000 in the palette of 0.png and #00ff00 in that of 2.png' in doubt
+    assert not decide(tmp_path, [cut, whole, other], PLAIN, 'index').doubt
+
+
 def rgb(array):
     return PIL.Image.fromarray(np.asarray(array, np.uint8))
 

@@ -95,6 +95,14 @@ def test_outputs_and_terms_that_do_not_go_together_are_named_before_any_data_is_
     one_line(error, said)
 
 
+@pytest.mark.parametrize('num_classes', [0, 256, '19', 2.5])
+def test_a_number_of_classes_that_labels_cannot_hold_is_refused(num_classes):
+    """Labels are uint8, and 255 is no class: those of more classes would be other classes."""
+    with pytest.raises(ValueError, match='num_classes=.*: must be a whole number from 1 to 255'):
+        create_model('plain_a', num_classes)
+    assert create_model('plain_a', np.int64(255)).num_classes == 255
+
+
 def test_a_file_of_another_network_is_named(file_of):
     path = file_of(create_model('plain_a', 5))
     with pytest.raises(InputError) as error:

@@ -24,6 +24,7 @@ def photos(tmp_path):
         'trip/film.mp4',
         'notes.txt',
         '.hidden/x.png',
+        '@eaDir/x.png',
         '.y.png',
     ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

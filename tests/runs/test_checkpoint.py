@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import shutil
 
 import jax.numpy as jnp
@@ -61,6 +62,21 @@ def test_where_the_folder_itself_is_lost_the_failure_to_save_is_still_one_line(r
     with open(folder, 'w'), pytest.raises(TrainingError, match=r'saved \(Not a directory\); there is no other; free'):
         checkpoints.save(state, {}, None)
         checkpoints.wait()
+
+
+@pytest.mark.parametrize('name', ['[a]', 'a?', 'a*', 'a\\b', os.fsdecode(b'caf\xe9')])
+def test_a_path_under_which_checkpoints_would_be_lost_is_refused_before_the_run(tmp_path, name):
+    """Orbax and TensorStore would say nothing when they save there, and find nothing when they read."""
+    for opens in (has_checkpoint, lambda workdir: Checkpoints(workdir, keep=1)):
+        with pytest.raises(InputError, match='this path .*; rename its folder'):
+            opens(f'{tmp_path}/{name}/run')
+
+
+def test_a_run_is_read_wherever_it_was_copied_to(run, tmp_path):
+    copy = shutil.copytree(run, tmp_path / '[copy] é #1')
+    checkpoints = Checkpoints(str(copy))
+    checkpoints._read_alone(2)
+    checkpoints.close()
 
 
 def test_an_error_that_passes_moves_no_checkpoint_away(run, monkeypatch):
@@ -160,10 +176,21 @@ def test_a_process_can_read_a_checkpoint_without_the_others(finished, tmp_path):
     checkpoints._read_alone(6)
     for path in (tmp_path / 'run' / 'checkpoints' / '4').rglob('d/*'):
         os.truncate(path, 0)
-    for step in (4, 5):  # damaged, and not there
+    (tmp_path / 'run' / 'checkpoints' / '6' / 'variables' / 'manifest.ocdbt').unlink()
+    for step in (6, 4, 5):  # without the list of its arrays, damaged, and not there
         with pytest.raises(Exception) as failure:
             checkpoints._read_alone(step)
         assert not checkpoint._may_pass(failure.value)
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_named_before_orbax_prints_of_each_array(run, monkeypatch):
+    for path in pathlib.Path(run, 'checkpoints', '2', 'variables').rglob('d/*'):
+        os.truncate(path, 0)
+    monkeypatch.setattr(Checkpoints, '_restore_variables', lambda *_: pytest.fail('Orbax reads it'))
+    checkpoints = Checkpoints(run)
+    with pytest.raises(InputError, match='checkpoint 2 cannot be read .*; copy it again, or give another'):
+        checkpoints.restore_variables(2, None, None, averaged=False)
     checkpoints.close()
 
 

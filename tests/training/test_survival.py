@@ -23,12 +23,12 @@ from atonet_jax.config import create_network
 from atonet_jax.data import examples
 from atonet_jax.data.batches import Batches
 from atonet_jax.data.dataset import DataError
-from atonet_jax.errors import InputError, TrainingError
+from atonet_jax.errors import InputError, Stopped, TrainingError
 from atonet_jax.evaluation.evaluator import Evaluation
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
-from atonet_jax.process.stopping import Stopped, StopSignals
+from atonet_jax.process.stopping import StopSignals
 from atonet_jax.runs import checkpoint
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.runs.metrics import MetricsLog, read_metrics
