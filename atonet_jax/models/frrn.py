@@ -145,7 +145,7 @@ def describe(model: FRRN) -> Network:
         terms=(Term('logits', criterion=BootstrappedCrossEntropy()),),
         group=lambda path: 'backbone' if path[0].startswith(_ENCODER) else 'head',
         reduced=lambda path: False,  # the published recipe has one rate for all
-        normalization=Normalization(channels='BGR'),
+        normalization=Normalization(),  # RGB: both loaders of the authors turn OpenCV's BGR round
         multiple_of=2 ** len(ENCODERS[model.form]),
         weights={'published': _NAMES},
         published=Published(

@@ -127,8 +127,8 @@ ROWS = {
     'segnet': Row({'width': 4}, one_rate=True),
     'segnet_basic': Row({'width': 4}, pixel=(30, 20, 10), one_rate=True),
     'deeplab_largefov': Row({'width': 4, 'fc_features': 16}),
-    'frrn_a': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1[::-1], one_rate=True),
-    'frrn_b': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1[::-1], one_rate=True),
+    'frrn_a': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1, one_rate=True),
+    'frrn_b': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1, one_rate=True),
     'sqnet': Row({'width': 4}, whole=True, one_rate=True),
     # With fewer channels, one layer has a single one, which may learn nothing.
     'sqnet_zh320': Row({'width': 8}, one_rate=True),
