@@ -68,7 +68,8 @@ def erfnet_cityscapes() -> ConfigDict:
     """The second step of ERFNet: the whole network, from the first step's encoder.
 
     The same recipe once more, with other class weights. Give the file that the first step's run exports:
-    --config.model.pretrained_backbone=encoder.pth. Published: 68.0 % on the test server, 69.7 % from ImageNet.
+    --config.model.pretrained_backbone=encoder.pth. Published with that code: 72.1 % on val, 69.8 % on the test server.
+    The 68.0 % of the paper, and its 69.7 % from an ImageNet encoder, are of older code with another recipe.
     """
     config = _of_network('erfnet', erfnet_encoder_cityscapes())
     config.loss.class_weights = ERFNET_STEP_2
@@ -94,7 +95,8 @@ def atonet_camvid() -> ConfigDict:
     """ATONet: 70.1% on CamVid's test frames of 720x960.
 
     Known, from the paper: SGD 0.02 with momentum 0.9 and decay 1e-4, a cosine over epochs, 400 epochs of 16 crops of
-    720x720, train and val; a backbone from ImageNet (--config.model.pretrained_backbone).
+    720x720, train and val; a backbone from ImageNet (--config.model.pretrained_backbone). Not kept: their code makes
+    frames twice as wide as high before it cuts crops.
     """
     config = default_config('atonet')
     _camvid_720(config, crop_size=(720, 720))
@@ -154,7 +156,8 @@ def pidnet_s_cityscapes() -> ConfigDict:
 
     Known, from the authors' code: SGD 0.01 with momentum 0.9, decay 5e-4 on everything, poly 0.9 a step over 484
     epochs, 12 crops of 1024x1024, scales 0.5 to 2.1, mirror images, class weights. Not kept: their scales go in steps
-    of 0.1; their edges are found before scaling and cropping.
+    of 0.1; small images are padded with black at the right and the bottom, here with the mean colour at all sides;
+    their edges are found before scaling and cropping.
     """
     config = default_config('pidnet_s')
     config.data.update(crop_size=(1024, 1024), scale_range=(0.5, 2.1))
@@ -264,7 +267,8 @@ def fcn8s_cityscapes() -> ConfigDict:
     Known, from the solver files for PASCAL: SGD with momentum 0.99, one image a step, decay 5e-4 except for biases, a
     constant rate that is 1e-10 for a loss summed over the pixels; 2.5e-5 for their mean. Known, from the paper of
     Cityscapes: half images, 381,250 steps in four stages (32s, 16s, 8s, and 8s with a tenth of the rate). Not known:
-    the rate there. Not kept: the stages; biases have twice the rate.
+    the rate there. Not kept: the stages; biases have twice the rate; at once, the authors scale pool4 by 0.01 and pool3
+    by 0.0001, and scores start at zero.
     """
     config = default_config('fcn8s')
     config.data.update(crop_size=(1024, 1024), scale_range=(1.0, 1.0), flip=False)
@@ -279,8 +283,9 @@ def swiftnet_ss_2020_cityscapes() -> ConfigDict:
     """SwiftNetRN-18 for a single scale on an ImageNet ResNet-18: 75.5 % on the test server.
 
     Known, from the authors' code of 2020: Adam with betas 0.9 and 0.99, rate 4e-4 and decay 1e-4 for new layers, a
-    quarter of both for the encoder, cosine a epoch to 1e-6 over 250 epochs, 14 crops of 768x768, scales 0.5 to 2,
-    mirror images. Not kept: they scale images bicubically. The form of 2019 has no public recipe.
+    quarter of both for the encoder, cosine an epoch to 1e-6 over 250 epochs, 14 crops of 768x768, scales 0.5 to 2,
+    mirror images. Not kept: they draw the side of the box that becomes the crop, 384 to 1536 pixels, so that half of
+    their scales are below 0.8, here a fifth; they scale images bicubically. The form of 2019 has no public recipe.
     """
     config = default_config('swiftnet_ss_2020')
     config.data.update(crop_size=(768, 768), scale_range=(0.5, 2.0))
@@ -319,8 +324,9 @@ def segnet_camvid() -> ConfigDict:
     Known, from the authors' network files: SGD 1e-3 with momentum 0.9, decay 5e-4 except for biases and shifts, a
     constant rate, 4 frames a step, 40,000 steps, no augmentation, class weights. Their loss is a sum over the pixels
     in some versions; here it is a mean, and the rate may want to be larger. The weight of signs, 9.6, does not follow
-    from the labels, which give 3.8. Not kept: biases have twice the rate; images in Caffe's form, which is
-    --config.model.caffe_images=true. The published 60.1 % took 3,433 images that are not public.
+    from the labels, which give 3.8. Not kept: biases have twice the rate; scales of batch normalisation decay; images
+    in Caffe's form, which is --config.model.caffe_images=true. The published 60.1 % took 3,433 images that are not
+    public.
     """
     config = _camvid_360('segnet')
     config.data.flip = False
@@ -346,8 +352,8 @@ def deeplab_largefov_cityscapes() -> ConfigDict:
     Known, from the paper of Cityscapes: half-size images, 10 a step, 40,000 steps, then as many with val. Known, from
     the authors' network files for PASCAL: SGD 1e-3 with momentum 0.9, ten times that for the last layer, decay 5e-4 of
     kernels alone, the rate divided by 10 after each third of the steps, crops of 321x321, mirror images. Which of these
-    they took for Cityscapes is not known. Not kept: the CRF; biases have twice the rate; images in Caffe's form, which
-    is --config.model.caffe_images=true.
+    they took for Cityscapes is not known. Not kept: the CRF; fc6 and fc7 start from a part of VGG16's weights;
+    biases have twice the rate; images in Caffe's form, which is --config.model.caffe_images=true.
     """
     config = _half_cityscapes('deeplab_largefov')
     config.data.crop_size = (321, 321)
@@ -408,8 +414,8 @@ def dfanet_a_cityscapes() -> ConfigDict:
     """DFANet A: 71.3 % on the test server. No public network of this name is known to reach it.
 
     The authors published no code. Recalled from the paper, and not read again: SGD 0.2 with momentum 0.9, decay 1e-5,
-    poly 0.9, 48 crops of 1024x1024, scales 0.75 to 1.75, mirror images, backbones trained on ImageNet. Not known: the
-    number of epochs, here those of PIDNet.
+    poly 0.9, 48 crops of 1024x1024, scales 0.75 to 1.75, mirror images. Not known: the number of epochs, here those of
+    PIDNet. Not kept: their backbones were trained on ImageNet first; no such file is public, and this starts fresh.
     """
     config = default_config('dfanet_a')
     config.data.update(crop_size=(1024, 1024), scale_range=(0.75, 1.75))
@@ -443,10 +449,12 @@ def sqnet_zh320_cityscapes() -> ConfigDict:
     """SQNet in the form of a PyTorch port, by that port's recipe: 69.6 % on val. The paper's own recipe is not known.
 
     Known, from the port's code: SGD 0.01 or Adam, decay 1e-4, cosine with 3 epochs of warm-up over 800, crops of
-    1024x1024, hard example mining from 0.7. Not known: the batch, here 16, and the optimiser of the published weights.
+    1024x1024, hard example mining from 0.7. Taken over from its example for another network: scales 0.5 to 2, mirror
+    images, colours. Not known: the batch, here 16, and the optimiser of the published weights.
     """
     config = default_config('sqnet_zh320')
-    config.data.crop_size = (1024, 1024)
+    config.data.update(crop_size=(1024, 1024), scale_range=(0.5, 2.0))
+    config.data.augmentation.update(brightness=0.5, contrast=0.5, saturation=0.5)
     _sgd(config, 0.01, decay=1e-4)
     config.schedule.update(name='cosine', warmup_epochs=3.0)
     config.train.update(batch_size=16, epochs=800.0)

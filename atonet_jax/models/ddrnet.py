@@ -119,7 +119,7 @@ def describe(model: DDRNet) -> Network:
             parameters=5_695_987,
             macs=((1024, 2048), 36_281_319_424),
             license='MIT',
-            weights='Cityscapes, ImageNet; the authors',
+            weights='Cityscapes, CamVid, ImageNet; the authors',
             rows=('DDRNet-23-slim',),
         ),
     )

@@ -144,7 +144,7 @@ def describe(model: FRRN) -> Network:
     return Network(
         terms=(Term('logits', criterion=BootstrappedCrossEntropy()),),
         in_backbone=lambda path: path[0].startswith(_ENCODER),
-        normalization=Normalization(channels='BGR'),
+        normalization=Normalization(),  # RGB: both loaders of the authors turn OpenCV's BGR round
         multiple_of=2 ** len(ENCODERS[model.form]),
         weights=(_NAMES,),
         published=Published(

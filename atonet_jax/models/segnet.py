@@ -25,6 +25,7 @@ CAFFE = Normalization(scale=1.0, channels='BGR')
 BASIC_LEVELS = 4
 
 _ConvNorm = partial(ConvNorm, use_bias=True, kernel_init=kaiming_fan_in_init)
+_CLASSIFIER_INITS = {'kernel_init': kaiming_fan_in_init, 'bias_init': nn.initializers.zeros}
 _pool = partial(ops.max_pool_with_indices, window=2, stride=2, padding=0, ceil=True)
 _unpool = partial(ops.max_unpool, window=2)
 
@@ -65,7 +66,7 @@ class SegNet(nn.Module):
                 x = conv_norm(width_of(level), name=f'conv{level}_{i}_D')(x, train)
             if level > 1:  # the last one has the channels of the next level
                 x = conv_norm(width_of(level - 1), name=f'conv{level}_1_D')(x, train)
-        classifier = Conv(self.num_classes, 3, use_bias=True, kernel_init=kaiming_fan_in_init, name='conv1_1_D')
+        classifier = Conv(self.num_classes, 3, use_bias=True, **_CLASSIFIER_INITS, name='conv1_1_D')
         return {'logits': classifier(x)}
 
 
@@ -98,7 +99,7 @@ class SegNetBasic(nn.Module):
         for level in range(BASIC_LEVELS, 0, -1):
             x = _unpool(x, *pools.pop())
             x = conv_norm(activation=None, name=f'conv_decode{level}')(x, train)
-        return {'logits': Classifier(self.num_classes, kernel_init=kaiming_fan_in_init, name='classifier')(x)}
+        return {'logits': Classifier(self.num_classes, **_CLASSIFIER_INITS, name='classifier')(x)}
 
 
 def normalize_locally(images: jax.Array) -> jax.Array:

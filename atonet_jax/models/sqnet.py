@@ -11,7 +11,14 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import Conv, ConvNorm, ConvTranspose, ConvTransposeNorm, kaiming_fan_in_init
+from atonet_jax.models.blocks import (
+    Conv,
+    ConvNorm,
+    ConvTranspose,
+    ConvTransposeNorm,
+    kaiming_fan_in_init,
+    torch_default_init,
+)
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
 from atonet_jax.models.terms import CrossEntropy, HardExampleShare, Term
 
@@ -73,7 +80,8 @@ class SQNet(nn.Module):
     def conv(self, features: int, name: str, kernel_size: int = 3, stride: int = 1, dilation: int = 1):
         """A convolution and its ELU: (x, train) -> [B, ceil(H / stride), ceil(W / stride), features]."""
         shape = {'features': features, 'kernel_size': kernel_size, 'stride': stride, 'dilation': dilation}
-        options = {'kernel_init': kaiming_fan_in_init, 'dtype': self.dtype, 'name': name}
+        init = torch_default_init if self.form == 'zh320' else kaiming_fan_in_init
+        options = {'kernel_init': init, 'dtype': self.dtype, 'name': name}
         if self.form != 'biases':
             return ConvNorm(**shape, **options, activation=nn.elu)
         conv = Conv(**shape, **options, use_bias=True, bias_init=nn.initializers.zeros)
@@ -119,7 +127,7 @@ def describe(model: SQNet) -> Network:
             source=source,
             parameters=parameters,
             macs=((1024, 2048), macs),
-            license='not known' if model.form == 'zh320' else 'no code',
+            license='Apache-2.0' if model.form == 'zh320' else 'no code',
             weights='Cityscapes; the port' if model.form == 'zh320' else '',
             rows=() if model.form == 'zh320' else ('SQNet',),
             notes="the paper's widths are not known: no reading of it gives the printed 270 G at 1024x2048",

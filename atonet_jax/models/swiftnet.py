@@ -70,8 +70,11 @@ class SwiftNet(nn.Module):
 
 
 def logits(num_classes: int, form: str, name: str) -> NormConv:
-    """The last convolution, in float32: 3x3 without bias in 2019, 1x1 with bias in 2020."""
-    return _NormConv(num_classes, 3 if form == '2019' else 1, use_bias=form == '2020', name=name)
+    """The last convolution, in float32: 3x3 without bias in 2019, 1x1 with bias in 2020.
+
+    It starts as torch draws it: the authors' code draws anew the convolutions before it alone.
+    """
+    return NormConv(num_classes, 3 if form == '2019' else 1, use_bias=form == '2020', name=name)
 
 
 class SPP(nn.Module):

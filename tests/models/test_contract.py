@@ -39,7 +39,7 @@ from atonet_jax.models import (
     network,
     prepare,
 )
-from atonet_jax.models.blocks import BatchNorm
+from atonet_jax.models.blocks import BatchNorm, Conv, ConvTranspose
 from atonet_jax.models.counts import convolutions
 from atonet_jax.models.terms import LabelsOnEdges
 from atonet_jax.predict import predict
@@ -126,8 +126,8 @@ ROWS = {
     'segnet': Row({'width': 4}, one_rate=True),
     'segnet_basic': Row({'width': 4}, pixel=(30, 20, 10), one_rate=True),
     'deeplab_largefov': Row({'width': 4, 'fc_features': 16}),
-    'frrn_a': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1[::-1], one_rate=True),
-    'frrn_b': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1[::-1], one_rate=True),
+    'frrn_a': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1, one_rate=True),
+    'frrn_b': Row({'width': 6, 'lanes': 4}, pixel=FROM_0_TO_1, one_rate=True),
     'sqnet': Row({'width': 4}, whole=True, one_rate=True),
     # With fewer channels, one layer has a single one, which may learn nothing.
     'sqnet_zh320': Row({'width': 8}, one_rate=True),
@@ -169,6 +169,64 @@ NORMS = {
     **dict.fromkeys(('frrn_a', 'frrn_b'), {(1e-4, 0.9)}),
     **dict.fromkeys(('swiftnet_ss_2019', 'swiftnet_ss_2020', 'swiftnet_ens'), {(1e-5, 0.9), (1e-5, 0.995)}),
     'icnet': {(1e-5, 0.95)},
+}
+
+
+class Start(NamedTuple):
+    """How a kernel, and the bias beside it, begin.
+
+    Attributes:
+        distribution: 'normal' or 'uniform'; a kernel of zeros is both.
+        gain: the variance of the kernel, times `fan`.
+        fan: 'fan_in', 'fan_out', or '' for a variance that no shape changes.
+        has_zero_bias: the bias is 0. Otherwise it is drawn from the bounds of torch.
+    """
+
+    distribution: str
+    gain: float
+    fan: str
+    has_zero_bias: bool = False
+
+
+TORCH = Start('uniform', 1 / 3, 'fan_in')
+HE_IN, HE_OUT = Start('normal', 2, 'fan_in'), Start('normal', 2, 'fan_out')
+CAFFE, VGG = HE_IN._replace(has_zero_bias=True), HE_OUT._replace(has_zero_bias=True)
+RESNET, XCEPTION = {r'stem/.*|layer\d/.*': HE_OUT}, {r'stem/.*|layer\d/.*': TORCH}
+LASAGNE = {
+    r'.*(stem|_ru\d/conv1|coder\d_\d/conv\d)/conv': Start('uniform', 2, 'fan_in'),  # before a ReLU
+    '.*': Start('uniform', 1, 'fan_in', has_zero_bias=True),
+}
+# By the path of a layer; the first pattern that fits it counts. TORCH where none does, and for networks not named here.
+STARTS = {
+    'atonet': RESNET,
+    'pidnet_s': {'.*': HE_OUT},
+    'ddrnet_23_slim': {'.*': HE_OUT},
+    'bisenet_r18': RESNET | {'.*': HE_IN},
+    'bisenet_x39': XCEPTION | {'.*': HE_IN},
+    'bisenet_coincheung': RESNET | {'.*': Start('normal', 1, 'fan_in', has_zero_bias=True)},
+    'fcn8s_original': {'conv.*': VGG, 'fc.*': CAFFE, 'score.*': Start('normal', 0, '', has_zero_bias=True)},
+    'fcn8s': {'conv.*': VGG, 'fc.*': CAFFE},
+    'swiftnet': {'(.*/)?logits/conv': TORCH, '.*': HE_OUT},
+    'table3': RESNET,
+    'segnet': {'conv1_1_D|classifier/.*': CAFFE, '.*': HE_IN},  # a normalisation cancels all other biases
+    'deeplab_largefov': {'conv.*': VGG, 'fc[67]': CAFFE, 'fc8': Start('normal', 1e-4, '', has_zero_bias=True)},
+    'frrn': LASAGNE,
+    'sqnet_zh320': {},
+    'sqnet': {r'up\d|out': Start('normal', 8, 'fan_in'), '.*': CAFFE},
+    'icnet': {'.*': CAFFE},
+    'dfanet': {'.*': CAFFE},
+    'sparse_two_column': {'(coarse|fine)/.*': HE_OUT},
+}
+# (rate, whether whole maps are dropped) of each dropout in the order of the layers; networks not named here have none.
+DROPOUTS = {
+    'atonet': [(0.1, True)],
+    'table3': [(0.1, True)],
+    'enet_paper': 5 * [(0.01, True)] + 17 * [(0.1, True)],
+    'enet_davidtvs': 5 * [(0.01, True)] + 22 * [(0.1, True)],
+    'erfnet': 5 * [(0.03, True)] + 8 * [(0.3, True)],
+    'fcn8s_original': 2 * [(0.5, False)],
+    'fcn8s': 2 * [(0.5, True)],
+    'deeplab_largefov': 2 * [(0.5, False)],
 }
 CLASSES = 5
 PIXEL = np.array([10, 20, 30], np.uint8)
@@ -290,17 +348,64 @@ def test_every_training_output_is_taken_by_a_term_and_every_term_has_its_output(
 @every_network
 def test_batch_normalisations_have_the_published_epsilon_and_momentum(name):
     """Which goldens hardly show: theirs move no averages, and rounding hides a small epsilon."""
-    model, found = tiny(name), set()
+    model = tiny(name)
+    found = {(module.epsilon, module.momentum) for module in modules_called(model, BatchNorm)}
+    has_any = 'batch_stats' in abstract(model)
+    assert found == (NORMS.get(name, {(1e-5, 0.9)}) if has_any else set())
+
+
+def of_family(table, name, default):
+    """What a table says of a network by the longest beginning of its name that it has."""
+    known = [beginning for beginning in table if name.startswith(beginning)]
+    return table[max(known, key=len)] if known else default
+
+
+def modules_called(model, kind):
+    """The modules of some class that a training pass calls, in its order."""
+    variables, found = abstract(model), []
 
     def look(call, arguments, options, context):
-        if isinstance(context.module, BatchNorm):
-            found.add((context.module.epsilon, context.module.momentum))
+        if isinstance(context.module, kind) and context.method_name == '__call__':
+            found.append(context.module)
         return call(*arguments, **options)
 
     with nn.intercept_methods(look):
-        training_outputs(model, abstract(model))
-    has_any = 'batch_stats' in abstract(model)
-    assert found == (NORMS.get(name, {(1e-5, 0.9)}) if has_any else set())
+        training_outputs(model, variables)
+    return found
+
+
+@functools.cache
+def drawn_by(init, fan_of_bias=None):
+    """A kernel, [3, 5, 40, 60], or where the fan is given a bias, [600], as an initialiser draws it."""
+    return np.asarray(init(jax.random.key(0), (600,) if fan_of_bias else (3, 5, 40, 60)))
+
+
+@every_network
+def test_kernels_and_biases_start_as_in_the_published_code(name):
+    fans = {'fan_in': 3 * 5 * 40, 'fan_out': 3 * 5 * 60, '': 1}
+    starts = of_family(STARTS, name, {})
+    modules = modules_called(tiny(name), (Conv, ConvTranspose, nn.Dense))
+    assert modules
+    for module in modules:
+        path = '/'.join(module.path)
+        start = next((start for pattern, start in starts.items() if re.fullmatch(pattern, path)), TORCH)
+        if isinstance(module, ConvTranspose) and module.kernel_init is None:
+            assert start == TORCH, path  # tests/models/test_blocks.py has its bounds
+            assert module.fan == ('input' if name == 'enet_paper' else 'output'), path
+            continue
+        kernel, variance = drawn_by(module.kernel_init), start.gain / fans[start.fan]
+        assert kernel.var() == pytest.approx(variance, rel=0.05), path
+        assert not variance or (abs(kernel).max() < 1.8 * variance**0.5) == (start.distribution == 'uniform'), path
+        if module.use_bias and not isinstance(module, ConvTranspose):
+            is_zero = module.bias_init is not None and not drawn_by(module.bias_init, 1).any()
+            assert is_zero == start.has_zero_bias, path
+
+
+@every_network
+def test_dropout_has_the_published_rates_and_drops_maps_or_values(name):
+    dropouts = [module for module in modules_called(tiny(name), nn.Dropout) if module.rate]
+    found = [(module.rate, tuple(module.broadcast_dims) == (1, 2)) for module in dropouts]
+    assert found == of_family(DROPOUTS, name, [])
 
 
 @every_network
