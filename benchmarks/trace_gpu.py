@@ -46,6 +46,7 @@ from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
 from atonet_jax.training.timeline import Timeline  # noqa: E402
+from benchmarks import command  # noqa: E402
 from benchmarks.compiled_text import Operations  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
 from benchmarks.timing import matrix_rate  # noqa: E402
@@ -273,15 +274,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='runs/traces', help='folder')
     parser.add_argument('--programs', nargs='+', choices=PROGRAMS, default=PROGRAMS)
-    parser.add_argument('--size', type=int, nargs=2, default=(1024, 2048), help='of inference')
-    parser.add_argument('--crop-size', type=int, nargs=2, default=(1024, 1024))
+    parser.add_argument('--size', type=command.size, default=(1024, 2048), help='of inference, HxW')
+    parser.add_argument('--crop-size', type=command.size, default=(1024, 1024), help='of training, HxW')
     parser.add_argument('--batch-size', type=int, default=16, help='of training; halved where memory does not hold it')
     parser.add_argument('--minutes', type=float, default=8, help='after which no further program begins')
     parser.add_argument('--graphs', action='store_true', help='leaves CUDA graphs on')
     parser.add_argument('--tiny', action='store_true', help='small shapes')
     arguments = parser.parse_args(argv)
     os.makedirs(arguments.out, exist_ok=True)
-    size, crop_size, batch_size, options = tuple(arguments.size), tuple(arguments.crop_size), arguments.batch_size, {}
+    size, crop_size, batch_size, options = arguments.size, arguments.crop_size, arguments.batch_size, {}
     if arguments.tiny:
         size, crop_size, batch_size, options = (64, 128), (64, 64), 2, {'width': 16, 'backbone_width': 8}
     began = time.perf_counter()

@@ -35,6 +35,7 @@ from atonet_jax.torch_weights import from_torch  # noqa: E402
 from atonet_jax.training.augment import augment  # noqa: E402
 from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule  # noqa: E402
 from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state  # noqa: E402
+from benchmarks import command  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
 from benchmarks.timing import PAUSE, in_turns, matrix_rate  # noqa: E402
 from tests import torch_reference  # noqa: E402
@@ -149,7 +150,7 @@ def full_size_training(arguments: argparse.Namespace) -> OurTraining | TorchTrai
     """Of the system `arguments.worker`; all have the same weights, crops and labels."""
     torch.manual_seed(0)
     state_dict = torch_reference.ATONet(NUM_CLASSES).state_dict()
-    augmentation = Augmentation(crop_size=tuple(arguments.size), scale_range=(1.0, 2.0))
+    augmentation = Augmentation(crop_size=arguments.size, scale_range=(1.0, 2.0))
     batch = noise_batch(augmentation, arguments.batch_size, NUM_CLASSES)
     if arguments.worker == 'jax':
         model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(arguments.dtype))
@@ -169,7 +170,7 @@ def compare(arguments: argparse.Namespace) -> None:
     size, batch_size, dtype, steps = arguments.size, arguments.batch_size, arguments.dtype, arguments.steps
     systems = {'PyTorch eager': 'torch'} | ({'PyTorch torch.compile': 'torch.compile'} if on_gpu else {})
     systems['ours, JAX'] = 'jax'
-    shape = ['--size', *map(str, size), '--batch-size', str(batch_size), '--dtype', dtype, '--steps', str(steps)]
+    shape = ['--size', f'{size[0]}x{size[1]}', '--batch-size', str(batch_size), '--dtype', dtype, '--steps', str(steps)]
     workers = {name: Worker(['--worker', worker, *shape]) for name, worker in systems.items()}
     turns = {name: worker.turn for name, worker in workers.items()}
     times = in_turns(turns, arguments.rounds, arguments.warmup, PAUSE)
@@ -220,7 +221,7 @@ def compare_device_counts(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, nargs=2, help='height and width of the crops')
+    parser.add_argument('--size', type=command.size, help='of the crops, HxW')
     parser.add_argument('--batch-size', type=int)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'))
     parser.add_argument('--rounds', type=int, default=15)

@@ -165,9 +165,7 @@ def compare_losses(crop, batch_size, strides, rounds) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--crops', type=command.size, nargs='+', default=[(256, 512), (512, 512)], metavar='HEIGHTxWIDTH'
-    )
+    parser.add_argument('--crops', type=command.size, nargs='+', default=[(256, 512), (512, 512)], metavar='HxW')
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 4])
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'], choices=('float32', 'bfloat16'))
     parser.add_argument('--strides', type=int, nargs='+', default=[4, 8, 32], help='of the logits, for the loss alone')

@@ -9,7 +9,7 @@ from benchmarks import learning_curve, network_operations, video
 
 
 def test_a_video_is_timed_in_both_ways_and_by_stages(finished_basic, capsys):
-    video.main(['--workdir', finished_basic, '--size', '64', '128', '--frames', '2', '--rounds', '1'])
+    video.main(['--workdir', finished_basic, '--size', '64x128', '--frames', '2', '--rounds', '1'])
     lines = capsys.readouterr().out.splitlines()
     rows = [line for line in lines if line.startswith('| ')]
     names = [row.split('|')[1].strip() for row in rows]
