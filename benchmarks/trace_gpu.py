@@ -36,19 +36,15 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from atonet_jax.config import create_network, default_config  # noqa: E402
+from atonet_jax.config import default_config  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
 from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
-from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
-from atonet_jax.models.counts import count_conv_macs  # noqa: E402
-from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
+from atonet_jax.models import create_model, init_variables  # noqa: E402
+from atonet_jax.models.counts import count_macs  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
-from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation  # noqa: E402
-from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
-from atonet_jax.training.timeline import Timeline  # noqa: E402
 from benchmarks import command  # noqa: E402
 from benchmarks.compiled_text import Operations  # noqa: E402
-from benchmarks.noise import noise_batch  # noqa: E402
+from benchmarks.recipe import compiled_step  # noqa: E402
 from benchmarks.timing import matrix_rate  # noqa: E402
 
 PROGRAMS = ('label_map', 'torch_label_map', 'train', 'coarse_logits')
@@ -78,13 +74,10 @@ def inference(name: str, size: tuple[int, int], options: dict[str, Any]) -> Prog
     """Batch 1, from a uint8 image on the device to what the method gives."""
     method = {'label_map': '__call__', 'coarse_logits': 'coarse_logits'}[name]
     model = create_model('atonet', NUM_CLASSES, dtype=jnp.bfloat16, **options)
-    variables = init_variables(model, 0)
-    segment = Segmenter(model, variables)
+    segment = Segmenter(model, init_variables(model, 0))
     compiled = segment.compile(method, (1, *size))
     image = jax.device_put(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=False), variables, images)
-    return Program(name, lambda: getattr(segment, method)(image), 2 * macs, compiled.as_text())
+    return Program(name, lambda: getattr(segment, method)(image), 2 * count_macs(model, size), compiled.as_text())
 
 
 def torch_inference(size: tuple[int, int], options: dict[str, Any]) -> Program:
@@ -106,9 +99,7 @@ def torch_inference(size: tuple[int, int], options: dict[str, Any]) -> Program:
         with torch.inference_mode():
             return run(image)
 
-    model = create_model('atonet', NUM_CLASSES, **options)
-    shapes = abstract_variables(model), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=False), *shapes)
+    macs = count_macs(create_model('atonet', NUM_CLASSES, **options), size)
     return Program('torch_label_map', call, 2 * macs, '', lambda _: torch.cuda.synchronize() if on_gpu else None)
 
 
@@ -119,24 +110,7 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     config.model.dtype = 'bfloat16'
     config.data.crop_size = size
     config.train.batch_size = batch_size
-    mesh = create_mesh()
-    model = create_network(config, NUM_CLASSES)
-    options = step_options(config, create_objective(config, model))
-    numbers = create_schedule(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
-    variables = init_variables(model, 0)
-    state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
-    batch = jax.device_put(noise_batch(train_augmentation(config), batch_size, NUM_CLASSES), split_by_batch(mesh))
-    compiled = compile_train_step(mesh, **options).lower(state, batch, numbers).compile()
-
-    def call():
-        nonlocal state
-        state, metrics = compiled(state, batch, numbers)
-        return metrics
-
-    images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
-    rngs = {'dropout': jax.random.key(0)}
-    mutable = [name for name in variables if name != 'params']
-    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=True, mutable=mutable, rngs=rngs), variables, images)
+    compiled, call, macs = compiled_step(config, NUM_CLASSES)
     # The gradients of a convolution's input and of its kernel each take what it takes.
     return Program('train', call, 3 * 2 * macs, compiled.as_text())
 
