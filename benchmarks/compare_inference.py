@@ -204,4 +204,4 @@ def structured_image(height: int, width: int) -> np.ndarray:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

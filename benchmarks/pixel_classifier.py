@@ -19,6 +19,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL
 from atonet_jax.data.synthetic import render_scene
 from atonet_jax.evaluation.metrics import Scores
+from benchmarks import command
 
 
 def pixel_features(image: np.ndarray) -> np.ndarray:
@@ -88,4 +89,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -97,4 +97,4 @@ def measure(words: list[str], awaited: str, cache: str) -> tuple[float, float]:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -32,6 +32,7 @@ from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
 from atonet_jax.training.augment import augment
 from atonet_jax.training.step import compile_train_step, create_state
+from benchmarks import command
 from benchmarks.recipe import BACKBONE_FACTOR, MOMENTUM, WEIGHT_DECAY, paper_recipe
 from tests import torch_reference
 
@@ -188,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)
