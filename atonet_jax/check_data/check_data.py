@@ -127,8 +127,8 @@ def _print_split(report: SplitReport) -> None:
         print(f'  {count} images of {height}x{width}')
     if len(report.sizes) > _SHOWN:
         print(f'  and {len(report.sizes) - _SHOWN} other sizes')
-    if dataset.reading:
-        print(f'  {dataset.reading}')
+    if dataset.reading.text:
+        print(f'  {dataset.reading.text}')
     for kind, lines in report.failures.items():
         print(f'  FAILS {kind} ({len(lines)}):')
         for line in lines[:_SHOWN]:

@@ -66,7 +66,7 @@ class SplitReport:
             'examples': len(self.dataset),
             'unusable': len(self.dataset.unusable),
             'sizes': {f'{height}x{width}': count for (height, width), count in self.sizes.items()},
-            'label_files': self.dataset.reading,
+            'label_files': self.dataset.reading.text,
             'pixels_of_value': {value_text(self.dataset, value): n for value, n in sorted(self.values.items())},
             'pixels_of_class': dict(zip(names, self.pixels.tolist(), strict=True)),
             'images_of_class': dict(zip(names, self.images.tolist(), strict=True)),
