@@ -38,6 +38,7 @@ import numpy as np  # noqa: E402
 
 from atonet_jax.config import default_config  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
+from atonet_jax.errors import is_out_of_memory  # noqa: E402
 from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
 from atonet_jax.models import create_model, init_variables  # noqa: E402
 from atonet_jax.models.counts import count_macs  # noqa: E402
@@ -283,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 program.wait(program.call())
                 break
             except jax.errors.JaxRuntimeError as error:
-                if name != 'train' or batch_size == 1 or 'RESOURCE_EXHAUSTED' not in str(error):
+                if name != 'train' or batch_size == 1 or not is_out_of_memory(error):
                     raise
                 batch_size //= 2
                 print(f'memory does not hold the batch; with {batch_size} crops', flush=True)
