@@ -16,6 +16,7 @@ from atonet_jax.training.step import Objective, StepSchedule, compile_train_step
 from benchmarks.noise import noise_batch
 
 MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.9, 1e-4, 0.1
+_IMAGES = 2975  # of an epoch of Cityscapes; they decide only where the schedule stands
 
 
 def paper_recipe(
@@ -66,7 +67,8 @@ def compiled_step(config: Any, num_classes: int) -> tuple[jax.stages.Compiled, C
 
     mesh, model = create_mesh(), create_network(config, num_classes)
     options = step_options(config, create_objective(config, model))
-    numbers = create_schedule(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
+    timeline = Timeline(config.train.batch_size, _IMAGES, config.train.epochs)
+    numbers = create_schedule(config, timeline).at(0)
     variables = jax.jit(lambda: init_variables(model, 0))()
     state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
     batch = noise_batch(train_augmentation(config), config.train.batch_size, num_classes)
