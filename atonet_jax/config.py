@@ -20,6 +20,7 @@ from atonet_jax.models import create_model, default_options
 from atonet_jax.models.contract import GROUPS
 
 DTYPES = ('float32', 'bfloat16')
+SIDE_STEP = 64  # pixels; sides that the network sees in the server are multiples of it
 CHOICES = {  # what a setting may be that is a word, or the words in it where it is a tuple
     'model.dtype': DTYPES,
     'data.name': DATA_NAMES,

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from atonet_jax.config import CHOICES, benchmark_sizes, create_network, default_config, flat_settings
+from atonet_jax.config import CHOICES, SIDE_STEP, benchmark_sizes, create_network, default_config, flat_settings
 from atonet_jax.data.augmentation import SMALLEST_CROP
 from atonet_jax.errors import InputError
 
@@ -260,6 +260,6 @@ def _check_serve(config: ConfigDict, checks: _Checks) -> None:
     checks.require(options.host, 'serve.host', 'an address or a name of this machine, such as 127.0.0.1')
     checks.between(0, 65535, 'serve.port')
     checks.positive('serve.max_megabytes', 'serve.max_pixels')
-    is_multiple = options.long_side > 0 and options.long_side % 64 == 0
-    checks.require(is_multiple, 'serve.long_side', 'a multiple of 64')
+    is_multiple = options.long_side > 0 and options.long_side % SIDE_STEP == 0
+    checks.require(is_multiple, 'serve.long_side', f'a multiple of {SIDE_STEP}')
     checks.not_negative('serve.waiting')

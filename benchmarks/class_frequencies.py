@@ -2,15 +2,16 @@
 
     python -m benchmarks.class_frequencies data/synthetic --split train
 
-The weights are frequency ** -0.5, scaled to 1 on average over pixels: those of configs/synthetic.py.
+The weights are those of loss.class_weights=balanced, frequency ** -0.5 scaled to 1 on average over pixels. Those of
+configs/synthetic.py were read from this table.
 """
 
 import argparse
 
-import numpy as np
-
 from atonet_jax.data.cityscapes import load_cityscapes
-from atonet_jax.data.decode import read_example
+from atonet_jax.data.verify import verify
+from atonet_jax.models.terms import InverseRootShare
+from atonet_jax.training.class_weights import count_classes, weights_of_counts
 from benchmarks import command
 
 
@@ -20,19 +21,13 @@ def main() -> None:
     parser.add_argument('--split', default='train')
     arguments = parser.parse_args()
 
-    dataset = load_cityscapes(arguments.root, arguments.split)
-    counts = np.zeros(256, np.int64)
-    for i in range(len(dataset)):
-        _, labels = read_example(dataset, i)
-        counts += np.bincount(labels.ravel(), minlength=256)
-    counts = counts[: dataset.class_table.num_classes]
-    frequencies = counts / counts.sum()
-    weights = np.divide(1, np.sqrt(frequencies), out=np.zeros(len(counts)), where=counts > 0)  # 0 of absent classes
-    weights /= np.sum(frequencies * weights)
+    dataset = verify(load_cityscapes(arguments.root, arguments.split))
+    counts = count_classes(dataset, dataset.usable)
+    weights = weights_of_counts(InverseRootShare(), counts)
     print('| class | % of pixels | weight |')
     print('|---|---|---|')
-    for name, frequency, weight in zip(dataset.class_table.class_names, frequencies, weights, strict=True):
-        print(f'| {name} | {100 * frequency:.2f} | {weight:.2f} |')
+    for name, pixels, weight in zip(dataset.class_table.class_names, counts.pixels, weights, strict=True):
+        print(f'| {name} | {100 * pixels / sum(counts.pixels):.2f} | {weight:.2f} |')
 
 
 if __name__ == '__main__':

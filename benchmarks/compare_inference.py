@@ -1,7 +1,7 @@
 """Times ways from a uint8 image to a uint8 label map side by side, on one machine, with the same weights.
 
-    python -m benchmarks.compare_inference --size 512 1024
-    python -m benchmarks.compare_inference --size 1024 2048 --dtype bfloat16        # where there is a CUDA GPU
+    python -m benchmarks.compare_inference --size 512x1024
+    python -m benchmarks.compare_inference --size 1024x2048 --dtype bfloat16        # where there is a CUDA GPU
 
 On CPU: our jitted Segmenter and our ONNX export, beside the PyTorch reference (tests/torch_reference.py) eager,
 compiled, and as its own ONNX export; exports in ONNX Runtime and in OpenVINO, ours of bfloat16 and of int8 too (int8 in
@@ -31,6 +31,7 @@ from atonet_jax.models import create_model
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.torch_weights import from_torch
+from benchmarks import command
 from benchmarks.timing import PAUSE, in_turns
 from tests import torch_reference
 
@@ -158,7 +159,7 @@ def cuda_systems(image: np.ndarray, dtype: str) -> dict[str, Callable[[], object
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, nargs=2, default=(512, 1024), help='height and width')
+    parser.add_argument('--size', type=command.size, default=(512, 1024), help='HxW')
     parser.add_argument('--dtype', default='float32', choices=('float32', 'bfloat16'), help='on CUDA alone')
     parser.add_argument('--rounds', type=int, default=20)
     parser.add_argument('--warmup', type=int, default=3)
@@ -203,4 +204,4 @@ def structured_image(height: int, width: int) -> np.ndarray:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

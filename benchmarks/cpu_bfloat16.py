@@ -1,7 +1,7 @@
 """What bfloat16 gains on a CPU that has it: image to labels, in OpenVINO and in JAX, beside float32.
 
-    python -m benchmarks.cpu_bfloat16 atonet pidnet_s --size 360 480
-    python -m benchmarks.cpu_bfloat16 runs/demo --size 360 480              # after `make demo`
+    python -m benchmarks.cpu_bfloat16 atonet pidnet_s --size 360x480
+    python -m benchmarks.cpu_bfloat16 runs/demo --size 360x480              # after `make demo`
 
 A name stands for the network with random weights, which leave many near ties; a folder for the run in it. Exports are
 ONNX without Winograd's algorithm, the form for OpenVINO. Systems take turns, one call each; the medians are of the
@@ -76,7 +76,7 @@ def systems(trained: TrainedNetwork, image: np.ndarray, folder: str) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('networks', nargs='+', help='names of networks, or folders of runs')
-    parser.add_argument('--size', type=int, nargs=2, default=(360, 480), help='height and width of the image')
+    parser.add_argument('--size', type=command.size, default=(360, 480), help='of the image, HxW')
     parser.add_argument('--rounds', type=int, default=9)
     arguments = parser.parse_args()
     image = render_scene(0, 0, *arguments.size)[0][None]

@@ -32,6 +32,7 @@ from atonet_jax.data.sources import load_dataset
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.checkpoint import Checkpoints
 from atonet_jax.training.train import train
+from benchmarks import command
 
 REPOSITORY = pathlib.Path(__file__).resolve().parent.parent
 PRELOADED = ['atonet_jax.training.train', 'atonet_jax.data.pipeline']
@@ -178,4 +179,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -1,6 +1,6 @@
 """Memory that one label map takes, ours beside the plain way, as XLA plans it.
 
-    python -m benchmarks.inference_memory --size 1024 2048
+    python -m benchmarks.inference_memory --size 1024x2048
 
 The plain way is what a user writes first, each line jitted: normalise, apply the network, resize the logits, argmax.
 Its peak is that of the greediest line, with the arrays that earlier lines left. Weights are counted apart.
@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.models.contract import IMAGENET
+from benchmarks import command
 
 
 def planned_bytes(program: jax.stages.Compiled) -> int:
@@ -45,7 +46,7 @@ def plain_peak(model, variables, images: jax.ShapeDtypeStruct) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, nargs=2, default=(1024, 2048))
+    parser.add_argument('--size', type=command.size, default=(1024, 2048), help='of the image, HxW')
     arguments = parser.parse_args()
     model = create_model('atonet', 19)
     variables = init_variables(model, 0)
@@ -65,4 +66,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -36,6 +36,7 @@ from atonet_jax.data.synthetic import write_dataset  # noqa: E402
 from atonet_jax.data.verify import verify  # noqa: E402
 from atonet_jax.models.contract import IMAGENET  # noqa: E402
 from atonet_jax.runs.environment import cpu_name  # noqa: E402
+from benchmarks import command  # noqa: E402
 
 MEAN_RGB, STDDEV_RGB = IMAGENET.in_pixel_values()
 
@@ -170,4 +171,4 @@ def timed_decode(dataset: SegmentationDataset, i: int) -> float:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -1,6 +1,6 @@
 """Where an int8 export spends its time, operation by operation, and how fast one large int8 convolution runs.
 
-    python -m benchmarks.int8_operations --size 512 1024
+    python -m benchmarks.int8_operations --size 512x1024
 
 ATONet with random weights, in ONNX Runtime and in OpenVINO on all cores. The least time of each node over the runs
 counts, so that disturbances count least; the sums are by kind of operation. The convolution, 3x3 from 256 to 256
@@ -26,6 +26,7 @@ from atonet_jax.models import create_model, init_variables
 from atonet_jax.models.counts import count_macs
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.runs.network import TrainedNetwork
+from benchmarks import command
 
 CORES = os.cpu_count()
 CHANNELS = 256
@@ -109,10 +110,10 @@ RUNTIMES: dict[str, Callable] = {'ONNX Runtime': in_onnxruntime, 'OpenVINO': in_
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, nargs=2, default=(512, 1024), help='height and width of the image')
+    parser.add_argument('--size', type=command.size, default=(512, 1024), help='of the image, HxW')
     parser.add_argument('--runs', type=int, default=25)
     arguments = parser.parse_args()
-    size = tuple(arguments.size)
+    size = arguments.size
     giga_macs = count_macs(create_model('atonet', CITYSCAPES.num_classes), size) / 1e9
     map_size = size[0] // 8, size[1] // 8
     of_one = CHANNELS * CHANNELS * 9 * map_size[0] * map_size[1] / 1e9
@@ -134,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -10,15 +10,16 @@ import os
 
 import matplotlib.pyplot as plt
 
-from atonet_jax.runs.metrics import read_metrics
+from atonet_jax.errors import InputError
+from atonet_jax.runs.metrics import METRICS_FILE, read_metrics
 from benchmarks import command
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('workdirs', nargs='+')
     parser.add_argument('--output', required=True, help='PNG to write')
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
 
     figure, axes = plt.subplots(figsize=(7, 4), layout='constrained')
     print('| run | step | minutes | mIoU % | pixel accuracy % |')
@@ -26,6 +27,8 @@ def main() -> None:
     for workdir in arguments.workdirs:
         name = os.path.basename(os.path.normpath(workdir))
         lines = [line for line in read_metrics(workdir) if 'eval/miou' in line]
+        if not lines:
+            raise InputError(f'{os.path.join(workdir, METRICS_FILE)}: holds no evaluation; give the workdirs of runs')
         minutes = [line['eval/train_seconds'] / 60 for line in lines]
         axes.plot(minutes, [100 * line['eval/miou'] for line in lines], marker='o', markersize=3, label=name)
         for line, minute in zip(lines, minutes, strict=True):

@@ -62,12 +62,11 @@ def work(task: dict[str, Any]) -> None:
 def _machine() -> dict[str, Any]:
     import jax
 
-    from atonet_jax.runs.environment import cpu_name, device_names, git_revision, versions
+    from atonet_jax.runs.environment import device_names, git_revision, versions
 
-    on_cpu = jax.default_backend() == 'cpu'
-    device = f'{cpu_name()}, {os.cpu_count()} cores' if on_cpu else device_names()
-    names = versions('jax', 'flax', 'numpy', *(['onnxruntime'] if on_cpu else []))
-    return {'backend': jax.default_backend(), 'device': device, 'versions': names, 'revision': git_revision()}
+    backend = jax.default_backend()
+    names = versions('jax', 'flax', 'numpy', *(['onnxruntime'] if backend == 'cpu' else []))
+    return {'backend': backend, 'device': device_names(), 'versions': names, 'revision': git_revision()}
 
 
 def _model_and_variables(task):
@@ -174,42 +173,18 @@ def training_step(task: dict[str, Any]) -> tuple[Any, Callable[[], np.ndarray], 
     Returns:
         The compiled program, a call of it that gives the loss, and the multiply-accumulates of its forward pass.
     """
-    import jax
-
-    from atonet_jax.config import create_network, default_config
-    from atonet_jax.models import apply, init_variables
-    from atonet_jax.models.counts import count_conv_macs
+    from atonet_jax.config import default_config
     from atonet_jax.ops import cpu
-    from atonet_jax.process.devices import create_mesh
-    from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation
-    from atonet_jax.training.step import compile_train_step, create_state
-    from atonet_jax.training.timeline import Timeline
-    from benchmarks.noise import noise_batch
+    from benchmarks.recipe import compiled_step
 
     config = default_config(task['network'])
     config.model.update(task['options'])
     config.model.dtype = task['dtype']
     config.data.crop_size = tuple(length // 2 for length in task['size'])
     config.train.batch_size = 2
-    mesh, model = create_mesh(), create_network(config, NUM_CLASSES)
-    options = step_options(config, create_objective(config, model))
-    numbers = create_schedule(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
-    variables = jax.jit(lambda: init_variables(model, 0))()
-    state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
-    batch = jax.device_put(noise_batch(train_augmentation(config), config.train.batch_size, NUM_CLASSES))
     with cpu.fast_paths(task['system'] == 'train'):
-        step = compile_train_step(mesh, **options).lower(state, batch, numbers).compile()
-
-    def call():
-        nonlocal state
-        state, metrics = step(state, batch, numbers)
-        return np.asarray(jax.device_get(metrics['loss']))
-
-    def forward(variables, images):
-        return apply(model, variables, images, True, mutable=True, rngs={'dropout': jax.random.key(0)})
-
-    images = jax.ShapeDtypeStruct((config.train.batch_size, *config.data.crop_size, 3), np.float32)
-    return step, call, count_conv_macs(forward, variables, images)
+        program, call, macs = compiled_step(config, NUM_CLASSES)
+    return program, lambda: np.asarray(call()['loss']), macs
 
 
 def _export(task) -> dict[str, Any]:

@@ -32,6 +32,7 @@ import numpy as np
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES, distinct_networks, network
 from atonet_jax.process.progress import Progress, say
+from atonet_jax.runs.environment import now
 from benchmarks import command
 from benchmarks.json_lines import add_line, read_lines
 from benchmarks.network_report import SYSTEMS, TRAINING, draw_chart, failures_of, published_of, report, size_text
@@ -190,7 +191,7 @@ def run(options: argparse.Namespace) -> list[Job]:
                 figures = measure(job, wanted, options, deadline)
             except OutOfTimeError:
                 return missing[i:]
-            row = job._asdict() | {'options': options.options, 'time': time.strftime('%Y-%m-%d %H:%M:%S'), **machine}
+            row = job._asdict() | {'options': options.options, 'time': now(), **machine}
             row |= figures
             add_line(options.results, row)
             say(f'{job}: {summary(row)}')

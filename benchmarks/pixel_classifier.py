@@ -18,6 +18,8 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL
 from atonet_jax.data.synthetic import render_scene
+from atonet_jax.evaluation.metrics import Scores
+from benchmarks import command
 
 
 def pixel_features(image: np.ndarray) -> np.ndarray:
@@ -60,11 +62,6 @@ def evaluate(classifier: HistGradientBoostingClassifier, seed: int, args: argpar
     return confusion
 
 
-def class_iou(confusion: np.ndarray) -> np.ndarray:
-    hits = np.diag(confusion)
-    return hits / np.maximum(confusion.sum(0) + confusion.sum(1) - hits, 1)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0], help='data set seeds, one run each')
@@ -79,13 +76,11 @@ def main():
     runs = []
     for seed in args.seeds:
         start = time.perf_counter()
-        iou = class_iou(evaluate(train(seed, args), seed, args))
+        scores = Scores.from_confusion(evaluate(train(seed, args), seed, args))
         seconds = time.perf_counter() - start
-        for name, value in zip(CITYSCAPES.class_names, iou, strict=True):
-            print(f'{name:14s} {100 * value:6.2f}')
-        print(f'seed {seed}: mIoU {100 * iou.mean():.2f}%, {seconds:.0f} s', flush=True)
-        ious = dict(zip(CITYSCAPES.class_names, iou.tolist(), strict=True))
-        runs.append({'seed': seed, 'miou': float(iou.mean()), 'iou': ious, 'seconds': seconds})
+        print(scores.table(CITYSCAPES.class_names))
+        print(f'seed {seed}: mIoU {100 * scores.miou:.2f}%, {seconds:.0f} s', flush=True)
+        runs.append({'seed': seed, 'seconds': seconds, **scores.to_dict(CITYSCAPES.class_names)})
     mean = float(np.mean([run['miou'] for run in runs]))
     print(f'mean of {len(runs)} seeds: mIoU {100 * mean:.2f}%')
     if args.json:
@@ -94,4 +89,4 @@ def main():
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -24,6 +24,7 @@ import PIL.Image
 
 from atonet_jax.data.synthetic.scene import render_scene
 from atonet_jax.runs.environment import cpu_name
+from benchmarks import command
 
 STEPS = '{new}/run/metrics.jsonl'
 
@@ -31,7 +32,7 @@ STEPS = '{new}/run/metrics.jsonl'
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', required=True, help='of a run')
-    parser.add_argument('--size', type=int, nargs=2, default=(360, 480), help='height and width of the picture')
+    parser.add_argument('--size', type=command.size, default=(360, 480), help='of the picture, HxW')
     parser.add_argument('--rounds', type=int, default=5, help='with a warm cache; two with a cold one')
     arguments = parser.parse_args()
 
@@ -54,19 +55,19 @@ def main() -> None:
         measure(train, STEPS, folder)  # renders the scenes
         print(f'{cpu_name()}, {os.cpu_count()} cores; label map of {arguments.size[0]}x{arguments.size[1]}')
         print('| | cold: s | CPU s | warm: s | CPU s |\n|---|---|---|---|---|')
-        for name, (command, awaited) in commands.items():
-            cold = [measure(command, awaited, tempfile.mkdtemp(dir=folder)) for _ in range(2)]
+        for name, (words, awaited) in commands.items():
+            cold = [measure(words, awaited, tempfile.mkdtemp(dir=folder)) for _ in range(2)]
             cache = tempfile.mkdtemp(dir=folder)
-            warm = [measure(command, awaited, cache) for _ in range(1 + arguments.rounds)][1:]
+            warm = [measure(words, awaited, cache) for _ in range(1 + arguments.rounds)][1:]
             figures = np.concatenate([np.median(cold, axis=0), np.median(warm, axis=0)])
             print(f'| {name} | {" | ".join(f"{value:.2f}" for value in figures)} |')
 
 
-def measure(command: list[str], awaited: str, cache: str) -> tuple[float, float]:
+def measure(words: list[str], awaited: str, cache: str) -> tuple[float, float]:
     """Seconds and CPU seconds of `main.py` until it ends, or until a file has content; then it is killed.
 
     Args:
-        command: its arguments. '{new}' stands for a folder that is new.
+        words: its arguments. '{new}' stands for a folder that is new.
         awaited: the file, or ''.
         cache: the folder of compiled programs.
 
@@ -74,11 +75,11 @@ def measure(command: list[str], awaited: str, cache: str) -> tuple[float, float]
         SystemExit: the command failed, or ended without the file.
     """
     with tempfile.TemporaryDirectory() as new, open(os.path.join(new, 'printed'), 'w+') as printed:
-        command, awaited = [argument.format(new=new) for argument in command], awaited.format(new=new)
+        words, awaited = [word.format(new=new) for word in words], awaited.format(new=new)
         environment = os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, 'main.py', *command], env=environment, stdout=printed, stderr=subprocess.STDOUT
+            [sys.executable, 'main.py', *words], env=environment, stdout=printed, stderr=subprocess.STDOUT
         )
         ended, is_there = 0, False
         while not (ended or is_there):
@@ -91,9 +92,9 @@ def measure(command: list[str], awaited: str, cache: str) -> tuple[float, float]
             _, process.returncode, usage = os.wait4(process.pid, 0)
         if not is_there if awaited else process.returncode:
             printed.seek(0)
-            raise SystemExit(f'{" ".join(command)} failed:\n{printed.read()}')
+            raise SystemExit(f'{" ".join(words)} failed:\n{printed.read()}')
         return seconds, usage.ru_utime + usage.ru_stime
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

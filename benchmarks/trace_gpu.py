@@ -36,18 +36,16 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from atonet_jax.config import create_network, default_config  # noqa: E402
+from atonet_jax.config import default_config  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
+from atonet_jax.errors import is_out_of_memory  # noqa: E402
 from atonet_jax.inference.segmenter import Segmenter  # noqa: E402
-from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
-from atonet_jax.models.counts import count_conv_macs  # noqa: E402
-from atonet_jax.process.devices import create_mesh, split_by_batch  # noqa: E402
+from atonet_jax.models import create_model, init_variables  # noqa: E402
+from atonet_jax.models.counts import count_macs  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
-from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation  # noqa: E402
-from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
-from atonet_jax.training.timeline import Timeline  # noqa: E402
+from benchmarks import command  # noqa: E402
 from benchmarks.compiled_text import Operations  # noqa: E402
-from benchmarks.noise import noise_batch  # noqa: E402
+from benchmarks.recipe import compiled_step  # noqa: E402
 from benchmarks.timing import matrix_rate  # noqa: E402
 
 PROGRAMS = ('label_map', 'torch_label_map', 'train', 'coarse_logits')
@@ -77,13 +75,10 @@ def inference(name: str, size: tuple[int, int], options: dict[str, Any]) -> Prog
     """Batch 1, from a uint8 image on the device to what the method gives."""
     method = {'label_map': '__call__', 'coarse_logits': 'coarse_logits'}[name]
     model = create_model('atonet', NUM_CLASSES, dtype=jnp.bfloat16, **options)
-    variables = init_variables(model, 0)
-    segment = Segmenter(model, variables)
+    segment = Segmenter(model, init_variables(model, 0))
     compiled = segment.compile(method, (1, *size))
     image = jax.device_put(np.random.default_rng(0).integers(0, 256, (1, *size, 3), np.uint8))
-    images = jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=False), variables, images)
-    return Program(name, lambda: getattr(segment, method)(image), 2 * macs, compiled.as_text())
+    return Program(name, lambda: getattr(segment, method)(image), 2 * count_macs(model, size), compiled.as_text())
 
 
 def torch_inference(size: tuple[int, int], options: dict[str, Any]) -> Program:
@@ -105,9 +100,7 @@ def torch_inference(size: tuple[int, int], options: dict[str, Any]) -> Program:
         with torch.inference_mode():
             return run(image)
 
-    model = create_model('atonet', NUM_CLASSES, **options)
-    shapes = abstract_variables(model), jax.ShapeDtypeStruct((1, *size, 3), jnp.float32)
-    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=False), *shapes)
+    macs = count_macs(create_model('atonet', NUM_CLASSES, **options), size)
     return Program('torch_label_map', call, 2 * macs, '', lambda _: torch.cuda.synchronize() if on_gpu else None)
 
 
@@ -118,24 +111,7 @@ def training(size: tuple[int, int], batch_size: int, options: dict[str, Any]) ->
     config.model.dtype = 'bfloat16'
     config.data.crop_size = size
     config.train.batch_size = batch_size
-    mesh = create_mesh()
-    model = create_network(config, NUM_CLASSES)
-    options = step_options(config, create_objective(config, model))
-    numbers = create_schedule(config, Timeline(config.train.batch_size, 2975, config.train.epochs)).at(0)
-    variables = init_variables(model, 0)
-    state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
-    batch = jax.device_put(noise_batch(train_augmentation(config), batch_size, NUM_CLASSES), split_by_batch(mesh))
-    compiled = compile_train_step(mesh, **options).lower(state, batch, numbers).compile()
-
-    def call():
-        nonlocal state
-        state, metrics = compiled(state, batch, numbers)
-        return metrics
-
-    images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
-    rngs = {'dropout': jax.random.key(0)}
-    mutable = [name for name in variables if name != 'params']
-    macs = count_conv_macs(lambda v, x: model.apply(v, x, train=True, mutable=mutable, rngs=rngs), variables, images)
+    compiled, call, macs = compiled_step(config, NUM_CLASSES)
     # The gradients of a convolution's input and of its kernel each take what it takes.
     return Program('train', call, 3 * 2 * macs, compiled.as_text())
 
@@ -273,15 +249,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', default='runs/traces', help='folder')
     parser.add_argument('--programs', nargs='+', choices=PROGRAMS, default=PROGRAMS)
-    parser.add_argument('--size', type=int, nargs=2, default=(1024, 2048), help='of inference')
-    parser.add_argument('--crop-size', type=int, nargs=2, default=(1024, 1024))
+    parser.add_argument('--size', type=command.size, default=(1024, 2048), help='of inference, HxW')
+    parser.add_argument('--crop-size', type=command.size, default=(1024, 1024), help='of training, HxW')
     parser.add_argument('--batch-size', type=int, default=16, help='of training; halved where memory does not hold it')
     parser.add_argument('--minutes', type=float, default=8, help='after which no further program begins')
     parser.add_argument('--graphs', action='store_true', help='leaves CUDA graphs on')
     parser.add_argument('--tiny', action='store_true', help='small shapes')
     arguments = parser.parse_args(argv)
     os.makedirs(arguments.out, exist_ok=True)
-    size, crop_size, batch_size, options = tuple(arguments.size), tuple(arguments.crop_size), arguments.batch_size, {}
+    size, crop_size, batch_size, options = arguments.size, arguments.crop_size, arguments.batch_size, {}
     if arguments.tiny:
         size, crop_size, batch_size, options = (64, 128), (64, 64), 2, {'width': 16, 'backbone_width': 8}
     began = time.perf_counter()
@@ -308,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 program.wait(program.call())
                 break
             except jax.errors.JaxRuntimeError as error:
-                if name != 'train' or batch_size == 1 or 'RESOURCE_EXHAUSTED' not in str(error):
+                if name != 'train' or batch_size == 1 or not is_out_of_memory(error):
                     raise
                 batch_size //= 2
                 print(f'memory does not hold the batch; with {batch_size} crops', flush=True)
@@ -334,4 +310,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

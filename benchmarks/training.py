@@ -27,20 +27,20 @@ import torch  # noqa: E402
 
 from atonet_jax.data.augmentation import Augmentation  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
-from atonet_jax.models import abstract_variables, create_model, init_variables  # noqa: E402
-from atonet_jax.models.counts import count_conv_macs  # noqa: E402
+from atonet_jax.models import create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402
 from atonet_jax.training.augment import augment  # noqa: E402
-from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule  # noqa: E402
-from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state  # noqa: E402
+from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
+from benchmarks import command  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
+from benchmarks.recipe import BACKBONE_FACTOR, MOMENTUM, WEIGHT_DECAY, forward_macs, paper_recipe  # noqa: E402
 from benchmarks.timing import PAUSE, in_turns, matrix_rate  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
 NUM_CLASSES = CITYSCAPES.num_classes
-PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.01, 0.9, 1e-4, 0.1
+PEAK = 0.01  # of the learning rate
 DEVICE_COUNTS = (1, 2, 4, 8)
 TINY = {'width': 16, 'backbone_width': 8}  # for the simulated devices: what splitting costs, not what computing does
 TINY_SIZE, TINY_BATCH_SIZE, TINY_STEPS = (64, 128), 8, 10
@@ -51,21 +51,10 @@ class OurTraining:
 
     def __init__(self, model, variables, augmentation: Augmentation, batch: dict[str, np.ndarray]):
         mesh = create_mesh()
-        learning_rates = {
-            group: learning_rate_schedule(peak=factor * PEAK, name='cosine', total_steps=100_000)
-            for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
-        }
-        decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
-        optimizer = Optimizer('sgd', model, momentum=MOMENTUM)
-        self._schedule = StepSchedule(learning_rates, decays)
-        self._step = compile_train_step(
-            mesh,
-            objective=Objective.of(model),
-            optimizer=optimizer,
-            augmentation=augmentation,
-        )
+        self._schedule, options = paper_recipe(model, augmentation, peak=PEAK, total_steps=100_000)
+        self._step = compile_train_step(mesh, **options)
         self._steps = 0
-        self._state = create_state(variables, optimizer, averaging=False, mesh=mesh)
+        self._state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
         self._batch = jax.device_put(batch, split_by_batch(mesh))
 
     def run(self, steps: int) -> float:
@@ -149,7 +138,7 @@ def full_size_training(arguments: argparse.Namespace) -> OurTraining | TorchTrai
     """Of the system `arguments.worker`; all have the same weights, crops and labels."""
     torch.manual_seed(0)
     state_dict = torch_reference.ATONet(NUM_CLASSES).state_dict()
-    augmentation = Augmentation(crop_size=tuple(arguments.size), scale_range=(1.0, 2.0))
+    augmentation = Augmentation(crop_size=arguments.size, scale_range=(1.0, 2.0))
     batch = noise_batch(augmentation, arguments.batch_size, NUM_CLASSES)
     if arguments.worker == 'jax':
         model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(arguments.dtype))
@@ -169,7 +158,7 @@ def compare(arguments: argparse.Namespace) -> None:
     size, batch_size, dtype, steps = arguments.size, arguments.batch_size, arguments.dtype, arguments.steps
     systems = {'PyTorch eager': 'torch'} | ({'PyTorch torch.compile': 'torch.compile'} if on_gpu else {})
     systems['ours, JAX'] = 'jax'
-    shape = ['--size', *map(str, size), '--batch-size', str(batch_size), '--dtype', dtype, '--steps', str(steps)]
+    shape = ['--size', f'{size[0]}x{size[1]}', '--batch-size', str(batch_size), '--dtype', dtype, '--steps', str(steps)]
     workers = {name: Worker(['--worker', worker, *shape]) for name, worker in systems.items()}
     turns = {name: worker.turn for name, worker in workers.items()}
     times = in_turns(turns, arguments.rounds, arguments.warmup, PAUSE)
@@ -179,10 +168,8 @@ def compare(arguments: argparse.Namespace) -> None:
     rate = matrix_rate(dtype, 8192, 20) if on_gpu else matrix_rate(dtype, 2048, 2)
 
     model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
-    images = jax.ShapeDtypeStruct((batch_size, *size, 3), jnp.float32)
-    variables = abstract_variables(model)
-    macs = count_conv_macs(lambda variables, images: _forward(model, variables, images), variables, images)
-    flops = 3 * 2 * macs  # the gradients of a convolution's input and of its kernel each take what it takes
+    # The gradients of a convolution's input and of its kernel each take what it takes.
+    flops = 3 * 2 * forward_macs(model, batch_size, size)
     print(
         f'{size[0]}x{size[1]} crops, batch {batch_size}, {dtype}; {arguments.rounds} rounds of {steps} step(s) a turn'
     )
@@ -195,10 +182,6 @@ def compare(arguments: argparse.Namespace) -> None:
         speed = np.median(times['PyTorch eager'] / seconds)
         print(f'| {name} | {1e3 * median:.1f} | {1e3 * low:.1f} | {1e3 * high:.1f} | {batch_size / median:.2f} '
               f'| {speed:.3f} | {100 * flops / rate / median:.1f} | {workers[name].ready["loss"]:.4f} |')  # fmt: skip
-
-
-def _forward(model, variables, images):
-    return model.apply(variables, images, train=True, mutable=['batch_stats'], rngs={'dropout': jax.random.key(0)})
 
 
 def compare_device_counts(rounds: int) -> None:
@@ -220,7 +203,7 @@ def compare_device_counts(rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--size', type=int, nargs=2, help='height and width of the crops')
+    parser.add_argument('--size', type=command.size, help='of the crops, HxW')
     parser.add_argument('--batch-size', type=int)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'))
     parser.add_argument('--rounds', type=int, default=15)
@@ -249,4 +232,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

@@ -31,15 +31,16 @@ from atonet_jax.models.contract import IMAGENET
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.torch_weights import from_torch
 from atonet_jax.training.augment import augment
-from atonet_jax.training.optimizer import Optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state
+from atonet_jax.training.step import compile_train_step, create_state
+from benchmarks import command
+from benchmarks.recipe import BACKBONE_FACTOR, MOMENTUM, WEIGHT_DECAY, paper_recipe
 from tests import torch_reference
 
 NUM_CLASSES = CITYSCAPES.num_classes
 RUNS = ('ours', 'PyTorch', 'PyTorch, other dropout')
 BATCH_SIZE, EPOCHS = 4, 10
 AUGMENTATION = Augmentation(crop_size=(128, 256))
-PEAK, MOMENTUM, WEIGHT_DECAY, BACKBONE_FACTOR = 0.02, 0.9, 1e-4, 0.1
+PEAK = 0.02  # of the learning rate
 
 count = jax.jit(confusion_matrix, static_argnums=2)
 
@@ -47,29 +48,20 @@ count = jax.jit(confusion_matrix, static_argnums=2)
 class OurTraining:
     def __init__(self, reference: torch_reference.ATONet, steps_per_epoch: int, seed: int):
         self._model = create_model('atonet', NUM_CLASSES)
-        learning_rates = {
-            group: learning_rate_schedule(
-                peak=factor * PEAK,
-                name='cosine',
-                total_steps=EPOCHS * steps_per_epoch,
-                epoch_of_step=lambda step: step // steps_per_epoch,
-                total_epochs=EPOCHS,
-            )
-            for group, factor in {'backbone': BACKBONE_FACTOR, 'rest': 1.0}.items()
-        }
-        decays = {'backbone': BACKBONE_FACTOR * WEIGHT_DECAY, 'rest': WEIGHT_DECAY}
-        optimizer = Optimizer('sgd', self._model, momentum=MOMENTUM)
-        self._schedule = StepSchedule(learning_rates, decays, seed=seed)
-        mesh = create_mesh()
-        self._step = compile_train_step(
-            mesh,
-            objective=Objective.of(self._model),
-            optimizer=optimizer,
-            augmentation=AUGMENTATION,
+        self._schedule, options = paper_recipe(
+            self._model,
+            AUGMENTATION,
+            peak=PEAK,
+            total_steps=EPOCHS * steps_per_epoch,
+            seed=seed,
+            epoch_of_step=lambda step: step // steps_per_epoch,
+            total_epochs=EPOCHS,
         )
+        mesh = create_mesh()
+        self._step = compile_train_step(mesh, **options)
         self._steps = 0
         variables = from_torch(reference.state_dict(), self._model)
-        self._state = create_state(variables, optimizer, averaging=False, mesh=mesh)
+        self._state = create_state(variables, options['optimizer'], averaging=False, mesh=mesh)
         self._predict = jax.jit(lambda variables, images: predict_labels(self._model, variables, images))
 
     def step(self, batch: dict) -> None:
@@ -197,4 +189,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    command.run(main)

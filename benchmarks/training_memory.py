@@ -18,16 +18,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from atonet_jax.data.augmentation import Augmentation, Geometry
+from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.training.losses import total_loss
-from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer, learning_rate_schedule
-from atonet_jax.training.step import Objective, StepSchedule, compile_train_step, create_state
+from atonet_jax.training.step import compile_train_step, create_state
 from benchmarks import command
+from benchmarks.noise import noise_batch
+from benchmarks.recipe import paper_recipe
 from benchmarks.timing import in_turns
 
 NUM_CLASSES = 19
@@ -48,17 +49,13 @@ class TrainingStep:
 
     def __init__(self, crop: tuple[int, int], batch_size: int, dtype: str, remat: bool):
         self._model = create_model('atonet', NUM_CLASSES, dtype=jnp.dtype(dtype))
-        rates = {group: learning_rate_schedule(peak=0.01, name='constant', total_steps=1000) for group in RATE_GROUPS}
-        self.numbers = StepSchedule(rates, dict.fromkeys(RATE_GROUPS, 1e-4)).at(0)
-        self._optimizer = Optimizer('sgd', self._model, momentum=0.9)
+        augmentation = Augmentation(crop)
+        schedule, options = paper_recipe(self._model, augmentation, peak=0.01, total_steps=1000, remat=remat)
+        self.numbers = schedule.at(0)
+        self._optimizer = options['optimizer']
         self._mesh = create_mesh()
-        self._jitted = compile_train_step(
-            self._mesh,
-            objective=Objective.of(self._model, remat=remat),
-            optimizer=self._optimizer,
-            augmentation=Augmentation(crop),
-        )
-        self.batch = noise_batch(crop, batch_size)
+        self._jitted = compile_train_step(self._mesh, **options)
+        self.batch = noise_batch(augmentation, batch_size, NUM_CLASSES)
 
     def state(self):
         variables = init_variables(self._model, 0)
@@ -77,17 +74,6 @@ class TrainingStep:
             state, _ = jax.block_until_ready(step(state, self.batch, self.numbers))
 
         return take
-
-
-def noise_batch(crop: tuple[int, int], batch_size: int) -> dict[str, np.ndarray]:
-    """As `data.pipeline.train_batches` gives it, of windows that are the crops."""
-    rng = np.random.default_rng(0)
-    geometry = Geometry(*crop, *crop, crop_top=0, crop_left=0, window_top=0, window_left=0, flip=0)
-    return {
-        'image': rng.integers(0, 256, (batch_size, *crop, 3), np.uint8),
-        'label': noise_labels(crop, batch_size),
-        'geometry': np.tile(np.array(geometry, np.int32), (batch_size, 1)),
-    }
 
 
 def noise_labels(crop: tuple[int, int], batch_size: int) -> np.ndarray:
@@ -165,9 +151,7 @@ def compare_losses(crop, batch_size, strides, rounds) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        '--crops', type=command.size, nargs='+', default=[(256, 512), (512, 512)], metavar='HEIGHTxWIDTH'
-    )
+    parser.add_argument('--crops', type=command.size, nargs='+', default=[(256, 512), (512, 512)], metavar='HxW')
     parser.add_argument('--batch-sizes', type=int, nargs='+', default=[1, 4])
     parser.add_argument('--dtypes', nargs='+', default=['float32', 'bfloat16'], choices=('float32', 'bfloat16'))
     parser.add_argument('--strides', type=int, nargs='+', default=[4, 8, 32], help='of the logits, for the loss alone')

@@ -40,7 +40,7 @@ RATE = 25.0
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--workdir', required=True, help='of a run')
-    parser.add_argument('--size', type=int, nargs=2, default=(720, 1280), help='height and width')
+    parser.add_argument('--size', type=command.size, default=(720, 1280), help='HxW')
     parser.add_argument('--frames', type=int, default=32)
     parser.add_argument('--rounds', type=int, default=5)
     arguments = parser.parse_args(argv)

@@ -62,11 +62,10 @@ def check_data(config: ConfigDict, workdir: str) -> bool:
     warnings = _compare_splits(reports, config)
     train, padding = reports.get(config.data.train_split), None
     if train is not None and train.sizes:
-        sizes = _sizes(train)
-        augmentation = train_augmentation(with_crop_size(config, sizes))
-        if too_long := too_long_text(sizes, augmentation):
+        augmentation = train_augmentation(with_crop_size(config, train.sizes))
+        if too_long := too_long_text(train.sizes, augmentation):
             failures.append(f'{train.dataset.split}: {too_long}')
-        padding = padding_text(sizes, augmentation)
+        padding = padding_text(train.sizes, augmentation)
         if padding[1]:
             warnings.append(padding[0])
     written = [os.path.join(folder, 'report.json')]
@@ -122,20 +121,15 @@ def _compare_splits(reports: dict[str, SplitReport], config: ConfigDict) -> list
     return warnings
 
 
-def _sizes(report: SplitReport) -> dict[tuple[int, int], int]:
-    """{(height, width): number of images}."""
-    return {tuple(map(int, size.split('x'))): count for size, count in report.sizes.items()}
-
-
 def _print_split(report: SplitReport) -> None:
     dataset = report.dataset
     print(f'\n{dataset.name} {dataset.split}: {len(dataset)} examples, {len(dataset.unusable)} of them cannot be used')
-    for size, count in report.sizes.most_common(_SHOWN):
-        print(f'  {count} images of {size}')
+    for (height, width), count in report.sizes.most_common(_SHOWN):
+        print(f'  {count} images of {height}x{width}')
     if len(report.sizes) > _SHOWN:
         print(f'  and {len(report.sizes) - _SHOWN} other sizes')
-    if dataset.reading:
-        print(f'  {dataset.reading}')
+    if dataset.reading.text:
+        print(f'  {dataset.reading.text}')
     for kind, lines in report.failures.items():
         print(f'  FAILS {kind} ({len(lines)}):')
         for line in lines[:_SHOWN]:
@@ -188,7 +182,7 @@ def _draw_samples(report: SplitReport, config: ConfigDict, path: str) -> None:
     """Training crops of the first step after all augmentation, each beside its labels."""
     from atonet_jax.data.pipeline import train_batches  # imports TensorFlow
 
-    augmentation = train_augmentation(with_crop_size(config, _sizes(report)))
+    augmentation = train_augmentation(with_crop_size(config, report.sizes))
     examples = Examples(report.dataset, on_corrupt='skip')
     batch = next(
         train_batches(

@@ -40,7 +40,7 @@ class SplitReport:
 
     Attributes:
         dataset: the split, with `unusable`.
-        sizes: images of each 'HxW'.
+        sizes: images of each (height, width).
         values: pixels of each value of the label files.
         pixels: [C + 1] of each class, and of what is ignored.
         images: [C + 1] images that show it.
@@ -65,8 +65,8 @@ class SplitReport:
         return {
             'examples': len(self.dataset),
             'unusable': len(self.dataset.unusable),
-            'sizes': dict(self.sizes),
-            'label_files': self.dataset.reading,
+            'sizes': {f'{height}x{width}': count for (height, width), count in self.sizes.items()},
+            'label_files': self.dataset.reading.text,
             'pixels_of_value': {value_text(self.dataset, value): n for value, n in sorted(self.values.items())},
             'pixels_of_class': dict(zip(names, self.pixels.tolist(), strict=True)),
             'images_of_class': dict(zip(names, self.images.tolist(), strict=True)),
@@ -123,7 +123,7 @@ def inspect_split(
         advice = judgement.advice
     return SplitReport(
         dataset=dataclasses.replace(dataset, unusable=unusable),
-        sizes=Counter('x'.join(map(str, one.size)) for one in inspections if one.size is not None),
+        sizes=Counter(one.size for one in inspections if one.size is not None),
         values=values,
         pixels=pixels,
         images=images,

@@ -4,7 +4,7 @@ import os
 
 import numpy as np
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset, names_in, split_parts
+from atonet_jax.data.dataset import DataError, LabelReading, SegmentationDataset, names_in, split_parts
 from atonet_jax.data.labels import CITYSCAPES, IGNORE_LABEL, UNKNOWN_LABEL
 
 _IMAGES = 'leftImg8bit'
@@ -67,7 +67,8 @@ def load_cityscapes(root: str, split: str) -> SegmentationDataset:
         class_table=CITYSCAPES,
         image_paths=tuple(image_paths),
         label_paths=tuple(label_paths) if has_labels else None,
-        by_level=True,  # optimisers write files of one channel as indices of a palette of its greys
+        # Optimisers write files of one channel as indices of a palette of its greys.
+        reading=LabelReading(by_level=True),
         raw_to_train=None if kind == 'labelIds' else _train_id_identity(),
     )
 

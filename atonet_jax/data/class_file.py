@@ -15,6 +15,7 @@ import csv
 import json
 import pathlib
 import re
+from typing import NamedTuple
 
 from atonet_jax.data.dataset import DataError
 from atonet_jax.data.labels import IGNORE_LABEL, UNKNOWN_LABEL, ClassTable, RawLabel
@@ -42,63 +43,80 @@ def read_class_file(path: str, name: str) -> ClassTable:
     if not rows:
         raise DataError(f'{path}: holds no classes; write a row a class with name, color and value')
 
-    def fault(number, message):
-        return DataError(f'{path}: row {number + 1}: {message}')
-
-    names, merged, entries, row_of_value = [], {}, [], {}
+    entries = []
     for number, row in enumerate(rows):
-        unknown = set(row) - set(_KEYS)
-        if unknown:
-            raise fault(number, f'{sorted(unknown)[0]!r} is unknown; known are {", ".join(_KEYS)}')
-        row = {key: value for key, value in row.items() if value not in (None, '')}
-        if not isinstance(row.get('name'), str):
-            raise fault(number, 'has no name')
         try:
-            value = _value(row.get('value', number))
-            class_of_row = _text(row.get('class', row['name']))
-            ignore = _flag(row.get('ignore', ''))
-            color = _color(row['color']) if 'color' in row else None
+            entries.append(_entry(row, number, entries))
         except ValueError as error:
-            raise fault(number, f'{error}') from error
-        if not 0 <= value <= 255:
-            raise fault(number, f'value {value} of {row["name"]!r} is not of 0..255')
-        if value in row_of_value:
-            other = rows[row_of_value[value]]['name']
-            raise fault(number, f'{row["name"]!r} and {other!r} both have the value {value}; give each its own')
-        row_of_value[value] = number
-        if value == IGNORE_LABEL and not ignore:
-            raise fault(number, f'value {IGNORE_LABEL} of {row["name"]!r} is always ignored; choose another')
-        class_name = None if ignore else class_of_row
-        if class_name == row['name'] and not (class_name in names and 'class' in row):
-            if class_name in names:
-                raise fault(number, f'{class_name!r} is there twice; give its second value "class": "{class_name}"')
-            names.append(class_name)
-        merged.setdefault(class_name, number)
-        entries.append((row['name'], value, color, class_name))
-
-    merged.pop(None, None)
-    for class_name, number in merged.items():
-        if class_name not in names:
-            raise fault(number, f'class {class_name!r} has no row of its own; add one, or correct the name')
+            raise DataError(f'{path}: row {number + 1}: {error}') from error
+    names = list(dict.fromkeys(entry.name for entry in entries if entry.is_class))
+    for number, (*_, class_name) in enumerate(entries, 1):
+        if class_name not in (None, *names):
+            fault = f'class {class_name!r} has no row of its own; add one, or correct the name'
+            raise DataError(f'{path}: row {number}: {fault}')
     if not 2 <= len(names) < UNKNOWN_LABEL:
         raise DataError(
             f'{path}: the number of classes that are neither ignored nor merged into others is {len(names)}, and must '
             f'be from 2 to {UNKNOWN_LABEL - 1}; give the background, say, a class of its own'
         )
-    spares = iter(_spare_colors(len(entries)))
-    class_colors = {}
-    for row, _, color, class_name in entries:
-        if class_name == row and row not in class_colors:
-            class_colors[row] = color or next(spares)
+    spares = iter(_spare_colors(len(names)))
+    given = {entry.name: entry.color for entry in reversed(entries) if entry.is_class}
     return ClassTable(
         name=name,
         class_names=tuple(names),
-        class_colors=tuple(class_colors[class_name] for class_name in names),
+        class_colors=tuple(given[class_name] or next(spares) for class_name in names),
         raw_labels=tuple(
             RawLabel(row, value, color, IGNORE_LABEL if class_name is None else names.index(class_name))
             for row, value, color, class_name in entries
         ),
     )
+
+
+class _Entry(NamedTuple):
+    """A row of the file.
+
+    Attributes:
+        name: of the value.
+        value: 0..255.
+        color: RGB, or None.
+        class_name: the class that the value belongs to; None if it is ignored.
+    """
+
+    name: str
+    value: int
+    color: tuple[int, int, int] | None
+    class_name: str | None
+
+    @property
+    def is_class(self) -> bool:
+        """Whether the class has the name of the row."""
+        return self.class_name == self.name
+
+
+def _entry(row: dict, number: int, earlier: list[_Entry]) -> _Entry:
+    """Row `number`, counted from 0, after `earlier` ones. Raises ValueError, which says what is wrong with it."""
+    unknown = set(row) - set(_KEYS)
+    if unknown:
+        raise ValueError(f'{sorted(unknown)[0]!r} is unknown; known are {", ".join(_KEYS)}')
+    row = {key: value for key, value in row.items() if value not in (None, '')}
+    name = row.get('name')
+    if not isinstance(name, str):
+        raise ValueError('has no name')
+    value = _value(row.get('value', number))
+    class_name = _text(row.get('class', name))
+    if _flag(row.get('ignore', '')):
+        class_name = None
+    entry = _Entry(name, value, _color(row['color']) if 'color' in row else None, class_name)
+    if not 0 <= value <= 255:
+        raise ValueError(f'value {value} of {name!r} is not of 0..255')
+    for other in earlier:
+        if other.value == value:
+            raise ValueError(f'{name!r} and {other.name!r} both have the value {value}; give each its own')
+    if value == IGNORE_LABEL and class_name is not None:
+        raise ValueError(f'value {IGNORE_LABEL} of {name!r} is always ignored; choose another')
+    if entry.is_class and 'class' not in row and any(other.is_class and other.name == name for other in earlier):
+        raise ValueError(f'{name!r} is there twice; give its second value "class": "{name}"')
+    return entry
 
 
 def _json_rows(path: str, text: str) -> list[dict]:

@@ -57,6 +57,26 @@ class LocalFiles:
         return f'{path} {stat.st_size} {stat.st_mtime_ns}'
 
 
+@dataclasses.dataclass(frozen=True)
+class LabelReading:
+    """How the label files of a split are read. `label_reading.decide_reading` finds it out.
+
+    Attributes:
+        by_color: the kinds of label file (`label_files.KINDS`) whose pixels are colours of the class table. In files of
+            the other kinds they are numbers.
+        by_level: whether the numbers of files of kind 'grey_palette' are the greys and not the indices.
+        ways: {kind of label file that was found: how it is read}; empty if there was nothing to decide.
+        text: how label files are read and why, in a sentence; '' if there was nothing to decide.
+        doubt: what speaks against it, or ''.
+    """
+
+    by_color: frozenset[str] = frozenset()
+    by_level: bool = False
+    ways: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    text: str = ''
+    doubt: str = ''
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SegmentationDataset:
     """One split of a data set, in a fixed order.
@@ -67,12 +87,7 @@ class SegmentationDataset:
         class_table: the classes.
         image_paths: the image file of each example. A missing file is reported when it is read.
         label_paths: the label file of each image, or None for a split without labels.
-        by_color: the kinds of label file (`label_files.KINDS`) whose pixels are colours of `class_table`. In files of
-            the other kinds they are numbers.
-        by_level: whether the numbers of files of kind 'grey_palette' are the greys and not the indices.
-        ways: {kind of label file that was found: how it is read}; empty if there was nothing to decide.
-        reading: how label files are read and why, in a sentence; '' if there was nothing to decide.
-        doubt: what speaks against it, or ''.
+        reading: how label files are read.
         raw_to_train: [256] uint8, train id of each number, `UNKNOWN_LABEL` if a number has no meaning. None:
             `class_table.raw_to_train`.
         unknown_as_void: the share of a label file's pixels that may have other values; these are then ignored.
@@ -90,11 +105,7 @@ class SegmentationDataset:
     class_table: ClassTable
     image_paths: tuple[str, ...]
     label_paths: tuple[str, ...] | None
-    by_color: frozenset[str] = frozenset()
-    by_level: bool = False
-    ways: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    reading: str = ''
-    doubt: str = ''
+    reading: LabelReading = LabelReading()
     raw_to_train: np.ndarray | None = None
     unknown_as_void: float = 0.0
     storage: Storage = LocalFiles()
@@ -145,11 +156,11 @@ class SegmentationDataset:
 
     @functools.cached_property
     def _decoding(self) -> str:
-        tables = zlib.crc32(self.train_ids)
-        if self.by_color:
+        tables, by_color, by_level = zlib.crc32(self.train_ids), self.reading.by_color, self.reading.by_level
+        if by_color:
             tables = zlib.crc32(self.color_train_ids, tables)
-        kinds = '+'.join(sorted(self.by_color))
-        return f'{kinds} {self.by_level} {tables} {self.unknown_as_void} {self.label_orientation} {self.sample_range}'
+        kinds = '+'.join(sorted(by_color))
+        return f'{kinds} {by_level} {tables} {self.unknown_as_void} {self.label_orientation} {self.sample_range}'
 
 
 def split_parts(split: str, known: tuple[str, ...] | None = None) -> tuple[str, ...]:

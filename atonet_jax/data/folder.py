@@ -4,7 +4,7 @@ import logging
 import os
 import unicodedata
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
@@ -41,62 +41,84 @@ def load_folder(
     """
     image_paths, label_paths, unusable = [], [], {}
     for part in split_parts(split):
-        images_folder, labels_folder = (
-            os.path.normpath(os.path.join(root, pattern.replace('{split}', part)))
-            for pattern in (options.images, options.labels)
-        )
-        for what, folder in (('images', images_folder), ('labels', labels_folder)):
-            if not os.path.isdir(folder):
-                raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
-        labels = _find(labels_folder, options.label_suffix, LABEL_EXTENSIONS)
-        images = _find(images_folder, options.image_suffix, _image_suffixes(), labels)
-        taken = set(images.values())  # both may lie in one folder
-        labels = {name: path for name, path in labels.items() if path not in taken}
-        if options.list:
-            path = os.path.join(root, options.list.replace('{split}', part))
-            lines = read_split_list(path)
-            if not lines:
-                raise DataError(f'{path}: names no images; write one name a line')
-            names = [_listed_name(line, root, images_folder, options.image_suffix, images) for line in lines]
-            unusable |= {
-                i: DataError(
-                    f"{path}: names '{line}', which is not below {images_folder}; write one image name a line",
-                    'missing file',
-                )
-                for i, (line, name) in enumerate(zip(lines, names), len(image_paths))
-                if name not in images
-            }
-        else:
-            stray = {name: path for name, path in images.items() if name not in labels and not _is_usual(path)}
-            if labels and stray:
-                _log.warning(
-                    '%s: passed over %d files without labels that are neither PNG nor JPEG, such as %s',
-                    images_folder,
-                    len(stray),
-                    min(stray.values()),
-                )
-                images = {name: path for name, path in images.items() if name not in stray}
-            names = sorted(images.keys() | labels.keys())
-            if not images:
-                wanted = f'*{options.image_suffix}.png, .jpg or another usual format'
-                raise DataError(f'{images_folder}: holds no images ({wanted}); see config.data.folder')
-        others = {}
-        if any(name not in labels for name in names):
-            endings = tuple(ending for ending in suffixes() if ending not in LABEL_EXTENSIONS)
-            others = _find(labels_folder, options.label_suffix, endings)
-            others = {name: path for name, path in others.items() if path not in taken}
-        # What is missing or of a wrong kind is reported when it is read.
-        for name in names:
-            image = images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png'))
-            label = others.get(name, os.path.join(labels_folder, f'{name}{options.label_suffix}.png'))
-            label = labels.get(name, label)
-            if images.get(name) == label:
-                raise DataError(f'{image}: is the only file of its name, but image and label are needed; add the other')
+        for image, label, fault in _pairs(root, part, options):
+            if fault is not None:
+                unusable[len(image_paths)] = fault
             image_paths.append(image)
             label_paths.append(label)
     refuse_repeated(image_paths, f'split {split}')  # parts may have lists of the same folder
     dataset = SegmentationDataset('folder', split, table, tuple(image_paths), tuple(label_paths), unusable=unusable)
     return decide_reading(dataset, label_values)
+
+
+def _pairs(root: str, part: str, options: ConfigDict) -> Iterator[tuple[str, str, DataError | None]]:
+    """Image file, label file, and what is wrong with the list's line, of each example of a part.
+
+    Files that are missing or of a wrong kind are reported when they are read.
+    """
+    images_folder, labels_folder = (
+        os.path.normpath(os.path.join(root, pattern.replace('{split}', part)))
+        for pattern in (options.images, options.labels)
+    )
+    for what, folder in (('images', images_folder), ('labels', labels_folder)):
+        if not os.path.isdir(folder):
+            raise DataError(f'{folder}: no such folder; config.data.folder.{what} says where the {what} are')
+    labels = _find(labels_folder, options.label_suffix, LABEL_EXTENSIONS)
+    images = _find(images_folder, options.image_suffix, _image_suffixes(), labels)
+    taken = set(images.values())  # both may lie in one folder
+    labels = {name: path for name, path in labels.items() if path not in taken}
+    if options.list:
+        path = os.path.join(root, options.list.replace('{split}', part))
+        examples = _listed(path, root, images_folder, options.image_suffix, images)
+    else:
+        images = _without_strays(images, labels, images_folder)
+        if not images:
+            wanted = f'*{options.image_suffix}.png, .jpg or another usual format'
+            raise DataError(f'{images_folder}: holds no images ({wanted}); see config.data.folder')
+        examples = [(name, None) for name in sorted(images.keys() | labels.keys())]
+    wrong_labels = {}
+    if any(name not in labels for name, _ in examples):
+        endings = tuple(ending for ending in suffixes() if ending not in LABEL_EXTENSIONS)
+        wrong_labels = _find(labels_folder, options.label_suffix, endings)
+        wrong_labels = {name: path for name, path in wrong_labels.items() if path not in taken}
+    for name, fault in examples:
+        image = images.get(name, os.path.join(images_folder, f'{name}{options.image_suffix}.png'))
+        missing_label = os.path.join(labels_folder, f'{name}{options.label_suffix}.png')
+        label = labels.get(name, wrong_labels.get(name, missing_label))
+        if images.get(name) == label:
+            raise DataError(f'{image}: is the only file of its name, but image and label are needed; add the other')
+        yield image, label, fault
+
+
+def _listed(
+    path: str, root: str, folder: str, suffix: str, images: Mapping[str, str]
+) -> list[tuple[str, DataError | None]]:
+    """The names of the images in a list, each with a fault if it is none of `images`, the files in `folder`."""
+    lines = read_split_list(path)
+    if not lines:
+        raise DataError(f'{path}: names no images; write one name a line')
+    examples = []
+    for line in lines:
+        name, fault = _listed_name(line, root, folder, suffix, images), None
+        if name not in images:
+            text = f"{path}: names '{line}', which is not below {folder}; write one image name a line"
+            fault = DataError(text, 'missing file')
+        examples.append((name, fault))
+    return examples
+
+
+def _without_strays(images: dict[str, str], labels: Mapping[str, str], folder: str) -> dict[str, str]:
+    """`images` without files of rare formats that no label names, if there are labels at all."""
+    stray = {name: path for name, path in images.items() if name not in labels and not _is_usual(path)}
+    if not (labels and stray):
+        return images
+    _log.warning(
+        '%s: passed over %d files without labels that are neither PNG nor JPEG, such as %s',
+        folder,
+        len(stray),
+        min(stray.values()),
+    )
+    return {name: path for name, path in images.items() if name not in stray}
 
 
 def _find(

@@ -85,7 +85,8 @@ def judge_labels(
     else:
         if not is_repack:
             _guess_train_ids(dataset, counts, warnings)
-        warnings += [dataset.doubt] * bool(dataset.doubt)
+        if dataset.reading.doubt:
+            warnings.append(dataset.reading.doubt)
     missing = [name for name, count in zip(names, pixels) if count == 0]
     if missing:
         warnings.append(f'no pixel of the classes: {", ".join(missing)}')

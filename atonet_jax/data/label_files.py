@@ -174,8 +174,8 @@ def read_label_pixels(dataset: SegmentationDataset, i: int) -> LabelPixels:
         DataError: as `read_label_file`; or its content does not suit that way.
     """
     label = read_label_file(dataset, dataset.label_paths[i])
-    colored = label.kind in dataset.by_color
-    values = label.colors(dataset.color_train_ids) if colored else label.numbers(dataset.by_level)
+    colored = label.kind in dataset.reading.by_color
+    values = label.colors(dataset.color_train_ids) if colored else label.numbers(dataset.reading.by_level)
     return LabelPixels(values, colored)
 
 
@@ -371,7 +371,7 @@ def _check_unknown(
     remedy = (
         f'correct the file or the classes, or let such pixels be void: --config.data.unknown_as_void={_round_up(share)}'
     )
-    if not colored and 'grey' in dataset.ways:
+    if not colored and 'grey' in dataset.reading.ways:
         grey = (int(values[worst]),) * 3
         for label in dataset.class_table.raw_labels:
             if label.color == grey:

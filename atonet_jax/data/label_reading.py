@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.dataset import DataError, LabelReading, SegmentationDataset
 from atonet_jax.data.label_files import (
     KINDS,
     LabelPixels,
@@ -36,7 +36,7 @@ _KIND_TEXT = {
 
 
 def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> SegmentationDataset:
-    """The data set with `by_color`, `by_level`, `ways`, `reading` and `doubt`.
+    """The data set with `reading`.
 
     Args:
         dataset: a split with labels.
@@ -68,28 +68,29 @@ def decide_reading(dataset: SegmentationDataset, label_values: str = 'auto') -> 
         doubts.append(f'label files read the other way would show other classes; {_SETTING}={other} reads them so')
     if label_values == 'auto' and 'palette' in decisions and decisions['palette'].how == 'number':
         doubts += _different_palettes(dataset, files['palette'])
-    return dataclasses.replace(
-        asked,
+    reading = LabelReading(
         by_color=frozenset(KINDS) if by_color and by_color == set(decisions) else by_color,
         by_level=any(decision.how == 'grey level' for decision in decisions.values()),
         ways={kind: decisions[kind].how for kind in found},
-        reading='; '.join(
+        text='; '.join(
             f'label files {_KIND_TEXT[kind]} ({len(files[kind])}) are read by {decision.how}'
             f'{decision.why and f", because {decision.why}"}'
             for kind, decision in decisions.items()
         ),
         doubt='; '.join(doubts),
     )
+    return dataclasses.replace(asked, reading=reading)
 
 
 def different_reading_text(train: SegmentationDataset, evaluated: SegmentationDataset) -> str:
     """One line if label files of a kind that two splits share are read in different ways; '' if not."""
-    kinds = [kind for kind, way in train.ways.items() if evaluated.ways.get(kind, way) != way]
+    in_train, in_evaluated = train.reading.ways, evaluated.reading.ways
+    kinds = [kind for kind, way in in_train.items() if in_evaluated.get(kind, way) != way]
     if not kinds:
         return ''
     return (
-        f'label files {_KIND_TEXT[kinds[0]]} are read by {train.ways[kinds[0]]} in {train.split} and by '
-        f'{evaluated.ways[kinds[0]]} in {evaluated.split}; {_SETTING} reads all of them in one way'
+        f'label files {_KIND_TEXT[kinds[0]]} are read by {in_train[kinds[0]]} in {train.split} and by '
+        f'{in_evaluated[kinds[0]]} in {evaluated.split}; {_SETTING} reads all of them in one way'
     )
 
 

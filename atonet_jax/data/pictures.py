@@ -5,6 +5,7 @@ import functools
 import importlib
 import logging
 import numbers
+import re
 import struct
 import sys
 import warnings
@@ -28,6 +29,7 @@ _LATE_CHUNKS = (b'eXIf', b'iTXt', b'tEXt', b'zTXt')  # of a PNG: EXIF and XMP ma
 _WIDE_MODES = ('I', 'F', 'I;16', 'I;16B', 'I;16L', 'I;16N')
 _BITS = (8, 10, 12, 14, 16)  # of samples in use
 _CODESTREAM = b'\xff\x4f\xff\x51'  # where JPEG 2000's own header begins
+_PIXEL_BITS = re.compile(rb'pixi\0{4}[\1-\4](.)', re.DOTALL)  # the box of AVIF and HEIF that holds the bits of a sample
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _SMALLEST, _LARGEST = 258, 262, 340, 341  # TIFF tags
 _said = set()  # bits that were taken for the range of a picture, each said once
 # What Pillow raises.
@@ -111,7 +113,8 @@ def read_picture(
     """
     with _opened(file, name, max_pixels, limit, kinds) as image:
         is_turned_by_pillow = image.format == 'TIFF'
-        declared, scaled = _declared_range(image), _scaled_by_pillow(image)
+        scaled = _scaled_by_pillow(image)
+        declared = (0, scaled[0]) if scaled else _declared_range(image)
         if sample_range and scaled and scaled[0] > 255 and image.mode not in _WIDE_MODES:
             raise InputError(
                 f'{name}: config.data.sample_range cannot be applied to a colour {image.format} of more than 8 bits, '
@@ -250,9 +253,7 @@ def _low_bytes(file: str | BinaryIO, tiles: list, kinds: Sequence[str] | None) -
 
 
 def _declared_range(image: PIL.Image.Image) -> tuple[float, float] | None:
-    """The lowest and highest sample that the file says it may hold; None if it does not say."""
-    if scaled := _scaled_by_pillow(image):
-        return 0, scaled[0]
+    """The lowest and highest sample that a TIFF says it may hold; None if it does not say, and of other formats."""
     if image.format == 'TIFF':
         tags = image.tag_v2
         low, high = _number(tags.get(_SMALLEST, 0)), _number(tags.get(_LARGEST))
@@ -273,15 +274,24 @@ def _scaled_by_pillow(image: PIL.Image.Image) -> tuple[int, int] | None:
         args = image.tile[0].args
         return args[-1] if isinstance(args, tuple) else 2**16 - 1 if image.mode == 'I' else 255, 2**16 - 1
     if image.format == 'JPEG2000':
-        position = image.fp.tell()
-        image.fp.seek(0)
-        content = image.fp.read()
-        image.fp.seek(position)
+        content = _content(image)
         start = content.index(_CODESTREAM)
         channels = int.from_bytes(content[start + 40 : start + 42], 'big')
         bits = max(depth & 0x7F for depth in content[start + 42 :][: 3 * channels : 3]) + 1
-        return 2**bits - 1, (2**bits - 1) * 2**16 // 2**bits
-    return None
+    elif image.format in ('AVIF', 'HEIF') and (found := _PIXEL_BITS.findall(_content(image))):
+        bits = max(map(ord, found))
+    else:
+        return None
+    return 2**bits - 1, (2**bits - 1) * 2**16 // 2**bits
+
+
+def _content(image: PIL.Image.Image) -> bytes:
+    """The whole file."""
+    position = image.fp.tell()
+    image.fp.seek(0)
+    content = image.fp.read()
+    image.fp.seek(position)
+    return content
 
 
 def _number(value):

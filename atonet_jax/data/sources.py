@@ -45,7 +45,7 @@ def load_dataset(data: ConfigDict, split: str) -> SegmentationDataset:
             labels cannot be read as `label_values` says.
     """
     dataset = _load_files(data, split)
-    held = 'color' if dataset.by_color else 'index'
+    held = 'color' if dataset.reading.by_color else 'index'
     if data.label_values not in ('auto', held):
         raise DataError(
             f'config.data.label_values={data.label_values}: but the labels of {dataset.name} {split} are {held} here; '

@@ -199,14 +199,14 @@ def _key(position: int, count: int) -> int:
 
 def _label_values(datasets: Mapping[str, SegmentationDataset]) -> str:
     """What the label files of a copy hold: 'color' if all of the sources do, else 'index'."""
-    return 'color' if all(dataset.by_color == set(KINDS) for dataset in datasets.values()) else 'index'
+    return 'color' if all(dataset.reading.by_color == set(KINDS) for dataset in datasets.values()) else 'index'
 
 
 def _plain_label(dataset: SegmentationDataset, i: int, label: bytes, label_values: str) -> bytes:
     """Label file `i` as a PNG of `label_values` that TensorFlow reads as this package does."""
     if label_values == 'color':
         return label if label.startswith(_PNG) else _as_png(PIL.Image.open(io.BytesIO(label)))
-    if label.startswith(_PNG) and label[24:26] == _GREY and 'grey' not in dataset.by_color:
+    if label.startswith(_PNG) and label[24:26] == _GREY and 'grey' not in dataset.reading.by_color:
         return label
     pixels = read_label_pixels(dataset, i)
     values = pixels.values

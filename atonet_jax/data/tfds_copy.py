@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow_datasets as tfds  # imports TensorFlow only when it is needed
 from etils import epath
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset, split_parts
+from atonet_jax.data.dataset import DataError, LabelReading, SegmentationDataset, split_parts
 from atonet_jax.data.label_files import KINDS
 from atonet_jax.data.labels import CITYSCAPES, ClassTable
 from atonet_jax.data.tfds_records import ANEW, Records, foreign_errors, open_shard
@@ -65,7 +65,7 @@ def load_tfds(tfds_dir: str, name: str, split: str) -> SegmentationDataset:
         class_table=chosen[0].class_table,
         image_paths=tuple(f'{record}/{part.image}' for part, record in examples),
         label_paths=tuple(f'{record}/{part.label}' for part, record in examples),
-        by_color=frozenset(KINDS if chosen[0].label_values == 'color' else ()),
+        reading=LabelReading(by_color=frozenset(KINDS if chosen[0].label_values == 'color' else ())),
         raw_to_train=None if raw_to_train is None else np.array(raw_to_train, np.uint8),
         storage=records,
     )

@@ -58,8 +58,8 @@ def verify(
             names the first problems and counts the others.
     """
     known_good = _read_cache(cache_path)
-    if dataset.reading:
-        _log.info('%s %s: %s', dataset.name, dataset.split, dataset.reading)
+    if dataset.reading.text:
+        _log.info('%s %s: %s', dataset.name, dataset.split, dataset.reading.text)
 
     def check(i: int) -> _Good | DataError:
         if i in dataset.unusable:

@@ -22,6 +22,7 @@ from atonet_jax.process.distributed import is_main_process, main_process_first, 
 from atonet_jax.process.files import make_folder, replacing, write_json, write_text, writing
 from atonet_jax.runs import environment
 from atonet_jax.runs.network import trained_network
+from atonet_jax.runs.scores import EVALUATION_FOLDER, SCORES_FILE
 from atonet_jax.validation import validate
 
 
@@ -40,7 +41,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
     validate(config)
     trained = trained_network(config, workdir, mesh)
     table = trained.class_table
-    folder = config.eval.output or os.path.join(workdir, 'evaluation')
+    folder = config.eval.output or os.path.join(workdir, EVALUATION_FOLDER)
     make_folder(folder, '--config.eval.output')
     processes = processes_on_this_host()
     with main_process_first('data'):
@@ -62,7 +63,7 @@ def evaluate(config: ConfigDict, workdir: str) -> Scores:
 
     print(scores.table(table.class_names))  # before writing: a full disk must not lose them
     origin = environment.describe()
-    scores_path = os.path.join(folder, 'scores.json')
+    scores_path = os.path.join(folder, SCORES_FILE)
     with writing(folder):
         for name in _pictures_listed(scores_path):
             pathlib.Path(folder, name).unlink(missing_ok=True)

@@ -270,45 +270,19 @@ class Job:
     def _frames(self, source: Source, signals: StopSignals) -> None:
         from atonet_jax.predict.video import Video, VideoFile  # takes a moment to import
 
-        label, paths = self._labeler(True), self._paths(source)
-        everything = range(self._table.num_classes)  # one legend for all frames
-        video = Video(source, self._options.max_pixels, self._options.max_frames)
-        most = self._options.max_frames
-        expected = min(filter(None, (most, video.frame_count)), default=None)
-        earlier = [path for kind, path in paths.items() if kind != 'labels' and os.path.exists(path)]
-        count, failures_before = 0, len(self.failures)
-        with ExitStack() as stack:
-            stack.enter_context(video)
+        paths, most = self._paths(source), self._options.max_frames
+        labels_path = paths.pop('labels', None)
+        earlier = [path for path in paths.values() if os.path.exists(path)]
+        failures_before = len(self.failures)
+        with Video(source, self._options.max_pixels, most) as video, ExitStack() as stack:
             if isinstance(source.path, int):
-                self._compile_for(source, video, label)
-            progress = stack.enter_context(Progress(f'predicting {source.name}', expected, 'frame'))
-            files = {
-                kind: stack.enter_context(VideoFile(path, video.rate))
-                for kind, path in paths.items()
-                if kind != 'labels'
-            }
-            # A thread for each kind of output, in which frames stay in order.
-            writers = {kind: stack.enter_context(Background(1)) for kind in paths}
-
-            def write_labels(number, labels):
-                path = _frame_path(paths['labels'], number)
-                write_label_png(labels, path, self._table, self._options.ids)
-
-            def write_picture(kind, drawing):
-                files[kind].write(drawing.picture(kind))
-
+                self._compile_for(source, video)
+            expected = min(filter(None, (most, video.frame_count)), default=None)
+            files = {kind: stack.enter_context(VideoFile(path, video.rate)) for kind, path in paths.items()}
             wanted = self._until_stopped(itertools.islice(video, most or None), signals)
             frames = self._fitting(source, wanted, of_one_size=bool(files))
-            for number, frame, labels in predicted(frames, label, self._images_at_once):
-                drawing = Drawing(frame, labels, self._table, everything)
-                for kind, writer in writers.items():
-                    if kind == 'labels':
-                        writer.submit(write_labels, number, labels)
-                    else:
-                        writer.submit(write_picture, kind, drawing)
-                count += 1
-                self._images += 1
-                progress.update()
+            progress = Progress(f'predicting {source.name}', expected, 'frame')
+            count = self._write_frames(frames, files, labels_path, progress)
             stopped = self._stopped
             if source.is_live and expected is None:
                 self._stopped = False  # by the one way in which a camera ends: nothing is left undone
@@ -321,17 +295,49 @@ class Job:
             whole = source.is_live or not (stopped or len(self.failures) > failures_before)
             for file in files.values():
                 file.rate, file.whole = video.measured_rate(), whole
-        if whole and 'labels' in paths and count:
-            _remove_frames(paths['labels'], count)
+        if whole and labels_path and count:
+            _remove_frames(labels_path, count)
         if not whole and count:
             for path in earlier:
                 self.failures.append(f'{path}: stays as an earlier call wrote it; remove it to have the new one')
 
-    def _compile_for(self, source: Source, camera: Iterable, label: Callable[[np.ndarray], jax.Array]) -> None:
+    def _write_frames(
+        self, frames: Iterable[tuple[int, np.ndarray]], files: dict, labels_path: str | None, progress: Progress
+    ) -> int:
+        """Predicts the frames of a video and writes the results; returns how many there were.
+
+        Args:
+            frames: with their numbers.
+            files: {kind of picture: its `VideoFile`}.
+            labels_path: of the first frame's label file; the others go beside it. None: labels are not written.
+            progress: of the frames.
+        """
+
+        def draw(file, drawing, kind):
+            file.write(drawing.picture(kind))
+
+        everything = range(self._table.num_classes)  # one legend for all frames
+        count = 0
+        with progress, ExitStack() as stack:
+            # A thread for each kind of output, in which frames stay in order.
+            writers = {kind: stack.enter_context(Background(1)) for kind in (*files, 'labels')}
+            for number, frame, labels in predicted(frames, self._labeler(True), self._images_at_once):
+                if labels_path:
+                    path = _frame_path(labels_path, number)
+                    writers['labels'].submit(write_label_png, labels, path, self._table, self._options.ids)
+                drawing = Drawing(frame, labels, self._table, everything)
+                for kind, file in files.items():
+                    writers[kind].submit(draw, file, drawing, kind)
+                count += 1
+                self._images += 1
+                progress.update()
+        return count
+
+    def _compile_for(self, source: Source, camera: Iterable) -> None:
         """Compiles for frames of the size of the first one, so that the time it takes is no part of the film."""
         for frame in itertools.islice(camera, 1):
             self._check_size(source, frame)
-            np.asarray(label(np.stack(self._images_at_once * [frame])))
+            np.asarray(self._labeler(True)(np.stack(self._images_at_once * [frame])))
 
 
 def _frame_path(first: str, number: int) -> str:

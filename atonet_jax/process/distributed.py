@@ -85,7 +85,7 @@ def in_main_process(call: Callable[[], Any]) -> Any:
             outcome = {'result': call()}
         except Exception as error:
             outcome, failure = {'failure': str(error)}, error
-    outcome = pickle.loads(_broadcast(pickle.dumps(outcome)))
+    outcome = gathered(outcome)[0]
     if failure is not None:
         raise failure
     if 'failure' in outcome:
@@ -111,15 +111,6 @@ def processes_on_this_host() -> int:
     """How many processes of the run share the memory of this one's host. All processes call this alike."""
     name = socket.gethostname()
     return gathered(name).count(name)
-
-
-def _broadcast(message: bytes) -> bytes:
-    """The main process's message."""
-    length = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    characters = np.zeros(length, np.int32)
-    if is_main_process():
-        characters[:] = list(message)
-    return bytes(np.asarray(multihost_utils.broadcast_one_to_all(characters)).tolist())
 
 
 def _launched_as_several() -> bool:

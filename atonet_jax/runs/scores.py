@@ -7,7 +7,7 @@ from atonet_jax.process.files import reading_json
 from atonet_jax.runs.metrics import METRICS_FILE, read_metrics
 from atonet_jax.runs.workdir import load_config
 
-_SCORES_FILE = 'evaluation/scores.json'
+EVALUATION_FOLDER, SCORES_FILE = 'evaluation', 'scores.json'
 _FIGURES = ('miou', 'pixel_accuracy', 'mean_accuracy', 'frequency_weighted_iou')
 _EVALUATION = ('step', 'dataset', 'split', 'root', 'images', 'options')
 
@@ -27,10 +27,10 @@ def read_scores(workdir: str, step: int | None = None) -> dict[str, Any] | None:
     Raises:
         InputError: a file is damaged.
     """
-    path = os.path.join(workdir, _SCORES_FILE)
+    name = os.path.join(EVALUATION_FOLDER, SCORES_FILE)
     try:
-        with reading_json(path, 'give --mode=evaluate again, or delete it') as scores:
-            found = {'source': _SCORES_FILE} | {key: scores[key] for key in (*_EVALUATION, *_FIGURES, 'classes')}
+        with reading_json(os.path.join(workdir, name), 'give --mode=evaluate again, or delete it') as scores:
+            found = {'source': name} | {key: scores[key] for key in (*_EVALUATION, *_FIGURES, 'classes')}
             if step in (None, found['step']):
                 return found
     except FileNotFoundError:

@@ -11,13 +11,13 @@ import numpy as np
 import PIL.Image
 from ml_collections import ConfigDict
 
+from atonet_jax.config import SIDE_STEP
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.data.pictures import formats, read_picture
 from atonet_jax.data.visualize import overlay
 from atonet_jax.inference.segmenter import Segmenter
 
 OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
-SIDE_STEP = 64  # pixels; sides that the network sees are multiples of it
 # Pillow's other formats are rare. HEIF needs pillow-heif.
 FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 

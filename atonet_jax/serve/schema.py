@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from atonet_jax.serve.pictures import SIDE_STEP
+from atonet_jax.config import SIDE_STEP
 
 _COUNT = {'type': 'integer', 'minimum': 0}
 _MILLISECONDS = {'type': 'number', 'minimum': 0}

@@ -35,7 +35,7 @@ def test_values_classes_and_sizes_are_counted(tmp_path):
         write(tmp_path, i, raw_labels())
     write(tmp_path, 3, np.full((4, 4), 7), np.zeros((4, 4, 3), np.uint8))
     report = inspect(tmp_path)
-    assert report.sizes == {'6x10': 3, '4x4': 1} and not report.failures
+    assert report.sizes == {(6, 10): 3, (4, 4): 1} and not report.failures
     assert report.pixels.sum() == 3 * 60 + 16
     assert report.pixels[-1] == 30 and report.images[-1] == 3  # ignored
     road = 3 * np.count_nonzero(raw_labels() == 7) + 16

@@ -262,7 +262,7 @@ def test_what_values_mean_is_asked_of_a_label_file_that_can_be_read(root):
         write(root, f'labels/train/{name}.png', np.full((*SIZE, 3), (0, 0, 142)))
         if i == 0:
             (root / f'labels/train/{name}.png').write_bytes(b'')
-    assert load(root).by_color
+    assert load(root).reading.by_color
     assert 'labels/train/a/first.png: cannot be decoded' in load_error(root)
     assert list(verify(load(root), on_corrupt='skip').unusable) == [0]
 
@@ -277,7 +277,7 @@ def test_a_palette_made_for_the_classes_is_read_by_index(root, void_first):
         label.putpalette(palette.ravel().tolist())
         label.save(root / f'labels/train/{name}.png')
     dataset = verify(load(root))
-    assert not dataset.by_color
+    assert not dataset.reading.by_color
     corners = [read_example(dataset, i)[1][-1, -1] for i in range(2)]
     assert corners == ([255, 0] if void_first else [0, 255])
 
@@ -288,7 +288,7 @@ def test_a_palette_of_the_classes_colours_in_another_order_is_read_by_colour(roo
         label.putpalette([0, 0, 142, 128, 64, 128])
         label.save(root / f'labels/train/{name}.png')
     dataset = verify(load(root))
-    assert dataset.by_color and (read_example(dataset, 0)[1] == 1).all()
+    assert dataset.reading.by_color and (read_example(dataset, 0)[1] == 1).all()
 
 
 def test_a_list_with_a_name_with_and_without_extension_names_it_twice(root):

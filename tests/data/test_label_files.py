@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.dataset import DataError, LabelReading, SegmentationDataset
 from atonet_jax.data.label_files import KINDS, count_label_values, read_labels
 from atonet_jax.data.labels import CAMVID, CITYSCAPES, IGNORE_LABEL, ClassTable, RawLabel
 
@@ -33,7 +33,8 @@ def path(tmp_path):
 
 
 def dataset_of(path, by_color=(), table=TABLE, **options):
-    return SegmentationDataset('tiny', 'train', table, (path,), (path,), frozenset(by_color), **options)
+    reading = LabelReading(frozenset(by_color))
+    return SegmentationDataset('tiny', 'train', table, (path,), (path,), reading, **options)
 
 
 def error_of(path, by_color=()):

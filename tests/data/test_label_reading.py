@@ -49,7 +49,7 @@ def decide(tmp_path, labels, classes, label_values='auto', in_any_order=True):
         decide_reading(SegmentationDataset('tiny', 'train', classes, tuple(order), tuple(order)), label_values)
         for order in orders
     ]
-    assert len({(one.by_color, one.by_level, bool(one.doubt)) for one in found}) == 1
+    assert len({(one.by_color, one.by_level, bool(one.doubt)) for one in (dataset.reading for dataset in found)}) == 1
     return found[0]
 
 
@@ -67,7 +67,7 @@ def test_a_palette_of_moved_colours_with_a_void_border(tmp_path, plain_files):
     dataset = decide(tmp_path, [*plain, palette_file(bordered, palette)], COLORED)
     expected = np.where(np.arange(6) == 2, IGNORE_LABEL, TRAIN_IDS)
     np.testing.assert_array_equal(labels_of(dataset, plain_files), expected)
-    assert 'has the class colour #00ff00 at 1' in dataset.reading and 'label_values=index' in dataset.doubt
+    assert 'has the class colour #00ff00 at 1' in dataset.reading.text and 'label_values=index' in dataset.reading.doubt
     by_index = decide(tmp_path, [palette_file(bordered, palette)], COLORED, 'index')
     np.testing.assert_array_equal(labels_of(by_index), np.where(np.arange(6) == 2, IGNORE_LABEL, indices))
 
@@ -91,7 +91,7 @@ def test_a_palette_in_the_order_of_the_classes_is_read_by_number(tmp_path):
     values = np.where(np.arange(6) == 2, 255, TRAIN_IDS)
     dataset = decide(tmp_path, [palette_file(values, {0: BLACK, 1: RED, 2: GREEN, 255: BORDER})], COLORED)
     np.testing.assert_array_equal(labels_of(dataset), np.where(np.arange(6) == 2, IGNORE_LABEL, TRAIN_IDS))
-    assert not dataset.by_color and not dataset.doubt
+    assert not dataset.reading.by_color and not dataset.reading.doubt
 
 
 def test_a_palette_for_other_classes_is_read_by_number(tmp_path):
@@ -99,7 +99,7 @@ def test_a_palette_for_other_classes_is_read_by_number(tmp_path):
     palette = {0: BLACK, 1: (128, 0, 0), 2: (0, 128, 0), 7: RED, 9: GREEN}
     dataset = decide(tmp_path, [palette_file(TRAIN_IDS, palette)], COLORED)
     np.testing.assert_array_equal(labels_of(dataset), TRAIN_IDS)
-    assert 'most of their colours are no class' in dataset.reading
+    assert 'most of their colours are no class' in dataset.reading.text
 
 
 def test_without_colours_in_the_class_file_a_palette_says_nothing(tmp_path):
@@ -128,14 +128,14 @@ def test_rgb_files_of_colours_among_which_some_show_black_alone(tmp_path):
     dataset = decide(tmp_path, [rgb(np.zeros((*SIZE, 3))), rgb(colors[TRAIN_IDS])], classes)
     assert (labels_of(dataset, 0) == 1).all()
     np.testing.assert_array_equal(labels_of(dataset, 1), TRAIN_IDS)
-    assert dataset.by_color == set(KINDS)
+    assert dataset.reading.by_color == set(KINDS)
 
 
 @pytest.mark.parametrize('classes', [COLORED, PLAIN])
 def test_numbers_in_three_equal_channels(tmp_path, classes):
     dataset = decide(tmp_path, [rgb(np.repeat(TRAIN_IDS[..., None], 3, 2)), rgb(np.zeros((*SIZE, 3)))], classes)
     np.testing.assert_array_equal(labels_of(dataset), TRAIN_IDS)
-    assert not dataset.by_color and not dataset.doubt
+    assert not dataset.reading.by_color and not dataset.reading.doubt
 
 
 def test_black_and_white_in_rgb_are_the_colours_of_classes(tmp_path):
@@ -153,7 +153,7 @@ def test_kinds_of_file_that_differ_are_each_read_in_their_way(tmp_path):
     dataset = decide(tmp_path, files, COLORED)
     for i in range(3):
         np.testing.assert_array_equal(labels_of(dataset, i), TRAIN_IDS)
-    assert dataset.reading.count(' (1) are read by ') == 3
+    assert dataset.reading.text.count(' (1) are read by ') == 3
 
 
 def test_splits_are_told_of_only_where_a_kind_of_file_is_read_in_two_ways(tmp_path):
@@ -188,7 +188,7 @@ def test_greys_of_a_palette_that_are_class_numbers_are_these(tmp_path, length):
     expected = np.where(np.arange(6) == 2, IGNORE_LABEL, TRAIN_IDS)
     np.testing.assert_array_equal(labels_of(dataset, 0), expected)
     np.testing.assert_array_equal(labels_of(dataset, 2), expected)
-    assert (labels_of(dataset, 1) == IGNORE_LABEL).all() and 'by grey level' in dataset.reading
+    assert (labels_of(dataset, 1) == IGNORE_LABEL).all() and 'by grey level' in dataset.reading.text
 
 
 def test_a_stray_grey_does_not_turn_the_labels_of_all_other_files(tmp_path):
@@ -203,7 +203,7 @@ def test_a_stray_grey_does_not_turn_the_labels_of_all_other_files(tmp_path):
     files.append(palette_file(stray, {i: (grey,) * 3 for i, grey in enumerate(greys)}, 5))
     dataset = decide(tmp_path, files, classes, in_any_order=False)
     np.testing.assert_array_equal(labels_of(dataset), greys[shown])
-    assert 'label_values=index' in dataset.doubt
+    assert 'label_values=index' in dataset.reading.doubt
     with pytest.raises(DataError, match=r'5.png: label value 99 \(1 pixels\)'):
         labels_of(dataset, 5)
     void = labels_of(dataclasses.replace(dataset, unknown_as_void=0.1), 5)

@@ -10,7 +10,7 @@ import pytest
 
 from atonet_jax.data import pipeline
 from atonet_jax.data.augmentation import Augmentation, Geometry
-from atonet_jax.data.dataset import DataError, SegmentationDataset
+from atonet_jax.data.dataset import DataError, LabelReading, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.label_files import KINDS
@@ -161,7 +161,8 @@ def test_color_labels_reach_training_as_train_ids(tmp_path):
     colors = np.array([label.color for label in CAMVID.raw_labels], np.uint8)
     raw_ids = np.arange(np.prod(IMAGE_SIZE)).reshape(IMAGE_SIZE) % len(colors)
     PIL.Image.fromarray(colors[raw_ids]).save(dataset.label_paths[0])
-    dataset = SegmentationDataset('tiny', 'train', CAMVID, dataset.image_paths, dataset.label_paths, frozenset(KINDS))
+    reading = LabelReading(frozenset(KINDS))
+    dataset = SegmentationDataset('tiny', 'train', CAMVID, dataset.image_paths, dataset.label_paths, reading)
     batch = train_batches(dataset, batch_size=1, crop_size=IMAGE_SIZE, scale_range=(1.0, 1.0), num_steps=1)[0]
     labels = batch['label'][0, : IMAGE_SIZE[0], : IMAGE_SIZE[1]]
     np.testing.assert_array_equal(labels, CAMVID.raw_to_train[raw_ids])

@@ -21,7 +21,7 @@ from atonet_jax.data import tfds_builders, tfds_copy, tfds_records
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.camvid import load_camvid
 from atonet_jax.data.cityscapes import load_cityscapes
-from atonet_jax.data.dataset import DataError, LocalFiles, SegmentationDataset
+from atonet_jax.data.dataset import DataError, LabelReading, LocalFiles, SegmentationDataset
 from atonet_jax.data.decode import read_example
 from atonet_jax.data.examples import Examples
 from atonet_jax.data.label_files import KINDS
@@ -162,7 +162,7 @@ def test_labels_of_colors(tmp_path, palette):
     source = load_camvid(str(tmp_path), 'train')
     directory = prepare({'train': source}, str(tmp_path / 'tfds'))
     copy = load_tfds(str(tmp_path / 'tfds'), 'camvid', 'train')
-    assert source.by_color == copy.by_color == set(KINDS)
+    assert source.reading.by_color == copy.reading.by_color == set(KINDS)
     assert encoded(copy) == encoded(source)
     assert_decodes_equally(copy, source)
     assert len(copy) == 3
@@ -200,11 +200,13 @@ def test_label_files_of_many_kinds_become_pngs_of_numbers(tmp_path):
     labels = [numbers.astype(np.uint16), numbers.astype(np.uint8), numbers.astype(np.uint8), colored.astype(np.uint8)]
     image = write(tmp_path / 'image.png', np.zeros((*SIZE, 3), np.uint8))
     label_paths = [write(tmp_path / f'{i}{end}', labels[i]) for i, end in enumerate(('.png', '.bmp', '.tif', 'c.png'))]
-    source = SegmentationDataset('folder', 'val', OWN_TABLE, (image,) * 4, tuple(label_paths), frozenset({'rgb'}))
+    source = SegmentationDataset(
+        'folder', 'val', OWN_TABLE, (image,) * 4, tuple(label_paths), LabelReading(frozenset({'rgb'}))
+    )
     directory = prepare({'val': source}, str(tmp_path / 'tfds'))
     copy = load_tfds(str(tmp_path / 'tfds'), 'folder', 'val')
     assert_decodes_equally(copy, source)
-    assert not copy.by_color and (read_example(copy, 0)[1] == IGNORE_LABEL).any()
+    assert not copy.reading.by_color and (read_example(copy, 0)[1] == IGNORE_LABEL).any()
     for (_, _, pixels), expected in zip(read_by_tfds_alone(directory, 'val'), [numbers] * 3 + [colored[..., 1]]):
         expected = np.where(expected == 128, 3, np.where(expected == 9, 200, expected))
         np.testing.assert_array_equal(pixels[..., 0], expected)
@@ -218,7 +220,7 @@ def test_a_split_of_colors_beside_one_of_numbers_becomes_numbers(tmp_path):
     splits = {}
     for part, pixels, kinds in (('train', numbers, frozenset()), ('val', colors, frozenset(KINDS))):
         label = write(tmp_path / f'{part}.png', pixels)
-        splits[part] = SegmentationDataset('folder', part, OWN_TABLE, (image,), (label,), kinds)
+        splits[part] = SegmentationDataset('folder', part, OWN_TABLE, (image,), (label,), LabelReading(kinds))
     prepare(splits, str(tmp_path / 'tfds'))
     for part, source in splits.items():
         assert_decodes_equally(load_tfds(str(tmp_path / 'tfds'), 'folder', part), source)
@@ -228,7 +230,7 @@ def test_a_bmp_of_colors_becomes_a_png(tmp_path):
     colors = np.array([label.color for label in OWN_TABLE.raw_labels], np.uint8)
     path = write(tmp_path / '0.bmp', colors[np.indices(SIZE).sum(0) % 2])
     image = write(tmp_path / 'image.png', np.zeros((*SIZE, 3), np.uint8))
-    source = SegmentationDataset('folder', 'val', OWN_TABLE, (image,), (path,), frozenset(KINDS))
+    source = SegmentationDataset('folder', 'val', OWN_TABLE, (image,), (path,), LabelReading(frozenset(KINDS)))
     prepare({'val': source}, str(tmp_path / 'tfds'))
     copy = load_tfds(str(tmp_path / 'tfds'), 'folder', 'val')
     assert encoded(copy)[0][1].startswith(b'\x89PNG')

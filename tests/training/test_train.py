@@ -13,6 +13,7 @@ import pytest
 
 from atonet_jax.config import create_network
 from atonet_jax.data.batches import Batches
+from atonet_jax.data.dataset import LabelReading
 from atonet_jax.data.sources import load_examples
 from atonet_jax.errors import InputError, TrainingError
 from atonet_jax.evaluation.evaluate import evaluate
@@ -102,7 +103,7 @@ def test_what_the_splits_hold_is_judged_before_the_first_step(basic_config, tmp_
     def load(data, split, workdir, processes):
         examples = load_examples(data, split, workdir, processes)
         way = 'grey level' if split == data.train_split else 'number'
-        examples.dataset = dataclasses.replace(examples.dataset, ways={'grey_palette': way})
+        examples.dataset = dataclasses.replace(examples.dataset, reading=LabelReading(ways={'grey_palette': way}))
         return examples
 
     monkeypatch.setattr(train_module, 'load_examples', load)

@@ -41,8 +41,9 @@ def write_dataset(root, *, splits: Mapping[str, int], height: int, width: int, s
     wanted = {'version': VERSION, 'splits': dict(splits), 'height': height, 'width': width, 'seed': seed}
     parameters = json.dumps(wanted, indent=2) + '\n'
     complete, started = root / PARAMETERS_FILE, root / f'{PARAMETERS_FILE}.part'
-    # Another process may write the same. So what lies there is looked at before the file that says what it is, and the
-    # file of a start before that which it becomes. Hidden files are not written completely yet.
+    # Another process may be writing the same data set, and renames `started` to `complete` at its end. So the folder is
+    # listed first, and `started` is looked for before `complete`: in another order both could be missed. Hidden files
+    # are not written completely yet.
     is_empty = not root.exists() or all(path.name.startswith('.') for path in root.iterdir())
     is_started, is_complete = (_holds(path, parameters) for path in (started, complete))
     if is_complete:

@@ -13,7 +13,7 @@ from atonet_jax.export.onnx.program import Size, Varied, combine
 _OPSET = 18
 _IR_VERSION = 10  # read by runtimes since 2024
 _LARGEST_SHARED = 2**16  # bytes of constants that are compared with those that are there
-_END = 2**62
+TO_THE_END = 2**62  # of a `Slice`
 _DIVISORS = (2, 3, 4, 8, 16, 32, 64)
 
 
@@ -133,7 +133,7 @@ class Graph:
 
     def slice(self, x: str, axis: int, start: Size, stop: Size | None) -> str:
         """Along one axis; stop None: to the end."""
-        stop = _END if stop is None else stop
+        stop = TO_THE_END if stop is None else stop
         return self('Slice', x, self.size_vector([start]), self.size_vector([stop]), self.integers(axis))
 
     def finish(self, result: str, given: tuple, output: tuple) -> onnx.ModelProto:

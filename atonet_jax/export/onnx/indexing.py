@@ -4,10 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from atonet_jax.export.onnx.graph import TO_THE_END
 from atonet_jax.export.onnx.lowering import Value, rule
 from atonet_jax.export.onnx.program import Constant, Size, Varied, VariesError, combine
-
-_TO_THE_END = 2**62
 
 
 @rule('slice')
@@ -43,7 +42,7 @@ def _end(start: Size, stop: Size, stride: int, length: Size) -> Size:
     for missing in range(stride):  # what lies between the last that is taken and the next is free to choose
         same = combine(lambda a, b, n, m=missing: count(a, n - m) == count(a, b), start, stop, length)
         if same is True:
-            return -missing if missing else _TO_THE_END
+            return -missing if missing else TO_THE_END
     missing = combine(lambda a, b: a - b, stop, length)
     return stop if isinstance(missing, Varied) or missing >= 0 else missing
 

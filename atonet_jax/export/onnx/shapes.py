@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from atonet_jax.export.onnx.graph import TO_THE_END
 from atonet_jax.export.onnx.lowering import Value, rule, stored_shape
 from atonet_jax.export.onnx.program import Ref, Size, Varied, combine
 
@@ -142,7 +143,7 @@ def _reverse(lowering, step, x):
     for axis in step.params['dimensions']:
         if x.stored[axis] != 1:
             place = x.order.index(axis)
-            name = lowering.graph('Slice', name, *map(lowering.graph.integers, (-1, -(2**62), place, -1)))
+            name = lowering.graph('Slice', name, *map(lowering.graph.integers, (-1, -TO_THE_END, place, -1)))
     return dataclasses.replace(x, name=name)
 
 
