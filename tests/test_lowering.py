@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation, Geometry
-from atonet_jax.evaluation.evaluator import _compile_eval_step
+from atonet_jax.evaluation.evaluator import _jitted_for_whole_images
 from atonet_jax.inference import segmenter as inference
 from atonet_jax.inference.views import Views, probabilities
 from atonet_jax.models import abstract_variables, network
@@ -174,7 +174,7 @@ def export_training(objective, num_devices, platforms=ACCELERATORS):
 
 
 def export_evaluation(model, platforms=ACCELERATORS, **options):
-    step = _compile_eval_step(model, (model.num_classes,) * 2, Views(**options), create_mesh(), batch_size=1)
+    step = _jitted_for_whole_images(model, (model.num_classes,) * 2, Views(**options), create_mesh())
     return export(step, abstract_variables(model), IMAGES, LABELS, INDEX, platforms=platforms)
 
 

@@ -214,28 +214,28 @@ def _compile_eval_step(model: nn.Module, shape: tuple[int, int], views: Views, m
 
     The batch is split over the devices, and so are the predictions. Every process gets all other results.
     """
+    if not views.window:
+        return _whole_images_of_any_size(model, shape, views, mesh)
     whole, split = replicated(mesh), split_by_batch(mesh)
-    if views.window:
-        windows = SlidingWindows(model, mesh, views, batch_size)
-        score = jax.jit(
-            functools.partial(_scored, shape), in_shardings=(split, split, split), out_shardings=(whole, whole, split)
-        )
-        return lambda variables, images, labels, index: score(labels, index, windows(variables, images))
-    return _compile_whole_images(model, shape, views, mesh)
+    windows = SlidingWindows(model, mesh, views, batch_size)
+    score = jax.jit(
+        functools.partial(_scored, shape), in_shardings=(split, split, split), out_shardings=(whole, whole, split)
+    )
+    return lambda variables, images, labels, index: score(labels, index, windows(variables, images))
 
 
 @functools.cache  # evaluations of one process share the programs
-def _compile_whole_images(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh) -> Callable:
-    whole, split = replicated(mesh), split_by_batch(mesh)
-
-    def program(_):
-        def eval_step(variables, images, labels, index):
-            return _scored(shape, labels, index, predict_labels(model, variables, images, views))
-
-        return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
-
-    programs = Programs(program)
+def _whole_images_of_any_size(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh) -> Callable:
+    programs = Programs(lambda _: _jitted_for_whole_images(model, shape, views, mesh))
     return lambda variables, images, labels, index: programs(images.shape)(variables, images, labels, index)
+
+
+def _jitted_for_whole_images(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh) -> Callable:
+    def eval_step(variables, images, labels, index):
+        return _scored(shape, labels, index, predict_labels(model, variables, images, views))
+
+    whole, split = replicated(mesh), split_by_batch(mesh)
+    return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
 
 
 def _scored(shape, labels, index, predictions):

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -133,10 +133,12 @@ class Segmenter:
     def _compile(self, function_and_shape):
         function, shape = function_and_shape
         whole, split = replicated(self._mesh), self._split(shape)
-        program = jax.jit(
-            functools.partial(function, self.model, self._height), in_shardings=(whole, split), out_shardings=split
-        )
-        return program.lower(self._variables, jax.ShapeDtypeStruct(shape, jnp.uint8)).compile()
+        images = jax.ShapeDtypeStruct(shape, jnp.uint8)
+        return _jitted(function, self.model, self._height, whole, split).lower(self._variables, images).compile()
+
+
+def _jitted(function: Callable, model: nn.Module, height: int, whole: NamedSharding, split: NamedSharding) -> Callable:
+    return jax.jit(functools.partial(function, model, height), in_shardings=(whole, split), out_shardings=split)
 
 
 def prepared_variables(
