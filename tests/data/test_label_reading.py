@@ -112,10 +112,12 @@ def test_palettes_that_give_one_number_different_colours_are_a_doubt(tmp_path):
     cut = palette_file(np.minimum(TRAIN_IDS, 1), {0: BLACK, 1: RED}, 2)
     whole = palette_file(TRAIN_IDS, {0: BLACK, 1: RED, 2: GREEN, 7: BORDER})
     other = palette_file(TRAIN_IDS, {0: BLACK, 1: GREEN, 2: RED})
-    assert not decide(tmp_path, [cut, whole, palette_file(TRAIN_IDS, {0: BLACK, 1: RED, 2: GREEN})], PLAIN).doubt
-    doubt = decide(tmp_path, [cut, whole, other], PLAIN).doubt
+    assert not decide(
+        tmp_path, [cut, whole, palette_file(TRAIN_IDS, {0: BLACK, 1: RED, 2: GREEN})], PLAIN
+    ).reading.doubt
+    doubt = decide(tmp_path, [cut, whole, other], PLAIN).reading.doubt
     assert 'number 1 has the colour #ff0000 in the palette of 0.png and #00ff00 in that of 2.png' in doubt
-    assert not decide(tmp_path, [cut, whole, other], PLAIN, 'index').doubt
+    assert not decide(tmp_path, [cut, whole, other], PLAIN, 'index').reading.doubt
 
 
 def rgb(array):

@@ -16,7 +16,7 @@ from atonet_jax.data.synthetic import render_scene
 from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.metrics import Scores
 from atonet_jax.export import export, int8, onnx_format, tflite_format
-from atonet_jax.export.onnx import to_onnx
+from atonet_jax.export.onnx import quantization, to_onnx
 from atonet_jax.export.onnx.quantization import quantize
 from atonet_jax.runs.environment import cpu_name
 from tests.conftest import EXPORT_SIZE
@@ -89,6 +89,26 @@ def test_sums_are_int8_except_beside_prelu(tmp_path, activation, user, convoluti
     wanted = np.asarray(network(images))
     result = onnxruntime.InferenceSession(path).run(None, {'images': images})[0]
     assert np.abs(result - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(('saturate', 'most'), [(True, 64), (False, 127)])
+def test_weights_have_7_bits_where_sums_of_8_bits_saturate(tmp_path, monkeypatch, saturate, most):
+    """As on x86 CPUs without VNNI."""
+    monkeypatch.setattr(quantization, 'sums_saturate', lambda: saturate)
+    kernels = RNG.normal(size=(2, 3, 3, 4, 4)).astype(np.float32)
+
+    def network(images):
+        for kernel in kernels:
+            numbers = 'NHWC', 'HWIO', 'NHWC'
+            images = lax.conv_general_dilated(images, kernel, (1, 1), 'SAME', dimension_numbers=numbers)
+        return images
+
+    images = RNG.normal(size=(1, 8, 12, 4)).astype(np.float32)
+    path = str(tmp_path / 'int8.onnx')
+    quantize(to_onnx(network, images.shape), [images], path)
+    arrays = [onnx.numpy_helper.to_array(constant) for constant in onnx.load(path).graph.initializer]
+    weights = [array for array in arrays if array.dtype == np.int8 and array.ndim == 4]
+    assert len(weights) == 2 and {np.abs(array.astype(int)).max() for array in weights} == {most}
 
 
 def test_the_first_convolution_takes_the_bytes_of_the_image_as_they_are(tmp_path):

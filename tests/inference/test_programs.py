@@ -10,7 +10,7 @@ import pytest
 
 from atonet_jax.inference import segmenter
 from atonet_jax.inference.programs import Programs
-from atonet_jax.models import init_variables
+from atonet_jax.models import create_model, init_variables
 
 
 class Program:
@@ -64,8 +64,9 @@ def test_after_a_failure_the_next_call_tries_again():
     assert programs('a') == 'program'
 
 
-def test_a_segmenter_keeps_programs_without_what_they_were_traced_from(tiny_model, monkeypatch):
+def test_a_segmenter_keeps_programs_without_what_they_were_traced_from(monkeypatch):
     """Which is most of their memory: JAX keeps it as long as the jitted function."""
+    model = create_model('segnet_basic', 5, width=4)
     jitted = []
     jit = segmenter.jax.jit
 
@@ -73,9 +74,9 @@ def test_a_segmenter_keeps_programs_without_what_they_were_traced_from(tiny_mode
         jitted.append(weakref.ref(function))
         return jit(function, **options)
 
-    segment = segmenter.Segmenter(tiny_model, init_variables(tiny_model, 0))
+    segment = segmenter.Segmenter(model, init_variables(model, 0))
     monkeypatch.setattr(segmenter.jax, 'jit', remembered)
-    for height in (64, 80):
-        segment(np.zeros((1, height, 64, 3), np.uint8))
+    for height in (32, 48):
+        segment(np.zeros((1, height, 32, 3), np.uint8))
     gc.collect()
     assert [reference() for reference in jitted] == [None, None]

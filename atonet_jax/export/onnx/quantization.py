@@ -2,14 +2,18 @@
 
 import collections
 import contextlib
+import functools
 import io
 import logging
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnx
+import onnxruntime
 from onnx import numpy_helper
 from onnxruntime import quantization
+
+_log = logging.getLogger(__name__)
 
 _PERCENTILE = 99.99  # of the values of a map; the few outside cost the others their resolution
 # Operations whose maps are int8 from one to the next. All others compute in float32; with `Concat`, OpenVINO 2026.4
@@ -42,7 +46,7 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
     """Writes a static int8 form: weights by output channel, symmetric; maps uint8, of the range of 99.99 % of values.
 
     Logits stay in float32: rounding them costs most. The first convolutions take the bytes of the image as they are,
-    where only the mean is subtracted before them.
+    where only the mean is subtracted before them. Weights have 7 bits where this CPU needs that (`sums_saturate`).
 
     Args:
         graph: of float32. It is changed.
@@ -59,6 +63,8 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
         node.name = f'{node.op_type}_{i}'
     last, after = _last_convolutions(nodes)
     careful = careful or any(node.op_type in _BETWEEN for node in nodes)
+    if sums_saturate():
+        _log.info('int8 weights have 7 bits: on this CPU, sums of two products of 8 bits saturate')
     options = {
         'TensorQuantOverrides': _bytes_as_they_are(graph.graph),
         'CalibPercentile': _PERCENTILE,
@@ -70,6 +76,7 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
             path,
             _Images(graph.graph.input[0].name, batches),
             per_channel=True,
+            reduce_range=sums_saturate(),
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
             op_types_to_quantize=list(_CONVOLUTIONS if careful else _QUANTIZED),
@@ -83,6 +90,27 @@ def quantize(graph: onnx.ModelProto, batches: Sequence[np.ndarray], path: str, c
     _drop_unused_constants(written.graph)
     onnx.save(written, path)
     return careful
+
+
+@functools.cache
+def sums_saturate() -> bool:
+    """Whether ONNX Runtime loses the largest sums of int8 products on this CPU.
+
+    x86 CPUs without VNNI add two products in 16 bits. With weights of 7 bits every sum fits.
+    """
+    most, length = (255, 127), 16
+    matrix = np.full((length, length), most[1], np.int8)
+    graph = onnx.helper.make_graph(
+        [onnx.helper.make_node('MatMulInteger', ['x', 'matrix'], ['y'])],
+        'sums',
+        [onnx.helper.make_tensor_value_info('x', onnx.TensorProto.UINT8, (1, length))],
+        [onnx.helper.make_tensor_value_info('y', onnx.TensorProto.INT32, None)],
+        [numpy_helper.from_array(matrix, 'matrix')],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid('', 13)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (sums,) = session.run(None, {'x': np.full((1, length), most[0], np.uint8)})
+    return bool((sums != length * most[0] * most[1]).any())
 
 
 def _bytes_as_they_are(graph: onnx.GraphProto) -> dict[str, list[dict[str, np.ndarray]]]:
