@@ -32,7 +32,7 @@ class Stopped(Exception):
 
 def first_line(error: BaseException) -> str:
     """The first line of another program's error; without a text, the name of its type."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def is_out_of_memory(error: BaseException) -> bool:

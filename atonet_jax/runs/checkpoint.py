@@ -23,7 +23,7 @@ from flax import linen as nn
 from jax.sharding import Mesh
 from orbax.checkpoint import checkpoint_managers
 
-from atonet_jax.errors import InputError, TrainingError, is_out_of_memory
+from atonet_jax.errors import InputError, TrainingError, first_line, is_out_of_memory
 from atonet_jax.models import abstract_variables, network
 from atonet_jax.process.devices import replicated
 from atonet_jax.process.distributed import in_main_process, is_main_process
@@ -407,11 +407,9 @@ def _os_error_code(error: Exception) -> int | None:
 
 def _reason(error: Exception) -> str:
     """The system's message, such as 'No space left on device'; without one, the error's first line."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = str(error).strip()
-    told = re.search(r'([^:]+) \[os_error_code=', text)  # how TensorStore passes it on
-    return told[1].strip() if told else text.partition('\n')[0][:200] or type(error).__name__
+    if (code := _os_error_code(error)) is not None:
+        return os.strerror(code)
+    return first_line(error)[:200]
 
 
 def _folder(workdir: str, *, writes: bool) -> str:

@@ -86,7 +86,13 @@ def test_an_error_that_passes_moves_no_checkpoint_away(run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'error', [OSError(errno.EIO, 'Input/output error'), ValueError("Input/output error [os_error_code='5']")]
+    'error',
+    [
+        OSError(errno.EIO, 'Input/output error'),
+        ValueError("Input/output error [os_error_code='5']"),
+        ValueError("Input/output error [tensorstore_spec='{\"a\": {}}'] [os_error_code='5']"),
+    ],
+    ids=['system', 'TensorStore', 'TensorStore with what it read'],
 )
 def test_where_the_system_cannot_read_the_run_ends_and_nothing_is_moved(run, monkeypatch, error):
     with pytest.raises(InputError, match=r'checkpoint 2 cannot be read now \(Input/output error\), and is left as it'):
