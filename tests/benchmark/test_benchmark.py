@@ -151,13 +151,21 @@ def test_calls_take_turns_until_the_limit():
 
 
 def test_compiled_program_is_the_one_that_calls_take(tiny_model, tiny_variables):
-    segment = Segmenter(tiny_model, tiny_variables)
+    compiled = []
+
+    class Counted(Segmenter):
+        def _compile(self, function_and_shape):
+            compiled.append(function_and_shape)
+            return super()._compile(function_and_shape)
+
+    segment = Counted(tiny_model, tiny_variables)
     images = jnp.zeros((1, 64, 64, 3), jnp.uint8)
     for method, shape in {'__call__': (1, 64, 64), 'logits': (1, 64, 64, 5), 'coarse_logits': (1, 16, 16, 5)}.items():
         program = segment.compile(method, (1, 64, 64))
         assert getattr(segment, method)(images).shape == shape
         assert program.out_info.shape == shape
         assert segment.compile(method, (1, 64, 64)) is program
+    assert len(compiled) == 3
 
 
 @pytest.mark.parametrize(

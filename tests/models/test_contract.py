@@ -676,7 +676,7 @@ def test_every_network_is_made_int8_and_gives_nearly_the_logits_of_float(name, f
     model, variables = tiny(name), drawn_variables(tiny(name))
     if form is tflite_format and name.startswith(('dfanet', 'espnet')):
         # It gives one scale to maps that are concatenated, which those of drawn statistics are too unlike for.
-        # Larger images than those: of few values, statistics and so the logits depend on the rounding of the CPU.
+        # Of two such images, rounding alone changes some variances a thousandfold, and with them the logits.
         scenes = np.stack([render_scene(1, i, 2 * SIZE[0], 2 * SIZE[1])[0] for i in range(4)])
         variables |= golden.train_mode(model, variables, network(model).normalization(scenes))[1]
     trained = TrainedNetwork(model, variables, CAMVID, step=None)
