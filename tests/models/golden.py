@@ -186,13 +186,15 @@ def statistics_errors(golden: Golden, model: nn.Module, variables: Mapping[str, 
     with np.load(FOLDER / 'images.npz') as file:
         images = IMAGENET(file['calibration'])
     found = to_torch(dict(variables) | train_mode(model, variables, images)[1], model)
-    errors = {}
-    for name in golden.statistics:
-        variance = golden.state_dict[name.replace('running_mean', 'running_var')]
-        unit = np.sqrt(variance) if name.endswith('running_mean') else variance
-        ours = np.maximum(found[name], RAISED) if name in golden.raised else found[name]
-        errors[name] = float(np.max(np.abs(ours - golden.state_dict[name]) / unit))
-    return errors
+    return {name: statistic_error(golden, name, found[name]) for name in golden.statistics}
+
+
+def statistic_error(golden: Golden, name: str, found: np.ndarray) -> float:
+    """The error of one of `statistics_errors`."""
+    variance = golden.state_dict[name.replace('running_mean', 'running_var')]
+    unit = np.sqrt(variance) if name.endswith('running_mean') else variance
+    ours = np.maximum(found, RAISED) if name in golden.raised else found
+    return float(np.max(np.abs(ours - golden.state_dict[name]) / unit))
 
 
 def with_weights(name: str, folder: pathlib.Path = FOLDER) -> tuple[Golden, nn.Module, dict[str, Any]]:

@@ -4,9 +4,14 @@ Logits are those of one small size, mostly one that no stride divides. Each netw
 training gives.
 """
 
+import contextlib
+import itertools
+from unittest import mock
+
+import numpy as np
 import pytest
 
-from atonet_jax.models import distinct_networks
+from atonet_jax.models import distinct_networks, segnet
 from tests.models import golden
 
 # test_atonet.py compares more of ATONet, and test_erfnet.py the encoder, whose outputs are in ERFNet's golden. The
@@ -58,17 +63,39 @@ def test_names_and_layouts_are_those_of_the_golden(published):
     golden.assert_names(*published)
 
 
+@contextlib.contextmanager
+def segnet_ties():
+    """SegNet's pools find values where the golden's did, of those that differ by rounding alone.
+
+    That is one in a thousand. tests/make_segnet_ties.py says why, and how they were found.
+    """
+    with np.load(golden.FOLDER / 'segnet_ties.npz') as file:
+        level_of, *at, index = file['ties'].astype(np.int32)
+    pool, levels = segnet._pool, itertools.count(1)
+
+    def pool_as_golden(x):
+        largest, indices = pool(x)
+        here = level_of == next(levels)
+        return largest, indices.at[tuple(axis[here] for axis in at)].set(index[here])
+
+    with mock.patch.object(segnet, '_pool', pool_as_golden):
+        yield
+    assert next(levels) == 6  # each was asked for once
+
+
 @pytest.mark.parametrize(
     'name', [pytest.param(name, marks=() if name.startswith('enet') else pytest.mark.networks) for name in STATISTICS]
 )
 def test_statistics_of_a_training_batch_are_those_of_the_golden(name):
-    errors = golden.statistics_errors(*golden.with_weights(name))
+    published = golden.with_weights(name)
+    with segnet_ties() if name == 'segnet' else contextlib.nullcontext():
+        errors = golden.statistics_errors(*published)
     assert len(errors) == STATISTICS[name]
     assert {entry: error for entry, error in errors.items() if not error <= 1e-4} == {}
 
 
 def test_every_golden_is_compared():
-    ours = {'images', 'torch_files', 'atonet', 'atonet_settled'}
+    ours = {'images', 'torch_files', 'atonet', 'atonet_settled', 'segnet_ties'}
     assert {path.stem for path in golden.FOLDER.glob('*.npz')} - ours == set(NAMES)
 
 
