@@ -244,17 +244,25 @@ CONVOLUTIONS_AS_UNITS = ('fcn8s', 'fcn8s_fc1024', 'fcn8s_original', 'deeplab_lar
 CORE = ('atonet', 'pidnet_s', 'enet_paper', 'fcn8s')
 # Those that `make test` also trains, evaluates, serves and exports; `make test-networks` does so with the others.
 LIVES = ('espnet', 'fcn8s')
-every_network = pytest.mark.parametrize(
-    'name', [pytest.param(name, marks=() if name in CORE else pytest.mark.networks) for name in ROWS]
-)
+# Each depthwise convolution of a training step is 27 operations on CPUs, and this network has 126: a minute to compile.
+# Steps and scores are those of plain programs; tests/ops compares the faster ones.
+PLAIN = ('dfanet_a',)
 
 
 def tiny(name, **options):
     return create_model(name, CLASSES, **ROWS[name].options, **options)
 
 
-# The first network of each module: what others do with their options is the same.
+def step_programs(name):
+    """The context in which the tests train a network and score it."""
+    return ops.cpu.fast_paths(False) if name in PLAIN else contextlib.nullcontext()
+
+
+# Of networks that are the same when they are tiny, the first.
 DISTINCT = [*{tiny(name): name for name in reversed(ROWS)}.values()][::-1]
+every_network = pytest.mark.parametrize(
+    'name', [pytest.param(name, marks=() if name in CORE else pytest.mark.networks) for name in DISTINCT]
+)
 abstract = functools.cache(abstract_variables)  # traced once a network
 
 
@@ -305,7 +313,7 @@ def test_an_alias_is_the_network_that_it_stands_for(alias, name):
     assert create_model(alias, CLASSES) == create_model(name, CLASSES)
 
 
-@every_network
+@pytest.mark.parametrize('name', ROWS)
 def test_options_have_defaults_and_the_module_says_which_cannot_work(name):
     options = default_options(name)
     assert set(ROWS[name].options) <= set(options)
@@ -337,9 +345,7 @@ def test_any_size_gives_logits_and_labels_of_that_size(name):
 
 @every_network
 def test_every_training_output_is_taken_by_a_term_and_every_term_has_its_output(name):
-    model = tiny(name)
-    outputs = training_outputs(model, abstract(model))
-    terms = network(model).terms
+    outputs, terms = training_pass(name)[0], network(tiny(name)).terms
     edges = {term.target.output for term in terms if isinstance(term.target, LabelsOnEdges)}
     assert set(outputs) == {term.output for term in terms} | edges
     assert len({term.loss_name for term in terms}) == len(terms), 'metrics would overwrite each other'
@@ -348,9 +354,8 @@ def test_every_training_output_is_taken_by_a_term_and_every_term_has_its_output(
 @every_network
 def test_batch_normalisations_have_the_published_epsilon_and_momentum(name):
     """Which goldens hardly show: theirs move no averages, and rounding hides a small epsilon."""
-    model = tiny(name)
-    found = {(module.epsilon, module.momentum) for module in modules_called(model, BatchNorm)}
-    has_any = 'batch_stats' in abstract(model)
+    found = {(module.epsilon, module.momentum) for module in modules_called(name, BatchNorm)}
+    has_any = 'batch_stats' in abstract(tiny(name))
     assert found == (NORMS.get(name, {(1e-5, 0.9)}) if has_any else set())
 
 
@@ -360,18 +365,22 @@ def of_family(table, name, default):
     return table[max(known, key=len)] if known else default
 
 
-def modules_called(model, kind):
-    """The modules of some class that a training pass calls, in its order."""
-    variables, found = abstract(model), []
+@functools.cache  # traced once a network
+def training_pass(name):
+    """Shapes and types of the tiny network's outputs in training, and the modules that it calls, in their order."""
+    model, modules = tiny(name), []
 
     def look(call, arguments, options, context):
-        if isinstance(context.module, kind) and context.method_name == '__call__':
-            found.append(context.module)
+        if context.method_name == '__call__':
+            modules.append(context.module)
         return call(*arguments, **options)
 
     with nn.intercept_methods(look):
-        training_outputs(model, variables)
-    return found
+        return training_outputs(model, abstract(model)), modules
+
+
+def modules_called(name, kind):
+    return [module for module in training_pass(name)[1] if isinstance(module, kind)]
 
 
 @functools.cache
@@ -384,7 +393,7 @@ def drawn_by(init, fan_of_bias=None):
 def test_kernels_and_biases_start_as_in_the_published_code(name):
     fans = {'fan_in': 3 * 5 * 40, 'fan_out': 3 * 5 * 60, '': 1}
     starts = of_family(STARTS, name, {})
-    modules = modules_called(tiny(name), (Conv, ConvTranspose, nn.Dense))
+    modules = modules_called(name, (Conv, ConvTranspose, nn.Dense))
     assert modules
     for module in modules:
         path = '/'.join(module.path)
@@ -403,7 +412,7 @@ def test_kernels_and_biases_start_as_in_the_published_code(name):
 
 @every_network
 def test_dropout_has_the_published_rates_and_drops_maps_or_values(name):
-    dropouts = [module for module in modules_called(tiny(name), nn.Dropout) if module.rate]
+    dropouts = [module for module in modules_called(name, nn.Dropout) if module.rate]
     found = [(module.rate, tuple(module.broadcast_dims) == (1, 2)) for module in dropouts]
     assert found == of_family(DROPOUTS, name, [])
 
@@ -533,7 +542,8 @@ def life(request, scenes, tmp_path_factory):
     config, workdir = config_of(request.param, scenes), str(tmp_path_factory.mktemp(request.param) / 'run')
     with pytest.MonkeyPatch.context() as patched:  # drawing them by JAX takes seconds to compile
         patched.setattr(train_module, 'starting_variables', lambda config, model, *_: (drawn_variables(model), ()))
-        return Life(config, workdir, train(config, workdir))
+        with step_programs(request.param):
+            return Life(config, workdir, train(config, workdir))
 
 
 @pytest.fixture(scope='module')
@@ -575,12 +585,12 @@ def test_a_resumed_run_ends_as_one_that_was_not_stopped(life, tmp_path):
     it is the program of the first run, which need not be compiled again.
     """
     config = life.config.copy_and_resolve_references()
-    config.train.remat = is_plain = ROWS[config.model.name].whole
+    config.train.remat = whole = ROWS[config.model.name].whole
     workdir = str(shutil.copytree(life.workdir, tmp_path / 'resumed'))
     expected = variables_after(life, 2, workdir)
     shutil.rmtree(os.path.join(workdir, 'checkpoints', '2'))
     before = variables_after(life, 1, workdir)
-    with ops.cpu.fast_paths(False) if is_plain else contextlib.nullcontext():
+    with ops.cpu.fast_paths(False) if whole else step_programs(config.model.name):
         train(config, workdir)
     after = variables_after(life, 2, workdir)
 
@@ -611,7 +621,8 @@ def test_training_weighs_the_classes_where_the_network_says_so(life):
 
 
 def test_evaluation_finds_the_scores_that_training_found(life):
-    assert evaluate(life.config, life.workdir).miou == pytest.approx(life.scores.miou, abs=1e-9)
+    with step_programs(life.config.model.name):
+        assert evaluate(life.config, life.workdir).miou == pytest.approx(life.scores.miou, abs=1e-9)
 
 
 def test_predictions_are_the_labels_of_segmenter(life, segment, images, labels, tmp_path):
