@@ -17,12 +17,15 @@ from atonet_jax.config import create_network
 from atonet_jax.errors import InputError, Stopped
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.stopping import StopSignals
 from atonet_jax.torch_files import read_state_dict
 from atonet_jax.training.from_config import create_objective, create_schedule, step_options, train_augmentation
 from atonet_jax.training.step import compile_train_step, create_state
 from atonet_jax.training.timeline import Timeline
-from benchmarks import camvid, pack_camvid
+from benchmarks import camvid, camvid_weights, pack_camvid
+from benchmarks.camvid_recipes import RECIPES, chosen
 from benchmarks.camvid_results import Results
+from benchmarks.camvid_training import KeptState, Runs
 
 SIZE = (64, 96)
 
@@ -41,11 +44,11 @@ def root(tmp_path_factory):
 
 
 def assert_saved_and_joined(model, variables, folder):
-    parts = camvid.save(str(folder / 'weights'), model, variables, megabytes=0.02)
+    parts = camvid_weights.save(str(folder / 'weights'), model, variables, megabytes=0.02)
     assert len(parts) > 1 and all(os.path.getsize(part) < 24_000 for part in parts)
     arrays = {name: array for part in parts for name, array in read_state_dict(part).items()}
     with pytest.raises(InputError, match='give the files of one run'):
-        camvid.join(str(folder / 'joined.safetensors'), [*parts, parts[0]], 'segnet_basic')
+        camvid_weights.join(str(folder / 'joined.safetensors'), [*parts, parts[0]], 'segnet_basic')
     expected = flatten_dict(variables, sep='/')
     assert arrays.keys() == {name for name in expected if '/aux' not in name}
     for name, array in arrays.items():
@@ -53,12 +56,12 @@ def assert_saved_and_joined(model, variables, folder):
 
 
 def test_steps_are_those_of_training_also_after_an_interruption(root, tmp_path, monkeypatch):
-    runs = camvid.Runs(root, '', deadline=float('inf'))
+    runs = Runs(root, '', deadline=float('inf'))
     settings = {'model.width': 4, 'train.epochs': 6.0, 'train.batch_size': 4, 'schedule.warmup_epochs': 1.0}
-    config = runs.config('segnet_basic', camvid.RECIPES['tiny'], 3, 'val', settings)
-    kept = camvid.KeptState(str(tmp_path / 'results.jsonl'), {'network': 'segnet_basic'})
+    config = runs.config('segnet_basic', RECIPES['tiny'], 3, 'val', settings)
+    kept = KeptState(str(tmp_path / 'results.jsonl'), {'network': 'segnet_basic'})
     with monkeypatch.context() as patched:
-        patched.setattr(camvid.StopSignals, 'received', lambda self, step: signal.SIGINT if step == 3 else None)
+        patched.setattr(StopSignals, 'received', lambda self, step: signal.SIGINT if step == 3 else None)
         with pytest.raises(Stopped, match='after step 3, which is saved'):
             runs.run(config, kept)
     assert list(tmp_path.glob('*.state'))
@@ -131,7 +134,7 @@ def test_results_of_other_frames_or_another_backbone_are_others(root, tmp_path):
     def sources(name, data):
         backbone = tmp_path / name
         backbone.write_bytes(name.encode())
-        return camvid.Runs(data, str(backbone), float('inf')).sources(camvid.RECIPES['pretrained'], 'val')
+        return Runs(data, str(backbone), float('inf')).sources(RECIPES['pretrained'], 'val')
 
     fewer = shutil.copytree(root, tmp_path / 'fewer')
     (fewer / 'val' / '0.png').unlink()
@@ -155,14 +158,14 @@ def test_results_of_other_frames_or_another_backbone_are_others(root, tmp_path):
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_trained(root, tmp_path, arguments, message, monkeypatch):
-    monkeypatch.setattr(camvid.Runs, 'run', None)
+    monkeypatch.setattr(Runs, 'run', None)
     results = ['--results', str(tmp_path / 'a.jsonl')]
     with pytest.raises(InputError, match=message):
         camvid.main(['--data', root, '--networks', 'segnet_basic', '--recipes', 'tiny', *results, *arguments])
 
 
 def test_a_damaged_state_is_one_line(tmp_path):
-    kept = camvid.KeptState(str(tmp_path / 'results.jsonl'), {})
+    kept = KeptState(str(tmp_path / 'results.jsonl'), {})
     kept.keep({'a': np.zeros(3)}, 1.0)
     [path] = tmp_path.iterdir()
     path.write_bytes(path.read_bytes()[:20])
@@ -172,9 +175,9 @@ def test_a_damaged_state_is_one_line(tmp_path):
 
 def test_every_row_of_table_4_is_a_variant_that_works(root):
     """Settings and terms of the loss fit the network; none is trained here."""
-    runs, given = camvid.Runs(root, '', deadline=float('inf')), set()
+    runs, given = Runs(root, '', deadline=float('inf')), set()
     best_of = partial(runs.best, Results(''), 'atonet')
-    rows = camvid.chosen('tiny+table4@3', best_of)
+    rows = chosen('tiny+table4@3', best_of)
     assert [sum(kind in name for name, *_ in rows) for kind in ('+bins', '+aux', '+dagger')] == [3, 9, 1]
     for name, recipe, over in rows:
         config = runs.config('atonet', recipe, 0, 'val', over | {'model.width': 8, 'model.backbone_width': 8})
@@ -187,7 +190,7 @@ def test_every_row_of_table_4_is_a_variant_that_works(root):
     assert len(given) == 13
     for wrong in ('tiny+bins_9', 'small', 'tiny@many', 'best:scratch'):
         with pytest.raises(InputError):
-            camvid.chosen(wrong, best_of)
+            chosen(wrong, best_of)
 
 
 def test_parts_hold_the_same_pixels(root, tmp_path):
