@@ -32,6 +32,7 @@ from atonet_jax.process.devices import create_mesh, replicated
 from atonet_jax.process.files import replacing
 from atonet_jax.process.progress import Progress, say
 from atonet_jax.process.stopping import StopSignals
+from atonet_jax.process.timing import in_turns
 from atonet_jax.runs.environment import device_names, now
 from atonet_jax.runs.network import starting_variables
 from atonet_jax.runs.state import TrainState
@@ -289,12 +290,8 @@ class Runs:
         model = create_network(self.config(name, Recipe('scratch', {}), 0, 'test', options), CAMVID.num_classes)
         segment = Segmenter(model, init_variables(model, 0), height=height, shapes=[(1, *FRAME)])
         frame = jnp.asarray(np.random.default_rng(0).integers(0, 256, (1, *FRAME, 3), np.uint8))
-        times = []
-        for _ in range(2 + _TIMED_CALLS):
-            start = time.perf_counter()
-            jax.block_until_ready(segment(frame))
-            times.append(time.perf_counter() - start)
-        return 1e3 * float(np.median(times[2:]))
+        times = in_turns({'frame': lambda: jax.block_until_ready(segment(frame))}, _TIMED_CALLS, warmup=2)['frame']
+        return 1e3 * float(np.median(times[:, 0]))
 
     def batches(self, config: ConfigDict, split: str) -> Batches:
         if split not in self._batches:

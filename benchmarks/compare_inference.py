@@ -29,10 +29,10 @@ from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import create_model
 from atonet_jax.models.contract import IMAGENET
+from atonet_jax.process.timing import PAUSE, in_turns
 from atonet_jax.runs.network import TrainedNetwork
 from atonet_jax.torch_weights import from_torch
 from benchmarks import command
-from benchmarks.timing import PAUSE, in_turns
 from tests import torch_reference
 
 NUM_CLASSES = 19

@@ -26,11 +26,11 @@ from atonet_jax.export.onnx_format import build
 from atonet_jax.inference import Segmenter
 from atonet_jax.models import MODEL_NAMES, create_model, init_variables
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.timing import PAUSE, in_turns
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.runs.network import TrainedNetwork, trained_network
 from atonet_jax.runs.workdir import load_config
 from benchmarks import command
-from benchmarks.timing import PAUSE, in_turns
 
 
 def network(name: str) -> TrainedNetwork:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atonet_jax import ops
-from benchmarks.timing import in_turns
+from atonet_jax.process.timing import in_turns
 
 
 def conv(size, kernel, **options):

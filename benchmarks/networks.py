@@ -32,12 +32,12 @@ import numpy as np
 from atonet_jax.errors import InputError
 from atonet_jax.models import MODEL_NAMES, distinct_networks, network
 from atonet_jax.process.progress import Progress, say
+from atonet_jax.process.timing import PAUSE
 from atonet_jax.runs.environment import now
 from benchmarks import command
 from benchmarks.json_lines import add_line, read_lines
 from benchmarks.network_report import SYSTEMS, TRAINING, draw_chart, failures_of, published_of, report, size_text
 from benchmarks.network_worker import Worker, WorkerError
-from benchmarks.timing import PAUSE
 
 FEWEST_ROUNDS = 3
 

@@ -16,9 +16,9 @@ import numpy as np
 
 from atonet_jax.inference.segmenter import Segmenter
 from atonet_jax.models import MODEL_NAMES, create_model, init_variables
+from atonet_jax.process.timing import in_turns
 from atonet_jax.runs.environment import cpu_name
 from benchmarks import command
-from benchmarks.timing import in_turns
 
 
 def main() -> None:

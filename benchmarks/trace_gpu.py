@@ -45,8 +45,8 @@ from atonet_jax.models.counts import count_macs  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from benchmarks import command  # noqa: E402
 from benchmarks.compiled_text import Operations  # noqa: E402
+from benchmarks.matrix_rate import matrix_rate  # noqa: E402
 from benchmarks.recipe import compiled_step  # noqa: E402
-from benchmarks.timing import matrix_rate  # noqa: E402
 
 PROGRAMS = ('label_map', 'torch_label_map', 'train', 'coarse_logits')
 NUM_CLASSES = CITYSCAPES.num_classes

@@ -29,14 +29,15 @@ from atonet_jax.data.augmentation import Augmentation  # noqa: E402
 from atonet_jax.data.labels import CITYSCAPES  # noqa: E402
 from atonet_jax.models import create_model, init_variables  # noqa: E402
 from atonet_jax.process.devices import create_mesh, keep_freed_memory, split_by_batch  # noqa: E402
+from atonet_jax.process.timing import PAUSE, in_turns  # noqa: E402
 from atonet_jax.runs.environment import device_names, versions  # noqa: E402
 from atonet_jax.torch_weights import from_torch  # noqa: E402
 from atonet_jax.training.augment import augment  # noqa: E402
 from atonet_jax.training.step import compile_train_step, create_state  # noqa: E402
 from benchmarks import command  # noqa: E402
+from benchmarks.matrix_rate import matrix_rate  # noqa: E402
 from benchmarks.noise import noise_batch  # noqa: E402
 from benchmarks.recipe import BACKBONE_FACTOR, MOMENTUM, WEIGHT_DECAY, forward_macs, paper_recipe  # noqa: E402
-from benchmarks.timing import PAUSE, in_turns, matrix_rate  # noqa: E402
 from tests import torch_reference  # noqa: E402
 
 NUM_CLASSES = CITYSCAPES.num_classes

@@ -23,13 +23,13 @@ from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.timing import in_turns
 from atonet_jax.runs.environment import device_names, versions
 from atonet_jax.training.losses import total_loss
 from atonet_jax.training.step import compile_train_step, create_state
 from benchmarks import command
 from benchmarks.noise import noise_batch
 from benchmarks.recipe import paper_recipe
-from benchmarks.timing import in_turns
 
 NUM_CLASSES = 19
 

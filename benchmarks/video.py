@@ -25,11 +25,11 @@ from atonet_jax.predict.inputs import Source
 from atonet_jax.predict.outputs import Drawing, write_label_png
 from atonet_jax.predict.video import Video, VideoFile
 from atonet_jax.process.devices import create_mesh
+from atonet_jax.process.timing import in_turns
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import load_config
 from benchmarks import command
-from benchmarks.timing import in_turns
 
 KINDS = ('color', 'overlay', 'side_by_side')
 WAYS = {'predict: overlay': ('overlay',), 'predict: all four kinds': ('labels', *KINDS)}

@@ -4,7 +4,7 @@ import itertools
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax
@@ -25,7 +25,7 @@ from atonet_jax.models import init_variables, network
 from atonet_jax.models.counts import count_macs, count_parameters
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.files import make_folder, write_json
-from atonet_jax.process.progress import watched
+from atonet_jax.process.timing import in_turns
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import trained_network
 from atonet_jax.runs.workdir import holds_run
@@ -135,8 +135,8 @@ def measure(segment: Segmenter, batch_size: int, size: tuple[int, int], options:
         for name, method in BOUNDARIES.items()
     }
     calls[FROM_HOST] = lambda: np.asarray(segment(host_images))
-    warmup = time_in_turns(calls, options.warmup, options.seconds)
-    seconds = time_in_turns(calls, options.rounds, options.seconds)
+    warmup = in_turns(calls, options.warmup, warmup=0, limit=options.seconds)
+    times = in_turns(calls, options.rounds, warmup=0, limit=options.seconds)
     macs = count_macs(segment.model, size)
     return {
         'dtype': segment.model.dtype.name,
@@ -146,33 +146,13 @@ def measure(segment: Segmenter, batch_size: int, size: tuple[int, int], options:
         'conv_macs_per_image': macs,
         'conv_flops_per_image': 2 * macs,
         'warmup_rounds': len(warmup[FROM_HOST]),
-        'rounds': len(seconds[FROM_HOST]),
+        'rounds': len(times[FROM_HOST]),
         'boundaries': {
-            name: needs[method] | summarize(seconds[name], batch_size) for name, method in BOUNDARIES.items()
+            name: needs[method] | summarize(times[name][:, 0], batch_size) for name, method in BOUNDARIES.items()
         },
         'device_peak_bytes': (jax.devices()[0].memory_stats() or {}).get('peak_bytes_in_use'),
         'published': published_rows(size),
     }
-
-
-def time_in_turns(calls: Mapping[str, Callable[[], Any]], rounds: int, limit: float) -> dict[str, list[float]]:
-    """Seconds of each call in each round. A round makes each call once, so that disturbances affect all alike.
-
-    Args:
-        calls: by name; each returns when it is done.
-        rounds: how many.
-        limit: seconds after which no further round starts. The first round always runs.
-    """
-    seconds = {name: [] for name in calls}
-    end = time.perf_counter() + limit
-    for _ in watched(range(rounds), 'timing', rounds, 'round'):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-        if time.perf_counter() >= end:
-            break
-    return seconds
 
 
 def summarize(seconds: Sequence[float], batch_size: int) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import itertools
 import logging
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from atonet_jax.errors import ExportError, InputError
 from atonet_jax.evaluation.metrics import Scores, confusion_matrix
 from atonet_jax.export.comparison import labels_of, network_inputs
 from atonet_jax.process.progress import Progress
+from atonet_jax.process.timing import in_turns
 from atonet_jax.runs.environment import cpu_name
 from atonet_jax.runs.network import TrainedNetwork
 
@@ -185,13 +186,8 @@ def _runner(run: Callable, trained: TrainedNetwork, options: ConfigDict) -> Call
 def _latencies(runs: Sequence[Callable], image: np.ndarray, batch_size: int) -> tuple[float, ...]:
     """Median milliseconds an image of each, measured in turns, with batches of one image."""
     images = np.repeat(image, batch_size, axis=0)
-    seconds = [[] for _ in runs]
-    for _ in range(_ROUNDS + 1):
-        for run, times in zip(runs, seconds, strict=True):
-            start = time.perf_counter()
-            run(images)
-            times.append(time.perf_counter() - start)
-    return tuple(1e3 * float(np.median(times[1:])) / batch_size for times in seconds)
+    times = in_turns({i: partial(run, images) for i, run in enumerate(runs)}, _ROUNDS)
+    return tuple(1e3 * float(np.median(of_run[:, 0])) / batch_size for of_run in times.values())
 
 
 def _load_scored(trained: TrainedNetwork, config: ConfigDict, workdir: str) -> Examples:

@@ -10,7 +10,7 @@ import sys
 import jax.numpy as jnp
 import pytest
 
-from atonet_jax.benchmark.benchmark import BOUNDARIES, benchmark, summarize, time_in_turns
+from atonet_jax.benchmark.benchmark import BOUNDARIES, benchmark, summarize
 from atonet_jax.benchmark.published import all_published_rows, published_rows
 from atonet_jax.errors import InputError
 from atonet_jax.inference.segmenter import Segmenter
@@ -139,15 +139,6 @@ def test_summary_is_of_the_median():
     assert summary['images_per_second'] == pytest.approx(20)
     assert summary['p5_seconds'] == pytest.approx(0.12)
     assert summary['p95_seconds'] == pytest.approx(0.48)
-
-
-def test_calls_take_turns_until_the_limit():
-    made = []
-    calls = {name: lambda name=name: made.append(name) for name in 'abc'}
-    assert [len(seconds) for seconds in time_in_turns(calls, rounds=2, limit=60).values()] == [2, 2, 2]
-    assert made == list('abcabc')
-    assert [len(seconds) for seconds in time_in_turns(calls, rounds=9, limit=0).values()] == [1, 1, 1]
-    assert time_in_turns(calls, rounds=0, limit=60) == {'a': [], 'b': [], 'c': []}
 
 
 def test_compiled_program_is_the_one_that_calls_take(tiny_model, tiny_variables):
