@@ -195,19 +195,16 @@ def check(model: BiSeNet) -> None:
 
 def describe(model: BiSeNet) -> Network:
     is_port = model.form == 'coincheung'
-    upsampling = 'half_pixel' if is_port else 'align_corners'
     title, parameters, *macs = _PUBLISHED[model.form, model.backbone]
     return Network(
         # The port takes its share of the labelled pixels, not of all.
-        terms=tuple(
-            Term(output, criterion=HardExampleShare(), upsampling=upsampling) for output in ('logits', *AUX_HEADS)
-        ),
+        terms=tuple(Term(output, criterion=HardExampleShare()) for output in ('logits', *AUX_HEADS)),
         training_only=AUX_HEADS,
         in_backbone=resnet.in_resnet,
         # The authors train all but the backbone at ten times its rate, the port the fusion and the heads alone.
         reduced=(lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS)) if is_port else resnet.in_resnet,
         normalization=COINCHEUNG if is_port else IMAGENET,
-        upsampling=upsampling,
+        upsampling='half_pixel' if is_port else 'align_corners',
         weights=(_COINCHEUNG_NAMES if is_port else _TORCHSEG_NAMES[model.backbone],),
         backbones=(resnet.TORCHVISION,) if model.backbone == 'resnet18' else (),
         published=Published(

@@ -153,6 +153,9 @@ class Published:
     rows: tuple[str, ...] = ()
 
 
+UPSAMPLINGS = ('half_pixel', 'align_corners')
+
+
 @dataclasses.dataclass(frozen=True)
 class Network:
     """What the rest of the program knows of one network.
@@ -168,7 +171,8 @@ class Network:
         multiple_of: sides that the module takes; others are padded at the right and the bottom with zeros after
             normalisation, and the outputs cut back.
         smallest: the least height and width that it takes.
-        upsampling: from logits to the image's size: 'half_pixel' or 'align_corners'.
+        upsampling: how an output's pixels lie on the image, when it is enlarged or labels are reduced to its size:
+            'half_pixel' or 'align_corners'.
         class_weights: how much each class counts in the loss, where the published recipe weighs them by their pixels.
         weights: vocabularies of whole networks; the first one is written by `to_torch`.
         backbones: vocabularies of files that hold the backbone alone; none where no such file is known.
@@ -186,6 +190,10 @@ class Network:
     class_weights: ClassWeights | None = None
     weights: Sequence[WeightNames] = ()
     backbones: Sequence[WeightNames] = ()
+
+    def __post_init__(self):
+        if self.upsampling not in UPSAMPLINGS:
+            raise ValueError(f'upsampling={self.upsampling!r}: must be one of {", ".join(UPSAMPLINGS)}')
 
     def with_fresh(self, modules: Sequence[str]) -> 'Network':
         """The same, but parameters of `modules` (paths such as 'layer4/block0') are none of the backbone's."""

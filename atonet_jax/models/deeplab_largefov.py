@@ -70,13 +70,12 @@ class DeepLabLargeFOV(nn.Module):
 
 
 def describe(model: DeepLabLargeFOV) -> Network:
-    upsampling = 'align_corners' if model.caffe_sizes else 'half_pixel'
     return Network(
-        terms=(Term('logits', at='output', upsampling=upsampling),),
+        terms=(Term('logits', at='output'),),
         in_backbone=lambda path: not path[0].startswith('fc'),
         reduced=lambda path: path[0] != 'fc8',  # it alone has ten times the rate in the published recipe
         normalization=CAFFE if model.caffe_images else IMAGENET,
-        upsampling=upsampling,
+        upsampling='align_corners' if model.caffe_sizes else 'half_pixel',
         weights=(_NAMES,),
         backbones=(WeightNames(TORCHVISION_RULES, ignored=r'classifier\..*'),),
         published=Published(

@@ -186,7 +186,7 @@ def describe(model: DFANet) -> Network:
     widths = model.width, model.decoder_width
     title, rows, parameters, macs = _PUBLISHED.get(widths, ('DFANet', (), None, None))
     return Network(
-        terms=(Term('logits', upsampling='align_corners'),),
+        terms=(Term('logits'),),
         in_backbone=lambda path: path[0] != 'decoder',
         upsampling='align_corners',
         weights=(_NAMES,),

@@ -181,7 +181,7 @@ def describe(model: ESPNet) -> Network:
         return in_encoder and not (is_encoder and path[0] == 'encoder_classifier')
 
     return Network(
-        terms=(Term('logits', at='output', upsampling='align_corners') if is_encoder else Term('logits'),),
+        terms=(Term('logits', at='output' if is_encoder else 'labels'),),
         in_backbone=in_backbone,
         normalization=_CAMVID if model.form == 'camvid' else _CITYSCAPES,
         multiple_of=1 if is_encoder else 8,

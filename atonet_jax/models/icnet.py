@@ -150,10 +150,13 @@ def _halved(x: jax.Array) -> jax.Array:
 
 
 def describe(model: ICNet) -> Network:
-    term = partial(Term, at='output', upsampling='align_corners')
     parameters, macs = _COUNTS.get((model.width, model.head_width), (None, None))
     return Network(
-        terms=(term('logits'), term('aux_sub4', weight=0.16), term('aux_sub2', weight=0.4)),
+        terms=(
+            Term('logits', at='output'),
+            Term('aux_sub4', weight=0.16, at='output'),
+            Term('aux_sub2', weight=0.4, at='output'),
+        ),
         training_only=AUX_HEADS,
         in_backbone=lambda path: path[0] not in HEADS,
         smallest=18,  # of less, nothing is left at a 32nd

@@ -170,13 +170,12 @@ class BoundaryFusion(nn.Module):
 
 
 def describe(model: PIDNet) -> Network:
-    term = partial(Term, upsampling='align_corners')
     return Network(
         terms=(
-            term('logits', criterion=HardExampleCount()),
-            term('aux_p', weight=0.4, criterion=CrossEntropy(over='all')),
-            term('boundary', weight=20.0, target=Edges(model.edge_border), criterion=BalancedBinaryCrossEntropy()),
-            term('logits', target=LabelsOnEdges(), criterion=HardExampleCount()),
+            Term('logits', criterion=HardExampleCount()),
+            Term('aux_p', weight=0.4, criterion=CrossEntropy(over='all')),
+            Term('boundary', weight=20.0, target=Edges(model.edge_border), criterion=BalancedBinaryCrossEntropy()),
+            Term('logits', target=LabelsOnEdges(), criterion=HardExampleCount()),
         ),
         training_only=HEADS[1:],
         in_backbone=lambda path: path[0] not in HEADS,

@@ -11,7 +11,6 @@
 
 import dataclasses
 
-UPSAMPLINGS = ('half_pixel', 'align_corners')
 SIZES = ('labels', 'output')
 
 
@@ -199,11 +198,8 @@ class Term:
         weight: of the term in the sum.
         target: 'labels', `Edges` or `LabelsOnEdges`; 'nothing' goes with `ExcessMean`.
         criterion: how output and target become one number.
-        at: the size of the comparison. 'labels': the output is enlarged to the label map's size. 'output': the target
-            is brought to the output's size by nearest neighbour.
-        upsampling: how the output's pixels lie on the label map: 'half_pixel' or 'align_corners'. With at='labels' the
-            enlargement, which is bilinear. With at='output' pixel i of n takes that one of N target pixels which lies
-            where the enlargement would put it: floor((i + 0.5) * N / n), or round(i * (N - 1) / (n - 1)).
+        at: the size of the comparison. 'labels': the output is enlarged to the label map's size, as the network
+            enlarges its logits. 'output': the target is brought to the output's size by nearest neighbour.
         name: of the term in the metrics, without '_loss'. By default 'main' for the output 'logits' and the output's
             name for others; with `LabelsOnEdges` the output's name and '_on_edges'.
     """
@@ -213,12 +209,10 @@ class Term:
     target: str | Edges | LabelsOnEdges = 'labels'
     criterion: Criterion = CrossEntropy()
     at: str = 'labels'
-    upsampling: str = 'half_pixel'
     name: str = ''
 
     def __post_init__(self):
         _one_of('Term.at', self.at, SIZES)
-        _one_of('Term.upsampling', self.upsampling, UPSAMPLINGS)
         if not isinstance(self.target, Edges | LabelsOnEdges):
             _one_of('Term.target', self.target, ('labels', 'nothing', 'Edges(...)', 'LabelsOnEdges(...)'))
         if isinstance(self.target, Edges) != isinstance(self.criterion, BalancedBinaryCrossEntropy):

@@ -101,6 +101,11 @@ class Objective(NamedTuple):
         """The network with the loss that it declares; `options` are other attributes."""
         return cls(model, network(model).terms, **options)
 
+    @property
+    def upsampling(self) -> str:
+        """How the outputs' pixels lie on the label map."""
+        return network(self.model).upsampling
+
     def outputs(
         self, variables: Mapping[str, Any], images: jax.Array, dropout_key: jax.Array
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
@@ -172,7 +177,9 @@ def gradient_of(
 
     def loss_fn(params):
         outputs, collections = objective.outputs({**variables, 'params': params}, images, dropout_key)
-        loss, terms = total_loss(outputs, labels, objective.terms, class_weights=class_weights, **part)
+        loss, terms = total_loss(
+            outputs, labels, objective.terms, objective.upsampling, class_weights=class_weights, **part
+        )
         return loss, (terms, collections)
 
     (loss, (terms, collections)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(variables['params'])
@@ -193,7 +200,7 @@ def in_parts(
         images [parts, B / parts, H, W, 3], labels [parts, B / parts, H, W], and `part` of `gradient_of`.
     """
     outputs, _ = jax.eval_shape(lambda: objective.outputs(variables, images, jax.random.key(0)))
-    total_weights = label_weights(outputs, labels, objective.terms, class_weights=class_weights)
+    total_weights = label_weights(outputs, labels, objective.terms, objective.upsampling, class_weights=class_weights)
     # Every parts-th example, so that each device holds its share of every part.
     images, labels = (array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1) for array in (images, labels))
     return images, labels, {'total_weights': total_weights, 'parts': parts}

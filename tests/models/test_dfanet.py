@@ -78,7 +78,7 @@ def test_channels_that_the_attention_says_nothing_of_are_dropped_or_as_in_the_ot
 
 def test_the_loss_is_at_the_images_size():
     contract = network('dfanet_a')
-    assert contract.terms == (Term('logits', upsampling='align_corners'),)
+    assert contract.terms == (Term('logits'),)
     assert contract.upsampling == 'align_corners'
 
 

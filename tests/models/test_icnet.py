@@ -80,11 +80,10 @@ def test_halves_are_rounded_down_but_in_the_branch_of_the_full_image(model):
 
 def test_the_loss_is_at_three_sizes(model):
     contract = network(model)
-    where = {'at': 'output', 'upsampling': 'align_corners'}
     assert contract.terms == (
-        Term('logits', **where),
-        Term('aux_sub4', weight=0.16, **where),
-        Term('aux_sub2', weight=0.4, **where),
+        Term('logits', at='output'),
+        Term('aux_sub4', weight=0.16, at='output'),
+        Term('aux_sub2', weight=0.4, at='output'),
     )
     assert contract.upsampling == 'align_corners'
 

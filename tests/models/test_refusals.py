@@ -1,5 +1,7 @@
 """Networks, files and sizes that do not go together end in one line that says what to do."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -155,3 +157,8 @@ def test_other_sizes_are_padded_with_zeros_and_the_outputs_cut_back():
     assert logits.shape == (2, 33, 46, 5)  # at full size, as no pixel of the network's ends at the border
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
     assert apply(model, variables, images[:, :32, :40])['logits'].shape == (2, 4, 5, 5)
+
+
+def test_a_contract_whose_outputs_lie_in_an_unknown_way_is_refused():
+    with pytest.raises(ValueError, match="^upsampling='nearest': must be one of half_pixel, align_corners$"):
+        dataclasses.replace(describe(Plain(3)), upsampling='nearest')

@@ -160,11 +160,10 @@ def test_loss_by_phases_has_the_value_and_gradient_of_the_enlarged_logits(factor
 @pytest.mark.parametrize('upsampling, size', [('align_corners', (16, 24)), ('half_pixel', (17, 25))])
 def test_loss_by_strips_has_the_value_and_gradient_of_the_enlarged_logits(upsampling, size):
     labels, logits = random_labels(size), random_outputs((4, 6), (1, 1), (1, 1))['logits']
-    term = Term('logits', upsampling=upsampling)
     resize = {'align_corners': ops.resize_align_corners, 'half_pixel': ops.resize_bilinear}[upsampling]
 
     def loss(logits):
-        return total_loss({'logits': logits}, labels, (term,))[0]
+        return total_loss({'logits': logits}, labels, MAIN, upsampling)[0]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(logits)
     expected_value, expected_gradient = jax.jit(jax.value_and_grad(lambda logits: loss(resize(logits, size))))(logits)
@@ -225,7 +224,7 @@ def test_loss_and_gradient_take_less_memory_than_the_enlarged_logits(stride, ups
     labels = jax.ShapeDtypeStruct((1, 512, 512), jnp.uint8)
 
     def loss(logits, labels):
-        return total_loss({'logits': logits}, labels, (Term('logits', upsampling=upsampling),))[0]
+        return total_loss({'logits': logits}, labels, MAIN, upsampling)[0]
 
     program = jax.jit(jax.value_and_grad(loss)).lower(logits, labels).compile()
     assert program.memory_analysis().temp_size_in_bytes < 20e6
@@ -271,17 +270,16 @@ def test_labels_at_the_size_of_an_output_are_those_that_its_enlargement_restores
         shares = shares_of_equal_pixels(contract.upsampling, stride)
         for term in contract.terms:
             if term.at == 'output' or term.target == 'labels' and term.output != 'logits':
-                assert shares[term.upsampling] == max(shares.values()), (contract.published.title, term)
+                assert shares[contract.upsampling] == max(shares.values()), (contract.published.title, term)
                 compared += 1
     assert compared > 15
 
 
-def test_a_term_chooses_the_upsampling_at_either_size():
+def test_the_networks_upsampling_holds_at_either_size():
     outputs, labels = random_outputs((3, 4), (3, 4), (3, 4)), random_labels((9, 13))
     outputs = {name: outputs[name] for name in ('logits', 'aux3')}
-    align = {'upsampling': 'align_corners'}
-    terms = Term('logits', **align), Term('aux3', at='output', **align)
-    values = jax.jit(lambda outputs: total_loss(outputs, labels, terms)[1])(outputs)
+    terms = Term('logits'), Term('aux3', at='output')
+    values = jax.jit(lambda outputs: total_loss(outputs, labels, terms, 'align_corners')[1])(outputs)
     rows, columns = (
         np.array([np.interp(np.arange(new) * (old - 1) / (new - 1), np.arange(old), one) for one in np.eye(old)])
         for old, new in ((3, 9), (4, 13))
@@ -391,7 +389,7 @@ def test_outputs_and_terms_that_do_not_belong_together_are_refused_in_one_line(c
 
 @pytest.mark.parametrize(
     'fields',
-    [{'at': 'input'}, {'upsampling': 'nearest'}, {'target': 'edges'}, {'target': Edges()}],
+    [{'at': 'input'}, {'target': 'edges'}, {'target': Edges()}],
 )
 def test_a_term_with_a_wrong_field_is_refused(fields):
     with pytest.raises(ValueError, match='Term'):

@@ -1,6 +1,8 @@
 """What a step draws and weighs, a batch in parts, and averaged parameters."""
 
+import dataclasses
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,10 +12,13 @@ from flax import linen as nn
 
 from atonet_jax.data.augmentation import Augmentation
 from atonet_jax.data.labels import IGNORE_LABEL
-from atonet_jax.models import init_variables
+from atonet_jax.models import init_variables, network
 from atonet_jax.models.blocks import Conv, ConvNorm
+from atonet_jax.models.contract import UPSAMPLINGS
+from atonet_jax.models.terms import Term
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.runs.state import TrainState
+from atonet_jax.training.losses import total_loss
 from atonet_jax.training.optimizer import RATE_GROUPS, Optimizer
 from atonet_jax.training.step import (
     Objective,
@@ -152,6 +157,24 @@ def test_a_step_weighs_its_loss_by_the_class_weights(objective, variables):
     of_step, weighted, plain = losses(noise_batch(AUGMENTATION, 2, CLASSES), numbers)
     np.testing.assert_allclose(of_step, weighted, rtol=1e-5)
     assert abs(of_step - plain) > 0.01
+
+
+@pytest.mark.parametrize('at', ['labels', 'output'])
+def test_the_loss_takes_the_upsampling_of_the_network(objective, variables, at, monkeypatch):
+    objective = objective._replace(terms=(Term('logits', at=at),))
+    batch = noise_batch(AUGMENTATION, 2, CLASSES)
+    images, labels, key = step_inputs(objective, SimpleNamespace(step=0), batch, AUGMENTATION, seed=1)
+    labels = labels.at[:, ::2, ::3].set(IGNORE_LABEL)  # so that the rules also differ in how many pixels count
+    outputs, _ = objective.outputs(variables, images, key)
+    losses = {}
+    for upsampling in UPSAMPLINGS:
+        contract = dataclasses.replace(network(objective.model), upsampling=upsampling)
+        monkeypatch.setattr('atonet_jax.training.step.network', lambda model, contract=contract: contract)
+        losses[upsampling] = total_loss(outputs, labels, objective.terms, upsampling)[0]
+        for parts in (1, 2):
+            gradient = accumulated_gradient(objective, variables, images, labels, key, None, parts)
+            np.testing.assert_allclose(gradient.loss, losses[upsampling], rtol=1e-5)
+    assert abs(losses['half_pixel'] - losses['align_corners']) > 1e-3
 
 
 @pytest.mark.parametrize('ema_decay', [0.15, 0.999])

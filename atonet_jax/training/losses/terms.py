@@ -31,6 +31,7 @@ def total_loss(
     outputs: Mapping[str, jax.Array],
     labels: jax.Array,
     terms: Sequence[Term],
+    upsampling: str = 'half_pixel',
     *,
     class_weights: Sequence[float] | None = None,
     total_weights: Mapping[str, jax.Array] | None = None,
@@ -42,6 +43,10 @@ def total_loss(
         outputs: a network's training outputs, {name: [B, h, w, C] float32}.
         labels: [B, H, W] uint8 train ids, `IGNORE_LABEL` where there is none.
         terms: of the network.
+        upsampling: of the network: how its outputs' pixels lie on the label map, 'half_pixel' or 'align_corners'. It is
+            the enlargement of outputs, which is bilinear; and where labels are reduced instead, pixel i of n takes that
+            one of N which lies where the enlargement would put it: floor((i + 0.5) * N / n), or
+            round(i * (N - 1) / (n - 1)).
         class_weights: [C], weighs each labelled pixel by its class in every term that meets labels; 1 each if None.
         total_weights: where this is one of `parts` equal parts of a batch: `label_weights` of the whole batch.
         parts: of the batch. The sums over all parts are the loss and the terms of the whole batch, for terms that are
@@ -60,15 +65,15 @@ def total_loss(
     for term in terms:
         key = dataclasses.replace(term, weight=0.0, target='labels', criterion=CrossEntropy(), name='')
         if isinstance(term.target, Edges):
-            value = _edge_loss(outputs[term.output], labels, term)
+            value = _edge_loss(outputs[term.output], labels, term, upsampling)
         elif isinstance(term.criterion, ExcessMean):
             value = criteria.excess_of_mean(outputs[term.output], term.criterion.limit)
         else:
-            target = _at_size(labels, outputs[term.output], term)
+            target = _at_size(labels, outputs[term.output], term, upsampling)
             if key not in losses:
-                losses[key] = pixel_losses(outputs[term.output], target, term.upsampling)
+                losses[key] = pixel_losses(outputs[term.output], target, upsampling)
             if isinstance(term.target, LabelsOnEdges):
-                target = _on_edges(target, outputs[term.target.output], term)
+                target = _on_edges(target, outputs[term.target.output], term.target.threshold, upsampling)
             total = None if total_weights is None else total_weights.get(term.loss_name)
             value = _label_loss(*losses[key], target, term.criterion, class_weights, total)
         if term.loss_name not in (total_weights or ()):
@@ -82,6 +87,7 @@ def label_weights(
     outputs: Mapping[str, jax.Array],
     labels: jax.Array,
     terms: Sequence[Term],
+    upsampling: str = 'half_pixel',
     *,
     class_weights: Sequence[float] | None = None,
 ) -> dict[str, jax.Array]:
@@ -92,7 +98,7 @@ def label_weights(
     """
     totals = {}
     for term in terms:
-        target = _at_size(labels, outputs[term.output], term)
+        target = _at_size(labels, outputs[term.output], term, upsampling)
         if isinstance(term.target, str) and isinstance(term.criterion, CrossEntropy | BoundaryWeightedCrossEntropy):
             totals[term.loss_name] = _total(target, term.criterion, class_weights)
     return totals
@@ -185,20 +191,20 @@ def _nearest(old: int, new: int, upsampling: str) -> np.ndarray:
     return (2 * pixels + 1) * old // (2 * new)
 
 
-def _at_size(target: jax.Array, output: jax.Array, term: Term) -> jax.Array:
+def _at_size(target: jax.Array, output: jax.Array, term: Term, upsampling: str) -> jax.Array:
     """[B, H, W] at the size of the comparison."""
-    return downsample_labels(target, output.shape[1:3], term.upsampling) if term.at == 'output' else target
+    return downsample_labels(target, output.shape[1:3], upsampling) if term.at == 'output' else target
 
 
-def _edge_loss(logits: jax.Array, labels: jax.Array, term: Term) -> jax.Array:
-    edges = _at_size(edge_map(labels, term.target.border, term.target.width), logits, term)
-    return criteria.balanced_binary_cross_entropy(ops.resize(logits, edges.shape[1:], term.upsampling)[..., 0], edges)
+def _edge_loss(logits: jax.Array, labels: jax.Array, term: Term, upsampling: str) -> jax.Array:
+    edges = _at_size(edge_map(labels, term.target.border, term.target.width), logits, term, upsampling)
+    return criteria.balanced_binary_cross_entropy(ops.resize(logits, edges.shape[1:], upsampling)[..., 0], edges)
 
 
-def _on_edges(labels: jax.Array, edge_logits: jax.Array, term: Term) -> jax.Array:
+def _on_edges(labels: jax.Array, edge_logits: jax.Array, threshold: float, upsampling: str) -> jax.Array:
     """The labels where the network sees an edge, ignored elsewhere."""
-    edge_logits = ops.resize(jax.lax.stop_gradient(edge_logits), labels.shape[1:], term.upsampling)[..., 0]
-    return jnp.where(jax.nn.sigmoid(edge_logits) > term.target.threshold, labels, IGNORE_LABEL)
+    edge_logits = ops.resize(jax.lax.stop_gradient(edge_logits), labels.shape[1:], upsampling)[..., 0]
+    return jnp.where(jax.nn.sigmoid(edge_logits) > threshold, labels, IGNORE_LABEL)
 
 
 def _label_loss(
