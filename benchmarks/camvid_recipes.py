@@ -72,7 +72,6 @@ TRIALS = {
     'rate_half': {'optimizer.learning_rate': 5e-4},
     'poly': {'schedule.name': 'poly'},
     'backbone_slow': {'optimizer.backbone_factor': 0.2},
-    'no_average': {'optimizer.ema_decay': 0.0},
     'plain_colours': _colours(0.0),
     'decay_high': {'optimizer.weight_decay': 0.1},
     'rate_triple': {'optimizer.learning_rate': 3e-3},

@@ -166,8 +166,9 @@ class Runs:
         begun = start - seconds_before  # as if all of it were one stretch
         job = job._replace(state=jax.device_put(state, replicated(self._mesh)))
         trained = self._train(job, kept, start, begun)
+        evaluator = Evaluator(job.model, job.eval_set, config.eval)
         variables = trained.state.averaged or trained.state.variables
-        evaluation = Evaluator(job.model, job.eval_set, config.eval).run(variables)
+        evaluation = evaluator.run(variables)
         figures = {
             'steps': job.timeline.total_steps,
             'images': job.timeline.num_images,
@@ -179,6 +180,8 @@ class Runs:
         }
         if trained.bare_ms_per_step is not None:
             figures['ms_per_bare_step'] = round(trained.bare_ms_per_step, 3)
+        if trained.state.averaged:  # training is the same without the average
+            figures['miou_not_averaged'] = evaluator.run(trained.state.variables).scores.miou
         return figures, evaluation, job.model, variables
 
     def _job(self, config: ConfigDict) -> Job:

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from atonet_jax.config import create_network
 from atonet_jax.errors import InputError, Stopped
+from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.models import init_variables
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.stopping import StopSignals
@@ -89,6 +90,9 @@ def test_steps_are_those_of_training_also_after_an_interruption(root, tmp_path, 
     assert_saved_and_joined(model, variables, tmp_path)
     for ours, theirs in zip(jax.tree.leaves(variables), jax.tree.leaves(state.averaged), strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-2, atol=1e-4)
+    not_averaged = Evaluator(model, runs.batches(config, 'val'), config.eval).run(state.variables).scores.miou
+    assert figures['miou_not_averaged'] == pytest.approx(not_averaged, abs=0.01)
+    assert abs(figures['miou_not_averaged'] - evaluation.scores.miou) > 0.01
 
 
 def test_a_second_start_goes_on_where_the_first_ended(root, tmp_path, capsys):
