@@ -40,10 +40,10 @@ camvid: $(VENV)/ready
 
 test: $(VENV)/ready-test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -m "not networks" --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not networks" --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder --durations=15
 
 test-networks: $(VENV)/ready-test
-	$(BIN)/python -m pytest -m networks tests/models tests/benchmark --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder
+	$(BIN)/python -m pytest -m networks tests/models tests/benchmark --numprocesses=logical --maxprocesses=4 --no-loadscope-reorder --durations=15
 
 parity: $(VENV)/ready-parity
 	$(BIN)/python -m pytest tests/parity
