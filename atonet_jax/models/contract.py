@@ -18,6 +18,7 @@ from atonet_jax import ops
 from atonet_jax.models.terms import ClassWeights, Term
 
 GROUPS = ('backbone', 'head')  # of parameters; each can be frozen
+UPSAMPLINGS = ('half_pixel', 'align_corners')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,9 +152,6 @@ class Published:
     license: str = ''
     weights: str = ''
     rows: tuple[str, ...] = ()
-
-
-UPSAMPLINGS = ('half_pixel', 'align_corners')
 
 
 @dataclasses.dataclass(frozen=True)

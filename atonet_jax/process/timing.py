@@ -28,7 +28,7 @@ def in_turns(
         rounds: that count.
         warmup: rounds before them.
         pause: seconds before each call; `PAUSE` where the calls are of several libraries.
-        limit: seconds after which no further round starts. The first round always runs.
+        limit: seconds after which no further round starts, but for warmup and the first one that counts.
     """
     times = {name: [] for name in calls}
     end = time.perf_counter() + limit
@@ -40,6 +40,6 @@ def in_turns(
             taken = time.perf_counter() - start[0], time.process_time() - start[1]
             if i >= 0:
                 times[name].append(taken)
-        if time.perf_counter() >= end:
+        if i >= 0 and time.perf_counter() >= end:
             break
     return {name: np.reshape(taken, (-1, 2)) for name, taken in times.items()}

@@ -7,4 +7,5 @@ def test_calls_take_turns_until_the_limit():
     assert [times.shape for times in in_turns(calls, rounds=2, warmup=1).values()] == 3 * [(2, 2)]
     assert made == 3 * list('abc')
     assert [len(times) for times in in_turns(calls, rounds=9, warmup=0, limit=0).values()] == [1, 1, 1]
+    assert [len(times) for times in in_turns(calls, rounds=9, warmup=2, limit=0).values()] == [1, 1, 1]
     assert [len(times) for times in in_turns(calls, rounds=0, warmup=0, limit=60).values()] == [0, 0, 0]
