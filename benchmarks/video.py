@@ -19,9 +19,11 @@ import jax
 import numpy as np
 
 from atonet_jax.data.synthetic.scene import render_scene
-from atonet_jax.predict import Job, labeler
+from atonet_jax.inference import Segmenter
+from atonet_jax.predict import Job
 from atonet_jax.predict.batches import predicted
 from atonet_jax.predict.inputs import Source
+from atonet_jax.predict.labeling import Labeler
 from atonet_jax.predict.outputs import Drawing, write_label_png
 from atonet_jax.predict.video import Video, VideoFile
 from atonet_jax.process.devices import create_mesh
@@ -48,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     config = load_config(arguments.workdir)
     config.predict.batch_size = 1
     network = trained_network(config, arguments.workdir, create_mesh())
-    label = labeler(config, network)
+    label = Labeler(config, network)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, 'street.mp4')
         write_video(path, arguments.frames, *arguments.size)
@@ -78,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
             share = 100 * np.median(times['bare network'][:, 0] / of_way[:, 0])
             print(f'| {name} | {1e3 * wall:.1f} | {1e3 * cpu:.1f} | {1 / wall:.2f} | {share:.1f} |')
         print('\n| stage | ms a frame | CPU ms a frame |\n|---|---|---|')
-        for name, wall, cpu in stages(frames, source, label, network.class_table, folder):
+        for name, wall, cpu in stages(frames, source, Segmenter.of(network), network.class_table, folder):
             print(f'| {name} | {wall:.1f} | {cpu:.1f} |')
 
 
@@ -93,7 +95,7 @@ def write_video(path: str, count: int, height: int, width: int) -> None:
             file.write(scene[:, left : left + width])
 
 
-def stages(frames, source, label, table, folder) -> Iterator[tuple[str, float, float]]:
+def stages(frames, source, segment, table, folder) -> Iterator[tuple[str, float, float]]:
     """(name, ms, CPU ms) a frame of each stage alone."""
 
     def timed(name, function, inputs):
@@ -112,7 +114,7 @@ def stages(frames, source, label, table, folder) -> Iterator[tuple[str, float, f
         yield timed('decode', lambda frame: frame, video)[1]
     on_device, times = timed('copy to the device', to_device, frames)
     yield times
-    labels, times = timed('network', lambda frame: jax.block_until_ready(label(frame)), on_device)
+    labels, times = timed('network', lambda frame: jax.block_until_ready(segment(frame)), on_device)
     yield times
     labels, times = timed('copy to the host', lambda of_frame: np.array(of_frame)[0], labels)
     yield times

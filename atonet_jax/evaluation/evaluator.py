@@ -1,27 +1,24 @@
 """Scores a network on a split, by a jitted forward pass and confusion matrix. Memory does not grow with the split."""
 
-import functools
 import heapq
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from atonet_jax.data.batches import Batches
 from atonet_jax.errors import InputError
-from atonet_jax.evaluation.metrics import Scores, confusion_matrices, image_scores
-from atonet_jax.inference.programs import Programs
+from atonet_jax.evaluation.metrics import Scores, image_scores
+from atonet_jax.evaluation.steps import eval_step
+from atonet_jax.inference.canvases import programs_of
 from atonet_jax.inference.segmenter import prepared_variables
-from atonet_jax.inference.views import Views, many_sizes_text, predict_labels, winograd_pays
-from atonet_jax.inference.windows import SlidingWindows
-from atonet_jax.process.devices import replicated, split_by_batch
+from atonet_jax.inference.views import Views, many_sizes_text, winograd_pays
 from atonet_jax.process.distributed import is_main_process
 from atonet_jax.process.progress import Progress
 
@@ -105,15 +102,17 @@ class Evaluator:
             sizes = Counter({tuple(options.center_crop): len(dataset)})
         for size in sizes:
             self._views.check_size(model, size)
-        if many := many_sizes_text(f'the images of {dataset.name} {dataset.split}', sizes, self._views):
+        program_of = programs_of(sizes, model, self._views)
+        programs = len({program_of(size) for size in sizes})
+        if many := many_sizes_text(f'the images of {dataset.name} {dataset.split}', sizes, programs, self._views):
             _log.info('%s', many)
-        self._winograd = winograd_pays(sizes, self._views)
+        self._winograd = winograd_pays(sizes, programs, self._views)
         self._batches = batches
         self._options = options
         self._model = model
         num_classes = dataset.class_table.num_classes
         self._shape = num_classes, model.num_classes  # of confusion matrices
-        self._step = _compile_eval_step(model, self._shape, self._views, batches.mesh, options.batch_size)
+        self._step = eval_step(model, self._shape, self._views, batches.mesh, options.batch_size, program_of)
 
     def run(self, variables: dict) -> Evaluation:
         """Reads and scores the split once. With several processes, all call this and get the same scores.
@@ -188,6 +187,7 @@ class _Shown:
                 continue
             if arrays is None:
                 arrays = [_of_this_process(array) for array in (batch['image'], batch['label'], predictions)]
+                arrays[2] = arrays[2][:, : arrays[1].shape[1], : arrays[1].shape[2]]  # which may lie on a canvas
             step = -(-max(arrays[1].shape[1:]) // _LONGEST_SIDE)
             thin = (array[row, ::step, ::step].copy() for array in arrays)  # frees the rest of the batch
             example = Example(index, *thin)
@@ -205,41 +205,6 @@ class _Shown:
         """The best ones, best first, and the worst ones, worst first. No image is in both."""
         best, worst = ([example for _, example in sorted(heap, reverse=True)] for heap in (self._best, self._worst))
         return best[: -(-self._ranked // 2)], worst[: self._ranked // 2]
-
-
-def _compile_eval_step(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh, batch_size: int) -> Callable:
-    """(variables, images, labels, index) -> (confusion matrix of each image, index, predictions), jitted.
-
-    shape: of a confusion matrix.
-
-    The batch is split over the devices, and so are the predictions. Every process gets all other results.
-    """
-    if not views.window:
-        return _whole_images_of_any_size(model, shape, views, mesh)
-    whole, split = replicated(mesh), split_by_batch(mesh)
-    windows = SlidingWindows(model, mesh, views, batch_size)
-    score = jax.jit(
-        functools.partial(_scored, shape), in_shardings=(split, split, split), out_shardings=(whole, whole, split)
-    )
-    return lambda variables, images, labels, index: score(labels, index, windows(variables, images))
-
-
-@functools.cache  # evaluations of one process share the programs
-def _whole_images_of_any_size(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh) -> Callable:
-    programs = Programs(lambda _: _jitted_for_whole_images(model, shape, views, mesh))
-    return lambda variables, images, labels, index: programs(images.shape)(variables, images, labels, index)
-
-
-def _jitted_for_whole_images(model: nn.Module, shape: tuple[int, int], views: Views, mesh: Mesh) -> Callable:
-    def eval_step(variables, images, labels, index):
-        return _scored(shape, labels, index, predict_labels(model, variables, images, views))
-
-    whole, split = replicated(mesh), split_by_batch(mesh)
-    return jax.jit(eval_step, in_shardings=(whole, split, split, split), out_shardings=(whole, whole, split))
-
-
-def _scored(shape, labels, index, predictions):
-    return confusion_matrices(labels, predictions, *shape), index, predictions
 
 
 def _check_center_crop(size: tuple[int, int], crop: tuple[int, int]) -> None:

@@ -1,5 +1,7 @@
 """From logits to label maps, without full-resolution logits where it can be helped."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -26,12 +28,7 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
         wide = ops.resize(logits, (logits.shape[1], size[1]), upsampling)
         matrix = ops.align_corners_matrix if upsampling == 'align_corners' else ops.half_pixel_matrix
         rows = matrix(logits.shape[1], size[0])
-        best, labels = -jnp.inf, jnp.uint8(0)
-        for index, class_logits in enumerate(jnp.moveaxis(wide, -1, 0)):  # XLA makes one loop of it all
-            enlarged = ops.map_axis(class_logits[..., None], rows, 1)[..., 0]
-            labels = jnp.where(enlarged > best, jnp.uint8(index), labels)
-            best = jnp.maximum(enlarged, best)
-        return labels
+        return _best_of_rows(wide, lambda class_logits: ops.map_axis(class_logits, rows, 1))
 
     on_cpu = by_rows if ops.cpu.has_fast_paths() and logits.shape[3] <= _MOST_CLASSES else by_class
     factors = ops.phase_factors(logits.shape[1:3], size, most=_MOST_PHASES)
@@ -45,6 +42,46 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
 
     default = by_class if factors is None or upsampling != 'half_pixel' else by_phases
     return on_cpu(logits) if on_cpu is default else jax.lax.platform_dependent(logits, cpu=on_cpu, default=default)
+
+
+def label_map_on_canvas(
+    logits: jax.Array,
+    part: tuple[ops.canvas.Length, ops.canvas.Length],
+    image: tuple[ops.canvas.Length, ops.canvas.Length],
+    size: tuple[int, int],
+    upsampling: str,
+) -> jax.Array:
+    """`label_map` of the upper left `part` of [B, h, w, C] logits, which is enlarged to the size of `image`.
+
+    Returns:
+        [B, *size] uint8, of which the upper left part of the size of `image` means something.
+    """
+
+    def enlarge(x, axis):
+        return ops.canvas.resize_part(x, part[axis - 1], image[axis - 1], size[axis - 1], axis, upsampling)
+
+    return _best_of_rows(enlarge(logits, 2), lambda class_logits: enlarge(class_logits, 1))
+
+
+def _best_of_rows(wide: jax.Array, enlarge_rows: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Labels of logits whose columns are enlarged, [B, h, W, C]. enlarge_rows: [B, h, W, 1] -> [B, H, W, 1]."""
+
+    def compare(index, class_logits, labels, best):
+        enlarged = enlarge_rows(class_logits[..., None])[..., 0]
+        return jnp.where(enlarged > best, index, labels), jnp.maximum(enlarged, best)
+
+    by_class = jnp.moveaxis(wide, -1, 0)
+    labels, best = compare(jnp.uint8(0), by_class[0], jnp.uint8(0), -jnp.inf)
+    if wide.shape[-1] <= _MOST_CLASSES:
+        for index, class_logits in enumerate(by_class[1:], start=1):  # XLA makes one loop of it all
+            labels, best = compare(jnp.uint8(index), class_logits, labels, best)
+        return labels
+
+    def step(carry, class_logits):
+        index, labels, best = carry
+        return (index + jnp.uint8(1), *compare(index, class_logits, labels, best)), None
+
+    return jax.lax.scan(step, (jnp.uint8(1), labels, best), by_class[1:])[0][1]
 
 
 def label_map_with_confidence(

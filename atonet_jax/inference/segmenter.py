@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,15 +14,16 @@ from jax.sharding import Mesh, NamedSharding
 from atonet_jax import ops
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
+from atonet_jax.inference.canvases import canvases, labels_on_canvas, placed, takes_canvases
 from atonet_jax.inference.label_map import label_map, label_map_with_confidence
 from atonet_jax.inference.programs import MOST_PROGRAMS, Programs
-from atonet_jax.inference.views import resize_to_height
-from atonet_jax.models import apply, network, prepare
+from atonet_jax.inference.views import resize_to_height, resized_size
+from atonet_jax.models import apply, check_size, network, prepare
 from atonet_jax.process.devices import create_mesh, replicated, split_by_batch
 
 
 class Segmenter:
-    """The fastest way from images to label maps: one compiled program a shape of the images.
+    """The fastest way from images to label maps: one compiled program a shape of the images, or one for many shapes.
 
     Normalising, the prepared network (`models.prepare`) and the argmax over enlarged logits are one program. The batch
     is split over all devices where they divide it, else each device computes all of it. The programs of the last 32
@@ -107,22 +108,59 @@ class Segmenter:
         """[B, H, W, 3] uint8 RGB -> [B, h, w, num_classes] float32, as the network gives them."""
         return self._run(_coarse_logits, images)
 
-    def compile(self, method: str, shape: tuple[int, int, int]) -> jax.stages.Compiled:
-        """Compiles '__call__', 'logits' or 'coarse_logits' for images of a shape; its calls then take this program.
+    def of_any_size(self, image: np.ndarray) -> np.ndarray:
+        """One image, [H, W, 3] uint8 RGB -> [H, W] uint8 train ids. Sizes share programs, where the network allows it.
+
+        Labels are those of `__call__`, except for rounding. Sides up to the same multiple of 64 have one program.
+        """
+        if not self.shares_programs:
+            return np.asarray(self(image[None]))[0]
+        _check(image[None])
+        return np.asarray(self.on_canvas([image]))[0, : image.shape[0], : image.shape[1]]
+
+    @property
+    def shares_programs(self) -> bool:
+        """Whether `on_canvas` works: see `models.contract.Network.on_canvas`."""
+        return takes_canvases(self.model, self._height)
+
+    def on_canvas(self, images: Sequence[np.ndarray]) -> jax.Array:
+        """Label maps of images of several sizes, by one program.
 
         Args:
-            method: the name of one of these.
+            images: [H, W, 3] uint8 RGB each, all of the same `canvases.canvases`.
+
+        Raises:
+            InputError: one is smaller than the network takes.
+
+        Returns:
+            [B, H', W'] uint8 train ids, on the devices. Each label map is at the upper left; sides are multiples of 64.
+        """
+        for image in images:
+            check_size(self.model, resized_size(image.shape[:2], self._height))
+        canvas = canvases(images[0].shape[:2], self._height)
+        images, sizes = placed(images, canvas.image)
+        return self._programs((labels_on_canvas, images.shape, canvas.seen))(self._variables, images, sizes)
+
+    def compile(self, method: str, shape: tuple[int, int, int]) -> jax.stages.Compiled:
+        """Compiles a method for images of a shape; its calls then take this program.
+
+        Args:
+            method: '__call__', 'logits', 'coarse_logits' or 'on_canvas'.
             shape: (batch, height, width).
 
         Returns:
-            The program: (variables, images) -> what the method gives. It tells what memory and arithmetic it needs.
+            The program: (variables, images), for 'on_canvas' also sizes as `canvases.placed` gives them -> what the
+            method gives. It tells what memory and arithmetic it needs.
         """
+        if method == 'on_canvas':
+            canvas = canvases(shape[1:], self._height)
+            return self._programs((labels_on_canvas, (shape[0], *canvas.image, 3), canvas.seen))
         function = {'__call__': _labels, 'logits': _full_logits, 'coarse_logits': _coarse_logits}[method]
-        return self._programs((function, (*shape, 3)))
+        return self._programs((function, (*shape, 3), None))
 
     def _run(self, function, images):
         _check(images)
-        program = self._programs((function, images.shape))
+        program = self._programs((function, images.shape, None))
         if isinstance(images, jax.Array) and self._mesh.size > 1:  # which may lie on one of them
             images = jax.device_put(images, self._split(images.shape))
         return program(self._variables, images)
@@ -130,15 +168,16 @@ class Segmenter:
     def _split(self, shape) -> NamedSharding:
         return split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else replicated(self._mesh)
 
-    def _compile(self, function_and_shape):
-        function, shape = function_and_shape
+    def _compile(self, key):
+        function, shape, seen = key
         whole, split = replicated(self._mesh), self._split(shape)
-        images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-        return _jitted(function, self.model, self._height, whole, split).lower(self._variables, images).compile()
-
-
-def _jitted(function: Callable, model: nn.Module, height: int, whole: NamedSharding, split: NamedSharding) -> Callable:
-    return jax.jit(functools.partial(function, model, height), in_shardings=(whole, split), out_shardings=split)
+        inputs = [jax.ShapeDtypeStruct(shape, jnp.uint8)]
+        function = functools.partial(function, self.model, self._height)
+        if seen is not None:
+            inputs.append(jax.ShapeDtypeStruct((shape[0], 2), jnp.int32))
+            function = functools.partial(function, seen)
+        jitted = jax.jit(function, in_shardings=(whole, *len(inputs) * [split]), out_shardings=split)
+        return jitted.lower(self._variables, *inputs).compile()
 
 
 def prepared_variables(

@@ -15,9 +15,9 @@ from atonet_jax.models import apply, check_size, network
 
 _FEW_SIZES = 3
 _WINDOWS = 256, 512  # the smallest and the largest that are advised
-# Pixels of one size from which on Winograd's algorithm saves more time than it takes to compile
-# (`benchmarks.program_costs`).
-_WORTH_WINOGRAD = 32e6
+# Pixels of one size from which on Winograd's algorithm saves more time than it takes to compile, and so does a program
+# that no other size shares (`benchmarks.program_costs`).
+WORTH_A_PROGRAM = 32e6
 
 
 class Views(NamedTuple):
@@ -78,36 +78,37 @@ def resized_size(size: tuple[int, int], height: int) -> tuple[int, int]:
     return (height, max(1, round(size[1] * height / size[0]))) if height else tuple(size)
 
 
-def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], views: Views) -> str:
-    """One line if images have so many sizes that compiling a program for each is worth a word; '' if not.
+def many_sizes_text(what: str, sizes: Collection[tuple[int, int]], programs: int, views: Views) -> str:
+    """One line if images have so many sizes that compiling their programs is worth a word; '' if not.
 
     Args:
         what: the images, such as '12 pictures'.
         sizes: (height, width) of them, each once.
+        programs: how many they need.
         views: of them.
     """
-    if len(sizes) <= _FEW_SIZES or views.window:
+    if programs <= _FEW_SIZES or views.window:
         return ''
     resized = (resized_size(size, views.height) for size in sizes)
     sides = (round(scale * length) for size in resized for length in size for scale in views.scales)
     side = min(_WINDOWS[1], max(_WINDOWS[0], min(sides)))  # smaller images clip it, and take programs of their own
     return (
-        f'{what} have {len(sizes)} sizes: a program is compiled for each, once; --config.eval.window="({side},{side})" '
-        'shares one, and looks at them window by window'
+        f'{what} have {len(sizes)} sizes: {programs} programs are compiled, each once; '
+        f'--config.eval.window="({side},{side})" needs one, and looks at them window by window'
     )
 
 
-def winograd_pays(sizes: Mapping[tuple[int, int], float], views: Views) -> bool:
+def winograd_pays(sizes: Mapping[tuple[int, int], float], programs: int, views: Views) -> bool:
     """Whether programs for these images should convolve by Winograd's algorithm (`segmenter.Segmenter`).
 
     Args:
         sizes: {(height, width): number of images}; {} if unknown, which counts as many.
+        programs: how many they need.
         views: of them.
     """
     pixels = sum(number * math.prod(resized_size(size, views.height)) for size, number in sizes.items())
     pixels *= sum(scale**2 for scale in views.scales) * (1 + views.flip)
-    programs = 1 if views.window else len(sizes)
-    return not sizes or pixels >= programs * _WORTH_WINOGRAD
+    return not sizes or pixels >= programs * WORTH_A_PROGRAM
 
 
 def predict_labels(model: nn.Module, variables: dict, images: jax.Array, views: Views = WHOLE_IMAGE) -> jax.Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import Classifier, ConvNorm, spp_grid
+from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.models.contract import Family, Network, Published, Rule, WeightNames, conv_norm
 from atonet_jax.models.resnet import STAGE_RULES, TORCHVISION, in_resnet, is_stage_kernel, resnet18
 from atonet_jax.models.terms import Term
@@ -84,13 +84,12 @@ class SPP(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, width]."""
         conv_norm = partial(ConvNorm, kernel_size=1, dtype=self.dtype)
-        height, width = x.shape[1:3]
         x = conv_norm(x.shape[-1], name='conv1')(x, train)
         pyramid = [x]
         for i, rows in enumerate(self.bins):
-            pooled = ops.adaptive_avg_pool(x, spp_grid(rows, (height, width)))
+            pooled, grid = ops.pool_to_grid(x, rows)
             pooled = conv_norm(self.width, name=f'pool{i}')(pooled, train)
-            pyramid.append(ops.resize_align_corners(pooled, (height, width)))
+            pyramid.append(ops.enlarge_grid(pooled, grid, x.shape[1:3], 'align_corners'))
         return conv_norm(self.width, name='conv2')(jnp.concatenate(pyramid, -1), train)
 
 
@@ -142,6 +141,7 @@ def describe(model: ATONet) -> Network:
         training_only=heads,
         in_backbone=in_resnet,
         reduced=is_stage_kernel,  # the stem and every batch normalisation take the full rate (the published recipe)
+        on_canvas=True,
         weights=(_PUBLISHED_NAMES,),
         backbones=(TORCHVISION,),
         published=Published(

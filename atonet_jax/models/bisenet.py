@@ -78,7 +78,7 @@ class BiSeNet(nn.Module):
         else:
             c8, c16, c32 = xception.xception39(images, train, width // 8, self.dtype)
 
-        x = block(1, name='global_context')(jnp.mean(c32, (1, 2), keepdims=True), train)
+        x = block(1, name='global_context')(ops.global_avg_pool(c32), train)
         x += attention(name='arm32')(c32, train)
         r32 = block(3, name='refine32')(enlarge(x, c16.shape[1:3]), train)
         x = r32 + attention(name='arm16')(c16, train)
@@ -155,7 +155,7 @@ class FeatureFusion(nn.Module):
         if self.is_attention_normalized:
             return x + SqueezeAttention(**options, name='attention')(x, train)
         conv = partial(Conv, self.features, 1, **options)
-        gate = nn.relu(conv(name='attention1')(jnp.mean(x, (1, 2), keepdims=True)))
+        gate = nn.relu(conv(name='attention1')(ops.global_avg_pool(x)))
         return x + x * nn.sigmoid(conv(name='attention2')(gate))
 
 
@@ -205,6 +205,7 @@ def describe(model: BiSeNet) -> Network:
         reduced=(lambda path: path[0] not in ('fusion', 'head', *AUX_HEADS)) if is_port else resnet.in_resnet,
         normalization=COINCHEUNG if is_port else IMAGENET,
         upsampling='half_pixel' if is_port else 'align_corners',
+        on_canvas=True,
         weights=(_COINCHEUNG_NAMES if is_port else _TORCHSEG_NAMES[model.backbone],),
         backbones=(resnet.TORCHVISION,) if model.backbone == 'resnet18' else (),
         published=Published(

@@ -332,7 +332,7 @@ class SqueezeAttention(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
-        pooled = jnp.mean(x, (1, 2), keepdims=True)
+        pooled = ops.global_avg_pool(x)
         gate = ConvNorm(x.shape[-1], 1, activation=nn.sigmoid, kernel_init=self.kernel_init, dtype=self.dtype,
                         name='conv')  # fmt: skip
         return x * gate(pooled, train)
@@ -350,8 +350,3 @@ class Classifier(nn.Module):
         """[B, H, W, C] -> [B, H, W, num_classes] float32."""
         inits = {'kernel_init': self.kernel_init, 'bias_init': self.bias_init}
         return Conv(self.num_classes, 1, use_bias=True, **inits, name='conv')(x)
-
-
-def spp_grid(rows: int, size: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) of a pooled grid over a map of (height, width), whose cells are as square as can be."""
-    return rows, max(1, round(rows * size[1] / size[0]))

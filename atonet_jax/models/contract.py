@@ -171,6 +171,8 @@ class Network:
         smallest: the least height and width that it takes.
         upsampling: how an output's pixels lie on the image, when it is enlarged or labels are reduced to its size:
             'half_pixel' or 'align_corners'.
+        on_canvas: whether the module gives an image on a larger canvas (`ops.canvas`) what it gives it by itself. It
+            does if its maps have power-of-two strides, sizes rounded up, and meet neighbouring pixels in `ops` alone.
         class_weights: how much each class counts in the loss, where the published recipe weighs them by their pixels.
         weights: vocabularies of whole networks; the first one is written by `to_torch`.
         backbones: vocabularies of files that hold the backbone alone; none where no such file is known.
@@ -185,6 +187,7 @@ class Network:
     multiple_of: int = 1
     smallest: int = 1
     upsampling: str = 'half_pixel'
+    on_canvas: bool = False
     class_weights: ClassWeights | None = None
     weights: Sequence[WeightNames] = ()
     backbones: Sequence[WeightNames] = ()

@@ -111,6 +111,7 @@ def describe(model: DDRNet) -> Network:
         ),
         training_only=HEADS[1:],
         in_backbone=lambda path: path[0] not in HEADS,
+        on_canvas=True,
         weights=(_PUBLISHED_NAMES, _NAMES_BESIDE_LOSSES),
         backbones=(_IMAGENET_NAMES,),
         published=Published(

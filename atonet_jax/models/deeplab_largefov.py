@@ -76,6 +76,7 @@ def describe(model: DeepLabLargeFOV) -> Network:
         reduced=lambda path: path[0] != 'fc8',  # it alone has ten times the rate in the published recipe
         normalization=CAFFE if model.caffe_images else IMAGENET,
         upsampling='align_corners' if model.caffe_sizes else 'half_pixel',
+        on_canvas=True,
         weights=(_NAMES,),
         backbones=(WeightNames(TORCHVISION_RULES, ignored=r'classifier\..*'),),
         published=Published(

@@ -149,7 +149,7 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, C]."""
         classes = nn.Dense(IMAGENET_CLASSES, kernel_init=kaiming_fan_in_init, dtype=self.dtype, name='fc')
-        of_image = classes(jnp.mean(x, (1, 2)))[:, None, None]  # two axes until here: LiteRT takes no layer of four
+        of_image = classes(ops.global_avg_pool(x)[:, 0, 0])[:, None, None]  # LiteRT takes no layer of four axes
         activation = ATTENTIONS[self.activation]
         return x * _ConvNorm(x.shape[-1], 1, activation=activation, dtype=self.dtype, name='conv')(of_image, train)
 
@@ -189,6 +189,7 @@ def describe(model: DFANet) -> Network:
         terms=(Term('logits'),),
         in_backbone=lambda path: path[0] != 'decoder',
         upsampling='align_corners',
+        on_canvas=True,
         weights=(_NAMES,),
         published=Published(
             title=title,

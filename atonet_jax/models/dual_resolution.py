@@ -33,7 +33,7 @@ class Head(nn.Module):
 def averages(x: jax.Array) -> list[jax.Array]:
     """What a pooling pyramid sees of [B, H, W, C]: means of windows of 5x5, 9x9 and 17x17, then of all."""
     pooled = [ops.avg_pool(x, window, stride, window // 2) for window, stride in ((5, 2), (9, 4), (17, 8))]
-    return [*pooled, jnp.mean(x, (1, 2), keepdims=True)]
+    return [*pooled, ops.global_avg_pool(x)]
 
 
 def sequence_names(path: str, name: str, first: int = 0) -> tuple[Rule, ...]:

@@ -309,6 +309,7 @@ def describe(model: ENet) -> Network:
         in_backbone=lambda path: path[0].split('_')[0] in ENCODER,
         normalization=Normalization(),  # all the published weights take images of 0 .. 1
         multiple_of=8,
+        on_canvas=True,
         class_weights=InverseLogShare(1.02),
         weights=(_PAPER_NAMES if is_paper else _davidtvs_names(model.form == 'davidtvs_head'),),
         published=Published(

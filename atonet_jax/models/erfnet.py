@@ -151,6 +151,7 @@ def describe(model: ERFNet) -> Network:
         in_backbone=lambda path: path[0] in ENCODER,
         normalization=Normalization(),
         multiple_of=8,
+        on_canvas=True,
         class_weights=InverseLogShare(1.2 if is_encoder else 1.1),
         weights=(_ENCODER_NAMES if is_encoder else _WHOLE_NAMES,),
         backbones=(_BACKBONE_NAMES,),

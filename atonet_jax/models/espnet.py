@@ -186,6 +186,7 @@ def describe(model: ESPNet) -> Network:
         normalization=_CAMVID if model.form == 'camvid' else _CITYSCAPES,
         multiple_of=1 if is_encoder else 8,
         upsampling='align_corners',  # of ESPNet-C; the other logits have the image's size
+        on_canvas=True,
         class_weights=InverseLogShare(1.1),
         weights=(_ENCODER_NAMES if is_encoder else _NAMES,),
         backbones=(_ENCODER_NAMES,),

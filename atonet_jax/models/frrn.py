@@ -146,6 +146,7 @@ def describe(model: FRRN) -> Network:
         in_backbone=lambda path: path[0].startswith(_ENCODER),
         normalization=Normalization(),  # RGB: both loaders of the authors turn OpenCV's BGR round
         multiple_of=2 ** len(ENCODERS[model.form]),
+        on_canvas=True,
         weights=(_NAMES,),
         published=Published(
             title=f'FRRN {model.form.upper()}',

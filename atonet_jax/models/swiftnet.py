@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from atonet_jax import ops
-from atonet_jax.models.blocks import NormConv, kaiming_fan_out_init, spp_grid
+from atonet_jax.models.blocks import NormConv, kaiming_fan_out_init
 from atonet_jax.models.contract import (
     IMAGENET,
     Family,
@@ -92,13 +92,12 @@ class SPP(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H, W, width]."""
         norm_conv = partial(_NormConv, kernel_size=1, momentum=_SPP_MOMENTUM, dtype=self.dtype)
-        height, width = x.shape[1:3]
         x = norm_conv(self.width, name='first')(x, train)
         pyramid = [x]
         for i, rows in enumerate(_GRIDS):
-            pooled = ops.adaptive_avg_pool(x, spp_grid(rows, (height, width)))
+            pooled, grid = ops.pool_to_grid(x, rows)
             pooled = norm_conv(self.width // len(_GRIDS), name=f'pool{i}')(pooled, train)
-            pyramid.append(ops.resize_bilinear(pooled, (height, width)))
+            pyramid.append(ops.enlarge_grid(pooled, grid, x.shape[1:3], 'half_pixel'))
         return norm_conv(self.width, name='fuse')(jnp.concatenate(pyramid, -1), train)
 
 
@@ -123,6 +122,7 @@ def describe(model: SwiftNet) -> Network:
         in_backbone=in_resnet,
         reduced=in_resnet,
         normalization=IMAGENET if is_first else CITYSCAPES,
+        on_canvas=True,
         weights=(with_buffers(_NAMES) if model.form == '2020' else _NAMES,),
         backbones=(TORCHVISION,),
         published=Published(

@@ -152,6 +152,7 @@ def describe(model: Table3) -> Network:
         terms=(Term('logits'),),
         in_backbone=in_resnet,
         reduced=is_stage_kernel,  # as in ATONet
+        on_canvas=True,
         weights=(_NAMES,),
         backbones=(TORCHVISION,),
         published=Published(

@@ -4,13 +4,15 @@
 and gradients faster; `ops.cpu` holds these and the switch that turns them off.
 """
 
-from atonet_jax.ops import cpu
+from atonet_jax.ops import canvas, cpu
 from atonet_jax.ops.convolution import conv, conv_prepared, conv_transpose, prepare_kernel
+from atonet_jax.ops.grid import Grid, enlarge_grid, pool_to_grid, square_grid
 from atonet_jax.ops.normalize import batch_normalize, batch_statistics, normalize_by_batch
 from atonet_jax.ops.pooling import (
     adaptive_avg_pool,
     adaptive_pool_matrix,
     avg_pool,
+    global_avg_pool,
     max_pool,
     max_pool_with_indices,
     max_unpool,
@@ -26,6 +28,7 @@ from atonet_jax.ops.resize import (
     phase_weights,
     resize,
     resize_align_corners,
+    resize_axis,
     resize_bicubic,
     resize_bilinear,
     resize_nearest,
@@ -34,17 +37,21 @@ from atonet_jax.ops.resize import (
 )
 
 __all__ = [
+    'Grid',
     'adaptive_avg_pool',
     'adaptive_pool_matrix',
     'align_corners_matrix',
     'avg_pool',
     'batch_normalize',
     'batch_statistics',
+    'canvas',
     'conv',
     'conv_prepared',
     'conv_transpose',
     'cpu',
+    'enlarge_grid',
     'enlarged_phases',
+    'global_avg_pool',
     'half_pixel_matrix',
     'half_pixel_taps',
     'map_axis',
@@ -54,13 +61,16 @@ __all__ = [
     'normalize_by_batch',
     'phase_factors',
     'phase_weights',
+    'pool_to_grid',
     'pooling_for_quantizers',
     'prepare_kernel',
     'resize',
     'resize_align_corners',
+    'resize_axis',
     'resize_bicubic',
     'resize_bilinear',
     'resize_nearest',
+    'square_grid',
     'take_between',
     'with_neighbours',
 ]

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from atonet_jax.errors import InputError
-from atonet_jax.ops import plain
+from atonet_jax.ops import canvas, plain
 from atonet_jax.ops.cpu import convolution as cpu_convolution
 from atonet_jax.ops.cpu import has_fast_paths, transposed, winograd
 from atonet_jax.ops.window import ConvWindow, IntOrPair, Padding, TransposedWindow, padding_pairs, pair
@@ -46,9 +46,18 @@ def conv(
         )
     window = _window(kernel, stride, padding, dilation, groups)
     kernel = kernel.astype(x.dtype)
+    if canvas.is_used():
+        x = _masked(x, kernel, window)
     if has_fast_paths() and cpu_convolution.is_faster(x, kernel, window):
         return cpu_convolution.convolve(x, kernel, window)
     return plain.conv(x, kernel, window)
+
+
+def _masked(x, kernel, window):
+    """Of a canvas, as the window sees it."""
+    rows, columns = (step * (taps - 1) + 1 for taps, step in zip(kernel.shape[:2], window.dilation, strict=True))
+    canvas.check_window(x, (rows, columns), window.stride, window.padding, 'convolution')
+    return x if (rows, columns) == (1, 1) else canvas.masked(x)
 
 
 def _window(kernel, stride, padding, dilation, groups) -> ConvWindow:
@@ -94,6 +103,9 @@ def conv_transpose(
         )
     window = TransposedWindow(pair(stride), pair(padding), pair(output_padding), groups)
     kernel = kernel.astype(x.dtype)
+    if canvas.is_used():
+        canvas.check_transposed(x, kernel.shape[:2], window)
+        x = canvas.masked(x)
     if has_fast_paths() and transposed.is_faster(x, kernel, window):
         return transposed.convolve(x, kernel, window)
     return plain.conv_transpose(x, kernel, window)
@@ -125,4 +137,4 @@ def prepare_kernel(
 
 def conv_prepared(x: jax.Array, prepared: Any) -> jax.Array:
     """`conv` of [B, H, W, C] float32 with what `prepare_kernel` gave -> [B, H, W, O] float32."""
-    return winograd.convolve(x, prepared)
+    return winograd.convolve(canvas.masked(x), prepared)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from atonet_jax.errors import InputError
-from atonet_jax.ops import plain
+from atonet_jax.ops import canvas, plain
 from atonet_jax.ops.cpu import has_fast_paths
 from atonet_jax.ops.cpu import pooling as cpu_pooling
 from atonet_jax.ops.places import place_gradient
@@ -53,6 +53,7 @@ def max_pool(
         the first takes the gradient.
     """
     window = _pool_window(x, window, stride, padding, ceil)
+    x = _masked(x, window, -jnp.inf)
     if _for_quantizers.get():
         x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)), mode='edge')
         return plain.max_pool(x, window._replace(padding=((0, 0), (0, 0))))
@@ -74,6 +75,7 @@ def max_pool_with_indices(
         same shape. Of equal pixels the first counts, as in torch. Indices have no gradient.
     """
     window = _pool_window(x, window, stride, padding, ceil)
+    x = _masked(x, window, -jnp.inf)
     largest, places = _largest_and_places(x, window)
     first = window.first_inside(largest.shape[1:3])[:, :, None]
     places = jnp.where(largest == -jnp.inf, first, places.astype(jnp.int32))
@@ -117,6 +119,11 @@ def _pool_window(x: jax.Array, window, stride, padding, ceil) -> PoolWindow:
     return found
 
 
+def _masked(x: jax.Array, window: PoolWindow, value: float) -> jax.Array:
+    canvas.check_window(x, *window, 'pooling')
+    return canvas.masked(x, value)
+
+
 def _missing(length: int, size: int, stride: int, before: int, after: int) -> int:
     """How far the last window reaches beyond the padding, where one more begins inside of map or padding."""
     rest = (length + before + after - size) % stride
@@ -153,6 +160,7 @@ def max_unpool(
         raise InputError(f'unpooling: the values are {tuple(x.shape)} and the indices {tuple(indices.shape)}; '
                          'both must be the same [B, h, w, C]')  # fmt: skip
     pool = PoolWindow(pair(window), pair(window if stride is None else stride), padding_pairs(padding))
+    indices = canvas.masked(indices, -1)
     do_overlap = any(taps > step for taps, step in zip(pool.size, pool.stride, strict=True))
     return (_unpool_overlapping if do_overlap else _unpool_windows)(x, indices, tuple(size), pool)
 
@@ -215,6 +223,7 @@ def avg_pool(x: jax.Array, window: IntOrPair, stride: IntOrPair, padding: Paddin
         [B, H', W', C] in x's dtype, H' = (H + top + bottom - window) // stride + 1.
     """
     window = _pool_window(x, window, stride, padding, ceil=False)
+    x = _masked(x, window, 0.0)
     if _for_quantizers.get():
         rows, columns = map(_avg_pool_matrix, x.shape[1:3], *window)
         return map_axis(map_axis(x, rows, 1), columns, 2)
@@ -230,8 +239,18 @@ def _avg_pool_matrix(length: int, size: int, stride: int, padding: Pair) -> np.n
     return ((starts <= pixels) & (pixels < starts + size)).astype(np.float32) / size
 
 
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """The average of all pixels: [B, H, W, C] -> [B, 1, 1, C]."""
+    if not canvas.is_used():
+        return jnp.mean(x, (1, 2), keepdims=True)
+    rows, columns = canvas.image_size(x.shape[1:3])
+    summed = jnp.sum(canvas.masked(x), (1, 2), keepdims=True, dtype=jnp.float32)
+    return (summed / (rows * columns)).astype(x.dtype)
+
+
 def adaptive_avg_pool(x: jax.Array, size: Pair) -> jax.Array:
     """Average-pools [B, H, W, C] to [B, *size, C] by torch's rule; `size` may exceed (H, W)."""
+    canvas.refuse('adaptive pooling')
     rows, columns = (adaptive_pool_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
     return map_axis(map_axis(x, rows, 1), columns, 2)
 

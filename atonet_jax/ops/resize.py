@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from atonet_jax.ops import plain
+from atonet_jax.ops import canvas, plain
 from atonet_jax.ops.cpu import has_fast_paths, resizing
 
 
@@ -22,9 +22,13 @@ def resize(x: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
     return (resize_align_corners if upsampling == 'align_corners' else resize_bilinear)(x, size)
 
 
-@functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C]."""
+    return canvas.resize(x, size, 'half_pixel') if canvas.is_used() else named_resize_bilinear(x, size)
+
+
+@functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
+def named_resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     for axis in (2, 1):  # columns first: the step on the wider map then moves whole rows
         old, new = x.shape[axis], size[axis - 1]
         if new == old:
@@ -37,15 +41,29 @@ def resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x
 
 
+def resize_axis(x: jax.Array, length: int, axis: int, upsampling: str) -> jax.Array:
+    """`resize` along axis 1 or 2 alone, to `length` pixels."""
+    if canvas.is_used():
+        return canvas.resize_axis(x, length, axis, upsampling)
+    matrix = align_corners_matrix if upsampling == 'align_corners' else half_pixel_matrix
+    return map_axis(x, matrix(x.shape[axis], length), axis)
+
+
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
+    if canvas.is_used():
+        return canvas.resize(x, size, 'align_corners')
     rows, columns = (align_corners_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
     return map_axis(map_axis(x, rows, 1), columns, 2)
 
 
-@functools.partial(jax.jit, static_argnames='size')  # a call by name, which the ONNX export recognises
 def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Resize of [B, H, W, C] to [B, *size, C]: pixel i takes pixel floor(i * old / new), as in torch's 'nearest'."""
+    return canvas.resize_nearest(x, size) if canvas.is_used() else named_resize_nearest(x, size)
+
+
+@functools.partial(jax.jit, static_argnames='size')  # likewise
+def named_resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     for axis in (2, 1):
         old, new = x.shape[axis], size[axis - 1]
         if new % old == 0:
@@ -57,6 +75,7 @@ def resize_nearest(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 
 def resize_bicubic(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bicubic half-pixel resize (no antialiasing) of [B, H, W, C] to [B, *size, C], as in torch and OpenCV."""
+    canvas.refuse('bicubic resizing')
     rows, columns = (_bicubic_matrix(old, new) for old, new in zip(x.shape[1:3], size, strict=True))
     return map_axis(map_axis(x, rows, 1), columns, 2)
 

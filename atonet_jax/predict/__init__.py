@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from functools import partial
@@ -19,13 +19,11 @@ from ml_collections import ConfigDict
 
 from atonet_jax.data.pictures import read_header, read_picture
 from atonet_jax.errors import InputError
-from atonet_jax.inference.programs import Programs
-from atonet_jax.inference.segmenter import Segmenter, prepared_variables
-from atonet_jax.inference.views import Views, many_sizes_text, predict_labels, winograd_pays
-from atonet_jax.inference.windows import SlidingWindows
+from atonet_jax.inference.views import Views, many_sizes_text
 from atonet_jax.predict import submission
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
 from atonet_jax.predict.inputs import Source, fetched, find_sources
+from atonet_jax.predict.labeling import Labeler
 from atonet_jax.predict.outputs import Drawing, write_label_png, write_png
 from atonet_jax.process.devices import create_mesh
 from atonet_jax.process.files import make_folder
@@ -63,12 +61,7 @@ def predict(config: ConfigDict, workdir: str) -> bool:
         submission.check_sources(sources, trained.class_table)
     make_folder(folder, '--config.predict.output')
 
-    pictures = [source for source in sources if not source.is_video]
-    sizes, views = _sizes(pictures, config.predict.max_pixels), Views.of(config.eval)
-    what = f'the first {_LOOKED_AT} pictures' if len(pictures) > _LOOKED_AT else f'{len(pictures)} pictures'
-    if text := many_sizes_text(what, sizes, views):
-        _log.info('%s', text)
-    job = Job(config, trained, folder, winograd_pays(sizes, views))
+    job = Job(config, trained, folder)
     try:
         job.run(sources)
     finally:
@@ -87,25 +80,6 @@ def _sizes(pictures: list[Source], max_pixels: int) -> Counter:
     return sizes
 
 
-def labeler(config: ConfigDict, trained: TrainedNetwork, winograd: bool = True) -> Callable[[np.ndarray], jax.Array]:
-    """[B, H, W, 3] uint8 RGB -> [B, H, W] uint8 train ids, in the views of `config.eval`.
-
-    winograd: as in `Segmenter`.
-    """
-    views, mesh = Views.of(config.eval), create_mesh()
-    if views.is_one:
-        return Segmenter.of(trained, winograd=winograd)
-    if views.window:
-        label = SlidingWindows(trained.model, mesh, views, config.predict.batch_size)
-    else:
-        programs = Programs(lambda _: jax.jit(partial(predict_labels, trained.model, views=views)))
-
-        def label(variables, images):
-            return programs(images.shape)(variables, images)
-
-    return partial(label, prepared_variables(trained.model, trained.variables, mesh, winograd))
-
-
 class Job:
     """One call: its settings and its results.
 
@@ -113,21 +87,20 @@ class Job:
         failures: what is left undone, a line each.
     """
 
-    def __init__(self, config: ConfigDict, trained: TrainedNetwork, folder: str, winograd: bool = True):
+    def __init__(self, config: ConfigDict, trained: TrainedNetwork, folder: str):
         """
         Args:
             config: of the call.
             trained: the network.
             folder: where results go.
-            winograd: as in `Segmenter`, for pictures; videos have frames enough for it.
         """
+        self._config = config
         self._options = config.predict
         self._sample_range = tuple(config.data.sample_range)
-        self._labeler = functools.cache(partial(labeler, config, trained))
-        self._winograd = winograd
-        views = Views.of(config.eval)
-        self._check = partial(views.check_size, trained.model)
-        self._images_at_once = views.images_at_once(config.predict.batch_size)
+        self._trained = trained
+        self._views = Views.of(config.eval)
+        self._check = partial(self._views.check_size, trained.model)
+        self._images_at_once = self._views.images_at_once(config.predict.batch_size)
         self._table = trained.class_table
         self._folder = folder
         self._images = 0
@@ -155,6 +128,11 @@ class Job:
         for failure in self.failures:
             print(f'not done: {failure}')
 
+    @functools.cached_property
+    def _label_frames(self) -> Labeler:
+        """Of all videos."""
+        return Labeler(self._config, self._trained)
+
     def _until_stopped(self, things: Iterable, signals: StopSignals) -> Iterator:
         """Those before a signal."""
         for thing in things:
@@ -166,12 +144,16 @@ class Job:
     def _pictures(self, sources: list[Source], signals: StopSignals) -> None:
         if not sources:
             return
-        label = self._labeler(self._winograd)
+        sizes = _sizes(sources, self._options.max_pixels)
+        label = Labeler(self._config, self._trained, sizes)
+        what = f'the first {_LOOKED_AT} pictures' if len(sources) > _LOOKED_AT else f'{len(sources)} pictures'
+        if text := many_sizes_text(what, sizes, label.programs, self._views):
+            _log.info('%s', text)
 
         def compile_ahead(image):
-            # Several sizes at once, in the threads that read. Not on GPUs, where compiling measures kernels.
-            if isinstance(label, Segmenter) and jax.default_backend() == 'cpu':
-                label.compile('__call__', (self._images_at_once, *image.shape[:2]))
+            # Several at once, in the threads that read. Not on GPUs, where compiling measures kernels.
+            if jax.default_backend() == 'cpu':
+                label.compile((self._images_at_once, *image.shape[:2]))
 
         def read(source):
             self._check_name(source)
@@ -321,7 +303,7 @@ class Job:
         with progress, ExitStack() as stack:
             # A thread for each kind of output, in which frames stay in order.
             writers = {kind: stack.enter_context(Background(1)) for kind in (*files, 'labels')}
-            for number, frame, labels in predicted(frames, self._labeler(True), self._images_at_once):
+            for number, frame, labels in predicted(frames, self._label_frames, self._images_at_once):
                 if labels_path:
                     path = _frame_path(labels_path, number)
                     writers['labels'].submit(write_label_png, labels, path, self._table, self._options.ids)
@@ -337,7 +319,7 @@ class Job:
         """Compiles for frames of the size of the first one, so that the time it takes is no part of the film."""
         for frame in itertools.islice(camera, 1):
             self._check_size(source, frame)
-            np.asarray(self._labeler(True)(np.stack(self._images_at_once * [frame])))
+            np.asarray(self._label_frames(self._images_at_once * [frame]))
 
 
 def _frame_path(first: str, number: int) -> str:

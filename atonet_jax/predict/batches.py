@@ -1,4 +1,4 @@
-"""Decoding, computing and drawing at the same time. Pictures of one size go through the network together."""
+"""Decoding, computing and drawing at the same time. Pictures of one program go through the network together."""
 
 import collections
 import os
@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import jax
 import numpy as np
 
 from atonet_jax.errors import InputError
+from atonet_jax.predict.labeling import Labeler
 
 
 def in_order_ahead(function: Callable, things: Iterable[Any], pool: ThreadPoolExecutor) -> Iterator[tuple[Any, Future]]:
@@ -23,23 +23,22 @@ def in_order_ahead(function: Callable, things: Iterable[Any], pool: ThreadPoolEx
 
 
 def predicted(
-    images: Iterable[tuple[Any, np.ndarray]], label: Callable[[np.ndarray], jax.Array], batch_size: int
+    images: Iterable[tuple[Any, np.ndarray]], label: Labeler, batch_size: int
 ) -> Iterator[tuple[Any, np.ndarray, np.ndarray]]:
     """Yields (key, image, labels) for each (key, image): [H, W, 3] uint8 -> [H, W] uint8 train ids.
 
-    The results of a batch are yielded while the devices work on the next one. Images of one size keep their order. A
-    batch that is not full is filled with its last image, so that each size needs one program.
+    The results of a batch are yielded while the devices work on the next one. Images of one program keep their order. A
+    batch that is not full is filled with its last image, so that one program takes all.
 
     Args:
         images: with their keys.
-        label: [B, H, W, 3] -> [B, H, W] on the devices.
-        batch_size: B.
+        label: gives the label maps of a batch.
+        batch_size: images of a batch.
     """
     under_way = None
-    for batch in _batches(images, batch_size):
+    for batch in _batches(images, label, batch_size):
         pixels = [image for _, image in batch]
-        filled = np.stack(pixels + (batch_size - len(pixels)) * pixels[-1:])
-        labels = label(filled)
+        labels = label(pixels + (batch_size - len(pixels)) * pixels[-1:])
         if under_way is not None:
             yield from _results(*under_way)
         under_way = batch, labels
@@ -49,17 +48,18 @@ def predicted(
 
 def _results(batch, labels):
     for (key, image), of_one in zip(batch, np.asarray(labels)):
-        yield key, image, of_one
+        yield key, image, of_one[: image.shape[0], : image.shape[1]]
 
 
-def _batches(images, batch_size) -> Iterator[list[tuple[Any, np.ndarray]]]:
-    """Batches of one size each. If many sizes wait, the oldest is yielded although it is not full."""
+def _batches(images, label, batch_size) -> Iterator[list[tuple[Any, np.ndarray]]]:
+    """Batches of one program each. If many wait, the oldest is yielded although it is not full."""
     waiting = {}
     for key, image in images:
-        batch = waiting.setdefault(image.shape, [])
+        program = label.program_of(image.shape[:2])
+        batch = waiting.setdefault(program, [])
         batch.append((key, image))
         if len(batch) == batch_size:
-            yield waiting.pop(image.shape)
+            yield waiting.pop(program)
         elif sum(map(len, waiting.values())) > 4 * batch_size:
             yield waiting.pop(next(iter(waiting)))
     yield from waiting.values()

@@ -5,6 +5,7 @@ import io
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,14 +23,14 @@ OUTPUTS = ('labels', 'raw', 'color', 'overlay', 'json')
 FORMATS = ('AVIF', 'BMP', 'GIF', 'HEIF', 'JPEG', 'JPEG2000', 'PNG', 'PPM', 'TIFF', 'WEBP')
 
 
-def network_size(width: int, height: int, long_side: int) -> tuple[int, int]:
-    """(width, height) of a picture for the network. There are few such sizes, because each needs its own program.
+def network_size(width: int, height: int, long_side: int, step: int) -> tuple[int, int]:
+    """(width, height) of a picture for the network.
 
     The picture is reduced until its long side is at most `long_side`. Then each side becomes the nearest multiple of
-    `SIDE_STEP`, at least `SIDE_STEP`.
+    `step`, at least `SIDE_STEP`.
     """
     factor = min(1, long_side / max(width, height))
-    width, height = (max(1, round(side * factor / SIDE_STEP)) * SIDE_STEP for side in (width, height))
+    width, height = (max(SIDE_STEP, round(side * factor / step) * step) for side in (width, height))
     return width, height
 
 
@@ -42,8 +43,11 @@ class Pictures:
         self._kinds = [kind for kind in FORMATS if kind in formats()]
         self._table = segment.class_table
         self._options = options
-        self._compiled = set()
-        self._compile(network_size(1280, 720, options.long_side))  # of many cameras
+        # Where each size needs its own program, there must be few.
+        self._network_size = partial(
+            network_size, long_side=options.long_side, step=1 if segment.shares_programs else SIDE_STEP
+        )
+        self._compile(self._network_size(1280, 720))  # of many cameras
 
     def answer(self, body: bytes, output: str) -> tuple[bytes, dict[str, float]]:
         """The encoded answer, and the milliseconds of each part.
@@ -61,12 +65,12 @@ class Pictures:
             self._sample_range,
         )
         height, width = picture.shape[:2]
-        size = network_size(width, height, self._options.long_side)
+        size = self._network_size(width, height)
         image = np.asarray(PIL.Image.fromarray(picture).resize(size, PIL.Image.Resampling.BILINEAR))
         clock.stop('decode')
         self._compile(size)
         clock.stop('compile')
-        labels = self._table.train_ids(np.asarray(self._segment(image[None]))[0])
+        labels = self._table.train_ids(self._segment.of_any_size(image))
         clock.stop('network')
         labels = np.asarray(PIL.Image.fromarray(labels).resize((width, height), PIL.Image.Resampling.NEAREST))
 
@@ -92,9 +96,7 @@ class Pictures:
         return content, clock.milliseconds
 
     def _compile(self, size: tuple[int, int]) -> None:
-        if size not in self._compiled:
-            self._segment.compile('__call__', (1, size[1], size[0]))
-            self._compiled.add(size)
+        self._segment.compile('on_canvas' if self._segment.shares_programs else '__call__', (1, size[1], size[0]))
 
 
 class _Clock:

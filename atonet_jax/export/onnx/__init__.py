@@ -17,8 +17,8 @@ How it works, a module a step:
 - `graph.py` holds the nodes. It finds a number that differs between the traces in the shape of a map that has it.
 - `winograd.py` has the forms that ONNX Runtime computes faster on CPUs.
 
-Functions that are jitted under the names `resize_bilinear` and `resize_nearest` ([B, H, W, C] to [B, h, w, C]) are not
-looked into: each becomes one `Resize` node.
+Functions that are jitted under the names `named_resize_bilinear` and `named_resize_nearest` ([B, H, W, C] to
+[B, h, w, C]) are not looked into: each becomes one `Resize` node.
 """
 
 from collections.abc import Callable, Sequence

@@ -75,7 +75,7 @@ def _bias_to_smallest_map(add: Step, producers: dict[Ref, Step], uses: Mapping[R
         step = producers.get(x)
         if step is None or uses[x] != 1 or len(x.shape) != 4 or x.shape[::3] != shape[::3]:
             return []
-        if step.op in ('resize_bilinear', 'resize_nearest'):
+        if step.op in ('named_resize_bilinear', 'named_resize_nearest'):
             return summed(step.inputs[0], shape)
         if step.op in ('add', 'add_any'):
             return [conv for y in step.inputs if y in producers for conv in summed(y, shape)]
@@ -255,7 +255,7 @@ def _elu(step: Step, made_by) -> Step | None:
 
 def _labels(step: Step, made_by) -> Step | None:
     """argmax over the classes of enlarged logits."""
-    resize = made_by(step.inputs[0], 'resize_bilinear')
+    resize = made_by(step.inputs[0], 'named_resize_bilinear')
     if resize is None or tuple(step.params['axes']) != (3,):
         return None
     params = {'size': resize.outputs[0].shape[1:3]}

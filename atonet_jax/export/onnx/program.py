@@ -12,7 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
 
 from atonet_jax.errors import InputError
 
-NAMED = ('resize_bilinear', 'resize_nearest')  # jitted functions that stay one step
+NAMED = ('named_resize_bilinear', 'named_resize_nearest')  # jitted functions that stay one step
 _CALLS = {  # primitive -> the parameter that holds the called jaxpr
     'jit': 'jaxpr', 'pjit': 'jaxpr', 'closed_call': 'call_jaxpr', 'core_call': 'call_jaxpr', 'remat': 'jaxpr',
     'checkpoint': 'jaxpr', 'custom_jvp_call': 'call_jaxpr', 'custom_vjp_call': 'call_jaxpr',

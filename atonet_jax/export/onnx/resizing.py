@@ -55,12 +55,12 @@ def _factor(old: Size, new: Size) -> np.float32 | None:
     return factor if all(int(product) == new for product in products) else None
 
 
-@rule('resize_bilinear')
+@rule('named_resize_bilinear')
 def _resize_bilinear(lowering, step, x):
     return _resize(lowering, step, x, 'half_pixel')
 
 
-@rule('resize_nearest')
+@rule('named_resize_nearest')
 def _resize_nearest(lowering, step, x):
     x, shape = lowering.whole(x), step.outputs[0].shape
     if any(isinstance(n, Varied) for n in (*x.shape[1:3], *shape[1:3])):
