@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -115,7 +115,6 @@ class Segmenter:
         """
         if not self.shares_programs:
             return np.asarray(self(image[None]))[0]
-        _check(image[None])
         return np.asarray(self.on_canvas([image]))[0, : image.shape[0], : image.shape[1]]
 
     @property
@@ -130,14 +129,17 @@ class Segmenter:
             images: [H, W, 3] uint8 RGB each, all of the same `canvases.canvases`.
 
         Raises:
-            InputError: one is smaller than the network takes.
+            InputError: they are no images, on different canvases, or smaller than the network takes.
 
         Returns:
             [B, H', W'] uint8 train ids, on the devices. Each label map is at the upper left; sides are multiples of 64.
         """
         for image in images:
+            _check(image[None])
             check_size(self.model, resized_size(image.shape[:2], self._height))
-        canvas = canvases(images[0].shape[:2], self._height)
+        canvas, *others = {canvases(image.shape[:2], self._height) for image in images}
+        if others:
+            raise InputError(f'images on canvases of {canvas.image} and {others[0].image}: give those of one at a time')
         images, sizes = placed(images, canvas.image)
         return self._programs((labels_on_canvas, images.shape, canvas.seen))(self._variables, images, sizes)
 
@@ -176,8 +178,11 @@ class Segmenter:
         if seen is not None:
             inputs.append(jax.ShapeDtypeStruct((shape[0], 2), jnp.int32))
             function = functools.partial(function, seen)
-        jitted = jax.jit(function, in_shardings=(whole, *len(inputs) * [split]), out_shardings=split)
-        return jitted.lower(self._variables, *inputs).compile()
+        return _jitted(function, whole, len(inputs) * [split]).lower(self._variables, *inputs).compile()
+
+
+def _jitted(function: Callable, variables: NamedSharding, inputs: list[NamedSharding]) -> Callable:
+    return jax.jit(function, in_shardings=(variables, *inputs), out_shardings=inputs[0])
 
 
 def prepared_variables(

@@ -106,7 +106,8 @@ def masked(x: jax.Array, value: float = 0.0) -> jax.Array:
 def check_window(x: jax.Array, extent: Pair, stride: Pair, padding: tuple[Pair, Pair], operation: str) -> None:
     """Checks that windows over `x` give the map of the next stride, whatever the size of the image.
 
-    Of n pixels they must give n / stride, rounded up. Without a canvas nothing is checked.
+    Of n pixels they must give n / stride, rounded up, and the stride must be a power of two. Without a canvas nothing
+    is checked.
 
     Args:
         x: [B, H, W, C].
@@ -123,9 +124,8 @@ def check_window(x: jax.Array, extent: Pair, stride: Pair, padding: tuple[Pair, 
         return
     for axis, (length, reach, step, sides) in enumerate(zip(x.shape[1:3], extent, stride, padding, strict=True)):
         beyond = reach - sum(sides)  # n pixels give (n - beyond) // step + 1
-        if beyond == 1:
-            continue
-        if not 1 <= beyond <= step or canvas.multiple_of % (canvas.stride(axis, length) * step):
+        always = beyond == 1 and step.bit_count() == 1
+        if not always and (not 1 <= beyond <= step or canvas.multiple_of % (canvas.stride(axis, length) * step)):
             refuse(f'{operation} of extent {reach}, stride {step} and padding {sides}')
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from atonet_jax.ops import canvas, plain
 from atonet_jax.ops.canvas import Length
 from atonet_jax.ops.pooling import adaptive_avg_pool
-from atonet_jax.ops.resize import resize
+from atonet_jax.ops.resize import resize_align_corners, resize_bilinear
 
 
 class Grid(NamedTuple):
@@ -39,7 +39,7 @@ def pool_to_grid(x: jax.Array, rows: int) -> tuple[jax.Array, Grid]:
 def enlarge_grid(pooled: jax.Array, grid: Grid, size: tuple[int, int], upsampling: str) -> jax.Array:
     """What became of `pool_to_grid`'s averages, [B, rows, columns, C], enlarged bilinearly to [B, *size, C]."""
     if not canvas.is_used():
-        return resize(pooled, size, upsampling)
+        return (resize_align_corners if upsampling == 'align_corners' else resize_bilinear)(pooled, size)
     for axis, (cells, pixels, length) in enumerate(zip(grid, canvas.image_size(size), size, strict=True), start=1):
         pooled = canvas.resize_part(pooled, cells, pixels, length, axis, upsampling)
     return pooled

@@ -17,11 +17,11 @@ from atonet_jax.data.labels import IGNORE_LABEL
 from atonet_jax.data.sources import load_dataset
 from atonet_jax.data.verify import verify
 from atonet_jax.errors import InputError
-from atonet_jax.evaluation import evaluator
+from atonet_jax.evaluation import evaluator, steps
 from atonet_jax.evaluation.evaluate import evaluate
 from atonet_jax.evaluation.evaluator import Evaluator
 from atonet_jax.evaluation.metrics import Scores
-from atonet_jax.inference import Segmenter
+from atonet_jax.inference import Segmenter, canvases
 from atonet_jax.inference.segmenter import prepared_variables
 from atonet_jax.models import create_model, init_variables
 from atonet_jax.process.devices import create_mesh
@@ -83,6 +83,19 @@ def test_what_is_scored_is_what_people_get(tiny_config):
     assert 'batch_stats' in variables and given and not any('batch_stats' in each for each in given)
 
 
+def test_images_on_a_canvas_have_the_scores_and_predictions_of_their_own(run, monkeypatch):
+    options = {'center_crop': (50, 101), 'pictures': 5, 'batch_size': 2}
+    alone = run(**options)
+    monkeypatch.setattr(canvases, '_MANY', 1)
+    monkeypatch.setattr(steps, '_own_programs', None)
+    shared = run(**options)
+    assert np.abs(shared.confusion - alone.confusion).sum() <= 1e-3 * alone.confusion.sum()
+    assert shared.confusion.sum() == alone.confusion.sum()
+    for of_one, of_own in zip(shared.examples, alone.examples):
+        assert of_one.predictions.shape == (50, 101)
+        assert np.mean(of_one.predictions != of_own.predictions) <= 1e-3
+
+
 def test_small_splits_take_programs_that_compile_fast(tiny_config, labels, monkeypatch):
     """Without Winograd's algorithm, unless the images of a size have pixels enough."""
     model = create_network(tiny_config, 19)
@@ -96,7 +109,7 @@ def test_small_splits_take_programs_that_compile_fast(tiny_config, labels, monke
 
     monkeypatch.setattr(evaluator, 'prepared_variables', prepared)
     for least in (labels.size + 1, labels.size):
-        monkeypatch.setattr('atonet_jax.inference.views._WORTH_WINOGRAD', least)
+        monkeypatch.setattr('atonet_jax.inference.views.WORTH_A_PROGRAM', least)
         Evaluator(model, Batches(Examples(dataset), create_mesh()), tiny_config.eval).run(variables)
     assert asked == [False, True]
 
@@ -183,12 +196,12 @@ def test_what_images_are_too_small_for_is_refused_before_anything_is_read(tiny_c
 def test_images_of_many_sizes_are_told_of(tiny_config, caplog, count, options, said):
     """Each compiles a program of its own."""
     dataset = load_dataset(tiny_config.data, 'val')
-    dataset = dataclasses.replace(dataset, sizes=tuple((64, 64 + 32 * (i % count)) for i in range(len(dataset))))
+    dataset = dataclasses.replace(dataset, sizes=tuple((64, 64 + 64 * (i % count)) for i in range(len(dataset))))
     settings = tiny_config.eval.copy_and_resolve_references()
     settings.update(options)
     with caplog.at_level(logging.INFO):
         Evaluator(create_network(tiny_config, 19), Batches(Examples(dataset), create_mesh()), settings)
-    assert ('the images of synthetic val have 4 sizes: a program is compiled for each' in caplog.text) == said
+    assert ('the images of synthetic val have 4 sizes: 4 programs are compiled' in caplog.text) == said
 
 
 @pytest.mark.parametrize(

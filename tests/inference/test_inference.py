@@ -9,8 +9,10 @@ import pytest
 from flax import linen as nn
 
 from atonet_jax.config import default_config
+from atonet_jax.inference.canvases import Canvases, programs_of
 from atonet_jax.inference.label_map import label_map
 from atonet_jax.inference.views import Views, many_sizes_text, predict_labels, winograd_pays
+from atonet_jax.models import create_model
 from atonet_jax.models.blocks import Classifier, ConvNorm
 from atonet_jax.models.contract import IMAGENET
 from atonet_jax.ops import cpu, resize_align_corners, resize_bilinear
@@ -123,26 +125,57 @@ def test_images_are_resized_to_the_given_height_and_labels_are_of_the_images_siz
 def test_many_sizes_are_answered_with_a_window_that_no_image_clips(options, window):
     settings = default_config().eval
     settings.update(options)
-    sizes = [(300, 400), (500, 700), (600, 512), (900, 900)]
-    assert f'pictures have 4 sizes: a program is compiled for each, once; --config.eval.window="{window}"' in (
-        many_sizes_text('pictures', sizes, Views.of(settings))
+    sizes = [(300, 400), (500, 700), (600, 512), (900, 900), (901, 900)]
+    assert f'pictures have 5 sizes: 4 programs are compiled, each once; --config.eval.window="{window}"' in (
+        many_sizes_text('pictures', sizes, 4, Views.of(settings))
     )
-    assert many_sizes_text('pictures', sizes[:3], Views.of(settings)) == ''
+    assert many_sizes_text('pictures', sizes, 3, Views.of(settings)) == ''
 
 
 @pytest.mark.parametrize(
-    ('sizes', 'views', 'pays'),
+    ('sizes', 'programs', 'views', 'pays'),
     [
-        ({}, Views(), True),  # unknown
-        ({(1000, 1000): 32}, Views(), True),
-        ({(1000, 1000): 31}, Views(), False),
-        ({(1000, 1000): 31, (1000, 1001): 1}, Views(), False),  # two programs
-        ({(1000, 1000): 31, (1000, 1001): 1}, Views(window=(500, 500)), True),  # one program
-        ({(500, 500): 32}, Views(), False),
-        ({(500, 500): 32}, Views(height=1000), True),
-        ({(500, 500): 32}, Views(scales=(2.0,)), True),
-        ({(1000, 1000): 16}, Views(flip=True), True),
+        ({}, 0, Views(), True),  # unknown
+        ({(1000, 1000): 32}, 1, Views(), True),
+        ({(1000, 1000): 31}, 1, Views(), False),
+        ({(1000, 1000): 31, (1000, 1001): 1}, 2, Views(), False),
+        ({(1000, 1000): 31, (1000, 1001): 1}, 1, Views(), True),
+        ({(500, 500): 32}, 1, Views(), False),
+        ({(500, 500): 32}, 1, Views(height=1000), True),
+        ({(500, 500): 32}, 1, Views(scales=(2.0,)), True),
+        ({(1000, 1000): 16}, 1, Views(flip=True), True),
     ],
 )
-def test_winograd_pays_where_a_program_sees_many_pixels(sizes, views, pays):
-    assert winograd_pays(sizes, views) is pays
+def test_winograd_pays_where_a_program_sees_many_pixels(sizes, programs, views, pays):
+    assert winograd_pays(sizes, programs, views) is pays
+
+
+CROWDED = {(300 + i, 400): 2 for i in range(3)}  # on one canvas
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'views', 'programs'),
+    [
+        ({}, Views(), 0),
+        (CROWDED, Views(), 1),
+        ({(300, 400): 90, (301, 400): 90}, Views(), 2),  # two sizes compile as fast as their canvas
+        (CROWDED | {(64, 64): 1}, Views(), 2),  # which has its canvas for itself
+        (CROWDED | {(310, 400): 1000}, Views(), 2),  # which pays
+        (CROWDED, Views(height=200), 1),
+        (CROWDED | {(300, 800): 1, (301, 800): 1, (302, 800): 1}, Views(height=200), 2),
+        (CROWDED, Views(flip=True), 3),
+        (CROWDED, Views(scales=(0.5,)), 3),
+        (CROWDED, Views(window=(100, 100)), 1),
+    ],
+)
+def test_sizes_share_programs_where_that_saves_time(sizes, views, programs):
+    program_of = programs_of(sizes, create_model('atonet', 19), views)
+    assert len({program_of(size) for size in sizes}) == programs
+
+
+def test_sizes_that_are_not_known_share_programs_if_others_do():
+    model = create_model('atonet', 19)
+    assert isinstance(programs_of(CROWDED, model, Views())((64, 64)), Canvases)
+    assert programs_of({(300, 400): 1}, model, Views())((64, 64)) == (64, 64)
+    assert programs_of(CROWDED, create_model('icnet', 19), Views())((301, 400)) == (301, 400)
+    assert programs_of(CROWDED, create_model('erfnet', 19), Views(height=200))((301, 400)) == (301, 400)

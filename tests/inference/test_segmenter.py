@@ -10,6 +10,7 @@ import pytest
 
 from atonet_jax.data.labels import CITYSCAPES
 from atonet_jax.errors import InputError
+from atonet_jax.inference.canvases import canvases
 from atonet_jax.inference.segmenter import Segmenter, prepared_variables
 from atonet_jax.inference.views import Views, predict_labels
 from atonet_jax.models import create_model, prepare
@@ -30,6 +31,14 @@ def network():
 @pytest.fixture(scope='module')
 def segment(network):
     return Segmenter(*network)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Grows with each program that a segmenter compiles."""
+    programs, compile_ = [], Segmenter._compile
+    monkeypatch.setattr(Segmenter, '_compile', lambda self, key: programs.append(key) or compile_(self, key))
+    return programs
 
 
 def random_images(batch, height, width):
@@ -99,10 +108,51 @@ def test_bfloat16_gives_nearly_the_same_labels(network, segment):
     assert np.mean(np.asarray(labels) == np.asarray(segment(images))) > 0.9
 
 
-def test_shapes_given_ahead_compile_once_and_before_any_image(network, monkeypatch):
+@pytest.mark.parametrize('height', [0, 90])
+def test_images_of_many_sizes_share_a_program_and_have_the_labels_of_their_own(network, compiled, height):
+    segment = Segmenter(*network, height=height)
+    images = [random_images(1, *size)[0] for size in [(70, 101), (75, 110), (127, 65), (120, 70)]]
+    together = [segment.of_any_size(image) for image in images]
+    assert len(compiled) == len({canvases(image.shape[:2], height) for image in images}) < len(images)
+    for image, labels in zip(images, together):
+        assert labels.dtype == np.uint8 and labels.shape == image.shape[:2]
+        assert np.mean(labels == np.asarray(segment(image[None]))[0]) >= 0.999
+
+
+def test_images_of_several_sizes_go_through_the_network_together(network, segment):
+    images = [random_images(1, *size)[0] for size in [(70, 101), (100, 126), (127, 65)]]
+    together = np.asarray(segment.on_canvas(images))
+    assert together.shape == (3, 128, 128)
+    for image, labels in zip(images, together):
+        height, width = image.shape[:2]
+        assert np.mean(labels[:height, :width] == segment.of_any_size(image)) >= 0.999
+
+
+def test_images_of_different_canvases_are_refused(segment):
+    with pytest.raises(InputError, match=r'images on canvases of \(\d+, 128\) and \(\d+, 128\): give those of one'):
+        segment.on_canvas([np.zeros((64, 128, 3), np.uint8), np.zeros((65, 128, 3), np.uint8)])
+
+
+def test_more_classes_than_are_unrolled_share_a_program_too():
+    model = create_model('atonet', 70, **TINY)
+    segment = Segmenter(model, drawn_variables(model, seed=0))
+    image = random_images(1, 33, 50)[0]
+    assert np.mean(segment.of_any_size(image) == np.asarray(segment(image[None]))[0]) >= 0.999
+
+
+def test_a_network_that_cannot_share_programs_takes_any_size_nevertheless():
+    model = create_model('fcn8s', NUM_CLASSES, width=4, fc_features=8)
+    segment = Segmenter(model, drawn_variables(model, seed=0))
+    image = random_images(1, 33, 50)[0]
+    assert not segment.shares_programs
+    np.testing.assert_array_equal(segment.of_any_size(image), np.asarray(segment(image[None]))[0])
+
+
+def test_shapes_given_ahead_compile_once_and_before_any_image(network, compiled):
     segment = Segmenter(*network, shapes=[(2, 64, 128)])
-    monkeypatch.setattr(segment, '_compile', None)  # would be called for a shape that is new
+    assert len(compiled) == 1
     assert segment(random_images(2, 64, 128)).shape == (2, 64, 128)
+    assert len(compiled) == 1
 
 
 def test_of_a_workdir_it_has_the_runs_weights_and_classes(finished):

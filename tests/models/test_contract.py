@@ -40,6 +40,7 @@ from atonet_jax.models import (
     prepare,
 )
 from atonet_jax.models.blocks import BatchNorm, Conv, ConvTranspose
+from atonet_jax.models.contract import cut_back, pad_to_multiple
 from atonet_jax.models.counts import convolutions
 from atonet_jax.models.terms import LabelsOnEdges
 from atonet_jax.predict import predict
@@ -236,6 +237,7 @@ ENDINGS = {'torch': '.pth'}  # the one that an output must have
 NOT_OF_ANY_SIZE = (  # in ONNX
     'segnet', 'swiftnet_pyr', 'swiftnet_ens', 'sparse_two_column', 'sqnet', 'enet_davidtvs_2018_03'
 )  # fmt: skip
+CANNOT_TELL_THE_CANVAS = ('swiftnet_pyr_2019', 'swiftnet_ens', 'sparse_two_column')  # have operations beside `ops`
 NOT_IN_INT8_TFLITE = ('segnet_basic', 'sparse_two_column')
 HARD_IN_INT8 = ('enet', 'espnet', 'dfanet', 'segnet', 'bisenet_x39')  # with drawn weights
 # Without batch normalisation, all that could be computed again is ReLU or ELU.
@@ -484,8 +486,9 @@ def test_images_are_those_of_caffe_where_asked(name, pixel):
 
 
 @every_network
-def test_prepared_variables_give_what_the_variables_give(name):
+def test_prepared_variables_give_what_the_variables_give_also_on_a_canvas(name):
     model = tiny(name)
+    contract = network(model)
     variables, images = drawn_variables(model), drawn_images(37, 53)
     program = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])
     expected = np.asarray(program(variables, images))
@@ -493,6 +496,28 @@ def test_prepared_variables_give_what_the_variables_give(name):
     prepared = prepare(model, variables, transform_kernels=True)
     assert not {'batch_stats'} & set(prepared)
     np.testing.assert_allclose(program(prepared, images), expected, atol=2e-5 * np.ptp(expected))
+
+    padded = np.asarray(pad_to_multiple(images, contract.multiple_of))
+    size, canvas = padded.shape[1:3], tuple(-(-length // 64) * 64 for length in padded.shape[1:3])
+
+    @jax.jit
+    def on_canvas(variables, images, size):
+        with ops.canvas.on_canvas(canvas, size, contract.multiple_of):
+            return model.apply(variables, images, train=False)['logits']
+
+    on_canvases = np.pad(padded, ((0, 0), *((0, all_ - part) for all_, part in zip(canvas, size)), (0, 0)),
+                         constant_values=3.0)  # fmt: skip
+    if not contract.on_canvas:
+        with contextlib.suppress(ops.canvas.NotOnCanvasError):
+            jax.eval_shape(on_canvas, prepared, on_canvases, size)
+            assert name.startswith(CANNOT_TELL_THE_CANVAS)
+        return
+    logits = on_canvas(prepared, on_canvases, size)
+    rows, columns = (-(-n * part // all_) for n, part, all_ in zip(logits.shape[1:3], size, canvas))
+    outputs = {'logits': logits[:, :rows, :columns]}
+    if contract.multiple_of > 1:
+        outputs = cut_back(outputs, size, images.shape[1:3], contract.upsampling)
+    np.testing.assert_allclose(outputs['logits'], expected, atol=2e-5 * np.ptp(expected))
 
 
 @every_network

@@ -10,6 +10,19 @@ from atonet_jax.errors import InputError
 from atonet_jax.predict.batches import Background, errors_apart, in_order_ahead, predicted
 
 
+class OneProgramForEachSize:
+    """In the place of `Labeler`."""
+
+    def __init__(self, label):
+        self._label = label
+
+    def program_of(self, size):
+        return size
+
+    def __call__(self, images):
+        return self._label(np.stack(images))
+
+
 def images_of(sizes):
     return [(i, np.full((size, size, 3), i, np.uint8)) for i, size in enumerate(sizes)]
 
@@ -17,16 +30,30 @@ def images_of(sizes):
 def test_each_image_gets_its_labels_whatever_batch_it_was_in():
     shapes = []
 
-    def label(images):
+    def first_channels(images):
         shapes.append(images.shape)
         return images[..., 0]
 
-    results = list(predicted(images_of([4, 4, 6, 4, 6, 8]), label, batch_size=2))
+    results = list(predicted(images_of([4, 4, 6, 4, 6, 8]), OneProgramForEachSize(first_channels), batch_size=2))
     assert shapes == [(2, 4, 4, 3), (2, 6, 6, 3), (2, 4, 4, 3), (2, 8, 8, 3)], 'one program a size'
     assert sorted(key for key, _, _ in results) == list(range(6))
     for key, image, labels in results:
         assert labels.shape == image.shape[:2]
         assert (labels == key).all() and (image == key).all()
+
+
+def test_images_of_one_program_go_together_and_get_labels_of_their_own_size():
+    class OneProgram:
+        def program_of(self, size):
+            return 'all'
+
+        def __call__(self, images):
+            return np.stack([np.pad(image[..., 0], (0, 8 - len(image)), constant_values=99) for image in images])
+
+    results = list(predicted(images_of([4, 8, 6, 4]), OneProgram(), batch_size=2))
+    assert [key for key, _, _ in results] == [0, 1, 2, 3]
+    for key, image, labels in results:
+        assert labels.shape == image.shape[:2] and (labels == key).all()
 
 
 def test_few_images_wait_where_every_one_has_a_size_of_its_own():
@@ -37,7 +64,7 @@ def test_few_images_wait_where_every_one_has_a_size_of_its_own():
             taken.append(image[0])
             yield image
 
-    results = predicted(endless(), lambda images: images[..., 0], batch_size=2)
+    results = predicted(endless(), OneProgramForEachSize(lambda images: images[..., 0]), batch_size=2)
     next(results)
     assert len(taken) < 15
 
@@ -89,6 +116,7 @@ def test_reading_computing_and_writing_overlap():
 
     with ThreadPoolExecutor(1) as device, ThreadPoolExecutor(1) as reader, Background(workers=1) as writer:
         images = errors_apart(in_order_ahead(read, range(8), reader), None)
-        for key, _, _ in predicted(images, lambda images: Labels(images, device), batch_size=1):
+        label = OneProgramForEachSize(lambda images: Labels(images, device))
+        for key, _, _ in predicted(images, label, batch_size=1):
             meet(key, 1)
             writer.submit(meet, key, 0)

@@ -61,6 +61,10 @@ def config(tiny_config, tmp_path):
     return config
 
 
+def no_labels(images):
+    return np.zeros(images.shape[:3], np.uint8)
+
+
 @pytest.fixture(scope='module')
 def segment(finished):
     return Segmenter.from_workdir(finished)
@@ -91,26 +95,41 @@ def test_a_folder_with_a_bad_file_gives_all_the_others(config, finished, segment
     assert f'not done: {tmp_path}/photos/bad.png: no image that can be read' in output
 
 
+def test_pictures_of_many_sizes_share_programs_and_have_the_labels_of_their_own(
+    config, finished, segment, tmp_path, monkeypatch
+):
+    compiled, compile_ = [], Segmenter._compile
+    monkeypatch.setattr(Segmenter, '_compile', lambda self, key: compiled.append(key) or compile_(self, key))
+    config.predict.update(batch_size=2, pictures=('labels',))
+    pixels = {str(i): picture(i, (70 + 10 * i, 128 - 9 * i)) for i in range(5)}
+    for name, of_one in pixels.items():
+        save(tmp_path / 'photos' / f'{name}.png', of_one)
+    assert predict(config, finished) is True
+    shapes = [shape for _, shape, _ in compiled]
+    assert sorted(shapes) == [(2, *SIZE, 3), (2, 128, 128, 3)], 'one for all five, beside that of the first picture'
+    for name, image in pixels.items():
+        labels = load(tmp_path / 'out' / f'{name}_labels.png')
+        assert labels.shape == image.shape[:2]
+        assert np.mean(labels == np.asarray(segment(image[None]))[0]) >= 0.999
+
+
 def test_pictures_of_many_sizes_are_told_of_before_a_program_is_compiled_for_each(
     config, finished, tmp_path, monkeypatch, caplog
 ):
     """With windows, which take one program for all, nothing is said."""
 
-    def label(images):
-        return np.zeros(images.shape[:3], np.uint8)
-
-    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: label)
+    monkeypatch.setattr('atonet_jax.predict.labeling._label_function', lambda *_: no_labels)
     config.predict.pictures = ('labels',)
     told = []
     for i in range(4):
-        save(tmp_path / 'photos' / f'{i}.png', picture(i, (64, 64 + 16 * i)))
-        save(tmp_path / 'photos' / f'{i}_again.png', picture(i, (64, 64 + 16 * i)))
+        save(tmp_path / 'photos' / f'{i}.png', picture(i, (64, 64 + 64 * i)))
+        save(tmp_path / 'photos' / f'{i}_again.png', picture(i, (64, 64 + 64 * i)))
         caplog.clear()
         with caplog.at_level('INFO', 'atonet_jax.predict'):
             assert predict(config, finished) is True
         told.append([record.getMessage() for record in caplog.records])
     assert told[:3] == [[]] * 3
-    assert len(told[3]) == 1 and told[3][0].startswith('8 pictures have 4 sizes: a program is compiled for each')
+    assert len(told[3]) == 1 and told[3][0].startswith('8 pictures have 4 sizes: 4 programs are compiled')
     config.eval.window = (64, 64)
     caplog.clear()
     with caplog.at_level('INFO', 'atonet_jax.predict'):
@@ -122,16 +141,16 @@ def test_few_pictures_take_programs_that_compile_fast(config, finished, tmp_path
     """Without Winograd's algorithm, unless the pictures of a size have pixels enough."""
     asked = []
 
-    def labeler(config, trained, winograd):
+    def label_function(config, trained, views, winograd):
         asked.append(winograd)
-        return lambda images: np.zeros(images.shape[:3], np.uint8)
+        return no_labels
 
-    monkeypatch.setattr('atonet_jax.predict.labeler', labeler)
+    monkeypatch.setattr('atonet_jax.predict.labeling._label_function', label_function)
     config.predict.pictures = ('labels',)
     for i in range(2):
         save(tmp_path / 'photos' / f'{i}.png', picture(i))
     for least in (2 * SIZE[0] * SIZE[1] + 1, 2 * SIZE[0] * SIZE[1]):
-        monkeypatch.setattr('atonet_jax.inference.views._WORTH_WINOGRAD', least)
+        monkeypatch.setattr('atonet_jax.inference.views.WORTH_A_PROGRAM', least)
         assert predict(config, finished) is True
     assert asked == [False, True]
 
@@ -198,7 +217,7 @@ def test_with_windows_pictures_are_looked_at_one_by_one(config, finished, tmp_pa
         assert (views.window, batch_size) == ((48, 64), 4)
         return label
 
-    monkeypatch.setattr('atonet_jax.predict.SlidingWindows', windows)
+    monkeypatch.setattr('atonet_jax.predict.labeling.SlidingWindows', windows)
     pixels = {name: picture(seed) for seed, name in enumerate('ab')}
     for name, of_one in pixels.items():
         save(tmp_path / 'photos' / f'{name}.png', of_one)
@@ -337,7 +356,7 @@ def camera(config, monkeypatch):
         monkeypatch.setattr(cv2, 'VideoCapture', lambda path: Camera(*args) if path == 0 else of_file(path))
 
     config.predict.update(input='camera:0', pictures=('color',), batch_size=1)
-    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: lambda images: np.zeros(images.shape[:3], np.uint8))
+    monkeypatch.setattr('atonet_jax.predict.labeling._label_function', lambda *_: no_labels)
     return connect
 
 
@@ -382,7 +401,7 @@ def test_the_film_of_a_camera_plays_as_it_came_however_long_compiling_takes(
 
     config.predict.update(max_frames=10, batch_size=2)
     camera(100, coming)
-    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: label)
+    monkeypatch.setattr('atonet_jax.predict.labeling._label_function', lambda *_: label)
     monkeypatch.setattr('atonet_jax.predict.video.time', types.SimpleNamespace(monotonic=lambda: clock[0]))
     assert predict(config, finished) is True
     assert len(frames_of(tmp_path / 'out' / 'camera0_color.mp4', rate=20)) == 10
@@ -401,7 +420,7 @@ def test_a_signal_after_the_last_picture_leaves_nothing_undone(config, finished,
         return np.zeros(images.shape[:3], np.uint8)
 
     config.predict.update(batch_size=4, pictures=('labels',))
-    monkeypatch.setattr('atonet_jax.predict.labeler', lambda *_: label)
+    monkeypatch.setattr('atonet_jax.predict.labeling._label_function', lambda *_: label)
     save(tmp_path / 'photos' / 'a.png', picture(0))
     assert predict(config, finished) is True
     assert 'not done' not in capsys.readouterr().out

@@ -218,29 +218,41 @@ def test_lists_follow_the_schema_and_the_schema_tells_them_apart(client):
 
 
 @pytest.mark.parametrize(
-    ('size', 'wanted'),
+    ('size', 'wanted', 'of_few'),
     [
-        ((1, 1), (64, 64)),
-        ((128, 64), (128, 64)),
-        ((640, 480), (640, 512)),
-        ((2048, 1024), (1024, 512)),
-        ((1920, 1080), (1024, 576)),
-        ((1080, 1920), (576, 1024)),
-        ((30000, 3), (1024, 64)),
-        ((1025, 1025), (1024, 1024)),
+        ((1, 1), (64, 64), (64, 64)),
+        ((128, 64), (128, 64), (128, 64)),
+        ((640, 480), (640, 480), (640, 512)),
+        ((2048, 1024), (1024, 512), (1024, 512)),
+        ((1920, 1080), (1024, 576), (1024, 576)),
+        ((1080, 1920), (576, 1024), (576, 1024)),
+        ((30000, 3), (1024, 64), (1024, 64)),
+        ((1025, 1025), (1024, 1024), (1024, 1024)),
+        ((2000, 1500), (1024, 768), (1024, 768)),
+        ((2000, 1400), (1024, 717), (1024, 704)),
     ],
     ids=str,
 )
-def test_the_network_sees_few_shapes(size, wanted):
-    assert network_size(*size, long_side=1024) == wanted
+def test_the_network_sees_few_sizes_if_each_needs_its_own_program(size, wanted, of_few):
+    assert network_size(*size, long_side=1024, step=1) == wanted
+    assert network_size(*size, long_side=1024, step=64) == of_few
 
 
-def test_larger_picture_gets_labels_of_its_own_size(client, segment, scene):
-    picture = PIL.Image.fromarray(scene).resize((301, 150), PIL.Image.Resampling.BICUBIC)
+def test_a_picture_that_is_not_reduced_has_the_labels_of_segmenter(client, segment, scene):
+    picture = PIL.Image.fromarray(scene[:, :101])
     labels = decoded(client.post('/segment', content=encoded(picture)).content)
-    reduced = np.asarray(picture.resize((128, 64), PIL.Image.Resampling.BILINEAR))
-    seen = np.asarray(segment(reduced[None]))[0]
-    nearest = PIL.Image.fromarray(seen).resize((301, 150), PIL.Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(labels, segment.of_any_size(np.asarray(picture)))
+
+
+@pytest.mark.parametrize(('shares', 'size'), [(True, (128, 69)), (False, (128, 64))])
+def test_larger_picture_gets_labels_of_its_own_size(segment, scene, monkeypatch, shares, size):
+    monkeypatch.setattr(Segmenter, 'shares_programs', shares)
+    client = Client(create_app(segment, serve_options(), 'atonet'))
+    picture = PIL.Image.fromarray(scene).resize((280, 150), PIL.Image.Resampling.BICUBIC)
+    labels = decoded(client.post('/segment', content=encoded(picture)).content)
+    reduced = np.asarray(picture.resize(size, PIL.Image.Resampling.BILINEAR))
+    seen = segment.of_any_size(reduced)
+    nearest = PIL.Image.fromarray(seen).resize((280, 150), PIL.Image.Resampling.NEAREST)
     np.testing.assert_array_equal(labels, np.asarray(nearest))
 
 
@@ -399,6 +411,7 @@ class HeldSegmenter:
     """Answers once it is let, and remembers how many of its calls ran at the same time."""
 
     class_table, model = TABLE, create_model('atonet', 5)
+    shares_programs = True
 
     def __init__(self):
         self.let = threading.Event()
@@ -407,13 +420,13 @@ class HeldSegmenter:
     def compile(self, method, shape):
         pass
 
-    def __call__(self, images):
+    def of_any_size(self, image):
         self.calls += 1
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         assert self.let.wait(30)
         self.running -= 1
-        return np.zeros(images.shape[:3], np.uint8)
+        return np.zeros(image.shape[:2], np.uint8)
 
 
 async def wait_until(condition):
