@@ -71,10 +71,10 @@ def _own_programs(model: nn.Module, shape: tuple[int, int], views: Views, mesh: 
 def _shared_programs(model: nn.Module, shape: tuple[int, int], height: int, mesh: Mesh) -> Programs:
     """By (number of images, `Canvases`)."""
 
-    def step(seen, variables, images, labels, sizes, index):
-        return _scored(shape, labels, index, labels_on_canvas(model, height, seen, variables, images, sizes))
+    def step(canvas, variables, images, labels, sizes, index):
+        return _scored(shape, labels, index, labels_on_canvas(model, height, canvas, variables, images, sizes))
 
-    return Programs(lambda key: _jitted(functools.partial(step, key[1].seen), mesh, inputs=4))
+    return Programs(lambda key: _jitted(functools.partial(step, key[1]), mesh, inputs=4))
 
 
 def _jitted(step: Callable, mesh: Mesh, inputs: int) -> Callable:

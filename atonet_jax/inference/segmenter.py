@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from atonet_jax import ops
 from atonet_jax.data.labels import ClassTable
 from atonet_jax.errors import InputError
-from atonet_jax.inference.canvases import canvases, labels_on_canvas, placed, takes_canvases
+from atonet_jax.inference.canvases import STEPS, canvases, labels_on_canvas, placed, takes_canvases
 from atonet_jax.inference.label_map import label_map, label_map_with_confidence
 from atonet_jax.inference.programs import MOST_PROGRAMS, Programs
 from atonet_jax.inference.views import resize_to_height, resized_size
@@ -122,41 +122,43 @@ class Segmenter:
         """Whether `on_canvas` works: see `models.contract.Network.on_canvas`."""
         return takes_canvases(self.model, self._height)
 
-    def on_canvas(self, images: Sequence[np.ndarray]) -> jax.Array:
+    def on_canvas(self, images: Sequence[np.ndarray], step: int = STEPS[0]) -> jax.Array:
         """Label maps of images of several sizes, by one program.
 
         Args:
             images: [H, W, 3] uint8 RGB each, all of the same `canvases.canvases`.
+            step: of these. A larger one has fewer programs and computes more pixels.
 
         Raises:
             InputError: they are no images, on different canvases, or smaller than the network takes.
 
         Returns:
-            [B, H', W'] uint8 train ids, on the devices. Each label map is at the upper left; sides are multiples of 64.
+            [B, H', W'] uint8 train ids, on the devices. Each label map is at the upper left.
         """
         for image in images:
             _check(image[None])
             check_size(self.model, resized_size(image.shape[:2], self._height))
-        canvas, *others = {canvases(image.shape[:2], self._height) for image in images}
+        canvas, *others = {canvases(image.shape[:2], self._height, step) for image in images}
         if others:
             raise InputError(f'images on canvases of {canvas.image} and {others[0].image}: give those of one at a time')
         images, sizes = placed(images, canvas.image)
-        return self._programs((labels_on_canvas, images.shape, canvas.seen))(self._variables, images, sizes)
+        return self._programs((labels_on_canvas, images.shape, canvas))(self._variables, images, sizes)
 
-    def compile(self, method: str, shape: tuple[int, int, int]) -> jax.stages.Compiled:
+    def compile(self, method: str, shape: tuple[int, int, int], step: int = STEPS[0]) -> jax.stages.Compiled:
         """Compiles a method for images of a shape; its calls then take this program.
 
         Args:
             method: '__call__', 'logits', 'coarse_logits' or 'on_canvas'.
             shape: (batch, height, width).
+            step: as in `on_canvas`.
 
         Returns:
             The program: (variables, images), for 'on_canvas' also sizes as `canvases.placed` gives them -> what the
             method gives. It tells what memory and arithmetic it needs.
         """
         if method == 'on_canvas':
-            canvas = canvases(shape[1:], self._height)
-            return self._programs((labels_on_canvas, (shape[0], *canvas.image, 3), canvas.seen))
+            canvas = canvases(shape[1:], self._height, step)
+            return self._programs((labels_on_canvas, (shape[0], *canvas.image, 3), canvas))
         function = {'__call__': _labels, 'logits': _full_logits, 'coarse_logits': _coarse_logits}[method]
         return self._programs((function, (*shape, 3), None))
 
@@ -171,13 +173,13 @@ class Segmenter:
         return split_by_batch(self._mesh) if shape[0] % self._mesh.size == 0 else replicated(self._mesh)
 
     def _compile(self, key):
-        function, shape, seen = key
+        function, shape, canvas = key
         whole, split = replicated(self._mesh), self._split(shape)
         inputs = [jax.ShapeDtypeStruct(shape, jnp.uint8)]
         function = functools.partial(function, self.model, self._height)
-        if seen is not None:
+        if canvas is not None:
             inputs.append(jax.ShapeDtypeStruct((shape[0], 2), jnp.int32))
-            function = functools.partial(function, seen)
+            function = functools.partial(function, canvas)
         return _jitted(function, whole, len(inputs) * [split]).lower(self._variables, *inputs).compile()
 
 

@@ -15,9 +15,9 @@ from atonet_jax.models import apply, check_size, network
 
 _FEW_SIZES = 3
 _WINDOWS = 256, 512  # the smallest and the largest that are advised
-# Pixels of one size from which on Winograd's algorithm saves more time than it takes to compile, and so does a program
-# that no other size shares (`benchmarks.program_costs`).
-WORTH_A_PROGRAM = 32e6
+# Pixels of one program from which on Winograd's algorithm saves more time than it takes to compile
+# (`benchmarks.program_costs`).
+_WORTH_WINOGRAD = 32e6
 
 
 class Views(NamedTuple):
@@ -108,7 +108,7 @@ def winograd_pays(sizes: Mapping[tuple[int, int], float], programs: int, views: 
     """
     pixels = sum(number * math.prod(resized_size(size, views.height)) for size, number in sizes.items())
     pixels *= sum(scale**2 for scale in views.scales) * (1 + views.flip)
-    return not sizes or pixels >= programs * WORTH_A_PROGRAM
+    return not sizes or pixels >= programs * _WORTH_WINOGRAD
 
 
 def predict_labels(model: nn.Module, variables: dict, images: jax.Array, views: Views = WHOLE_IMAGE) -> jax.Array:

@@ -17,7 +17,7 @@ from atonet_jax.errors import InputError
 from atonet_jax.ops.window import Pair, TransposedWindow
 
 Length = int | jax.Array  # of one side: known when a program is traced, or when it runs
-STEP = 64  # sides of a canvas are multiples of it
+STEP = 64  # pixels; sides of a canvas are multiples of it, so that its maps of all strides are of whole pixels
 
 
 class NotOnCanvasError(InputError):
@@ -31,6 +31,7 @@ class _Canvas:
     size: Pair
     image: tuple[jax.Array, jax.Array]
     multiple_of: int
+    step: int
 
     def stride(self, axis: int, length: int) -> int:
         """Of a map whose canvas has `length` rows (axis 0) or columns (axis 1): a power of two."""
@@ -47,22 +48,23 @@ class _Canvas:
 
     def least(self, axis: int, length: int) -> int:
         """What `length` gives at least."""
-        return -(-(self.size[axis] - STEP + 1) // self.stride(axis, length))
+        return -(-(self.size[axis] - self.step + 1) // self.stride(axis, length))
 
 
 _current = contextvars.ContextVar('canvas', default=None)
 
 
 @contextlib.contextmanager
-def on_canvas(size: Pair, image: tuple[jax.Array, jax.Array], multiple_of: int = 1) -> Iterator[None]:
+def on_canvas(size: Pair, image: tuple[jax.Array, jax.Array], multiple_of: int = 1, step: int = STEP) -> Iterator[None]:
     """Traces a program for images of any size up to `size`, which lie at the upper left. Needs no gradients.
 
     Args:
         size: (height, width) of the canvas, multiples of `STEP`.
-        image: height and width of the image, int32 scalars. They are above `size` - `STEP`.
+        image: height and width of the image, int32 scalars. The height is above that of the canvas - `step`.
         multiple_of: divides them.
+        step: see `image`.
     """
-    token = _current.set(_Canvas(size, image, multiple_of))
+    token = _current.set(_Canvas(size, image, multiple_of, step))
     try:
         yield
     finally:

@@ -71,13 +71,13 @@ def predict(config: ConfigDict, workdir: str) -> bool:
     return not job.failures
 
 
-def _sizes(pictures: list[Source], max_pixels: int) -> Counter:
-    """{(height, width): number} of the first pictures, without those at addresses."""
+def _sizes(pictures: list[Source], max_pixels: int) -> dict[tuple[int, int], float]:
+    """{(height, width): number}, as if all pictures were like the first ones; those at addresses are not looked at."""
     sizes = Counter()
     for path in [source.path for source in pictures[:_LOOKED_AT] if not source.is_address]:
         with contextlib.suppress(InputError):  # said where it is read
             sizes[read_header(path, path, max_pixels, 'config.predict.max_pixels').size] += 1
-    return sizes
+    return {size: number * len(pictures) / sizes.total() for size, number in sizes.items()}
 
 
 class Job:

@@ -50,15 +50,19 @@ class Labeler:
 
         They are on the devices, which may not have computed them yet.
         """
-        if isinstance(self._program_of(images[0].shape[:2]), Canvases):
-            return self._label.on_canvas(images)
+        program = self._program_of(images[0].shape[:2])
+        if isinstance(program, Canvases):
+            return self._label.on_canvas(images, program.step)
         return self._label(np.stack(images))
 
     def compile(self, shape: tuple[int, int, int]) -> None:
         """Compiles the program for (batch, height, width), where it can be compiled by itself."""
         if isinstance(self._label, Segmenter):
-            is_shared = isinstance(self._program_of(shape[1:]), Canvases)
-            self._label.compile('on_canvas' if is_shared else '__call__', shape)
+            program = self._program_of(shape[1:])
+            if isinstance(program, Canvases):
+                self._label.compile('on_canvas', shape, program.step)
+            else:
+                self._label.compile('__call__', shape)
 
 
 def _label_function(

@@ -86,7 +86,7 @@ def test_what_is_scored_is_what_people_get(tiny_config):
 def test_images_on_a_canvas_have_the_scores_and_predictions_of_their_own(run, monkeypatch):
     options = {'center_crop': (50, 101), 'pictures': 5, 'batch_size': 2}
     alone = run(**options)
-    monkeypatch.setattr(canvases, '_MANY', 1)
+    monkeypatch.setattr(canvases, '_ON_CPUS', canvases._Costs(own=1e6, shared=0.0))
     monkeypatch.setattr(steps, '_own_programs', None)
     shared = run(**options)
     assert np.abs(shared.confusion - alone.confusion).sum() <= 1e-3 * alone.confusion.sum()
@@ -109,7 +109,7 @@ def test_small_splits_take_programs_that_compile_fast(tiny_config, labels, monke
 
     monkeypatch.setattr(evaluator, 'prepared_variables', prepared)
     for least in (labels.size + 1, labels.size):
-        monkeypatch.setattr('atonet_jax.inference.views.WORTH_A_PROGRAM', least)
+        monkeypatch.setattr('atonet_jax.inference.views._WORTH_WINOGRAD', least)
         Evaluator(model, Batches(Examples(dataset), create_mesh()), tiny_config.eval).run(variables)
     assert asked == [False, True]
 
@@ -191,7 +191,13 @@ def test_what_images_are_too_small_for_is_refused_before_anything_is_read(tiny_c
 
 @pytest.mark.parametrize(
     ('count', 'options', 'said'),
-    [(4, {}, True), (3, {}, False), (4, {'window': (64, 64)}, False), (4, {'center_crop': (64, 64)}, False)],
+    [
+        (4, {'flip': True}, True),
+        (4, {}, False),  # on one canvas
+        (3, {'flip': True}, False),
+        (4, {'flip': True, 'window': (64, 64)}, False),
+        (4, {'flip': True, 'center_crop': (64, 64)}, False),
+    ],
 )
 def test_images_of_many_sizes_are_told_of(tiny_config, caplog, count, options, said):
     """Each compiles a program of its own."""

@@ -158,9 +158,12 @@ CROWDED = {(300 + i, 400): 2 for i in range(3)}  # on one canvas
     [
         ({}, Views(), 0),
         (CROWDED, Views(), 1),
-        ({(300, 400): 90, (301, 400): 90}, Views(), 2),  # two sizes compile as fast as their canvas
-        (CROWDED | {(64, 64): 1}, Views(), 2),  # which has its canvas for itself
-        (CROWDED | {(310, 400): 1000}, Views(), 2),  # which pays
+        ({(300, 400): 2, (301, 400): 2}, Views(), 2),  # two sizes compile as fast as their canvas
+        (CROWDED | {(64, 64): 1}, Views(), 1),  # a larger canvas holds all
+        (CROWDED | {(64, 64): 1000}, Views(), 2),  # which would waste too much there
+        (CROWDED | {(310, 400): 1000}, Views(), 2),  # and this one on any
+        ({(300 + i, 400): 1000 for i in range(3)}, Views(), 3),
+        ({(60 * i, 64 * j): 1 for i in (1, 3, 5, 7) for j in (2, 4, 6, 8)}, Views(), 1),
         (CROWDED, Views(height=200), 1),
         (CROWDED | {(300, 800): 1, (301, 800): 1, (302, 800): 1}, Views(height=200), 2),
         (CROWDED, Views(flip=True), 3),
