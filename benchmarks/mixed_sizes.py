@@ -2,11 +2,11 @@
 
     python -m benchmarks.mixed_sizes --networks atonet bisenet pidnet_s
 
-The pictures are noise; their sides are drawn from a range, as photographs that were cut by hand have them. The second way
-is that of `--mode=predict` (`inference.canvases.programs_of`). Both label every picture once, one after the other, in
-one process without a compilation cache. Times are of compiling and
-labelling together, CPU seconds of all cores in brackets. The last column is the share of labels that differ; with
-random weights, near ties are more frequent than with trained ones.
+The pictures are noise; their sides are drawn from a range, as photographs that were cut by hand have them. The second
+way is that of `--mode=predict` (`inference.canvases.programs_of`). Both label every picture once, one after the other,
+in one process without a compilation cache. Times are of compiling and labelling together, CPU seconds of all cores in
+brackets. The last column is the share of labels that differ; with random weights near ties are more frequent than with
+trained ones.
 """
 
 import argparse
@@ -14,8 +14,10 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from atonet_jax.inference.canvases import Canvases, programs_of
@@ -36,38 +38,32 @@ def main() -> None:
 
     jax.config.update('jax_enable_compilation_cache', False)
     generator = np.random.default_rng(0)
-    sizes = [
-        tuple(map(int, size)) for size in generator.integers(*arguments.sides, (arguments.pictures, 2), endpoint=True)
-    ]
-    pictures = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    sides = generator.integers(*arguments.sides, (arguments.pictures, 2), endpoint=True)
+    pictures = [generator.integers(0, 256, (height, width, 3), np.uint8) for height, width in sides]
+    sizes = Counter(picture.shape[:2] for picture in pictures)
     device = jax.devices()[0].device_kind if jax.default_backend() != 'cpu' else f'{os.cpu_count()} cores'
-    print(f'{cpu_name()}, {device}; {len(pictures)} pictures of {len(set(sizes))} sizes, '
-          f'{arguments.dtype}')  # fmt: skip
-    print(
-        '| network | a program for each size: s | shared programs: s | these are | times as fast | labels that differ, % |'
-    )
+    print(f'{cpu_name()}, {device}; {len(pictures)} pictures of {len(sizes)} sizes, {arguments.dtype}')
+    print('| network | a program for each size: s | shared programs: s | how many | times as fast | other labels, % |')
     print('|---|---|---|---|---|---|')
     for name in arguments.networks:
-        model = create_model(name, 19, dtype=arguments.dtype)
-        segment = Segmenter(model, jax.jit(lambda: init_variables(model, 0))(), winograd=False)  # noqa: B023
+        model = create_model(name, 19, dtype=jnp.dtype(arguments.dtype))
+        segment = Segmenter(model, jax.jit(partial(init_variables, model, 0))(), winograd=False)
         own, *own_times = timed(lambda picture: np.asarray(segment(picture[None]))[0], pictures)  # noqa: B023
-        program_of = programs_of(Counter(sizes), model, WHOLE_IMAGE)
-
-        def by_plan(picture):
-            height, width = picture.shape[:2]
-            program = program_of((height, width))  # noqa: B023
-            if isinstance(program, Canvases):
-                return np.asarray(segment.on_canvas([picture], program.step))[0, :height, :width]  # noqa: B023
-            return np.asarray(segment(picture[None]))[0]  # noqa: B023
-
-        labels, *times = timed(by_plan, pictures)
+        program_of = programs_of(sizes, model, WHOLE_IMAGE)
+        labels, *times = timed(partial(by_plan, segment, program_of), pictures)
         differ = 100 * np.mean(np.concatenate([(a != b).ravel() for a, b in zip(own, labels, strict=True)]))
         figures = (f'{wall:.1f} ({cpu:.1f})' for wall, cpu in (own_times, times))
         programs = len({program_of(size) for size in sizes})
-        print(
-            f'| {name} | {" | ".join(figures)} | {programs} | {own_times[0] / times[0]:.2f} | {differ:.3f} |',
-            flush=True,
-        )
+        print(f'| {name} | {" | ".join(figures)} | {programs} | {own_times[0] / times[0]:.2f} | {differ:.3f} |',
+              flush=True)  # fmt: skip
+
+
+def by_plan(segment: Segmenter, program_of: Callable, picture: np.ndarray) -> np.ndarray:
+    height, width, _ = picture.shape
+    program = program_of((height, width))
+    if isinstance(program, Canvases):
+        return np.asarray(segment.on_canvas([picture], program.step))[0, :height, :width]
+    return np.asarray(segment(picture[None]))[0]
 
 
 def timed(label: Callable, pictures: list[np.ndarray]) -> tuple[list[np.ndarray], float, float]:

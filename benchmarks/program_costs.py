@@ -1,15 +1,18 @@
-"""What the program of one size of images costs on a CPU, with Winograd's algorithm and without it.
+"""What the program of one size of images costs on a CPU: plain, with Winograd's algorithm, and on a canvas.
 
     python -m benchmarks.program_costs --networks atonet bisenet --sizes 360x480 512x1024
 
-Compiling with it takes longer, and a label map less time. The last columns say from how many images of a size on, and
-from how many megapixels, it pays (`inference.views.winograd_pays`). All times are CPU seconds of all cores. The
-compilation cache is off; weights are random.
+Compiling with Winograd's algorithm takes longer, and a label map less time. One column says from how many megapixels of
+a size on it pays (`inference.views.winograd_pays`). A program on a canvas takes images of many sizes. The last two
+columns say how many megapixels can be labelled in the time that compiling the plain program takes, and that of the
+canvas (`inference.canvases.programs_of`). All times are CPU seconds of all cores. The compilation cache is off; weights
+are random.
 """
 
 import argparse
 import os
 import time
+from functools import partial
 
 import jax
 import numpy as np
@@ -30,34 +33,37 @@ def main() -> None:
 
     jax.config.update('jax_enable_compilation_cache', False)
     print(f'{cpu_name()}, {os.cpu_count()} cores')
-    print('| network | size | compiling: s | by Winograd: s | label map: s | by Winograd: s | pays from | megapixels |')
-    print('|---|---|---|---|---|---|---|---|')
+    print('| network | size | compile: s | by Winograd: s | on a canvas: s | label map: s | by Winograd: s | '
+          'on a canvas: s | Winograd pays from: MP | a program: MP | on a canvas: MP |')  # fmt: skip
+    print('|---|---|---|---|---|---|---|---|---|---|---|')
     for name in arguments.networks:
         model = create_model(name, 19)
-        variables = jax.jit(lambda: init_variables(model, 0))()  # noqa: B023
-        segmenters = {winograd: Segmenter(model, variables, winograd=winograd) for winograd in (False, True)}
+        variables = jax.jit(partial(init_variables, model, 0))()
+        plain, by_winograd = (Segmenter(model, variables, winograd=winograd) for winograd in (False, True))
         for height, width in arguments.sizes:
-            compiling = {
-                winograd: seconds_to_compile(segment, height, width) for winograd, segment in segmenters.items()
-            }
-            images = np.zeros((1, height, width, 3), np.uint8)
+            image, shape = np.zeros((height, width, 3), np.uint8), (1, height, width)
+            compiling = [
+                seconds_to_compile(plain, '__call__', shape),
+                seconds_to_compile(by_winograd, '__call__', shape),
+                seconds_to_compile(plain, 'on_canvas', shape),
+            ]
             calls = {
-                winograd: lambda segment=segment: np.asarray(segment(images))
-                for winograd, segment in segmenters.items()
+                'plain': lambda: np.asarray(plain(image[None])),  # noqa: B023
+                'by Winograd': lambda: np.asarray(by_winograd(image[None])),  # noqa: B023
+                'on a canvas': lambda: plain.of_any_size(image),  # noqa: B023
             }
-            label_map = {
-                winograd: np.median(times[:, 1]) for winograd, times in in_turns(calls, arguments.rounds).items()
-            }
-            gain = label_map[False] - label_map[True]
-            images_to_pay = (compiling[True] - compiling[False]) / gain if gain > 0 else np.inf
-            figures = (compiling[False], compiling[True], label_map[False], label_map[True])
-            print(f'| {name} | {height}x{width} | {" | ".join(f"{figure:.2f}" for figure in figures)} | '
-                  f'{images_to_pay:.0f} | {images_to_pay * height * width / 1e6:.0f} |', flush=True)  # fmt: skip
+            label_map = [np.median(times[:, 1]) for times in in_turns(calls, arguments.rounds).values()]
+            megapixels = height * width / 1e6
+            gain = (label_map[0] - label_map[1]) / megapixels
+            pays = (compiling[1] - compiling[0]) / gain if gain > 0 else np.inf
+            worth = [seconds * megapixels / label_map[0] for seconds in (compiling[0], compiling[2])]
+            print(f'| {name} | {height}x{width} | {" | ".join(f"{figure:.2f}" for figure in compiling + label_map)} | '
+                  f'{pays:.0f} | {" | ".join(f"{figure:.1f}" for figure in worth)} |', flush=True)  # fmt: skip
 
 
-def seconds_to_compile(segment: Segmenter, height: int, width: int) -> float:
+def seconds_to_compile(segment: Segmenter, method: str, shape: tuple[int, int, int]) -> float:
     start = time.process_time()
-    segment.compile('__call__', (1, height, width))
+    segment.compile(method, shape)
     return time.process_time() - start
 
 

@@ -12,12 +12,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from atonet_jax.config import default_config
 from atonet_jax.data.augmentation import Augmentation, Geometry
-from atonet_jax.evaluation.evaluator import _jitted_for_whole_images
+from atonet_jax.evaluation.steps import _own_programs
 from atonet_jax.inference import segmenter as inference
 from atonet_jax.inference.views import Views, probabilities
 from atonet_jax.models import abstract_variables, network
@@ -117,6 +118,7 @@ def programs(tiny_model, tiny_variables, cpu_branches):
     exported['with confidence', 'float32'] = segment.with_confidence(IMAGES)
     exported['logits', 'float32'] = segment.logits(IMAGES)
     on_cpu = export_segmenter(tiny_model, tiny_variables, 'cpu')
+    exported['labels on a canvas', 'float32'] = segment.on_canvas([np.zeros(IMAGES.shape[1:], np.uint8)])
     exported['labels', 'float32'] = segment(IMAGES) | on_cpu(IMAGES)
 
     def program(what, exported):
@@ -174,7 +176,7 @@ def export_training(objective, num_devices, platforms=ACCELERATORS):
 
 
 def export_evaluation(model, platforms=ACCELERATORS, **options):
-    step = _jitted_for_whole_images(model, (model.num_classes,) * 2, Views(**options), create_mesh())
+    step = _own_programs(model, (model.num_classes,) * 2, Views(**options), create_mesh())(IMAGES.shape)
     return export(step, abstract_variables(model), IMAGES, LABELS, INDEX, platforms=platforms)
 
 

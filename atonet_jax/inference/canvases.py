@@ -72,7 +72,7 @@ def programs_of(sizes: Mapping[Size, float], model: nn.Module, views: Views) -> 
     Args:
         sizes: {(height, width): number of images}.
         model: the network.
-        views: of the images. Only a single view of whole images shares programs.
+        views: of the images. Windows of all sizes have one program; scaled and mirrored images share none.
     """
     if views.window:
         return lambda size: views.window

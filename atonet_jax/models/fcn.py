@@ -132,6 +132,7 @@ def describe(model: FCN8s) -> Network:
         in_backbone=in_backbone,
         reduced=in_backbone,
         normalization=CAFFE if model.caffe_images else IMAGENET,
+        on_canvas=not is_original,
         weights=(_ORIGINAL_NAMES if is_original else _CAFFE_NAMES,),
         backbones=(backbone,),
         published=Published(

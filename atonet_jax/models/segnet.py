@@ -117,6 +117,7 @@ def describe(model: SegNet) -> Network:
         terms=(Term('logits'),),
         in_backbone=lambda path: not path[0].endswith('_D'),
         normalization=CAFFE if model.caffe_images else IMAGENET,
+        on_canvas=True,
         class_weights=MedianFrequency(),
         weights=(_NAMES, _SHORT_NAMES, _SAY4N_NAMES),
         backbones=_TORCHVISION_NAMES,
@@ -139,6 +140,7 @@ def describe_basic(model: SegNetBasic) -> Network:
         terms=(Term('logits'),),
         in_backbone=lambda path: path[0] in _BASIC_ENCODER,
         normalization=CAFFE,
+        on_canvas=True,
         class_weights=MedianFrequency(),
         weights=(_BASIC_NAMES,),
         published=Published(

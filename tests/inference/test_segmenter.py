@@ -141,7 +141,7 @@ def test_more_classes_than_are_unrolled_share_a_program_too():
 
 
 def test_a_network_that_cannot_share_programs_takes_any_size_nevertheless():
-    model = create_model('fcn8s', NUM_CLASSES, width=4, fc_features=8)
+    model = create_model('icnet', NUM_CLASSES, width=4, head_width=4)
     segment = Segmenter(model, drawn_variables(model, seed=0))
     image = random_images(1, 33, 50)[0]
     assert not segment.shares_programs

@@ -47,11 +47,11 @@ def pyramid(upsampling):
     return function
 
 
-def unpool(window, padding):
+def unpool(window, padding, ceil=False):
     """Pools and puts back, with a shift of the values that shows where they went."""
 
     def function(x):
-        values, indices = ops.max_pool_with_indices(x, window, 2, padding)
+        values, indices = ops.max_pool_with_indices(x, window, 2, padding, ceil)
         return ops.max_unpool(values + 10, indices, x.shape[1:3], window, 2, padding)
 
     return function
@@ -68,6 +68,8 @@ OF_ANY_SIZE = {
     'padded above and on the left': conv((2, 2), padding=((1, 0), (1, 0))),
     'of a coarser map': at_stride_4(conv((3, 3))),
     'max pool': ops.max_pool,
+    'max pool of 2x2, rounded up': lambda x: ops.max_pool(x, 2, 2, 0, ceil=True),
+    'unpooling, rounded up': unpool(2, 0, ceil=True),
     'average pool': lambda x: ops.avg_pool(x, 5, 2, 2),
     'average pool of stride 8': at_stride_4(lambda x: ops.avg_pool(x, 17, 8, 8)),
     'global average': ops.global_avg_pool,
@@ -92,6 +94,7 @@ OF_EVEN_SIZES = {
 }
 REFUSED = {
     'pooling of extent 2': lambda x: ops.max_pool(x, 2, 2, 0),
+    'pooling of extent 3, stride 2': lambda x: ops.max_pool(x, 3, 2, 0, ceil=True),
     'convolution of extent 3, stride 1 and padding (0, 0)': conv((3, 3), padding=0),
     'convolution of extent 3, stride 3': conv((3, 3), stride=3, padding=1),
     'transposed convolution of 3 taps': at_stride_4(lambda x: ops.conv_transpose(x, draw(3, 3, 3, 4), 2, 1, 1)),
