@@ -21,14 +21,17 @@ def label_map(logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_
     if tuple(logits.shape[1:3]) == tuple(size):
         return argmax(logits)
 
+    def enlarge(of_class):
+        return ops.resize(of_class, size, upsampling)
+
     def by_class(logits):
-        return _best_class(logits, size, upsampling)[0]
+        return _best_class(logits, size, enlarge)[0]
 
     def by_rows(logits):
         wide = ops.resize(logits, (logits.shape[1], size[1]), upsampling)
         matrix = ops.align_corners_matrix if upsampling == 'align_corners' else ops.half_pixel_matrix
         rows = matrix(logits.shape[1], size[0])
-        return _best_of_rows(wide, lambda class_logits: ops.map_axis(class_logits, rows, 1))
+        return _best_of_rows(wide, lambda of_class: ops.map_axis(of_class, rows, 1))
 
     on_cpu = by_rows if ops.cpu.has_fast_paths() and logits.shape[3] <= _MOST_CLASSES else by_class
     factors = ops.phase_factors(logits.shape[1:3], size, most=_MOST_PHASES)
@@ -60,49 +63,46 @@ def label_map_on_canvas(
     def enlarge(x, axis):
         return ops.canvas.resize_part(x, part[axis - 1], image[axis - 1], size[axis - 1], axis, upsampling)
 
-    return _best_of_rows(enlarge(logits, 2), lambda class_logits: enlarge(class_logits, 1))
+    if logits.shape[-1] > _MOST_CLASSES:
+        return _best_class(logits, size, lambda of_class: enlarge(enlarge(of_class, 2), 1))[0]
+    return _best_of_rows(enlarge(logits, 2), lambda of_class: enlarge(of_class, 1))
 
 
-def _best_of_rows(wide: jax.Array, enlarge_rows: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """Labels of logits whose columns are enlarged, [B, h, W, C]. enlarge_rows: [B, h, W, 1] -> [B, H, W, 1]."""
-
-    def compare(index, class_logits, labels, best):
-        enlarged = enlarge_rows(class_logits[..., None])[..., 0]
-        return jnp.where(enlarged > best, index, labels), jnp.maximum(enlarged, best)
-
-    by_class = jnp.moveaxis(wide, -1, 0)
-    labels, best = compare(jnp.uint8(0), by_class[0], jnp.uint8(0), -jnp.inf)
-    if wide.shape[-1] <= _MOST_CLASSES:
-        for index, class_logits in enumerate(by_class[1:], start=1):  # XLA makes one loop of it all
-            labels, best = compare(jnp.uint8(index), class_logits, labels, best)
-        return labels
-
-    def step(carry, class_logits):
-        index, labels, best = carry
-        return (index + jnp.uint8(1), *compare(index, class_logits, labels, best)), None
-
-    return jax.lax.scan(step, (jnp.uint8(1), labels, best), by_class[1:])[0][1]
+def _best_of_rows(wide: jax.Array, enlarge: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """Labels of logits whose columns are enlarged, [B, h, W, C]. enlarge: [B, h, W, 1] -> [B, H, W, 1]."""
+    best, labels = -jnp.inf, jnp.uint8(0)
+    for index, of_class in enumerate(jnp.moveaxis(wide, -1, 0)):  # XLA makes one loop of it all
+        enlarged = enlarge(of_class[..., None])[..., 0]
+        labels = jnp.where(enlarged > best, jnp.uint8(index), labels)
+        best = jnp.maximum(enlarged, best)
+    return labels
 
 
 def label_map_with_confidence(
     logits: jax.Array, size: tuple[int, int], upsampling: str = 'half_pixel'
 ) -> tuple[jax.Array, jax.Array]:
     """`label_map`, and the softmax probability of each pixel's label: [B, *size] uint8 and [B, *size] float32."""
-    labels, best = _best_class(logits, size, upsampling)
 
-    def add(total, class_logits):
-        return total + jnp.exp(_enlarge_class(class_logits, size, upsampling) - best), None
+    def enlarge(of_class):
+        return ops.resize(of_class, size, upsampling)
+
+    labels, best = _best_class(logits, size, enlarge)
+
+    def add(total, of_class):
+        return total + jnp.exp(enlarge(of_class[..., None])[..., 0] - best), None
 
     total, _ = jax.lax.scan(add, jnp.zeros_like(best), jnp.moveaxis(logits, -1, 0))
     return labels, 1 / total
 
 
-def _best_class(logits: jax.Array, size: tuple[int, int], upsampling: str) -> tuple[jax.Array, jax.Array]:
-    """The most likely class of each pixel and its enlarged logit."""
+def _best_class(
+    logits: jax.Array, size: tuple[int, int], enlarge: Callable[[jax.Array], jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """The most likely class of each pixel and its enlarged logit. enlarge: [B, h, w, 1] -> [B, *size, 1]."""
 
-    def compare(carry, class_logits):
+    def compare(carry, of_class):
         index, labels, best = carry
-        enlarged = _enlarge_class(class_logits, size, upsampling)
+        enlarged = enlarge(of_class[..., None])[..., 0]
         labels = jnp.where(enlarged > best, index, labels)
         return (index + jnp.uint8(1), labels, jnp.maximum(enlarged, best)), None
 
@@ -110,11 +110,6 @@ def _best_class(logits: jax.Array, size: tuple[int, int], upsampling: str) -> tu
     start = jnp.uint8(0), jnp.zeros(shape, jnp.uint8), jnp.full(shape, -jnp.inf)
     (_, labels, best), _ = jax.lax.scan(compare, start, jnp.moveaxis(logits, -1, 0))
     return labels, best
-
-
-def _enlarge_class(class_logits: jax.Array, size: tuple[int, int], upsampling: str) -> jax.Array:
-    """[B, h, w] -> [B, *size]."""
-    return ops.resize(class_logits[..., None], size, upsampling)[..., 0]
 
 
 def argmax(logits: jax.Array) -> jax.Array:

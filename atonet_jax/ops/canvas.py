@@ -153,18 +153,11 @@ def check_transposed(x: jax.Array, taps: Pair, window: TransposedWindow) -> None
 
 def resize(x: jax.Array, size: Pair, upsampling: str) -> jax.Array:
     """`ops.resize` of the image's map; `size` is of the result's canvas."""
-    for axis in (2, 1):  # columns first: the step on the wider map then moves whole rows
-        x = resize_axis(x, size[axis - 1], axis, upsampling)
+    sides = zip(image_size(x.shape[1:3]), image_size(size), size, strict=True)
+    for axis, (old, new, length) in reversed(list(enumerate(sides, start=1))):  # on wider maps whole rows are moved
+        if x.shape[axis] != length:
+            x = resize_part(x, old, new, length, axis, upsampling)
     return x
-
-
-def resize_axis(x: jax.Array, length: int, axis: int, upsampling: str) -> jax.Array:
-    """`ops.resize_axis` of the image's map; `length` is of the result's canvas."""
-    if x.shape[axis] == length:
-        return x
-    canvas = _current.get()
-    old, new = canvas.length(axis - 1, x.shape[axis]), canvas.length(axis - 1, length)
-    return resize_part(x, old, new, length, axis, upsampling)
 
 
 def resize_part(x: jax.Array, old: Length, new: Length, length: int, axis: int, upsampling: str) -> jax.Array:

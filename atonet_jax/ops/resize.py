@@ -41,14 +41,6 @@ def named_resize_bilinear(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     return x
 
 
-def resize_axis(x: jax.Array, length: int, axis: int, upsampling: str) -> jax.Array:
-    """`resize` along axis 1 or 2 alone, to `length` pixels."""
-    if canvas.is_used():
-        return canvas.resize_axis(x, length, axis, upsampling)
-    matrix = align_corners_matrix if upsampling == 'align_corners' else half_pixel_matrix
-    return map_axis(x, matrix(x.shape[axis], length), axis)
-
-
 def resize_align_corners(x: jax.Array, size: tuple[int, int]) -> jax.Array:
     """Bilinear resize of [B, H, W, C] to [B, *size, C] in which the corner pixels' centres stay where they are."""
     if canvas.is_used():

@@ -77,7 +77,7 @@ OF_ANY_SIZE = {
     'bilinear': between(ops.resize_bilinear),
     'corners aligned': between(ops.resize_align_corners),
     'nearest': between(ops.resize_nearest),
-    'rows': lambda x: ops.resize_axis(conv((3, 3), stride=4)(x), x.shape[1], 1, 'half_pixel'),
+    'rows alone': lambda x: ops.resize_bilinear(conv((3, 3), stride=(4, 1))(x), x.shape[1:3]),
     'bilinear of an average': lambda x: ops.resize_bilinear(ops.global_avg_pool(x), x.shape[1:3]),
     'pyramid': at_stride_4(pyramid('half_pixel')),
     'pyramid with corners aligned': at_stride_4(pyramid('align_corners')),
