@@ -3,9 +3,9 @@
     python -m benchmarks.program_costs --networks atonet bisenet --sizes 360x480 512x1024
 
 Compiling with Winograd's algorithm takes longer, and a label map less time. One column says from how many megapixels of
-a size on it pays (`inference.views.winograd_pays`). A program on a canvas takes images of many sizes. The last two
-columns say how many megapixels can be labelled in the time that compiling the plain program takes, and that of the
-canvas (`inference.canvases.programs_of`). All times are CPU seconds of all cores. The compilation cache is off; weights
+a size on it pays (`inference.views.winograd_pays`). A program on a canvas takes images of many sizes. What a
+program is worth is how many megapixels are labelled in the time that compiling it takes
+(`inference.canvases.programs_of`). All times are CPU seconds of all cores. The compilation cache is off; weights
 are random.
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
     jax.config.update('jax_enable_compilation_cache', False)
     print(f'{cpu_name()}, {os.cpu_count()} cores')
     print('| network | size | compile: s | by Winograd: s | on a canvas: s | label map: s | by Winograd: s | '
-          'on a canvas: s | Winograd pays from: MP | a program: MP | on a canvas: MP |')  # fmt: skip
+          'on a canvas: s | Winograd pays from: MP | worth: MP | on a canvas: MP |')  # fmt: skip
     print('|---|---|---|---|---|---|---|---|---|---|---|')
     for name in arguments.networks:
         model = create_model(name, 19)
