@@ -128,7 +128,6 @@ def main(argv: list[str]) -> int:
         TrainingError: training cannot go on.
         Stopped: a signal ended training after a step that is saved.
     """
-    import jax
 
     from atonet_jax.command_line import read_config
 
@@ -152,15 +151,24 @@ def main(argv: list[str]) -> int:
     if rest and flags.FLAGS.mode != 'compare':
         raise InputError(f'{rest[0]!r} is no flag; settings are given as --config.key=value')
 
-    # A benchmark times how long compiling takes.
-    if jax.config.jax_compilation_cache_dir is None and flags.FLAGS.mode != 'benchmark':
-        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atonet_jax/compiled'))
+    if flags.FLAGS.mode != 'benchmark':  # which times how long compiling takes
+        _keep_compiled_programs()
     # Before any import of TensorFlow, which computes nothing here: it would speak of it on the screen.
     os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
     with explain_missing_package(f'--mode={flags.FLAGS.mode}', MODES[flags.FLAGS.mode].extra):
         return _run_mode(config, rest)
+
+
+def _keep_compiled_programs() -> None:
+    """For later calls, unless the environment says otherwise. JAX itself keeps none that took less than a second."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update('jax_compilation_cache_dir', os.path.expanduser('~/.cache/atonet_jax/compiled'))
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def _run_mode(config: ConfigDict | None, runs: list[str]) -> int:
