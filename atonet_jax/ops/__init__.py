@@ -6,7 +6,7 @@ and gradients faster; `ops.cpu` holds these and the switch that turns them off.
 
 from atonet_jax.ops import canvas, cpu
 from atonet_jax.ops.convolution import conv, conv_prepared, conv_transpose, prepare_kernel
-from atonet_jax.ops.grid import Grid, enlarge_grid, pool_to_grid, square_grid
+from atonet_jax.ops.grid import enlarge_grid, pool_to_grid
 from atonet_jax.ops.normalize import batch_normalize, batch_statistics, normalize_by_batch
 from atonet_jax.ops.pooling import (
     adaptive_avg_pool,
@@ -36,7 +36,6 @@ from atonet_jax.ops.resize import (
 )
 
 __all__ = [
-    'Grid',
     'adaptive_avg_pool',
     'adaptive_pool_matrix',
     'align_corners_matrix',
@@ -68,7 +67,6 @@ __all__ = [
     'resize_bicubic',
     'resize_bilinear',
     'resize_nearest',
-    'square_grid',
     'take_between',
     'with_neighbours',
 ]

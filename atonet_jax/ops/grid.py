@@ -18,7 +18,7 @@ class Grid(NamedTuple):
     columns: Length
 
 
-def square_grid(rows: int, size: tuple[int, int]) -> Grid:
+def _square_grid(rows: int, size: tuple[int, int]) -> Grid:
     """So many rows over a map of (height, width), and columns that make cells as square as can be."""
     return Grid(rows, max(1, round(rows * size[1] / size[0])))
 
@@ -26,10 +26,11 @@ def square_grid(rows: int, size: tuple[int, int]) -> Grid:
 def pool_to_grid(x: jax.Array, rows: int) -> tuple[jax.Array, Grid]:
     """Averages of [B, H, W, C] over the cells of its square grid: [B, rows, columns, C], and the grid."""
     if not canvas.is_used():
-        grid = square_grid(rows, x.shape[1:3])
+        grid = _square_grid(rows, x.shape[1:3])
         return adaptive_avg_pool(x, grid), grid
     height, width = canvas.image_size(x.shape[1:3])
     grid = Grid(rows, jnp.maximum(1, canvas.rounded_ratio(rows * width, height)))
+    x = canvas.masked(x)
     most = rows, max(1, -(-rows * x.shape[2] // canvas.least_rows(x.shape[1])))
     for axis, (old, new, cells) in enumerate(zip((height, width), grid, most, strict=True), start=1):
         x = plain.map_axis(x, canvas.adaptive_pool_matrix(old, new, (cells, x.shape[axis])), axis)

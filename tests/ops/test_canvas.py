@@ -104,11 +104,11 @@ REFUSED = {
 
 
 def whole_and_part(function, size, program):
-    """What `function` gives an image by itself, and what it gives it at the upper left of a canvas full of 9."""
+    """What `function` gives an image by itself, and at the upper left of a canvas that is full of NaN."""
     x = draw(2, *size, 3)
     expected = np.asarray(function(x))
     edges = [(0, 0), *((0, all_ - length) for all_, length in zip(CANVAS, size)), (0, 0)]
-    result = np.asarray(program(np.pad(x, edges, constant_values=9.0), size))
+    result = np.asarray(program(np.pad(x, edges, constant_values=np.nan), size))
     return expected, result[:, : expected.shape[1], : expected.shape[2]]
 
 
@@ -168,7 +168,7 @@ def test_convolution_that_was_prepared_sees_the_image_alone():
         with on_canvas(CANVAS, size):
             return ops.conv_prepared(x, prepared)
 
-    on_canvases = np.pad(x, ((0, 0), (0, 44), (0, 88), (0, 0)), constant_values=9.0)
+    on_canvases = np.pad(x, ((0, 0), (0, 44), (0, 88), (0, 0)), constant_values=np.nan)
     expected = np.asarray(ops.conv(x, kernel))
     np.testing.assert_allclose(program(on_canvases, (20, 40))[:, :20, :40], expected, atol=1e-5 * np.ptp(expected))
 
