@@ -485,34 +485,46 @@ def test_images_are_those_of_caffe_where_asked(name, pixel):
     np.testing.assert_array_equal(normalization(normalization.mean_color()), 0)
 
 
-@every_network
-def test_prepared_variables_give_what_the_variables_give_also_on_a_canvas(name):
+@functools.cache
+def logits_of_images(name):
+    """Drawn variables, images, and the network's logits of these."""
     model = tiny(name)
-    contract = network(model)
     variables, images = drawn_variables(model), drawn_images(37, 53)
     program = jax.jit(lambda variables, images: apply(model, variables, images)['logits'])
-    expected = np.asarray(program(variables, images))
+    return program, variables, images, np.asarray(program(variables, images))
+
+
+@every_network
+def test_prepared_variables_give_what_the_variables_give(name):
+    program, variables, images, expected = logits_of_images(name)
     assert np.isfinite(expected).all() and np.ptp(expected) > 0.1
-    prepared = prepare(model, variables, transform_kernels=True)
+    prepared = prepare(tiny(name), variables, transform_kernels=True)
     assert not {'batch_stats'} & set(prepared)
     np.testing.assert_allclose(program(prepared, images), expected, atol=2e-5 * np.ptp(expected))
 
+
+@every_network
+def test_an_image_on_a_canvas_has_the_logits_that_it_has_by_itself_where_the_network_says_so(name):
+    model, (_, variables, images, expected) = tiny(name), logits_of_images(name)
+    contract = network(model)
+    prepared = prepare(model, variables, transform_kernels=True)
     padded = np.asarray(pad_to_multiple(images, contract.multiple_of))
-    size, canvas = padded.shape[1:3], tuple(-(-length // 64) * 64 for length in padded.shape[1:3])
+    size = padded.shape[1:3]
+    canvas = tuple(-(-length // ops.canvas.STEP) * ops.canvas.STEP for length in size)
 
     @jax.jit
     def on_canvas(variables, images, size):
         with ops.canvas.on_canvas(canvas, size, contract.multiple_of):
-            return model.apply(variables, images, train=False)['logits']
+            return model.apply(variables, ops.canvas.masked(images), train=False)['logits']
 
-    on_canvases = np.pad(padded, ((0, 0), *((0, all_ - part) for all_, part in zip(canvas, size)), (0, 0)),
-                         constant_values=3.0)  # fmt: skip
+    edges = (0, 0), *((0, all_ - part) for all_, part in zip(canvas, size)), (0, 0)
+    images_on_canvas = np.pad(padded, edges, constant_values=np.nan)
     if not contract.on_canvas:
         with contextlib.suppress(ops.canvas.NotOnCanvasError):
-            jax.eval_shape(on_canvas, prepared, on_canvases, size)
-            assert name.startswith(CANNOT_TELL_THE_CANVAS)
+            jax.eval_shape(on_canvas, prepared, images_on_canvas, size)
+            assert name.startswith(CANNOT_TELL_THE_CANVAS), 'nothing speaks against on_canvas=True'
         return
-    logits = on_canvas(prepared, on_canvases, size)
+    logits = on_canvas(prepared, images_on_canvas, size)
     rows, columns = (-(-n * part // all_) for n, part, all_ in zip(logits.shape[1:3], size, canvas))
     outputs = {'logits': logits[:, :rows, :columns]}
     if contract.multiple_of > 1:
