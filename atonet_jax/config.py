@@ -20,7 +20,7 @@ from atonet_jax.models import create_model, default_options
 from atonet_jax.models.contract import GROUPS
 
 DTYPES = ('float32', 'bfloat16')
-SIDE_STEP = 64  # pixels; sides that the network sees in the server are multiples of it
+SIDE_STEP = 64  # pixels; in the server, the least side, and where sizes share no programs sides are multiples of it
 CHOICES = {  # what a setting may be that is a word, or the words in it where it is a tuple
     'model.dtype': DTYPES,
     'data.name': DATA_NAMES,
@@ -180,7 +180,7 @@ def default_config(network: str = 'atonet') -> ConfigDict:
                 'format': 'pictures',  # cityscapes_submission: what the test server takes
                 'pictures': ('labels', 'color', 'overlay', 'side_by_side'),  # kinds that are written
                 'ids': 'train',  # in label files
-                'batch_size': 1,  # pictures of one size, or windows, that go through the network together
+                'batch_size': 1,  # pictures of one program, or windows, that go through the network together
                 'max_pixels': 64_000_000,  # of a picture
                 'max_frames': 0,  # of a video or camera; 0: all, or until Ctrl-C
             },

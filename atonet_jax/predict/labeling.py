@@ -20,6 +20,7 @@ class Labeler:
     """Pictures or frames to label maps, in the views of `config.eval`.
 
     Attributes:
+        program_of: size -> what pictures of it have in common with others that can go through the network together.
         programs: how many the sizes that were given need.
     """
 
@@ -36,21 +37,17 @@ class Labeler:
             sizes: {(height, width): number of pictures}, as far as they are known. None: of frames, which are many of
                 one size.
         """
-        views = Views.of(config.eval)
-        self._program_of = programs_of(sizes or {}, trained.model, views)
-        self.programs = len({self._program_of(size) for size in sizes or {}})
-        self._label = _label_function(config, trained, views, winograd_pays(sizes or {}, self.programs, views))
-
-    def program_of(self, size: tuple[int, int]) -> Hashable:
-        """What pictures of a size have in common with others that can go through the network together."""
-        return self._program_of(size)
+        views, sizes = Views.of(config.eval), sizes or {}
+        self.program_of: Callable[[tuple[int, int]], Hashable] = programs_of(sizes, trained.model, views)
+        self.programs = len({self.program_of(size) for size in sizes})
+        self._label = _label_function(config, trained, views, winograd_pays(sizes, self.programs, views))
 
     def __call__(self, images: Sequence[np.ndarray]) -> jax.Array:
         """[H, W, 3] uint8 RGB each, of one program -> [B, H', W'] uint8 train ids: each label map is at the upper left.
 
         They are on the devices, which may not have computed them yet.
         """
-        program = self._program_of(images[0].shape[:2])
+        program = self.program_of(images[0].shape[:2])
         if isinstance(program, Canvases):
             return self._label.on_canvas(images, program.step)
         return self._label(np.stack(images))
@@ -58,7 +55,7 @@ class Labeler:
     def compile(self, shape: tuple[int, int, int]) -> None:
         """Compiles the program for (batch, height, width), where it can be compiled by itself."""
         if isinstance(self._label, Segmenter):
-            program = self._program_of(shape[1:])
+            program = self.program_of(shape[1:])
             if isinstance(program, Canvases):
                 self._label.compile('on_canvas', shape, program.step)
             else:
